@@ -1,0 +1,3 @@
+"""diffc: a compiler for diffusion backbones."""
+
+__version__ = "0.1.0"

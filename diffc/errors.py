@@ -1,0 +1,39 @@
+"""The exceptions that a user sees, and their exit codes.
+
+    DiffcError               exit 1   the user can mend it: what happened, what was expected, the mend
+    +-- UnsupportedError     exit 1   this combination of model, format, target and SM does not exist
+    +-- MismatchError        exit 3   outputs differ beyond the named tolerance
+    passes.PassError         exit 1   the same, raised by `passes`, which does not import diffc
+    +-- passes.PassCheckError exit 3  a pass changed numbers beyond its tolerance
+
+Any other exception is our bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class DiffcError(Exception):
+    """What happened and where; `mend` names the command or option that mends it."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, mend: str = ""):
+        super().__init__(what + (f"\n  Mend: {mend}" if mend else ""))
+        self.what, self.mend = what, mend
+
+
+class UnsupportedError(DiffcError):
+    """A combination that the hardware or its compiler does not have."""
+
+
+class MismatchError(DiffcError):
+    """Outputs differ beyond the tolerance of their format."""
+
+    exit_code = 3
+
+
+def unknown(kind: str, value: str, known: Iterable[str], *, mend: str = "") -> DiffcError:
+    """The error for a name that is not one of `known`, which it lists."""
+    return DiffcError(f"unknown {kind} {value!r}. Known: {', '.join(known)}", mend=mend)

@@ -1,0 +1,214 @@
+"""Weights as recipes: an initializer is a source and a list of operations, computed when it is written.
+
+A recipe lives inside an ordinary `TensorProto`: `data_location=EXTERNAL` and an external-data entry
+`recipe` with the recipe as JSON. So a model whose weights are gigabytes is a protobuf of a few megabytes
+that survives onnx and onnx-graphsurgeon, can be dumped, diffed and sent to another process. Nothing is read
+before `passes.storage` streams the result to disk.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from passes.base import PassError, walk
+
+LOCATION = "diffc-recipe"
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where bytes come from: a tensor `key` of a file, or `length` raw bytes at `offset`.
+
+    `kind` names a reader in `passes.sources` ("safetensors", "raw", "inline"; diffc adds "torch"). `path` is
+    absolute. `dtype` is an onnx.TensorProto element type. For "inline", `key` holds the bytes in hex
+    (scales and other small tensors only).
+    """
+
+    kind: str
+    path: str
+    dtype: int
+    shape: tuple[int, ...]
+    key: str = ""
+    offset: int = 0
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation of a recipe: the name of a kernel in `passes.kernels` and its arguments (JSON values)."""
+
+    name: str
+    args: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A tensor that is not computed yet: `ops` applied in order to `source`.
+
+    `dtype` (onnx.TensorProto element type) and `shape` are those of the result.
+    """
+
+    source: Source
+    ops: tuple[Op, ...]
+    dtype: int
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of_source(cls, source: Source) -> Recipe:
+        """The recipe that reads `source` as it is."""
+        return cls(source, (), source.dtype, source.shape)
+
+    @classmethod
+    def of_array(cls, array: Array) -> Recipe:
+        """A small array, its bytes kept in the recipe itself."""
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        return cls.of_source(Source("inline", "", int(dtype), array.shape, key=array.tobytes().hex()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the result as ONNX stores it (two 4-bit values to a byte)."""
+        return (math.prod(self.shape) * bits_of(self.dtype) + 7) // 8
+
+    def _then(self, name: str, args: dict[str, Any], dtype: int, shape: tuple[int, ...]) -> Recipe:
+        return replace(self, ops=(*self.ops, Op(name, args)), dtype=int(dtype), shape=shape)
+
+    def cast(self, to: int) -> Recipe:
+        """Convert to element type `to`, rounding to nearest even. A no-op when it is that type already."""
+        return self if to == self.dtype else self._then("cast", {"to": int(to)}, to, self.shape)
+
+    def transpose(self, perm: tuple[int, ...]) -> Recipe:
+        """Permute axes; two transposes in a row become one."""
+        shape = tuple(self.shape[i] for i in perm)
+        if perm == tuple(range(len(perm))):
+            return self
+        return self._then("transpose", {"perm": list(perm)}, self.dtype, shape)
+
+    def reshape(self, shape: tuple[int, ...]) -> Recipe:
+        """Give the same elements another shape. Raises PassError when the sizes differ."""
+        if math.prod(shape) != math.prod(self.shape):
+            raise PassError(f"cannot reshape a weight of shape {self.shape} to {shape}")
+        return self._then("reshape", {"shape": list(shape)}, self.dtype, shape)
+
+    def multiply(self, by: Recipe) -> Recipe:
+        """Multiply by `by` (broadcast) in float32, result in this dtype."""
+        return self._then("multiply", {"by": by.to_json()}, self.dtype, self.shape)
+
+    def quantize(self, scale: Recipe, to: int, axis: int | None = None, block_size: int = 0) -> Recipe:
+        """ONNX QuantizeLinear with a zero zero point: saturate(round(x / scale)).
+
+        `to` is INT8, FLOAT8E4M3FN, INT4 or FLOAT4E2M1. `scale` is a scalar (axis None), of shape
+        [shape[axis]] (per channel), or, with `block_size`, of this shape with `axis` divided by it.
+        """
+        args = {"to": int(to), "scale": scale.to_json(), "axis": axis, "block_size": block_size}
+        return self._then("quantize", args, to, self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` restores an equal recipe."""
+        source = {k: v for k, v in vars(self.source).items() if v not in ("", 0) or k == "dtype"}
+        return {
+            "source": source | {"shape": list(self.source.shape)},
+            "ops": [[op.name, dict(op.args)] for op in self.ops],
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+        """The inverse of `to_json`."""
+        fields = {"path": "", **data["source"]}
+        source = Source(**{**fields, "shape": tuple(fields["shape"])})
+        ops = tuple(Op(name, args) for name, args in data["ops"])
+        return cls(source, ops, data["dtype"], tuple(data["shape"]))
+
+    def to_tensor(self, name: str) -> TensorProto:
+        """The recipe as an initializer called `name`."""
+        tensor = TensorProto(name=name, data_type=self.dtype, dims=self.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", LOCATION), ("recipe", json.dumps(self.to_json(), sort_keys=True))):
+            tensor.external_data.add(key=key, value=value)
+        return tensor
+
+    @classmethod
+    def of_tensor(cls, tensor: TensorProto) -> Recipe | None:
+        """The recipe in an initializer, or None when it holds its values itself."""
+        entries = {e.key: e.value for e in tensor.external_data}
+        return cls.from_json(json.loads(entries["recipe"])) if "recipe" in entries else None
+
+
+class RecipeValues(LazyValues):  # type: ignore[misc]  # graphsurgeon has no type information
+    """The values of a `gs.Constant` that are a recipe. Loading evaluates it (small tensors, tests only)."""
+
+    evaluate: Callable[[Recipe], Array] | None = None  # set by passes.kernels, so that this file stays data
+
+    def __init__(self, tensor: TensorProto):
+        recipe = Recipe.of_tensor(tensor)
+        if recipe is None:
+            raise PassError(f"initializer {tensor.name!r} has no recipe")
+        self.tensor, self.recipe = tensor, recipe
+        self.shape, self.dtype = list(recipe.shape), get_onnx_tensor_dtype(tensor)
+        self.nbytes = recipe.nbytes
+
+    def load(self) -> Array:
+        """The array of the result, computed now."""
+        if RecipeValues.evaluate is None:
+            raise PassError("import passes.kernels to evaluate recipes")
+        return RecipeValues.evaluate(self.recipe)
+
+
+def recipe_of(tensor: gs.Tensor) -> Recipe | None:
+    """The recipe of a constant, or None for a variable or a constant whose values are in memory."""
+    values = getattr(tensor, "_values", None)
+    return values.recipe if isinstance(values, RecipeValues) else None
+
+
+def constant(name: str, recipe: Recipe) -> gs.Constant:
+    """A graphsurgeon constant called `name` whose values are `recipe`."""
+    return gs.Constant(name, RecipeValues(recipe.to_tensor(name)))
+
+
+def import_graph(model: onnx.ModelProto) -> gs.Graph:
+    """graphsurgeon's import, with every recipe initializer recognised (subgraphs included)."""
+    graph = gs.import_onnx(model)
+    for part in walk(graph):
+        for tensor in part.tensors().values():
+            values = getattr(tensor, "_values", None)
+            if type(values) is LazyValues and Recipe.of_tensor(values.tensor) is not None:
+                tensor._values = RecipeValues(values.tensor)
+    return graph
+
+
+def export_graph(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
+    """graphsurgeon's export with IR version, metadata and producer of `like`, which graphsurgeon drops."""
+    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    model.ir_version = like.ir_version
+    model.producer_name, model.producer_version = like.producer_name, like.producer_version
+    model.metadata_props.extend(like.metadata_props)
+    return model
+
+
+def dtype_of(tensor: gs.Tensor) -> int | None:
+    """The onnx.TensorProto element type of any tensor (graphsurgeon mixes numpy types and ONNX ints)."""
+    dtype = tensor.dtype
+    if dtype is None or isinstance(dtype, int):
+        return dtype
+    return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+
+def bits_of(dtype: int) -> int:
+    """Bits of one element of an onnx.TensorProto element type, as ONNX stores it."""
+    if dtype in (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1):
+        return 4
+    return int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(dtype)).itemsize) * 8
