@@ -1,0 +1,95 @@
+"""The operations of recipes on arrays: small, vectorized, and each with the ONNX operator it must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from onnx import TensorProto
+
+from passes.base import PassError
+from passes.sources import np_dtype, read
+from passes.weights import Array, Recipe, RecipeValues
+
+# The largest magnitude of each quantized type; ONNX QuantizeLinear saturates there.
+BOUNDS = {
+    TensorProto.INT8: (-128.0, 127.0),
+    TensorProto.INT4: (-8.0, 7.0),
+    TensorProto.FLOAT8E4M3FN: (-448.0, 448.0),
+    TensorProto.FLOAT4E2M1: (-6.0, 6.0),
+}
+
+
+def _cast(x: Array, args: Mapping[str, Any]) -> Array:
+    target = np_dtype(args["to"])
+    if args["to"] == TensorProto.FLOAT8E4M3FN:  # ml_dtypes overflows to NaN where ONNX Cast saturates
+        x = np.clip(x.astype(np.float32), -448.0, 448.0)
+    return x.astype(target)
+
+
+def _transpose(x: Array, args: Mapping[str, Any]) -> Array:
+    return x.transpose(args["perm"])
+
+
+def _reshape(x: Array, args: Mapping[str, Any]) -> Array:
+    return x.reshape(args["shape"])
+
+
+def _multiply(x: Array, args: Mapping[str, Any]) -> Array:
+    by = evaluate(Recipe.from_json(args["by"])).astype(np.float32)
+    return (x.astype(np.float32) * by).astype(x.dtype)
+
+
+def _spread(scale: Array, shape: tuple[int, ...], axis: int | None, block_size: int) -> Array:
+    """A scale as QuantizeLinear broadcasts it: per tensor, per channel on `axis`, or per block."""
+    if axis is None or scale.ndim == 0:
+        return scale.reshape(())
+    if block_size:
+        return np.repeat(scale, block_size, axis=axis)[tuple(slice(n) for n in shape)]
+    return scale.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
+
+
+def _quantize(x: Array, args: Mapping[str, Any]) -> Array:
+    scale = evaluate(Recipe.from_json(args["scale"])).astype(np.float32)
+    low, high = BOUNDS[args["to"]]
+    scaled = x.astype(np.float32)
+    scaled /= _spread(scale, x.shape, args["axis"], args["block_size"])
+    np.clip(scaled, low, high, out=scaled)
+    if args["to"] in (TensorProto.INT8, TensorProto.INT4):
+        np.rint(scaled, out=scaled)
+    return scaled.astype(np_dtype(args["to"]))  # ml_dtypes rounds to nearest even
+
+
+KERNELS: dict[str, Callable[[Array, Mapping[str, Any]], Array]] = {
+    "cast": _cast,
+    "transpose": _transpose,
+    "reshape": _reshape,
+    "multiply": _multiply,
+    "quantize": _quantize,
+}
+
+
+def evaluate(recipe: Recipe) -> Array:
+    """The array that a recipe describes. Needs memory for one tensor. Raises PassError on unknown operations."""
+    array = read(recipe.source)
+    for op in recipe.ops:
+        if op.name not in KERNELS:
+            raise PassError(f"unknown weight operation {op.name!r}. Known: {', '.join(KERNELS)}")
+        array = KERNELS[op.name](array, op.args)
+    return array
+
+
+def to_bytes(array: Array) -> memoryview:
+    """The bytes of an array as ONNX stores them: little endian, 4-bit types packed low nibble first."""
+    array = np.ascontiguousarray(array)
+    if array.dtype in (np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4), np.dtype(ml_dtypes.float4_e2m1fn)):
+        nibbles = array.view(np.uint8).reshape(-1) & 15
+        if nibbles.size % 2:
+            nibbles = np.append(nibbles, np.uint8(0))
+        array = nibbles[0::2] | (nibbles[1::2] << 4)
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+RecipeValues.evaluate = staticmethod(evaluate)

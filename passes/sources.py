@@ -1,0 +1,131 @@
+"""Readers: from a recipe's source to an array that maps the file, so that nothing is copied before it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+
+from passes.base import PassError
+from passes.weights import Array, Recipe, Source
+
+# The element types of the safetensors format that a diffusion checkpoint uses.
+SAFETENSORS_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_MEMORY: dict[str, Array] = {}
+
+
+def np_dtype(dtype: int) -> np.dtype:  # type: ignore[type-arg]  # any element type
+    """The numpy (or ml_dtypes) type of an onnx.TensorProto element type."""
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(dtype))
+
+
+def onnx_dtype(dtype: np.dtype | type) -> int:  # type: ignore[type-arg]
+    """The onnx.TensorProto element type of a numpy (or ml_dtypes) type."""
+    return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+
+@lru_cache(maxsize=256)
+def _header(path: str, mtime_ns: int, size: int) -> tuple[int, dict[str, dict[str, object]]]:
+    del mtime_ns  # part of the cache key: a changed file is read again
+    with Path(path).open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if length + 8 > size:
+            raise PassError(f"{path} is not a safetensors file, or is cut off ({size} bytes)")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise PassError(f"{path}: the safetensors header is corrupt ({error})") from error
+    header.pop("__metadata__", None)
+    return 8 + length, header
+
+
+def safetensors_source(path: Path, key: str) -> Source:
+    """The source for tensor `key` of a safetensors file. Raises PassError when it is not there."""
+    stat = path.stat()
+    start, header = _header(str(path), stat.st_mtime_ns, stat.st_size)
+    if key not in header:
+        raise PassError(f"{path} has no tensor {key!r}")
+    entry = header[key]
+    begin, end = entry["data_offsets"]  # type: ignore[misc]
+    if start + end > stat.st_size:
+        raise PassError(f"{path} is cut off: tensor {key!r} ends at byte {start + end} of {stat.st_size}")
+    dtype = SAFETENSORS_DTYPES.get(str(entry["dtype"]))
+    if dtype is None:
+        raise PassError(f"{path}: tensor {key!r} has the unsupported type {entry['dtype']}")
+    shape = tuple(int(n) for n in entry["shape"])  # type: ignore[attr-defined]
+    return Source("raw", str(path.resolve()), onnx_dtype(dtype), shape, key, start + begin, end - begin)
+
+
+def _read_raw(source: Source) -> Array:
+    if source.length == 0:
+        return np.zeros(source.shape, np_dtype(source.dtype))
+    path = Path(source.path)
+    if not path.is_file() or path.stat().st_size < source.offset + source.length:
+        raise PassError(f"{source.path} is missing or cut off: tensor {source.key!r} cannot be read")
+    data = np.memmap(path, np.uint8, "r", source.offset, (source.length,))
+    return _as_array(data, source.dtype, source.shape)
+
+
+def _as_array(data: Array, dtype: int, shape: tuple[int, ...]) -> Array:
+    """Bytes as ONNX stores them (4-bit types two to a byte, low nibble first) -> an array of that type."""
+    target = np_dtype(dtype)
+    if dtype in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1):
+        nibbles = np.stack([data & 15, data >> 4], axis=-1).reshape(-1)[: math.prod(shape)]
+        if dtype == onnx.TensorProto.INT4:
+            return (((nibbles ^ 8).astype(np.int8)) - 8).astype(target).reshape(shape)
+        return nibbles.astype(np.uint8).view(target).reshape(shape)
+    return data.view(target).reshape(shape)
+
+
+def _read_inline(source: Source) -> Array:
+    data = np.frombuffer(bytes.fromhex(source.key), np_dtype(source.dtype))
+    return data.reshape(source.shape)
+
+
+def _read_memory(source: Source) -> Array:
+    if source.key not in _MEMORY:
+        raise PassError("a weight kept in memory is gone: the model was loaded in another process")
+    return _MEMORY[source.key]
+
+
+def keep(array: Array) -> Recipe:
+    """A recipe over an array that stays in this process's memory (weights embedded in an .onnx file)."""
+    key = hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()
+    _MEMORY[key] = array
+    return Recipe.of_source(Source("memory", "", onnx_dtype(array.dtype), array.shape, key))
+
+
+READERS: dict[str, Callable[[Source], Array]] = {
+    "raw": _read_raw,
+    "inline": _read_inline,
+    "memory": _read_memory,
+}
+
+
+def read(source: Source) -> Array:
+    """The array of a source, mapped where it is a file. Raises PassError when the file is short or gone."""
+    if source.kind not in READERS:
+        raise PassError(f"no reader for weights of kind {source.kind!r}. Known: {', '.join(READERS)}")
+    return READERS[source.kind](source)
