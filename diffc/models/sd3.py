@@ -1,0 +1,56 @@
+"""Stable Diffusion 3 and 3.5: joint (MMDiT) blocks over latent patches and text tokens."""
+
+from __future__ import annotations
+
+from diffc.models.spec import VAE_SCALE, Config, DimSpec, InputSpec, ModelSpec, Shape
+
+
+def _inputs(config: Config) -> tuple[InputSpec, ...]:
+    return (
+        InputSpec("hidden_states", ("batch", config["in_channels"], "height", "width")),
+        InputSpec("encoder_hidden_states", ("batch", "text", config["joint_attention_dim"])),
+        InputSpec("pooled_projections", ("batch", config["pooled_projection_dim"])),
+        InputSpec("timestep", ("batch",), "float32", "timestep"),
+    )
+
+
+def _dims(config: Config) -> tuple[DimSpec, ...]:
+    patch = config["patch_size"]
+    # The learned grid of positions is cropped to the image: a larger image has no positions.
+    largest = config["pos_embed_max_size"] * patch
+    return (
+        DimSpec("batch"),
+        DimSpec("height", patch, largest),
+        DimSpec("width", patch, largest),
+        DimSpec("text"),
+    )
+
+
+def _sizes(shape: Shape) -> dict[str, int]:
+    return {
+        "batch": shape.batch,
+        "height": shape.height // VAE_SCALE,
+        "width": shape.width // VAE_SCALE,
+        "text": shape.text,
+    }
+
+
+def _native(config: Config) -> Shape:
+    pixels = config["sample_size"] * VAE_SCALE
+    return Shape(2, pixels, pixels, 333)  # 77 CLIP tokens and 256 of T5; two for classifier-free guidance
+
+
+SD3 = ModelSpec(
+    family="sd3",
+    backbone_class="SD3Transformer2DModel",
+    component="transformer",
+    inputs=_inputs,
+    output="out_hidden_states",
+    output_dims=lambda config: ("batch", config["out_channels"], "height", "width"),
+    dims=_dims,
+    sizes=_sizes,
+    pixel_multiple=lambda config: VAE_SCALE * int(config["patch_size"]),
+    native=_native,
+    unquantized=r".*(pos_embed|time_text_embed|context_embedder|norm_out|x_embedder)",
+    calibration={"guidance_scale": 7.0},
+)

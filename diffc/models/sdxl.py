@@ -1,0 +1,61 @@
+"""Stable Diffusion XL: a UNet of residual convolutions and cross attention, with size and pooled-text conditions."""
+
+from __future__ import annotations
+
+from diffc.models.spec import VAE_SCALE, Config, DimSpec, InputSpec, ModelSpec, Shape
+
+
+def _pooled_width(config: Config) -> int:
+    """Width of text_embeds: what is left of the embedding's input beside six sizes (UNet2DConditionModel)."""
+    return int(config["projection_class_embeddings_input_dim"]) - 6 * int(config["addition_time_embed_dim"])
+
+
+def _inputs(config: Config) -> tuple[InputSpec, ...]:
+    condition = "added_cond_kwargs"
+    return (
+        InputSpec("sample", ("batch", config["in_channels"], "height", "width")),
+        InputSpec("timestep", (), "float32", "timestep"),
+        InputSpec("encoder_hidden_states", ("batch", "text", config["cross_attention_dim"])),
+        InputSpec("text_embeds", ("batch", _pooled_width(config)), path=(condition, "text_embeds")),
+        InputSpec("time_ids", ("batch", 6), "float32", "time_ids", path=(condition, "time_ids")),
+    )
+
+
+def _downscale(config: Config) -> int:
+    """Every level but the last halves the image; skip connections meet only when it divides evenly."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
+def _dims(config: Config) -> tuple[DimSpec, ...]:
+    multiple = _downscale(config)
+    return DimSpec("batch"), DimSpec("height", multiple), DimSpec("width", multiple), DimSpec("text")
+
+
+def _sizes(shape: Shape) -> dict[str, int]:
+    return {
+        "batch": shape.batch,
+        "height": shape.height // VAE_SCALE,
+        "width": shape.width // VAE_SCALE,
+        "text": shape.text,
+    }
+
+
+def _native(config: Config) -> Shape:
+    pixels = config["sample_size"] * VAE_SCALE
+    return Shape(2, pixels, pixels, 77)
+
+
+SDXL = ModelSpec(
+    family="sdxl",
+    backbone_class="UNet2DConditionModel",
+    component="unet",
+    inputs=_inputs,
+    output="out_sample",
+    output_dims=lambda config: ("batch", config["out_channels"], "height", "width"),
+    dims=_dims,
+    sizes=_sizes,
+    pixel_multiple=lambda config: VAE_SCALE * _downscale(config),
+    native=_native,
+    unquantized=r".*(time_emb_proj|time_embedding|conv_in|conv_out|conv_shortcut|add_embedding)",
+    calibration={"guidance_scale": 5.0},
+)
