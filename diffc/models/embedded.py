@@ -1,0 +1,145 @@
+"""The embedded models: tiny pipelines that diffc makes itself, known by name, without a download.
+
+Their data is here and needs no torch; `diffc.models.tiny` builds them on the first use. A finished folder
+holds a manifest of its files, written last and renamed into place with the rest: a folder either is complete
+or does not exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from diffc.errors import DiffcError, unknown
+
+MANIFEST = "diffc-embedded.json"
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """One embedded model: `component` is its backbone's folder, `dtype` the type of the stored weights."""
+
+    name: str
+    family: str
+    component: str
+    dtype: str
+    description: str
+
+
+EMBEDDED: dict[str, EmbeddedModel] = {
+    model.name: model
+    for model in (
+        EmbeddedModel("tiny-sd3", "sd3", "transformer", "float16", "SD3-medium style: three joint blocks"),
+        EmbeddedModel(
+            "tiny-sd35", "sd3", "transformer", "float16", "SD3.5-medium style: dual attention, RMS norm"
+        ),
+        EmbeddedModel(
+            "tiny-flux",
+            "flux",
+            "transformer",
+            "bfloat16",
+            "FLUX.1-dev style: three double, three single blocks",
+        ),
+        EmbeddedModel(
+            "tiny-sdxl", "sdxl", "unet", "float16", "SDXL style: UNet of three levels, text and time ids"
+        ),
+    )
+}
+
+
+def make(name: str, directory: Path) -> Path:
+    """Write the pipeline folder of an embedded model to `directory` and return it.
+
+    A folder that already holds exactly this model is left as it is. Raises DiffcError for an unknown name and
+    for a directory that holds something else.
+    """
+    if name not in EMBEDDED:
+        raise unknown("embedded model", name, EMBEDDED)
+    if _holds(directory, name):
+        return directory
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise DiffcError(
+            f"{directory} exists and is not {name} as this diffc makes it", mend="remove it or name another"
+        )
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        _write(name, temporary)
+        _move(temporary, directory, name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return directory
+
+
+def materialize(name: str) -> Path:
+    """The pipeline folder of an embedded model in the user's cache, made on the first call.
+
+    The folder's name carries `recipe_key()`, so a folder of another diffc is never taken. Processes that
+    make it at the same time build apart; the first to finish wins. Raises DiffcError as `make` does.
+    """
+    return make(name, cache_dir() / "models" / f"{name}-{recipe_key()}")
+
+
+def recipe_key() -> str:
+    """Twelve hex digits that change with the code here that makes the models and the libraries under it."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("tiny*.py")):
+        digest.update(path.read_bytes())
+    for library in ("diffusers", "transformers", "tokenizers", "safetensors", "torch", "numpy"):
+        digest.update(f"{library} {metadata.version(library)}".encode())
+    return digest.hexdigest()[:12]
+
+
+def cache_dir() -> Path:
+    """diffc's folder for what can be made again: DIFFC_CACHE, else the platform's place for caches."""
+    if chosen := os.environ.get("DIFFC_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "diffc" / "Cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "diffc"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffc"
+
+
+def _write(name: str, directory: Path) -> None:
+    """Build the pipeline into `directory`; the manifest, which says that it is complete, comes last."""
+    from diffc.models.tiny import build
+
+    build(name).save_pretrained(directory, safe_serialization=True)
+    content = {"name": name, "recipe": recipe_key(), "files": _sizes(directory)}
+    (directory / MANIFEST).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    """Bytes of every file below `directory` but the manifest, by its path with forward slashes."""
+    files = (p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {p.relative_to(directory).as_posix(): p.stat().st_size for p in files}
+
+
+def _holds(directory: Path, name: str) -> bool:
+    """Whether `directory` is this model, of this recipe, with all its files."""
+    try:
+        content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(content == {"name": name, "recipe": recipe_key(), "files": _sizes(directory)})
+
+
+def _move(temporary: Path, directory: Path, name: str) -> None:
+    """Rename into place; another process that was first with the same model is as good."""
+    try:
+        if directory.exists():
+            directory.rmdir()  # empty, or it would have been refused; Windows renames onto nothing only
+        temporary.rename(directory)
+    except OSError as error:
+        if not _holds(directory, name):
+            raise DiffcError(
+                f"cannot write {directory}: {error}", mend="free the path, or set DIFFC_CACHE"
+            ) from error

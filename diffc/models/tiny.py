@@ -1,0 +1,170 @@
+"""Builds the embedded models: complete diffusers pipelines, real head size 64, everything else small.
+
+A backbone has every kind of layer of its release in its config's style, and three blocks of each kind, so
+that there is a first, a middle and a last one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffc.models.tiny_text import (
+    CLIP_WIDTH,
+    T5_WIDTH,
+    clip_encoder,
+    clip_tokenizer,
+    t5_encoder,
+    t5_tokenizer,
+)
+from diffc.models.tiny_weights import seed_weights
+
+HEAD = 64
+
+SD3: dict[str, Any] = {
+    "sample_size": 16,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 3,
+    "attention_head_dim": HEAD,
+    "num_attention_heads": 2,
+    "joint_attention_dim": T5_WIDTH,
+    "caption_projection_dim": 2 * HEAD,
+    "pooled_projection_dim": 2 * CLIP_WIDTH,
+    "pos_embed_max_size": 64,
+}
+SD35 = SD3 | {"dual_attention_layers": (0, 1), "qk_norm": "rms_norm"}
+FLUX: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 3,
+    "num_single_layers": 3,
+    "attention_head_dim": HEAD,
+    "num_attention_heads": 2,
+    "joint_attention_dim": T5_WIDTH,
+    "pooled_projection_dim": CLIP_WIDTH,
+    "guidance_embeds": True,
+    "axes_dims_rope": (16, 24, 24),
+}
+TIME_ID_WIDTH = 32
+SDXL: dict[str, Any] = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (64, 128, 128),
+    "attention_head_dim": (1, 2, 2),  # diffusers' name for the number of heads
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 1, 2),
+    "cross_attention_dim": 2 * CLIP_WIDTH,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": TIME_ID_WIDTH,
+    "projection_class_embeddings_input_dim": CLIP_WIDTH + 6 * TIME_ID_WIDTH,
+}
+
+
+def build(name: str) -> Any:
+    """The pipeline of that name: backbone float16 (FLUX bfloat16), everything else float32, weights seeded.
+
+    Leaves torch's global random state as it was. `name` is a key of `diffc.models.embedded.EMBEDDED`.
+    """
+    import torch
+
+    builders = {
+        "tiny-sd3": lambda: _sd3("tiny-sd3", SD3),
+        "tiny-sd35": lambda: _sd3("tiny-sd35", SD35),
+        "tiny-flux": lambda: _flux("tiny-flux"),
+        "tiny-sdxl": lambda: _sdxl("tiny-sdxl"),
+    }
+    with torch.random.fork_rng(devices=[]):  # the constructors below draw weights that seed_weights replaces
+        return builders[name]()
+
+
+def _sd3(name: str, config: dict[str, Any]) -> Any:
+    """StableDiffusion3Pipeline: two CLIP encoders side by side, padded to the width of T5."""
+    import diffusers
+    import torch
+
+    transformer = diffusers.SD3Transformer2DModel(**config)
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=_seeded(transformer, f"{name}/transformer").to(torch.float16),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(name, latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609),
+        text_encoder=clip_encoder(f"{name}/text_encoder", projection=True),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip_encoder(f"{name}/text_encoder_2", projection=True),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5_encoder(f"{name}/text_encoder_3"),
+        tokenizer_3=t5_tokenizer(),
+    )
+
+
+def _flux(name: str) -> Any:
+    """FluxPipeline: CLIP for the pooled vector, T5 for the text tokens, the schedule of FLUX.1-dev."""
+    import diffusers
+    import torch
+
+    transformer = diffusers.FluxTransformer2DModel(**FLUX)
+    return diffusers.FluxPipeline(
+        transformer=_seeded(transformer, f"{name}/transformer").to(torch.bfloat16),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=_vae(name, latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=clip_encoder(f"{name}/text_encoder", projection=False),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5_encoder(f"{name}/text_encoder_2"),
+        tokenizer_2=t5_tokenizer(),
+    )
+
+
+def _sdxl(name: str) -> Any:
+    """StableDiffusionXLPipeline: two CLIP encoders, the pooled vector from the second."""
+    import diffusers
+    import torch
+
+    scheduler = diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
+    unet = diffusers.UNet2DConditionModel(**SDXL)
+    return diffusers.StableDiffusionXLPipeline(
+        unet=_seeded(unet, f"{name}/unet").to(torch.float16),
+        scheduler=scheduler,
+        vae=_vae(name, latent_channels=4, scaling_factor=0.13025),
+        text_encoder=clip_encoder(f"{name}/text_encoder", projection=False),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip_encoder(f"{name}/text_encoder_2", projection=True),
+        tokenizer_2=clip_tokenizer(),
+        add_watermarker=False,
+    )
+
+
+def _vae(name: str, *, latent_channels: int, scaling_factor: float, shift_factor: float | None = None) -> Any:
+    """AutoencoderKL with scale factor 8; with a shift factor no quant convolutions, as released."""
+    import diffusers
+
+    vae = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 16, 16, 16),
+        norm_num_groups=8,
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
+        use_quant_conv=shift_factor is None,
+        use_post_quant_conv=shift_factor is None,
+        sample_size=128,
+        force_upcast=False,
+    )
+    return _seeded(vae, f"{name}/vae")
+
+
+def _seeded(module: Any, seed: str) -> Any:
+    """`module` with seeded weights, in evaluation mode."""
+    seed_weights(module, seed)
+    return module.eval()
