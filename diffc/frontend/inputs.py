@@ -1,0 +1,61 @@
+"""Random but plausible backbone inputs, for tracing and for comparing: seeded, never zeros."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from diffc.models.spec import Config, InputSpec, ModelSpec, Shape
+
+
+def random_inputs(
+    spec: ModelSpec, config: Config, shape: Shape, *, dtype: torch.dtype, seed: int
+) -> dict[str, torch.Tensor]:
+    """Every graph input at `shape` by name, on the CPU; "model" inputs in `dtype`, the others in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = spec.input_shapes(config, shape)
+    values = {}
+    for item in spec.inputs(config):
+        value = _sample(item, shapes[item.name], shape, generator)
+        values[item.name] = value.to(dtype if item.dtype == "model" else torch.float32)
+    return values
+
+
+def _sample(
+    item: InputSpec, size: tuple[int, ...], shape: Shape, generator: torch.Generator
+) -> torch.Tensor:
+    uniform = torch.rand(size, generator=generator)
+    if item.sample == "timestep":
+        return (uniform * 998 + 1).round()
+    if item.sample == "sigma":
+        return uniform * 0.98 + 0.01
+    if item.sample == "guidance":
+        return uniform * 5 + 1
+    if item.sample == "text_ids":
+        return (uniform * 3).floor()  # pipelines give zeros, which would hide a lost input
+    if item.sample == "image_ids":
+        return _grid(size[0], shape)
+    if item.sample == "time_ids":
+        return (uniform * 96).round() * 8 + 256  # sizes and crops in pixels
+    return torch.randn(size, generator=generator)
+
+
+def _grid(tokens: int, shape: Shape) -> torch.Tensor:
+    """FLUX positions: (0, row, column) of every image token, as FluxPipeline prepares them."""
+    rows = max(1, round((tokens * shape.height / shape.width) ** 0.5))
+    index = torch.arange(tokens)
+    columns = -(-tokens // rows)
+    return torch.stack([torch.zeros(tokens), index // columns, index % columns], dim=1)
+
+
+def forward_kwargs(spec: ModelSpec, config: Config, values: dict[str, Any]) -> dict[str, Any]:
+    """Graph inputs by name -> the keyword arguments of forward(), nested where the model nests them."""
+    kwargs: dict[str, Any] = {}
+    for item in spec.inputs(config):
+        outer, *inner = item.path or (item.name,)
+        if inner:
+            kwargs.setdefault(outer, {})[inner[0]] = values[item.name]
+        else:
+            kwargs[outer] = values[item.name]
+    return kwargs

@@ -1,0 +1,78 @@
+"""Names that a person reads: nodes by module path, inputs and outputs as diffusers and optimum call them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from diffc.models.spec import ModelSpec
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def name_graph(model: ir.Model, spec: ModelSpec, config: Mapping[str, Any]) -> None:
+    """Name nodes `<module path>/<op>`, their outputs after them, and the graph's inputs, outputs and dims.
+
+    graphsurgeon drops node metadata, so the module path, which the exporter keeps there, moves to the name.
+    """
+    graph = model.graph
+    count: Counter[str] = Counter()
+    for node in graph.all_nodes():
+        node.name = _unique(f"{_module(node)}/{node.op_type}".lstrip("/"), count)
+        for i, value in enumerate(node.outputs):
+            value.name = f"{node.name}_out" + (str(i) if i else "")
+        node.metadata_props.clear()
+    dims = _name_inputs(graph, spec, config)
+    _name_output(graph, spec, config)
+    _name_dims(graph, dims)
+    graph.name = spec.family
+
+
+def _module(node: ir.Node) -> str:
+    scopes = re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES, ""))
+    # The last scope is the operation itself; one that torch added (`_empty_nn_...`) is no module.
+    modules = [s for s in scopes[:-1] if s and not s.startswith("_")]
+    return modules[-1] if modules else ""
+
+
+def _unique(name: str, count: Counter[str]) -> str:
+    count[name] += 1
+    return name if count[name] == 1 else f"{name}_{count[name] - 1}"
+
+
+def _name_inputs(graph: ir.Graph, spec: ModelSpec, config: Mapping[str, Any]) -> dict[str, str]:
+    """Rename inputs; returns the exporter's dimension expressions -> the spec's dimension names."""
+    items = spec.inputs(config)
+    if len(graph.inputs) != len(items):
+        found = [value.name for value in graph.inputs]
+        raise RuntimeError(f"{spec.family}: the trace has inputs {found}, the spec {[i.name for i in items]}")
+    dims: dict[str, str] = {}
+    by_path = {"_".join(i.path) if i.path else i.name: i for i in items}
+    for value in graph.inputs:
+        item = by_path[str(value.name)]
+        value.name = item.name
+        for dim, name in zip(value.shape or (), item.dims, strict=True):
+            if isinstance(name, str):
+                dims[str(dim)] = name
+        value.shape = ir.Shape(item.dims)
+    return dims
+
+
+def _name_output(graph: ir.Graph, spec: ModelSpec, config: Mapping[str, Any]) -> None:
+    (output,) = graph.outputs
+    output.name = spec.output
+    output.shape = ir.Shape(spec.output_dims(config))
+
+
+def _name_dims(graph: ir.Graph, dims: dict[str, str]) -> None:
+    """Intermediate shapes: known dimensions get their names, derived expressions become unknown."""
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value.shape is None or value.is_graph_output():
+                continue
+            known = [d if isinstance(d, int) else dims.get(str(d)) for d in value.shape]
+            value.shape = ir.Shape(known)

@@ -1,0 +1,76 @@
+"""Initializers of a traced graph -> recipes over the files that hold the real values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+
+from diffc.errors import DiffcError
+from diffc.frontend.quantizers import TracedQuantizer
+from diffc.models.locate import ModelSource
+from diffc.quantize.checkpoint import Checkpoint
+from passes.sources import safetensors_source
+from passes.weights import Recipe
+
+_ONNX = {
+    torch.float32: onnx.TensorProto.FLOAT,
+    torch.float16: onnx.TensorProto.FLOAT16,
+    torch.bfloat16: onnx.TensorProto.BFLOAT16,
+}
+
+
+def attach_recipes(
+    model: ir.Model,
+    source: ModelSource,
+    dtype: torch.dtype,
+    traced: Mapping[str, TracedQuantizer],
+    checkpoint: Checkpoint | None,
+) -> None:
+    """Give every fake initializer its recipe: a weight of `source` cast to its type, or amax / bound.
+
+    Raises DiffcError naming the tensor when neither the weights nor the checkpoint have it.
+    """
+    for name, value in model.graph.initializers.items():
+        path, _, leaf = name.rpartition(".")
+        if leaf == "scale" and path in traced and checkpoint is not None:
+            recipe = _scale(traced[path], checkpoint.amax[path])
+        elif name in source.weights:
+            recipe = _weight(source.weights[name], name)
+        elif _is_real(value):
+            continue
+        else:
+            raise DiffcError(
+                f"the weights of {source.name} have no tensor {name!r}, which the model needs",
+                mend="check that config.json and the safetensors files belong together",
+            )
+        recipe = recipe.cast(_element_type(value))
+        if list(recipe.shape) != [int(d) for d in value.shape or ()]:
+            raise DiffcError(f"tensor {name!r} has shape {recipe.shape}, and config.json asks for {value.shape}")
+        value.const_value = ir.serde.TensorProtoTensor(recipe.to_tensor(name))
+
+
+def _element_type(value: ir.Value) -> int:
+    if value.dtype is None:
+        raise RuntimeError(f"initializer {value.name} has no type")
+    return int(value.dtype)
+
+
+def _is_real(value: ir.Value) -> bool:
+    raw = getattr(value.const_value, "raw", None)
+    return raw is not None and not isinstance(raw, torch._subclasses.fake_tensor.FakeTensor)
+
+
+def _weight(file: Path, key: str) -> Recipe:
+    return Recipe.of_source(safetensors_source(file, key))
+
+
+def _scale(quantizer: TracedQuantizer, amax: torch.Tensor) -> Recipe:
+    """scale = amax / bound; 1 where amax is 0, as the quantized values are 0 there anyway (ModelOpt does so)."""
+    flat = amax.detach().float().cpu().numpy().reshape(-1)
+    scale = np.where(flat > 0, flat / np.float32(quantizer.bound), np.float32(1)).astype(np.float32)
+    return Recipe.of_array(scale.reshape(()) if quantizer.axis is None else scale)

@@ -1,0 +1,125 @@
+"""Backbone -> ONNX graph on fake tensors: no weight is ever allocated.
+
+The model is built, quantized and exported under FakeTensorMode; the exporter then sees shapes and types only.
+Its initializers are replaced by recipes over the files that hold the weights (`diffc.frontend.recipes`).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import onnx
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from diffc.errors import DiffcError
+from diffc.frontend.inputs import forward_kwargs, random_inputs
+from diffc.frontend.names import name_graph
+from diffc.frontend.quantizers import TracedQuantizer, traceable, translations
+from diffc.frontend.recipes import attach_recipes
+from diffc.models.backbone import DTYPES, build_backbone
+from diffc.models.locate import ModelSource
+from diffc.models.spec import DimSpec, ModelSpec, Shape
+from diffc.models.specs import find_spec
+from diffc.quantize.checkpoint import Checkpoint
+
+OPSET = 23
+IR_VERSION = 11  # what opset 23 came with; ONNX Runtime 1.31 refuses newer ones
+
+
+def trace(source: ModelSource, *, dtype: str, checkpoint: Checkpoint | None) -> onnx.ModelProto:
+    """The backbone as an opset-23 model whose weights are recipes over `source` and `checkpoint`.
+
+    `dtype` is the compute type ("float32", "float16", "bfloat16"). Batch, image size and text length are
+    dynamic. Inputs, outputs and dimensions carry the spec's names; nodes those of their modules.
+    """
+    spec = find_spec(source.family)
+    with _quiet():
+        program, traced = _export(spec, source, DTYPES[dtype], checkpoint)
+    name_graph(program.model, spec, source.config)
+    attach_recipes(program.model, source, DTYPES[dtype], traced, checkpoint)
+    model: onnx.ModelProto = program.model_proto
+    model.ir_version = IR_VERSION
+    model.producer_name = "diffc"
+    return model
+
+
+def _export(
+    spec: ModelSpec, source: ModelSource, dtype: torch.dtype, checkpoint: Checkpoint | None
+) -> tuple[Any, dict[str, TracedQuantizer]]:
+    shape = trace_shape(spec, source.config)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        backbone = build_backbone(spec, source.config, dtype)
+        if checkpoint is not None:
+            checkpoint.apply(backbone)
+        quantizers, sizes = _quantizers(backbone, checkpoint)
+        values = random_inputs(spec, source.config, shape, dtype=dtype, seed=0)
+        kwargs = forward_kwargs(spec, source.config, values) | {"return_dict": False}
+        with traceable(quantizers, sizes) as traced, torch.no_grad():
+            exported = torch.export.export(
+                backbone, (), kwargs=kwargs, dynamic_shapes=_dynamic(spec, source.config), strict=False
+            )
+            program = torch.onnx.export(
+                exported,
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=False,  # its constant folder wants values; passes.fold-constants does this work
+                verbose=False,
+                custom_translation_table=translations(),
+            )
+    return program, traced
+
+
+def _quantizers(
+    backbone: torch.nn.Module, checkpoint: Checkpoint | None
+) -> tuple[dict[str, Any], dict[str, int | None]]:
+    if checkpoint is None:
+        return {}, {}
+    modules = dict(backbone.named_modules())
+    missing = [path for path in checkpoint.amax if path not in modules]
+    if missing:
+        raise DiffcError(f"the checkpoint quantizes {missing[0]}, which this backbone does not have")
+    sizes = {p: None if amax.numel() == 1 else amax.numel() for p, amax in checkpoint.amax.items()}
+    return {path: modules[path] for path in checkpoint.amax}, sizes
+
+
+def trace_shape(spec: ModelSpec, config: Mapping[str, Any]) -> Shape:
+    """A small shape to trace at: every size distinct and above one, so that nothing is taken for a constant."""
+    multiple = spec.pixel_multiple(config)
+    return Shape(batch=2, height=4 * multiple, width=6 * multiple, text=20)
+
+
+def _dynamic(spec: ModelSpec, config: Mapping[str, Any]) -> dict[str, Any]:
+    """`dynamic_shapes` of torch.export: one symbol for a dimension wherever it appears."""
+    dims = {dim.name: _symbol(dim) for dim in spec.dims(config)}
+    shapes = {
+        item.name: {i: dims[d] for i, d in enumerate(item.dims) if isinstance(d, str)} or None
+        for item in spec.inputs(config)
+    }
+    return forward_kwargs(spec, config, shapes) | {"return_dict": None}
+
+
+def _symbol(dim: DimSpec) -> Any:
+    """A torch.export dimension: `multiple` times a free one."""
+    most = None if dim.maximum is None else dim.maximum // dim.multiple
+    if dim.multiple == 1:
+        return torch.export.Dim(dim.name, min=1, max=most)
+    return dim.multiple * torch.export.Dim(f"_{dim.name}", min=1, max=most)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back warnings of the exporter that a user cannot act on (missing torchvision, deprecations)."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

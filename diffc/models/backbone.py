@@ -1,0 +1,68 @@
+"""The torch backbone of a model source: empty (fake tensors) for tracing, or with its weights as a reference."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from diffc.errors import DiffcError
+from diffc.models.locate import ModelSource
+from diffc.models.spec import ModelSpec
+from diffc.models.specs import find_spec
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def build_backbone(spec: ModelSpec, config: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+    """The backbone of a config.json in `dtype`, weights not loaded (and fake under FakeTensorMode)."""
+    import diffusers
+
+    with quiet_libraries():
+        model: torch.nn.Module = getattr(diffusers, spec.backbone_class).from_config(dict(config))
+    for module in model.modules():  # Module.to() cannot convert fake parameters
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            module.register_parameter(name, torch.nn.Parameter(parameter.detach().to(dtype), False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_floating_point():
+                module.register_buffer(name, buffer.to(dtype), name not in module._non_persistent_buffers_set)
+    return model.eval()
+
+
+def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
+    """The backbone with its weights, in `dtype` on the CPU: the reference that compiled graphs are held against.
+
+    Raises DiffcError when the weights do not fit config.json.
+    """
+    from safetensors import safe_open
+
+    model = build_backbone(find_spec(source.family), source.config, dtype)
+    state = {}
+    for file in sorted(set(source.weights.values())):
+        with safe_open(file, framework="pt") as tensors:
+            state |= {key: tensors.get_tensor(key).to(dtype) for key in tensors.keys()}  # noqa: SIM118  # no dict
+    try:
+        model.load_state_dict(state, assign=False)
+    except RuntimeError as error:
+        raise DiffcError(
+            f"the weights of {source.name} do not fit its config.json: {error}",
+            mend="check that both come from the same model",
+        ) from error
+    return model
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hold back what diffusers and transformers log below errors (a user cannot act on it)."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
