@@ -1,0 +1,20 @@
+"""Graph passes for diffusion backbones: ONNX in, ONNX out, without torch."""
+
+from passes import fold_constants, fold_weight_qdq, remove_unused, split_sequences
+from passes.base import Pass, PassCheckError, PassError, PassResult, Refusal, all_passes
+from passes.pipeline import Pipeline, PipelineResult
+
+__all__ = [
+    "Pass",
+    "PassCheckError",
+    "PassError",
+    "PassResult",
+    "Pipeline",
+    "PipelineResult",
+    "Refusal",
+    "all_passes",
+    "fold_constants",
+    "fold_weight_qdq",
+    "remove_unused",
+    "split_sequences",
+]

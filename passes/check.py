@@ -1,0 +1,107 @@
+"""The structural check that the runner makes after each pass, and type inference on models without data.
+
+Recipe initializers hold no data, so both work on a *shell*: the model with every initializer that has no
+values in memory turned into a graph input of its type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import onnx
+from onnx import GraphProto, ModelProto, TensorProto
+
+from passes.base import Pass, PassCheckError
+
+
+class Check(Protocol):
+    """What the runner calls before the first pass (`before` and `step` None) and after each that changed."""
+
+    def __call__(self, before: ModelProto | None, after: ModelProto, step: Pass | None) -> str:
+        """One line on what was checked. Raises PassCheckError when `after` is wrong."""
+        ...
+
+
+def shell(model: ModelProto) -> ModelProto:
+    """A copy in which initializers without data in memory are graph inputs."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    held = [t for t in copy.graph.initializer if t.data_location != TensorProto.EXTERNAL]
+    known = {value.name for value in copy.graph.input}
+    for tensor in copy.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL and tensor.name not in known:
+            copy.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(held)
+    return copy
+
+
+def infer_types(model: ModelProto) -> ModelProto:
+    """A copy with value_info (element type and shape) for all tensors that ONNX can infer."""
+    inferred: ModelProto = onnx.shape_inference.infer_shapes(shell(model), data_prop=True)
+    del inferred.graph.input[:], inferred.graph.initializer[:]
+    inferred.graph.input.extend(model.graph.input)
+    inferred.graph.initializer.extend(model.graph.initializer)
+    return inferred
+
+
+def check_structure(before: ModelProto | None, after: ModelProto, step: Pass | None) -> str:
+    """Names, wiring, inputs and outputs, then the ONNX checker with strict shape inference."""
+    culprit = "the model before the first pass" if step is None else f"pass {step.name!r}"
+    problems = [*_wiring(after.graph, frozenset()), *_same_interface(before, after, step)]
+    if problems:
+        raise PassCheckError(f"{culprit}: {problems[0]}")
+    try:
+        onnx.checker.check_model(shell(after), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise PassCheckError(f"{culprit}: {error}") from error
+    return f"structure of {len(after.graph.node)} nodes"
+
+
+def all_of(*checks: Check) -> Check:
+    """One check that makes several, in order, and joins their lines."""
+
+    def run(before: ModelProto | None, after: ModelProto, step: Pass | None) -> str:
+        return "; ".join(check(before, after, step) for check in checks)
+
+    return run
+
+
+def _wiring(graph: GraphProto, outer: frozenset[str]) -> Iterator[str]:
+    """Unnamed or doubled nodes, tensors read before or without being produced, or produced twice."""
+    ready = {value.name for value in graph.input} | {t.name for t in graph.initializer}
+    names: set[str] = set()
+    for node in graph.node:
+        if not node.name or node.name in names:
+            yield f"node name {node.name!r} ({node.op_type}) is empty or used twice"
+        names.add(node.name)
+        for name in node.input:
+            if name and name not in ready and name not in outer:
+                yield f"node {node.name!r} ({node.op_type}) reads tensor {name!r}, not produced before it"
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _wiring(body, outer | ready)
+        for name in node.output:
+            if name and name in ready:
+                yield f"node {node.name!r} ({node.op_type}) produces tensor {name!r} a second time"
+            ready.add(name)
+    for value in graph.output:
+        if value.name not in ready and value.name not in outer:
+            yield f"graph output {value.name!r} is produced by no node"
+
+
+def _same_interface(before: ModelProto | None, after: ModelProto, step: Pass | None) -> Iterator[str]:
+    """Inputs and outputs keep names, order and (unless the pass says so) element types."""
+    if before is None:
+        return
+    typed = not getattr(step, "changes_types", False)
+    for kind, old, new in (
+        ("inputs", before.graph.input, after.graph.input),
+        ("outputs", before.graph.output, after.graph.output),
+    ):
+        was, now = ([(v.name, v.type.tensor_type.elem_type if typed else 0) for v in vs] for vs in (old, new))
+        if was != now:
+            yield f"graph {kind} changed from {was} to {now} (name, element type)"

@@ -1,0 +1,198 @@
+"""fold-constants: what is known before run time becomes an inline constant; no-ops disappear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx.reference import ReferenceEvaluator
+
+from passes.base import Pass, PassResult, register, walk
+from passes.graphs import (
+    array_of,
+    drop_nodes,
+    inline_values,
+    is_recipe,
+    output_ids,
+    producer,
+    replace_uses,
+    static_shape,
+)
+from passes.weights import Array, dtype_of
+
+# Deterministic operators that are cheap on small tensors. Quantization and anything with a body stay out.
+_MATH = "Abs Add Ceil Cos Div Exp Floor Log Max Min Mod Mul Neg Pow Reciprocal Round Sin Sqrt Sub"
+_LOGIC = "And Equal Greater GreaterOrEqual Less LessOrEqual Not Or Where"
+_LAYOUT = "Concat Expand Flatten Gather Reshape Slice Split Squeeze Tile Transpose Unsqueeze"
+_OTHER = "Cast CastLike ConstantOfShape Range ReduceMax ReduceMin ReduceProd ReduceSum Size"
+FOLDABLE = frozenset(f"{_MATH} {_LOGIC} {_LAYOUT} {_OTHER}".split())
+# Those whose output can be far larger than their inputs.
+_GROWS = frozenset({"ConstantOfShape", "Expand", "Range", "Tile"})
+
+
+@register
+@dataclass(frozen=True)
+class FoldConstants(Pass):
+    """Evaluate what does not depend on the inputs, and remove nodes that do nothing.
+
+    1. Constant node -> initializer.
+    2. Node of a fixed list of operators whose inputs are all inline constants -> its value, when inputs
+       and output have at most `max_elements` elements.
+    3. Shape of a tensor whose asked dimensions are static, and Gather or Slice that pick only static
+       dimensions of such a shape -> their value.
+    4. Identity, Cast and CastLike to the type that it has, Reshape to the static shape that it has,
+       Transpose that permutes nothing, Concat of one tensor -> a wire.
+    5. CastLike to a tensor of known type -> Cast.
+
+    Never: recipes, quantize and dequantize nodes, a node that makes a graph output.
+    """
+
+    name: ClassVar[str] = "fold-constants"
+    max_elements: int = 65536
+
+    def run(self, graph: gs.Graph) -> PassResult:
+        """Fold front to back, so that chains fold in one sweep."""
+        fold = _Fold(graph.opset, self.max_elements, output_ids(graph))
+        for part in walk(graph):
+            for node in part.nodes:
+                fold.visit(node)
+        drop_nodes(graph, fold.dead)
+        changed = fold.folded + fold.wired + fold.cast_like
+        notes = (f"{fold.folded} folded, {fold.wired} no-ops removed",) if changed else ()
+        return PassResult(changed, notes)
+
+
+@dataclass
+class _Fold:
+    """One sweep over a graph: which nodes are done for, and counters."""
+
+    opset: int
+    limit: int
+    outputs: set[int]
+    dead: set[int] = field(default_factory=set)
+    folded: int = 0
+    wired: int = 0
+    cast_like: int = 0
+
+    def visit(self, node: gs.Node) -> None:
+        if node.domain not in (None, "", "ai.onnx") or any(id(t) in self.outputs for t in node.outputs):
+            return
+        if node.op == "CastLike":
+            self._to_cast(node)
+        values = self._values(node)
+        if values is not None:
+            for tensor, value in zip(node.outputs, values, strict=True):
+                _set_constant(tensor, value)
+            self.folded += 1
+        elif _is_noop(node):
+            replace_uses(node.outputs[0], node.inputs[0])
+            self.wired += 1
+        else:
+            return
+        self.dead.add(id(node))
+
+    def _to_cast(self, node: gs.Node) -> None:
+        target = dtype_of(node.inputs[1])
+        if target is None:
+            return
+        node.op = "Cast"
+        node.attrs["to"] = target
+        del node.inputs[1]
+        self.cast_like += 1
+
+    def _values(self, node: gs.Node) -> list[Array] | None:
+        """The outputs of a node when they are known, else None."""
+        if node.op == "Constant":
+            return _constant_value(node)
+        if node.op == "Shape":
+            dims = _known_dims(node)
+            return None if dims is None or None in dims else [np.array(dims, np.int64)]
+        if node.op in ("Gather", "Slice") and (picked := _picked_dims(node, self.opset)) is not None:
+            return [picked]
+        return self._evaluate(node) if node.op in FOLDABLE else None
+
+    def _evaluate(self, node: gs.Node) -> list[Array] | None:
+        if not all(t.is_empty() or (isinstance(t, gs.Constant) and not is_recipe(t)) for t in node.inputs):
+            return None
+        if any(not t.is_empty() and np.prod(t.shape, dtype=np.int64) > self.limit for t in node.inputs):
+            return None
+        if node.op in _GROWS and not self._small(node.outputs[0]):
+            return None
+        arrays = [None if t.is_empty() else array_of(t) for t in node.inputs]
+        if any(a is None and not t.is_empty() for a, t in zip(arrays, node.inputs, strict=True)):
+            return None
+        return evaluate_node(node, arrays, self.opset)
+
+    def _small(self, tensor: gs.Tensor) -> bool:
+        shape = static_shape(tensor)
+        return shape is not None and int(np.prod(shape, dtype=np.int64)) <= self.limit
+
+
+def evaluate_node(node: gs.Node, arrays: list[Array | None], opset: int) -> list[Array]:
+    """The outputs of one node by the ONNX reference implementation. `arrays` has None for omitted inputs."""
+    names = [f"i{index}" if array is not None else "" for index, array in enumerate(arrays)]
+    outputs = [f"o{index}" for index in range(len(node.outputs))]
+    proto = onnx.helper.make_node(node.op, names, outputs)
+    proto.attribute.extend(gs.exporters.onnx_exporter.OnnxExporter.export_attributes(node.attrs))
+    feeds = {name: array for name, array in zip(names, arrays, strict=True) if name}
+    results = ReferenceEvaluator(proto, opsets={"": opset}).run(None, feeds)
+    return [np.asarray(result) for result in results]
+
+
+def _set_constant(tensor: gs.Tensor, value: Array) -> None:
+    """Turn a variable into an inline constant where it stands: all consumers see it."""
+    tensor.to_constant(inline_values(tensor.name, value))
+
+
+def _constant_value(node: gs.Node) -> list[Array] | None:
+    """The value of a Constant node; None for strings and sparse tensors."""
+    for key, value in node.attrs.items():
+        if key == "value":
+            array = array_of(value)
+            return None if array is None else [array]
+        if key in ("value_int", "value_ints"):
+            return [np.array(value, np.int64)]
+        if key in ("value_float", "value_floats"):
+            return [np.array(value, np.float32)]
+    return None
+
+
+def _known_dims(node: gs.Node) -> list[int | None] | None:
+    """What a Shape node gives, None for a dynamic dimension; None when even the rank is unknown."""
+    shape = node.inputs[0].shape
+    if shape is None:
+        return None
+    dims = [int(d) if isinstance(d, (int, np.integer)) and d >= 0 else None for d in shape]
+    return dims[slice(node.attrs.get("start", 0), node.attrs.get("end"))]
+
+
+def _picked_dims(node: gs.Node, opset: int) -> Array | None:
+    """The dimensions that a constant Gather or Slice picks from a Shape, when all are static."""
+    source = producer(node.inputs[0])
+    dims = _known_dims(source) if source is not None and source.op == "Shape" else None
+    arguments = [array_of(t) for t in node.inputs[1:]]
+    if dims is None or any(array is None for array in arguments):
+        return None
+    # Positions take the place of the dimensions, so that the operator itself says which ones it picks.
+    where = evaluate_node(node, [np.arange(len(dims)), *arguments], opset)[0]
+    picked = [dims[index] for index in where.reshape(-1)]
+    return None if None in picked else np.array(picked, np.int64).reshape(where.shape)
+
+
+def _is_noop(node: gs.Node) -> bool:
+    """Whether the only output is provably the first input."""
+    if node.op == "Identity" or (node.op == "Concat" and len(node.inputs) == 1):
+        return True
+    if not node.inputs:
+        return False
+    data = node.inputs[0]
+    if node.op == "Cast":
+        return dtype_of(data) == int(node.attrs["to"])
+    if node.op == "Transpose":
+        return list(node.attrs.get("perm", ())) == list(range(len(data.shape or ()))) != []
+    if node.op == "Reshape" and (target := array_of(node.inputs[1])) is not None:
+        return static_shape(data) == tuple(target.tolist()) and 0 not in target
+    return False

@@ -1,0 +1,149 @@
+"""Small helpers on graphsurgeon graphs that three or more passes need.
+
+graphsurgeon keeps the consumers of a tensor in a list and finds entries by comparing nodes, so unlinking
+nodes one by one costs the square of the fan-out. `drop_nodes` unlinks any number of them in one sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from passes.base import walk
+from passes.weights import Array, Recipe, RecipeValues, recipe_of
+
+
+def array_of(tensor: gs.Tensor) -> Array | None:
+    """The values of a constant that are in memory; None for variables, recipes and external files.
+
+    Unlike `gs.Constant.values` it leaves the constant as it is (4-bit types would be exported unpacked).
+    """
+    values: Any = getattr(tensor, "_values", None)
+    if isinstance(values, np.ndarray):
+        return values
+    if type(values) is not LazyValues or values.tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return None
+    array: Array = onnx.numpy_helper.to_array(values.tensor)
+    return array
+
+
+def inline_values(name: str, array: Array) -> LazyValues:
+    """Values of a constant held in a TensorProto, which stores every ONNX type as ONNX wants it."""
+    return LazyValues(onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))
+
+
+def inline(name: str, array: Array) -> gs.Constant:
+    """A constant called `name` with its values in memory."""
+    return gs.Constant(name, inline_values(name, array))
+
+
+def is_recipe(tensor: gs.Tensor) -> bool:
+    """Whether the tensor is a constant whose values are a recipe."""
+    return isinstance(getattr(tensor, "_values", None), RecipeValues)
+
+
+def weight_recipe(tensor: gs.Tensor) -> Recipe | None:
+    """The recipe of a constant, made from its values when they are in memory; None for anything else."""
+    recipe = recipe_of(tensor)
+    if recipe is not None:
+        return recipe
+    array = array_of(tensor)
+    return None if array is None else Recipe.of_array(np.ascontiguousarray(array).reshape(array.shape))
+
+
+def producer(tensor: gs.Tensor) -> gs.Node | None:
+    """The node that computes a tensor; None for constants, graph inputs and omitted inputs."""
+    return tensor.inputs[0] if len(tensor.inputs) == 1 else None
+
+
+def static_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
+    """The shape when every dimension is a known number, otherwise None."""
+    shape = tensor.shape
+    if shape is None or not all(isinstance(dim, (int, np.integer)) and dim >= 0 for dim in shape):
+        return None
+    return tuple(int(dim) for dim in shape)
+
+
+def output_ids(graph: gs.Graph) -> set[int]:
+    """`id()` of every tensor that is an output of the graph or of a subgraph; these must keep their name."""
+    return {id(tensor) for part in walk(graph) for tensor in part.outputs}
+
+
+def replace_uses(old: gs.Tensor, new: gs.Tensor) -> None:
+    """Let every consumer of `old` read `new` (nodes only: graph outputs stay)."""
+    for node in list(old.outputs):
+        for index, tensor in enumerate(node.inputs):
+            if tensor is old:
+                node.inputs[index] = new
+
+
+def drop_nodes(graph: gs.Graph, dead: set[int]) -> None:
+    """Remove the nodes whose `id()` is in `dead` from the graph and its subgraphs, in one linear sweep."""
+    if not dead:
+        return
+    for part in walk(graph):
+        gone = [node for node in part.nodes if id(node) in dead]
+        for tensor in {id(t): t for node in gone for t in (*node.inputs, *node.outputs)}.values():
+            for links in (tensor.inputs, tensor.outputs):
+                list.__setitem__(links, slice(None), [node for node in links if id(node) not in dead])
+        for node in gone:
+            list.clear(node.inputs)
+            list.clear(node.outputs)
+        part.nodes = [node for node in part.nodes if id(node) not in dead]
+
+
+def splice(graph: gs.Graph, new: Mapping[int, Sequence[gs.Node]]) -> None:
+    """Insert nodes in front of the node whose `id()` is the key, so that the order stays topological."""
+    if new:
+        graph.nodes = [item for node in graph.nodes for item in (*new.get(id(node), ()), node)]
+
+
+class Names:
+    """Gives out tensor and node names that nothing in the graph has, the same ones in every run."""
+
+    def __init__(self, graph: gs.Graph):
+        self._taken = {
+            item.name
+            for part in walk(graph)
+            for node in part.nodes
+            for item in (node, *node.inputs, *node.outputs)
+        }
+        self._taken |= {tensor.name for part in walk(graph) for tensor in (*part.inputs, *part.outputs)}
+
+    def fresh(self, wish: str) -> str:
+        """`wish`, or `wish_2`, `wish_3` ... when that is taken."""
+        name, number = wish, 1
+        while name in self._taken:
+            number += 1
+            name = f"{wish}_{number}"
+        self._taken.add(name)
+        return name
+
+
+class Emitter:
+    """Builds the nodes that take the place of `site`: names derived from it, in order, in `nodes`."""
+
+    def __init__(self, site: gs.Node, names: Names):
+        self.site, self.names, self.nodes = site, names, list[gs.Node]()
+
+    def constant(self, suffix: str, array: Array) -> gs.Constant:
+        """An inline constant called after the site."""
+        return inline(self.names.fresh(f"{self.site.name}/{suffix}"), array)
+
+    def emit(self, op: str, inputs: Iterable[gs.Tensor], dtype: Any = None, **attrs: Any) -> gs.Tensor:
+        """Append a node and return its new output."""
+        out = gs.Variable(self.names.fresh(f"{self.site.name}/{op}_out"), dtype=dtype)
+        self.emit_to(op, inputs, [out], **attrs)
+        return out
+
+    def emit_to(
+        self, op: str, inputs: Iterable[gs.Tensor], outputs: Iterable[gs.Tensor], **attrs: Any
+    ) -> None:
+        """Append a node with the given outputs (taken from the site, say)."""
+        name = self.names.fresh(f"{self.site.name}/{op}")
+        self.nodes.append(gs.Node(op, name, attrs=attrs, inputs=list(inputs), outputs=list(outputs)))

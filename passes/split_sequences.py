@@ -1,0 +1,182 @@
+"""split-sequences: sequence operators become Split, wires and Concat (the RTX parser has no sequences)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from passes.base import Pass, PassResult, Refusal, register, walk
+from passes.graphs import Emitter, Names, array_of, drop_nodes, output_ids, producer, replace_uses, splice
+from passes.weights import Array
+
+
+@register
+@dataclass(frozen=True)
+class SplitSequences(Pass):
+    """Replace sequences of tensors whose parts are known by the tensors themselves.
+
+    1. SplitToSequence without sizes -> Split into pieces of one; with one size -> Split into pieces of
+       that size, the last one shorter; with a list of sizes -> Split with that list.
+       `keepdims=0` (only without sizes) adds a Squeeze to each piece.
+    2. SequenceConstruct -> its inputs.
+    3. SequenceAt with a constant index on 1 or 2 -> a wire to the piece; SequenceLength -> a constant.
+    4. ConcatFromSequence on 1 or 2 -> Concat (with `new_axis=1` after an Unsqueeze of each piece).
+
+    Not when the index is not constant, the length of the split axis is unknown (and so the number of
+    pieces), the sizes are not constant, or another operator reads the sequence: then all nodes on that
+    sequence stay, and a refusal says why.
+    """
+
+    name: ClassVar[str] = "split-sequences"
+
+    def run(self, graph: gs.Graph) -> PassResult:
+        """Each sequence is replaced whole or not at all."""
+        work = _Work(Names(graph), output_ids(graph))
+        for part in walk(graph):
+            work.new = {}
+            for node in part.nodes:
+                if node.op in ("SplitToSequence", "SequenceConstruct"):
+                    work.visit(node)
+            splice(part, work.new)
+        drop_nodes(graph, work.dead)
+        notes = (f"{work.changed} sequences replaced",) if work.changed else ()
+        return PassResult(work.changed, notes, tuple(work.refusals))
+
+
+class _CannotError(Exception):
+    """Why a sequence must stay."""
+
+
+@dataclass
+class _Work:
+    """One sweep: fresh names, what to insert where, what to drop, what was refused."""
+
+    names: Names
+    outputs: set[int]
+    new: dict[int, list[gs.Node]] = field(default_factory=dict)
+    dead: set[int] = field(default_factory=set)
+    refusals: list[Refusal] = field(default_factory=list)
+    changed: int = 0
+
+    def visit(self, node: gs.Node) -> None:
+        try:
+            sizes = _sizes(node) if node.op == "SplitToSequence" else [1] * len(node.inputs)
+            plan = [(user, _plan(user, len(sizes))) for user in self._users(node)]
+        except _CannotError as reason:
+            self.refusals.append(Refusal(node.name, str(reason)))
+            return
+        pieces = list(node.inputs)
+        if node.op == "SplitToSequence":
+            emitter = Emitter(node, self.names)
+            pieces = _split(emitter, sizes)
+            self.new[id(node)] = emitter.nodes
+        for user, index in plan:
+            self._rewire(user, index, pieces)
+        self.dead |= {id(node), *(id(user) for user, _ in plan)}
+        self.changed += 1
+
+    def _users(self, node: gs.Node) -> list[gs.Node]:
+        sequence = node.outputs[0]
+        if id(sequence) in self.outputs:
+            raise _CannotError(f"the sequence {sequence.name!r} is a graph output")
+        return list(sequence.outputs)
+
+    def _rewire(self, user: gs.Node, index: int, pieces: Sequence[gs.Tensor]) -> None:
+        """Let the readers of `user` read the pieces; a graph output keeps its name through a node."""
+        emitter, out = Emitter(user, self.names), user.outputs[0]
+        if user.op == "ConcatFromSequence":
+            _concat(emitter, pieces)
+        elif user.op == "SequenceLength":
+            length = emitter.constant("length", np.array(len(pieces), np.int64))
+            emitter.emit_to("Identity", [length], [out])
+        elif id(out) in self.outputs:
+            emitter.emit_to("Identity", [pieces[index]], [out])
+        else:
+            replace_uses(out, pieces[index])
+        self.new[id(user)] = emitter.nodes
+
+
+def _plan(user: gs.Node, count: int) -> int:
+    """The piece that a reader asks for (0 for readers of all). Raises _CannotError."""
+    if user.op in ("ConcatFromSequence", "SequenceLength"):
+        return 0
+    if user.op != "SequenceAt":
+        raise _CannotError(f"{user.op} node {user.name!r} reads the sequence")
+    index = array_of(user.inputs[1])
+    if index is None:
+        index = _constant_node(user.inputs[1])
+    if index is None:
+        raise _CannotError(f"the index of SequenceAt node {user.name!r} is not constant")
+    position = int(index.reshape(()))
+    if not -count <= position < count:
+        raise _CannotError(f"SequenceAt node {user.name!r} asks for piece {position} of {count}")
+    return position
+
+
+def _constant_node(tensor: gs.Tensor) -> Array | None:
+    """The value of a tensor that a Constant node makes."""
+    node = producer(tensor)
+    if node is None or node.op != "Constant":
+        return None
+    if "value_int" in node.attrs:
+        return np.array(node.attrs["value_int"])
+    return array_of(node.attrs["value"]) if "value" in node.attrs else None
+
+
+def _sizes(node: gs.Node) -> list[int]:
+    """The lengths of the pieces of a SplitToSequence. Raises _CannotError."""
+    data, axis = node.inputs[0], node.attrs.get("axis", 0)
+    length = data.shape[axis] if data.shape is not None else None
+    sized = len(node.inputs) > 1 and not node.inputs[1].is_empty()
+    sizes = _split_argument(node.inputs[1]) if sized else np.array(1)
+    if sizes.ndim == 1:
+        return [int(size) for size in sizes]
+    if not isinstance(length, (int, np.integer)):
+        raise _CannotError(f"the length of axis {axis} of {data.name!r} is not known")
+    step = int(sizes)
+    return [min(step, int(length) - start) for start in range(0, int(length), step)]
+
+
+def _split_argument(tensor: gs.Tensor) -> Array:
+    array = array_of(tensor)
+    array = _constant_node(tensor) if array is None else array
+    if array is None:
+        raise _CannotError(f"the split sizes {tensor.name!r} are not constant")
+    return array
+
+
+def _split(emitter: Emitter, sizes: Sequence[int]) -> list[gs.Tensor]:
+    """A Split into `sizes`, then a Squeeze of each piece where the sequence had keepdims=0."""
+    node = emitter.site
+    data, axis = node.inputs[0], node.attrs.get("axis", 0)
+    unsized = len(node.inputs) == 1 or node.inputs[1].is_empty()
+    if len(sizes) == 1:
+        pieces = [emitter.emit("Identity", [data], data.dtype)]
+    else:
+        lengths = emitter.constant("sizes", np.array(sizes, np.int64))
+        pieces = [_piece(emitter, data, axis, index, size) for index, size in enumerate(sizes)]
+        emitter.emit_to("Split", [data, lengths], pieces, axis=axis)
+    if node.attrs.get("keepdims", 1) or not unsized:
+        return pieces
+    axes = emitter.constant("axes", np.array([axis], np.int64))
+    return [emitter.emit("Squeeze", [piece, axes], data.dtype) for piece in pieces]
+
+
+def _piece(emitter: Emitter, data: gs.Tensor, axis: int, index: int, size: int) -> gs.Variable:
+    shape = None if data.shape is None else list(data.shape)
+    if shape is not None:
+        shape[axis] = size
+    return gs.Variable(emitter.names.fresh(f"{emitter.site.name}/piece_{index}"), data.dtype, shape)
+
+
+def _concat(emitter: Emitter, pieces: Sequence[gs.Tensor]) -> None:
+    """Concat of the pieces in place of a ConcatFromSequence."""
+    axis, out = emitter.site.attrs["axis"], emitter.site.outputs[0]
+    if emitter.site.attrs.get("new_axis", 0):
+        axes = emitter.constant("axes", np.array([axis], np.int64))
+        pieces = [emitter.emit("Unsqueeze", [piece, axes], piece.dtype) for piece in pieces]
+    emitter.emit_to("Concat", pieces, [out], axis=axis)
