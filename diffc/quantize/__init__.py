@@ -1,0 +1,1 @@
+"""ModelOpt quantization: formats, where quantizers go, calibration, and checkpoints that keep the result."""

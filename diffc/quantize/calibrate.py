@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from diffc.errors import DiffcError, unknown
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers
 from diffc.quantize.formats import Format
+from diffc.quantize.state import usable_amax
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,10 +49,10 @@ def calibrate(
 ) -> None:
     """Quantize `pipe.<component>` in place: insert the quantizers of `fmt` and set their amax, in float32.
 
-    Prompt i starts from noise of its own generator, seeded with seed + i, so two runs on one machine agree bit
-    for bit and the batch size changes no noise. `call_args` goes to the pipeline's call (guidance, image size).
-    The pipeline's own progress bars are switched off. Raises DiffcError for empty or non-positive settings,
-    and when a quantizer ends without a finite, non-zero amax.
+    Prompt i starts from noise of its own generator, seeded with seed + i, so two runs on one machine agree
+    bit for bit and the batch size changes no noise. `call_args` goes to the pipeline's call (guidance, image
+    size). The pipeline's own progress bars are switched off. Raises DiffcError for empty or non-positive
+    settings, and when a quantizer ends without a finite, non-zero amax.
     """
     if not prompts:
         raise DiffcError("no prompts to calibrate with", mend="put at least one prompt into the prompts file")
@@ -137,28 +138,8 @@ def _run(
 
 
 def _finish(backbone: nn.Module) -> None:
-    """Check every enabled quantizer's amax and keep it in float32.
-
-    A channel of zeros gets amax 1: it quantizes to zeros with any scale, and a scale of 0 would make NaN.
-    """
-    import torch
-
+    """Check every enabled quantizer's amax and keep it in float32."""
     for name, quantizer in enabled_quantizers(backbone).items():
-        amax = getattr(quantizer, "_amax", None)
-        if amax is None:
-            raise _uncalibrated(name, "was never run")
-        if not torch.isfinite(amax).all():
-            raise _uncalibrated(name, "has an amax that is not finite")
-        if not amax.any():
-            raise _uncalibrated(name, "saw nothing but zeros")
-        del quantizer._amax  # a buffer keeps its dtype when it is assigned to
-        quantizer.amax = torch.where(amax > 0, amax.float(), 1.0)
-
-
-def _uncalibrated(name: str, what: str) -> DiffcError:
-    layer = name.rpartition(".")[0]
-    return DiffcError(
-        f"{name} {what} during calibration, so it has no scale",
-        mend=f"calibrate with more prompts or steps; or leave {layer} unquantized in the family's"
-        " ModelSpec.unquantized",
-    )
+        amax = usable_amax(name, getattr(quantizer, "_amax", None))
+        quantizer.reset_amax()  # assigning to a buffer would keep its dtype
+        quantizer.amax = amax

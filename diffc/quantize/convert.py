@@ -1,7 +1,7 @@
 """Puts ModelOpt's quantizers into a backbone: where a format wants them, and nowhere else.
 
-Only layers that own a weight matrix or kernel are converted. ModelOpt's own `replace_quant_module` also converts
-norms, whose inputs its presets then quantize by accident, and attention, where it replaces
+Only layers that own a weight matrix or kernel are converted. ModelOpt's own `replace_quant_module` also
+converts norms, whose inputs its presets then quantize by accident, and attention, where it replaces
 scaled_dot_product_attention by an autograd function that computes amax on every call and that torch.export
 cannot keep as one node.
 """
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def insert_quantizers(backbone: nn.Module, fmt: Format, unquantized: str) -> None:
     """Convert the layers of `backbone` in place and enable the quantizers of `fmt`, not yet calibrated.
 
-    `unquantized` is a regular expression; modules whose path it matches from the start stay as they are. Works
-    on real weights and under FakeTensorMode alike. A format without a preset leaves the backbone as it is.
+    `unquantized` is a regular expression; modules whose path it matches from the start stay as they are.
+    Works on real weights and under FakeTensorMode alike. A format without a preset changes nothing.
     Raises DiffcError when the backbone holds quantizers already, or when no layer is left for the format.
     """
     from modelopt.torch.quantization.conversion import set_quantizer_by_cfg
@@ -41,7 +41,7 @@ def insert_quantizers(backbone: nn.Module, fmt: Format, unquantized: str) -> Non
 
 
 def weighted_layers(backbone: nn.Module) -> list[str]:
-    """Paths of the modules that ModelOpt can quantize and that own a weight: linear layers and convolutions."""
+    """Paths of the modules with a weight that ModelOpt can quantize: linear layers and convolutions."""
     from modelopt.torch.quantization.nn import QuantLinearConvBase, QuantModuleRegistry
 
     layers = ((name, QuantModuleRegistry.get(type(module))) for name, module in backbone.named_modules())

@@ -17,9 +17,9 @@ PRESETS = "configs/ptq/presets/diffusers/"
 class Format:
     """A format as data: where its ModelOpt preset lies, what it needs, and its widths for tables.
 
-    `preset` is a path below ModelOpt's `modelopt_recipes`, None for a format that quantizes nothing. `min_sm` is
-    the lowest compute capability, major * 10 + minor. `weight_bits` and `input_bits` are those of a quantized
-    layer, None where they stay in the model's own type.
+    `preset` is a path below ModelOpt's `modelopt_recipes`, None for a format that quantizes nothing. `min_sm`
+    is the lowest compute capability, major * 10 + minor. `weight_bits` and `input_bits` are those of a
+    quantized layer, None where they stay in the model's own type.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Format:
         return None if self.weight_bits is None else self.weight_bits / 8
 
     def config(self) -> dict[str, Any]:
-        """ModelOpt's quantization config: `quant_cfg` (ordered list) and `algorithm`. A fresh dict each time."""
+        """ModelOpt's quantization config: `quant_cfg` (ordered list) and `algorithm`. A fresh dict."""
         if self.preset is None:
             return {"quant_cfg": [], "algorithm": None}
         from modelopt.torch.opt.config_loader import load_config

@@ -1,0 +1,148 @@
+"""What calibration found, kept in a folder without pickle: the settings and amax of every quantizer.
+
+The weights stay in the model's own files. The same checkpoint goes onto a backbone with real weights (to
+simulate the format in torch) and onto one under FakeTensorMode (to export it).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffc.errors import DiffcError
+from diffc.quantize import folder, modelopt_file
+from diffc.quantize.convert import convert_layers, enabled_quantizers, weighted_layers
+from diffc.quantize.fingerprint import backbone_config, config_hash
+from diffc.quantize.state import Amax, Settings, amax_tensor, attributes_of, settings_of, usable_amax
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_LIBRARIES = ("nvidia-modelopt", "torch", "diffusers")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The quantizers of one calibrated backbone.
+
+    `config` is that of the backbone (`fingerprint.backbone_config`). `settings` and `amax` are by the module
+    path of the quantizer. `source` is `fingerprint.hash_weights` of the weights that were calibrated, empty
+    when unknown. `calibration` records prompts, steps and seed.
+    """
+
+    family: str
+    format: str
+    config: Mapping[str, Any]
+    settings: Mapping[str, Settings]
+    amax: Mapping[str, Amax]
+    source: str = ""
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: nn.Module,
+        *,
+        family: str,
+        format: str,
+        source: str = "",
+        calibration: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
+        """The checkpoint of a calibrated backbone. Raises DiffcError when a quantizer has no usable amax."""
+        quantizers = enabled_quantizers(backbone)
+        amax = {name: usable_amax(name, getattr(q, "_amax", None)) for name, q in quantizers.items()}
+        return cls(
+            family,
+            format,
+            backbone_config(backbone),
+            {name: settings_of(q.get_modelopt_state()) for name, q in quantizers.items()},
+            {name: value.detach().cpu().numpy() for name, value in amax.items()},
+            source,
+            json.loads(json.dumps(calibration or {})),
+            {library: metadata.version(library) for library in _LIBRARIES},
+        )
+
+    @classmethod
+    def from_modelopt(cls, path: Path, backbone: nn.Module, *, family: str) -> Checkpoint:
+        """The checkpoint in a file of ModelOpt's `mto.save`, for the unquantized `backbone` (fake or real).
+
+        Quantizers that ModelOpt puts on norms by accident are left out. Raises DiffcError as
+        `diffc.quantize.modelopt_file.read` does.
+        """
+        format, settings, amax, version = modelopt_file.read(path, backbone)
+        return cls(
+            family, format, backbone_config(backbone), settings, amax, versions={"nvidia-modelopt": version}
+        )
+
+    @property
+    def config_hash(self) -> str:
+        """SHA-256 of the backbone's config."""
+        return config_hash(self.config)
+
+    def save(self, directory: Path) -> None:
+        """Write the folder, all of it or nothing; an earlier checkpoint of that name is replaced.
+
+        Equal checkpoints give equal bytes. Raises DiffcError when `directory` is something else, and when it
+        cannot be written.
+        """
+        record = {name: getattr(self, name) for name in _RECORDED} | {"config_sha256": self.config_hash}
+        folder.write(directory, record, self.amax)
+
+    @classmethod
+    def load(cls, directory: Path) -> Checkpoint:
+        """Read a folder that `save` wrote. Raises DiffcError when it is missing, damaged or too new."""
+        record, amax = folder.read(directory, _RECORDED)
+        return cls(amax=amax, **record)
+
+    def check(self, backbone: nn.Module, family: str, source: str = "") -> None:
+        """Raises DiffcError that says what differs when this checkpoint belongs to another model.
+
+        `source` is `fingerprint.hash_weights` of the model's files; an empty one is not compared.
+        """
+        mend = "give the checkpoint of this model, or calibrate it anew (leave --from-checkpoint out)"
+        if family != self.family:
+            raise DiffcError(
+                f"the checkpoint is of family {self.family!r}, the model is {family!r}", mend=mend
+            )
+        theirs = backbone_config(backbone)
+        differing = [
+            f"{key} is {self.config.get(key)!r} in the checkpoint and {theirs.get(key)!r} in the model"
+            for key in sorted(self.config.keys() | theirs.keys())
+            if self.config.get(key) != theirs.get(key)
+        ]
+        if differing:
+            raise DiffcError(
+                f"the checkpoint is of another {family} model: {'; '.join(differing)}", mend=mend
+            )
+        if source and self.source and source != self.source:
+            raise DiffcError("the checkpoint was calibrated on other weights of the same shape", mend=mend)
+
+    def apply(self, backbone: nn.Module, family: str) -> None:
+        """Insert these quantizers, calibrated, into an unquantized backbone, in place.
+
+        Under FakeTensorMode amax are fake buffers of the right shape; else they lie on the backbone's device.
+        Raises DiffcError when the backbone is another model or holds quantizers already.
+        """
+        from modelopt.torch.quantization.config import QuantizerAttributeConfig
+
+        self.check(backbone, family)
+        layers = {name.rpartition(".")[0] for name in self.settings}
+        if missing := sorted(layers - set(weighted_layers(backbone))):
+            raise DiffcError(
+                f"the checkpoint quantizes {missing[0]}, which this {type(backbone).__name__} does not have",
+                mend=f"calibrate again (it was made with {self.versions})",
+            )
+        convert_layers(backbone, [name for name in weighted_layers(backbone) if name in layers])
+        like = next(backbone.parameters())
+        for name, settings in self.settings.items():
+            quantizer: Any = backbone.get_submodule(name)
+            quantizer.set_from_attribute_config(QuantizerAttributeConfig(**attributes_of(settings)))
+            quantizer.amax = amax_tensor(self.amax[name], like)
+
+
+_RECORDED = tuple(f.name for f in fields(Checkpoint) if f.name != "amax")

@@ -1,0 +1,130 @@
+"""The folder of a checkpoint on disk: `quantizers.safetensors` and `checkpoint.json`, written atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from diffc.errors import DiffcError
+from diffc.quantize.state import Amax
+
+SCHEMA = 1
+RECORD, TENSORS = "checkpoint.json", "quantizers.safetensors"
+
+
+def write(directory: Path, record: Mapping[str, Any], amax: Mapping[str, Amax]) -> None:
+    """Write both files, or nothing; equal arguments give equal bytes. An earlier checkpoint is replaced.
+
+    Raises DiffcError when `directory` is something other than a checkpoint, and when it cannot be written.
+    """
+    if directory.exists() and not (directory / RECORD).is_file() and not _is_empty(directory):
+        raise DiffcError(
+            f"{directory} exists and is no checkpoint (it has no {RECORD}); it is left as it is",
+            mend="name another folder",
+        )
+    temporary = directory.with_name(f".{directory.name}-{uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        _fill(temporary, record, amax)
+        _replace(temporary, directory)
+    except OSError as error:
+        raise DiffcError(
+            f"cannot write the checkpoint {directory}: {error}", mend="free space, or name another folder"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fill(folder: Path, record: Mapping[str, Any], amax: Mapping[str, Amax]) -> None:
+    tensors = safetensors.numpy.save({f"{name}.amax": np.array(array) for name, array in amax.items()})
+    content = {**record, "schema": SCHEMA, "tensors_sha256": hashlib.sha256(tensors).hexdigest()}
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / TENSORS).write_bytes(tensors)
+    (folder / RECORD).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _is_empty(directory: Path) -> bool:
+    return directory.is_dir() and not any(directory.iterdir())
+
+
+def _replace(temporary: Path, directory: Path) -> None:
+    """Rename into place; Windows renames onto nothing only, so an old folder steps aside first."""
+    if not directory.exists():
+        temporary.rename(directory)
+        return
+    old = temporary.with_name(temporary.name + "-old")
+    directory.rename(old)
+    try:
+        temporary.rename(directory)
+    except OSError:
+        old.rename(directory)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read(directory: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Amax]]:
+    """The entries `names` of the record, and amax by quantizer path in the order of its "settings".
+
+    Raises DiffcError when the folder is no checkpoint, is damaged, or has another schema.
+    """
+    if not (directory / RECORD).is_file():
+        raise DiffcError(
+            f"no checkpoint at {directory}: expected a folder with {RECORD} and {TENSORS}",
+            mend="give the folder that a calibration wrote",
+        )
+    content = _read_record(directory)
+    try:
+        record = {name: content[name] for name in names}
+        amax = _read_amax(directory, content["tensors_sha256"], record["settings"])
+    except KeyError as error:
+        raise _damaged(directory, f"{RECORD} lacks {error}") from error
+    return record, amax
+
+
+def _read_record(directory: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(directory, f"{RECORD} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise _damaged(directory, f"{RECORD} is not a JSON object")
+    if content.get("schema") != SCHEMA:
+        found = content.get("schema")
+        raise DiffcError(
+            f"the checkpoint {directory} has schema {found}; this diffc reads schema {SCHEMA}",
+            mend="calibrate again, or use the diffc that wrote it",
+        )
+    return content
+
+
+def _read_amax(directory: Path, expected: str, settings: Mapping[str, Any]) -> dict[str, Amax]:
+    try:
+        content = (directory / TENSORS).read_bytes()
+    except OSError as error:
+        raise _damaged(directory, f"{TENSORS} cannot be read ({error})") from error
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise _damaged(directory, f"{TENSORS} is not the file that {RECORD} was written with")
+    try:
+        tensors = safetensors.numpy.load(content)
+    except safetensors.SafetensorError as error:
+        raise _damaged(directory, f"{TENSORS} is no safetensors file ({error})") from error
+    amax = {name.removesuffix(".amax"): array for name, array in tensors.items()}
+    if amax.keys() != settings.keys():
+        differing = sorted(amax.keys() ^ settings.keys())
+        raise _damaged(directory, f"{RECORD} and {TENSORS} disagree on {differing[0]}")
+    return {name: amax[name] for name in settings}
+
+
+def _damaged(directory: Path, what: str) -> DiffcError:
+    return DiffcError(
+        f"the checkpoint {directory} is damaged: {what}", mend="calibrate again, or copy it again"
+    )

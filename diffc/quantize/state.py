@@ -1,0 +1,86 @@
+"""One quantizer's state as plain values: what ModelOpt holds, what a checkpoint keeps, and the way back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffc.errors import DiffcError
+
+if TYPE_CHECKING:
+    import torch
+
+Amax = npt.NDArray[np.float32]
+"""The largest magnitude that a quantizer represents: shape [], or broadcasting against the weight."""
+
+Settings = Mapping[str, Any]
+"""Attributes of a quantizer as JSON values: num_bits, axis, block_sizes, type, unsigned, narrow_range."""
+
+
+def settings_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the arithmetic of a quantizer, from its ModelOpt state, as plain JSON values."""
+    chosen = {
+        "num_bits": state["_num_bits"],
+        "axis": state["_axis"],
+        "block_sizes": state["_block_sizes"],
+        "type": "dynamic" if state["_dynamic"] else "static",
+        "unsigned": state["_unsigned"],
+        "narrow_range": state["_narrow_range"],
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(chosen))
+    return plain
+
+
+def attributes_of(settings: Settings) -> dict[str, Any]:
+    """The inverse of `settings_of` for ModelOpt: lists become tuples, axes of blocks become numbers."""
+
+    def value(item: Any) -> Any:
+        return tuple(item) if isinstance(item, list) else item
+
+    attributes = {key: value(item) for key, item in settings.items()}
+    if blocks := settings["block_sizes"]:
+        attributes["block_sizes"] = {
+            int(key) if key.lstrip("-").isdigit() else key: value(item) for key, item in blocks.items()
+        }
+    return attributes
+
+
+def amax_tensor(array: Amax, like: torch.Tensor) -> torch.Tensor:
+    """`array` on the device of `like`; when that is fake, a fake tensor of its shape."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if isinstance(like, FakeTensor):
+        with like.fake_mode:
+            return torch.empty(array.shape, dtype=torch.float32, device=like.device)
+    return torch.from_numpy(array.copy()).to(like.device)
+
+
+def usable_amax(name: str, amax: torch.Tensor | None) -> torch.Tensor:
+    """`amax` of the quantizer `name` in float32, every element finite and above zero.
+
+    A channel of zeros gets amax 1: it quantizes to zeros with any scale, and a scale of 0 would make NaN.
+    Raises DiffcError when there is no amax, when one is not finite, and when all are zero.
+    """
+    import torch
+
+    if amax is None:
+        raise _uncalibrated(name, "was never run")
+    if not torch.isfinite(amax).all():
+        raise _uncalibrated(name, "has an amax that is not finite")
+    if not amax.any():
+        raise _uncalibrated(name, "saw nothing but zeros")
+    return torch.where(amax > 0, amax.float(), 1.0)
+
+
+def _uncalibrated(name: str, what: str) -> DiffcError:
+    layer = name.rpartition(".")[0]
+    return DiffcError(
+        f"{name} {what} during calibration, so it has no scale",
+        mend=f"calibrate with more prompts or steps; or leave {layer} unquantized in the family's"
+        " ModelSpec.unquantized",
+    )
