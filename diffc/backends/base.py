@@ -1,0 +1,139 @@
+"""What a compile can be for, as data: targets, compute capabilities, profiles, and what each type needs.
+
+Nothing heavy is imported here: the command line reads these tables before any work begins.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from diffc.errors import DiffcError, UnsupportedError, unknown
+
+KNOWN_SMS = (75, 80, 86, 89, 120, 121)
+"""Compute capabilities that the TensorRT-RTX 1.7 builder has names for (its `ComputeCapability`)."""
+
+FORMAT_MIN_SM: Mapping[str, int] = {"none": 75, "int8": 75, "fp8": 89}
+"""The oldest compute capability that a quantization format exists on."""
+
+# onnx.TensorProto element type -> what people call it, and the oldest SM whose kernels have it. Measured with
+# the TensorRT-RTX 1.7.1 builder: "Cannot compile for target(s) sm86, because the model contains HW-specific
+# datatypes: fp8_e4m3". The numbers are onnx.TensorProto's, so that reading this table does not import onnx.
+_TYPE_MIN_SM: Mapping[int, tuple[str, int]] = {
+    16: ("BFLOAT16", 80),
+    17: ("FP8 (FLOAT8E4M3FN)", 89),
+    24: ("MXFP8 scales (FLOAT8E8M0)", 89),
+    23: ("FP4 (FLOAT4E2M1)", 120),
+}
+_ANY = (KNOWN_SMS[0], "")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something to compile for: the module that builds or runs it, and the pip extra that brings the module.
+
+    `ahead_of_time`: built for named compute capabilities, on a machine without a GPU.
+    """
+
+    name: str
+    module: str
+    extra: str
+    is_engine: bool
+    ahead_of_time: bool
+
+    def require(self) -> None:
+        """Raise DiffcError when the module is not installed."""
+        if importlib.util.find_spec(self.module) is None:
+            raise DiffcError(
+                f"target {self.name!r} needs the Python module {self.module!r}, which is not installed",
+                mend=f'pip install "diffc[{self.extra}]"',
+            )
+
+
+TARGETS: Mapping[str, Target] = {
+    t.name: t
+    for t in (
+        Target("trt-rtx", "tensorrt_rtx", "rtx", is_engine=True, ahead_of_time=True),
+        Target("tensorrt", "tensorrt", "trt", is_engine=True, ahead_of_time=False),
+        Target("ort", "onnxruntime", "cpu", is_engine=False, ahead_of_time=False),
+    )
+}
+
+
+class ShapeRange(NamedTuple):
+    """The smallest, the most usual and the largest shape of one input."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A range of shapes, per input name, that an engine is built for."""
+
+    inputs: Mapping[str, ShapeRange]
+
+    @classmethod
+    def of(
+        cls,
+        minimum: Mapping[str, Sequence[int]],
+        optimum: Mapping[str, Sequence[int]],
+        maximum: Mapping[str, Sequence[int]],
+    ) -> Profile:
+        """The profile between three sets of shapes, as `ModelSpec.input_shapes` gives them.
+
+        Raises DiffcError when they do not name the same inputs.
+        """
+        if not minimum.keys() == optimum.keys() == maximum.keys():
+            raise DiffcError("minimum, optimum and maximum of a profile do not name the same inputs")
+        return cls({n: ShapeRange(tuple(minimum[n]), tuple(optimum[n]), tuple(maximum[n])) for n in minimum})
+
+
+def find_target(name: str) -> Target:
+    """The target of that name. Raises DiffcError that lists the known ones."""
+    if name not in TARGETS:
+        raise unknown("target", name, TARGETS)
+    return TARGETS[name]
+
+
+def parse_sm(text: str) -> int:
+    """A compute capability from "89", "sm89" or "8.9". Raises DiffcError that lists the known ones."""
+    digits = text.strip().lower().removeprefix("sm").removeprefix("_").replace(".", "")
+    if not digits.isascii() or not digits.isdigit() or int(digits) not in KNOWN_SMS:
+        raise unknown("compute capability", text, [str(sm) for sm in KNOWN_SMS])
+    return int(digits)
+
+
+def required_sm(element_types: Iterable[int]) -> tuple[int, str]:
+    """The oldest compute capability that has all these onnx.TensorProto types, and the type that decides it.
+
+    The name is empty when every known compute capability has them.
+    """
+    needs = [(sm, name) for t in element_types for name, sm in [_TYPE_MIN_SM.get(int(t), ("", _ANY[0]))]]
+    return max(needs, default=_ANY)
+
+
+def check_sms(model_types: Collection[int], sms: Iterable[int]) -> None:
+    """Raise UnsupportedError when one of `sms` lacks a type of the model, before anything is built."""
+    minimum, name = required_sm(model_types)
+    _check(f"the model holds {name}", minimum, sms)
+
+
+def check_format_sms(format_name: str, min_sm: int, sms: Iterable[int]) -> None:
+    """Raise UnsupportedError when one of `sms` cannot run a format that exists from `min_sm` on."""
+    _check(f"format {format_name!r} was asked for", min_sm, sms)
+
+
+def _check(why: str, minimum: int, sms: Iterable[int]) -> None:
+    old = sorted(sm for sm in set(sms) if sm < minimum)
+    if not old:
+        return
+    names = ", ".join(f"SM{sm}" for sm in old)
+    fit = ", ".join(name for name, sm in FORMAT_MIN_SM.items() if sm <= old[0])
+    raise UnsupportedError(
+        f"{why}, which needs SM{minimum} or newer, and {names} is older. Formats that run there: {fit}",
+        mend=f"leave out {' '.join(f'--sm {sm}' for sm in old)}, or choose another type or --format",
+    )

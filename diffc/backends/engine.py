@@ -1,0 +1,173 @@
+"""TensorRT and TensorRT-RTX engines: check what can be checked, then build in a process of its own.
+
+The builder is native code that can crash, fill the memory or print anywhere; none of it may reach the user's
+process or terminal. What it prints is `<engine>.log`; the parsed network is `<engine>.network.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffc.backends import engine_errors
+from diffc.backends.base import Profile, Target, check_sms, find_target
+from diffc.backends.engine_process import events, worker
+from diffc.backends.graph import element_types, graph_inputs, read
+from diffc.backends.profiles import check_profiles
+from diffc.errors import DiffcError, UnsupportedError
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with the name of a phase, its steps done, and its steps in all. Phases nest."""
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """What to build: `model` (.onnx, weights beside it) for `target` into the file `output`.
+
+    `sms` names compute capabilities for trt-rtx; tensorrt builds for the GPU of the machine and takes none.
+    """
+
+    target: str
+    model: Path
+    output: Path
+    sms: tuple[int, ...] = ()
+    profiles: tuple[Profile, ...] = ()
+    optimization_level: int | None = None
+    weight_streaming: bool = False
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """What was built: file, SHA-256, bytes; seconds and peak memory (bytes) of the builder; for which SMs.
+
+    `dumps` maps "network" (the parsed network, always) and "engine" (the inspector's account, only where a
+    GPU can load the engine) to files of JSON. `layers` counts the layers of the parsed network.
+    """
+
+    target: str
+    version: str
+    path: Path
+    sha256: str
+    nbytes: int
+    seconds: float
+    peak_rss: int | None
+    layers: int
+    sms: tuple[int, ...]
+    log: Path
+    dumps: Mapping[str, Path]
+
+
+def build_engine(request: EngineRequest, *, on_progress: OnProgress | None = None) -> EngineReport:
+    """Build one engine; the file appears under its name only when it is complete.
+
+    Raises DiffcError for a model, profile or compute capability that does not fit, for a missing wheel or
+    GPU, for what the parser or builder rejects, and for a builder that crashed or was killed.
+    """
+    target = find_target(request.target)
+    _check(target, request)
+    partial = request.output.with_name(request.output.name + ".partial")
+    log = request.output.with_suffix(".log")
+    try:
+        answer = _run_worker(_message(target, request, partial), log, on_progress or _ignore)
+        return _finish(request, answer, partial, log)
+    except KeyboardInterrupt:
+        log.unlink(missing_ok=True)
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check(target: Target, request: EngineRequest) -> None:
+    if not target.is_engine:
+        raise DiffcError(f"target {target.name!r} has no engine to build")
+    if target.ahead_of_time and not request.sms:
+        raise DiffcError(f"target {target.name!r} builds for named GPUs", mend="name them: --sm 89 --sm 120")
+    if not target.ahead_of_time and request.sms:
+        raise DiffcError(f"target {target.name!r} builds for this machine's GPU", mend="leave out --sm")
+    if not request.output.parent.is_dir():
+        raise DiffcError(f"no such folder: {request.output.parent}")
+    model = read(request.model)
+    check_sms(element_types(model), request.sms)
+    check_profiles(graph_inputs(model), request.profiles)
+    target.require()
+    if not target.ahead_of_time and not has_device():
+        raise UnsupportedError(
+            f"target {target.name!r} needs an NVIDIA GPU, and this machine has none",
+            mend="build there, or use --target trt-rtx, which needs no GPU",
+        )
+
+
+def has_device() -> bool:
+    """Whether this machine has an NVIDIA GPU and its driver."""
+    import pynvml  # type: ignore[import-untyped]
+
+    try:
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetCount()) > 0
+    except pynvml.NVMLError:
+        return False
+
+
+def _message(target: Target, request: EngineRequest, partial: Path) -> dict[str, Any]:
+    return {
+        "module": target.module,
+        "model": str(request.model.resolve()),
+        "partial": str(partial.resolve()),
+        "sms": sorted(set(request.sms)),
+        "profiles": [p.inputs for p in request.profiles],
+        "optimization_level": request.optimization_level,
+        "weight_streaming": request.weight_streaming,
+        "has_device": has_device(),
+    }
+
+
+def _run_worker(message: Mapping[str, Any], log: Path, on_progress: OnProgress) -> dict[str, Any]:
+    """The worker's "done" event, with "inspector" where there was one. Raises DiffcError instead."""
+    answer: dict[str, Any] | None = None
+    model = Path(message["model"])
+    with log.open("wb") as log_file, worker(log_file) as process:
+        for event in events(process, message):
+            if event["event"] == "progress":
+                on_progress(event["phase"], event["done"], event["total"])
+            elif event["event"] == "inspected" and answer is not None:
+                answer["inspector"] = event["layers"]
+            else:
+                answer = event
+        returncode = process.wait()
+    if answer is None:
+        raise engine_errors.crash_error(model, returncode, log)
+    if answer["event"] == "error":
+        if answer["kind"] == "parser":
+            raise engine_errors.parser_error(model, answer["faults"], log)
+        raise engine_errors.builder_error(model, answer["faults"], log)
+    return answer
+
+
+def _finish(request: EngineRequest, answer: Mapping[str, Any], partial: Path, log: Path) -> EngineReport:
+    accounts = {"network": answer["layers"], "engine": answer.get("inspector")}
+    dumps = {}
+    for kind, account in accounts.items():
+        if account is not None:
+            dumps[kind] = request.output.with_suffix(f".{kind}.json")
+            dumps[kind].write_text(json.dumps(account, indent=1) + "\n", encoding="utf-8")
+    partial.replace(request.output)  # last: who finds the engine finds the rest
+    return EngineReport(
+        target=request.target,
+        version=answer["version"],
+        path=request.output,
+        sha256=answer["sha256"],
+        nbytes=answer["nbytes"],
+        seconds=answer["seconds"],
+        peak_rss=answer["peak_rss"],
+        layers=len(answer["layers"]["layers"]),
+        sms=tuple(sorted(set(request.sms))),
+        log=log,
+        dumps=dumps,
+    )
+
+
+def _ignore(phase: str, done: int, total: int) -> None:
+    del phase, done, total

@@ -1,0 +1,97 @@
+"""From what TensorRT or the operating system says to an error that names the node and the mend."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffc.errors import DiffcError
+
+# Texts as TensorRT-RTX 1.7.1 writes them. The first that matches gives the mend.
+_MENDS = (
+    (r"Attention operation was not supported by a dedicated kernel",
+     "run the pass decompose-attention: this head size or element type has no attention kernel"),
+    (r"INormalizationLayer .*must have identical types",
+     "cast scale and bias of the normalization to the type of its input"),
+    (r"must have (the )?(same|identical)( input)? types",
+     "the network is strongly typed: put a Cast in front of the input of the other type"),
+    (r"HW-specific datatypes",
+     "leave out the compute capabilities that lack this type, or choose another --format"),
+    (r"Plugin not found|failed to load \w+ plugin",
+     "this operator is not one of TensorRT's: export standard ONNX operators (diffc opt lists the rewrites)"),
+    (r"only the quantization axis may be blocked",
+     "leave this layer unquantized: block quantization fits matrices, not convolution kernels"),
+    (r"Failed to import initializer",
+     "TensorRT cannot read this element type: quantize to INT8, INT4, FLOAT8E4M3FN or FLOAT4E2M1"),
+    (r"no optimization profile",
+     "give a profile with a minimum, optimum and maximum shape for each dynamic input"),
+    (r"softcap|hasSoftmaxPrecision|Attention nodes with one output",
+     "run the pass decompose-attention: TensorRT's Attention lacks this option"),
+    (r"UNSUPPORTED_NODE",
+     "run the passes of the target's preset (diffc opt): TensorRT has no such operator"),
+    (r"[Oo]ut of memory|bad_alloc|MemoryError|cudaErrorMemoryAllocation",
+     "free memory, or build where there is more: the builder holds the weights several times"),
+    (r"No space left",
+     "free some disk space"),
+)  # fmt: skip
+_NATIVE_NOISE = re.compile(r"cudaError 35|^\s*--- |^\s*$")  # said on every machine without a driver
+
+_CRASHES = {
+    "SIGKILL": ("was killed, most often because the machine ran out of memory",
+                "close other programs, or build on a machine with more memory"),
+    "SIGSEGV": ("crashed inside TensorRT (segmentation fault)", ""),
+    "SIGABRT": ("stopped inside TensorRT (abort)", ""),
+    "0xC0000005": ("crashed inside TensorRT (access violation)", ""),
+    "0xC0000017": ("ran out of memory", "close other programs, or build on a machine with more memory"),
+}  # fmt: skip
+_CRASH_MEND = "find the layer by building parts of the model; read the log, and report it with the model"
+
+
+def mend_for(text: str) -> str:
+    """What mends the fault that a text of TensorRT describes; empty when it is not a known one."""
+    return next((mend for pattern, mend in _MENDS if re.search(pattern, text)), "")
+
+
+def parser_error(model: Path, faults: Sequence[Mapping[str, Any]], log: Path) -> DiffcError:
+    """The error for a model that the parser rejects, node by node, in the parser's words."""
+    lines = [f"TensorRT's parser rejects {model}:"]
+    for fault in faults:
+        where = f"node {fault['node']!r} ({fault['op']})" if fault["op"] else "the graph"
+        lines.append(f"  {where}: [{fault['code']}] {_clean(fault['text'])}")
+    everything = " ".join(f"{f['code']} {f['text']}" for f in faults)
+    return DiffcError("\n".join(lines), mend=mend_for(everything) or f"read the log: {log}")
+
+
+def builder_error(model: Path, messages: Sequence[str], log: Path) -> DiffcError:
+    """The error for a network that parses and does not build, with what the builder logged as errors."""
+    said = [_clean(m) for m in messages if _clean(m)] or ["it gave no reason"]
+    what = "\n  ".join([f"TensorRT cannot build {model}:", *said])
+    return DiffcError(what, mend=mend_for(what) or f"read the log: {log}")
+
+
+def crash_error(model: Path, returncode: int, log: Path) -> DiffcError:
+    """The error for a builder process that ended without an answer. `returncode` is that of `subprocess`."""
+    code = _name_of(returncode)
+    how, mend = _CRASHES.get(code, ("ended without an answer", ""))
+    tail = "\n".join(f"  | {line}" for line in _tail(log))
+    what = f"the builder process for {model} {how} ({code}). Its log, {log}, ends with:\n{tail}"
+    return DiffcError(what, mend=mend or mend_for(tail) or _CRASH_MEND)
+
+
+def _name_of(returncode: int) -> str:
+    if returncode < 0:
+        return signal.Signals(-returncode).name
+    return f"0x{returncode:X}" if returncode > 0xFFFF else f"exit code {returncode}"
+
+
+def _tail(log: Path, lines: int = 8) -> list[str]:
+    text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
+    return text.splitlines()[-lines:] or ["(nothing)"]
+
+
+def _clean(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if not _NATIVE_NOISE.search(line)]
+    return " ".join(dict.fromkeys(lines))

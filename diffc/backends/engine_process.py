@@ -1,0 +1,69 @@
+"""Starting `engine_worker`, talking to it, and ending it, whatever happens on either side."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import diffc
+
+_POLL_SECONDS = 0.2  # between looks for Ctrl-C, which Windows does not deliver while a read blocks
+
+
+@contextlib.contextmanager
+def worker(log_file: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
+    """The worker process, ended whatever happens."""
+    root = str(Path(diffc.__file__).resolve().parents[1])
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    environment["PYTHONIOENCODING"] = "utf-8"
+    process = subprocess.Popen(
+        # -P: a file of the user's folder called onnx.py must not be imported
+        [sys.executable, "-P", "-m", "diffc.backends.engine_worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log_file,
+        env=environment,
+        encoding="utf-8",
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def events(process: subprocess.Popen[str], message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the worker says, in order, until it ends."""
+    lines: queue.Queue[str | None] = queue.Queue()
+    thread = threading.Thread(target=_pump, args=(process, json.dumps(message), lines), daemon=True)
+    thread.start()
+    while True:
+        try:
+            line = lines.get(timeout=_POLL_SECONDS)
+        except queue.Empty:
+            continue
+        if line is None:
+            return
+        with contextlib.suppress(ValueError):  # a worker killed in the middle of a line
+            yield json.loads(line)
+
+
+def _pump(process: subprocess.Popen[str], message: str, lines: queue.Queue[str | None]) -> None:
+    try:
+        if process.stdin and process.stdout:
+            # A worker that died at once has closed its end; its exit code will say why.
+            with contextlib.suppress(OSError), process.stdin:
+                process.stdin.write(message + "\n")
+            for line in process.stdout:
+                lines.put(line)
+    finally:
+        lines.put(None)

@@ -1,0 +1,207 @@
+"""The process that holds TensorRT: `python -m diffc.backends.engine_worker`, see `engine_process`.
+
+A request comes as JSON on stdin; events leave as JSON lines on stdout: "progress", then "done" or "error".
+What TensorRT itself prints goes to stderr, which is the log file. It writes the engine only under the
+partial name that it is given, and gives up when nobody reads its events any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from diffc.backends.network import describe
+
+Send = Callable[..., None]
+_CHUNK = 1 << 24
+
+
+class Rejected(Exception):
+    """The parser or the builder says no. `kind` is "parser" or "builder"."""
+
+    def __init__(self, kind: str, faults: list[Any]):
+        super().__init__(kind)
+        self.kind, self.faults = kind, faults
+
+
+def main() -> int:
+    """Serve one request. Returns 0 when the answer, good or bad, was sent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends this process
+    events = _own_stdout()
+    request = json.loads(sys.stdin.readline())
+
+    def send(event: str, **fields: Any) -> None:
+        events.write(json.dumps({"event": event, **fields}) + "\n")
+        events.flush()
+
+    partial = Path(request["partial"])
+    try:
+        build(request, send)
+    except Rejected as error:
+        partial.unlink(missing_ok=True)
+        send("error", kind=error.kind, faults=error.faults)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise  # the traceback goes to the log, whose end the parent shows
+    return 0
+
+
+def _own_stdout() -> TextIO:
+    """Keep stdout for events and point file descriptor 1 at the log, where native code prints."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return events
+
+
+def build(request: Mapping[str, Any], send: Send) -> None:
+    """Parse, build and write one engine, and send its report. Raises Rejected."""
+    trt = importlib.import_module(request["module"])
+    logger = _logger(trt)
+    started = time.perf_counter()
+    builder = trt.Builder(logger)
+    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(strongly_typed)
+    parser = trt.OnnxParser(network, logger)  # holds the weights: must live until the engine is built
+    _parse(parser, request["model"], send)
+    layers = describe(network)
+    config = _config(trt, builder, request)
+    config.progress_monitor = _monitor(trt, send)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise Rejected("builder", logger.errors)
+    digest = _write(memoryview(engine), Path(request["partial"]), send)
+    send(
+        "done",
+        sha256=digest,
+        nbytes=engine.nbytes,
+        seconds=time.perf_counter() - started,
+        peak_rss=peak_rss(),
+        version=trt.__version__,
+        layers=layers,
+    )
+    if request["has_device"]:  # after "done": whatever goes wrong in here, the engine is built
+        send("inspected", layers=_inspect(trt, logger, engine))
+
+
+def _parse(parser: Any, model: str, send: Send) -> None:
+    send("progress", phase="Parsing ONNX", done=0, total=1)
+    if not parser.parse_from_file(model):
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        raise Rejected("parser", [_fault(e) for e in errors])
+    send("progress", phase="Parsing ONNX", done=1, total=1)
+
+
+def _fault(error: Any) -> dict[str, str]:
+    where = {"node": error.node_name(), "op": error.node_operator()}
+    return {"code": error.code().name, "text": error.desc(), **where}
+
+
+def _config(trt: Any, builder: Any, request: Mapping[str, Any]) -> Any:
+    config = builder.create_builder_config()
+    # What the inspector tells depends on it. Measured with TensorRT-RTX: the engine is not a byte larger.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if request["sms"]:
+        config.num_compute_capabilities = len(request["sms"])
+        for index, sm in enumerate(request["sms"]):
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
+    if request["optimization_level"] is not None:
+        config.builder_optimization_level = request["optimization_level"]
+    if request["weight_streaming"]:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    for ranges in request["profiles"]:
+        profile = builder.create_optimization_profile()
+        for name, (smallest, usual, largest) in ranges.items():
+            profile.set_shape(name, smallest, usual, largest)
+        config.add_optimization_profile(profile)
+    return config
+
+
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the module is known only now
+        """Errors are kept for the answer; everything down to INFO goes to the log."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(message)
+            if severity <= trt.ILogger.INFO:
+                print(f"[{severity.name}] {message}", file=sys.stderr, flush=True)
+
+    return Logger()
+
+
+def _monitor(trt: Any, send: Send) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the module is known only now
+        """Forwards phases as events. A phase is known by its name; nested ones come between."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.totals: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            del parent
+            self.totals[phase] = steps
+            self._forward(phase, 0)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            return self._forward(phase, step + 1)
+
+        def phase_finish(self, phase: str) -> None:
+            self._forward(phase, self.totals[phase])
+
+        def _forward(self, phase: str, done: int) -> bool:
+            try:
+                send("progress", phase=phase, done=done, total=self.totals[phase])
+            except OSError:  # the parent is gone: answering False cancels the build
+                return False
+            return True
+
+    return Monitor()
+
+
+def _write(engine: memoryview, partial: Path, send: Send) -> str:
+    digest, total = hashlib.sha256(), engine.nbytes
+    with partial.open("wb") as file:
+        for start in range(0, total, _CHUNK):
+            chunk = engine[start : start + _CHUNK]
+            file.write(chunk)
+            digest.update(chunk)
+            send("progress", phase="Writing engine", done=start + chunk.nbytes, total=total)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _inspect(trt: Any, logger: Any, engine: Any) -> Any:
+    """The inspector's account of the engine, or None: only a machine whose GPU fits can load it."""
+    loaded = trt.Runtime(logger).deserialize_cuda_engine(engine)
+    if loaded is None:
+        return None
+    inspector = loaded.create_engine_inspector()
+    return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def peak_rss() -> int | None:
+    """The most memory in bytes that this process has held, where the system says (Linux, Windows)."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # not getrusage: its figure survives exec, so it would be that of the parent
+        line = next((x for x in status.read_text().splitlines() if x.startswith("VmHWM:")), "")
+        return int(line.split()[1]) * 1024 if line else None
+    import psutil  # type: ignore[import-untyped]  # the only way to ask Windows without ctypes
+
+    return getattr(psutil.Process().memory_info(), "peak_wset", None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
