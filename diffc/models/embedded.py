@@ -12,10 +12,14 @@ import json
 import os
 import shutil
 import sys
-import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from diffc.errors import DiffcError, unknown
 
@@ -68,11 +72,14 @@ def make(name: str, directory: Path) -> Path:
         raise DiffcError(
             f"{directory} exists and is not {name} as this diffc makes it", mend="remove it or name another"
         )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    temporary = directory.with_name(f".{directory.name}-{uuid.uuid4().hex[:8]}")
     try:
+        temporary.mkdir(parents=True)
         _write(name, temporary)
         _move(temporary, directory, name)
+    except (OSError, SafetensorError) as error:
+        mend = "free space, or give a place that can be written (DIFFC_CACHE sets the cache)"
+        raise DiffcError(f"cannot write {name} to {directory}: {error}", mend=mend) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory
@@ -112,9 +119,26 @@ def _write(name: str, directory: Path) -> None:
     """Build the pipeline into `directory`; the manifest, which says that it is complete, comes last."""
     from diffc.models.tiny import build
 
-    build(name).save_pretrained(directory, safe_serialization=True)
+    with _quiet():
+        build(name).save_pretrained(directory, safe_serialization=True)
     content = {"name": name, "recipe": recipe_key(), "files": _sizes(directory)}
     (directory / MANIFEST).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' warnings and a progress bar for every encoder of a megabyte."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _sizes(directory: Path) -> dict[str, int]:
@@ -129,7 +153,10 @@ def _holds(directory: Path, name: str) -> bool:
         content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(content == {"name": name, "recipe": recipe_key(), "files": _sizes(directory)})
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or (content["name"], content["recipe"]) != (name, recipe_key()):
+        return False
+    return files.items() <= _sizes(directory).items()
 
 
 def _move(temporary: Path, directory: Path, name: str) -> None:
@@ -138,8 +165,6 @@ def _move(temporary: Path, directory: Path, name: str) -> None:
         if directory.exists():
             directory.rmdir()  # empty, or it would have been refused; Windows renames onto nothing only
         temporary.rename(directory)
-    except OSError as error:
+    except OSError:
         if not _holds(directory, name):
-            raise DiffcError(
-                f"cannot write {directory}: {error}", mend="free the path, or set DIFFC_CACHE"
-            ) from error
+            raise

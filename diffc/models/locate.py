@@ -212,10 +212,13 @@ def _keys(path: Path) -> list[str]:
 def _expected_size(path: Path, actual: int) -> int:
     """Bytes that the file must have by its header: 8 for the length, the header, the last tensor's end.
 
-    https://huggingface.co/docs/safetensors/index#format. For a file too short to tell: the bytes needed so far.
+    https://huggingface.co/docs/safetensors/index#format. A file too short to tell: the bytes needed so far.
     """
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        start = file.read(8)
+        if start == b"version ":  # as a header's length: 2 exabytes
+            raise DiffcError(f"{path} is a Git LFS pointer, not the weights", mend="run `git lfs pull` there")
+        length = int.from_bytes(start, "little")
         if actual < 8:
             return 8
         if actual < 8 + length:

@@ -16,7 +16,7 @@ from diffc.models.tiny_text import (
     t5_encoder,
     t5_tokenizer,
 )
-from diffc.models.tiny_weights import seed_weights
+from diffc.models.tiny_weights import seed_weights, smooth_in_time
 
 HEAD = 64
 
@@ -89,7 +89,7 @@ def _sd3(name: str, config: dict[str, Any]) -> Any:
 
     transformer = diffusers.SD3Transformer2DModel(**config)
     return diffusers.StableDiffusion3Pipeline(
-        transformer=_seeded(transformer, f"{name}/transformer").to(torch.float16),
+        transformer=_backbone(transformer, f"{name}/transformer", torch.float16),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_vae(name, latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609),
         text_encoder=clip_encoder(f"{name}/text_encoder", projection=True),
@@ -108,7 +108,7 @@ def _flux(name: str) -> Any:
 
     transformer = diffusers.FluxTransformer2DModel(**FLUX)
     return diffusers.FluxPipeline(
-        transformer=_seeded(transformer, f"{name}/transformer").to(torch.bfloat16),
+        transformer=_backbone(transformer, f"{name}/transformer", torch.bfloat16),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=_vae(name, latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=clip_encoder(f"{name}/text_encoder", projection=False),
@@ -132,7 +132,7 @@ def _sdxl(name: str) -> Any:
     )
     unet = diffusers.UNet2DConditionModel(**SDXL)
     return diffusers.StableDiffusionXLPipeline(
-        unet=_seeded(unet, f"{name}/unet").to(torch.float16),
+        unet=_backbone(unet, f"{name}/unet", torch.float16),
         scheduler=scheduler,
         vae=_vae(name, latent_channels=4, scaling_factor=0.13025),
         text_encoder=clip_encoder(f"{name}/text_encoder", projection=False),
@@ -161,10 +161,18 @@ def _vae(name: str, *, latent_channels: int, scaling_factor: float, shift_factor
         sample_size=128,
         force_upcast=False,
     )
-    return _seeded(vae, f"{name}/vae")
+    seed_weights(vae, f"{name}/vae")
+    return vae.eval()
 
 
-def _seeded(module: Any, seed: str) -> Any:
-    """`module` with seeded weights, in evaluation mode."""
-    seed_weights(module, seed)
-    return module.eval()
+def _backbone(model: Any, seed: str, dtype: Any) -> Any:
+    """`model` with seeded weights of type `dtype`, smooth in time, in evaluation mode."""
+    import torch
+    from diffusers.models.embeddings import TimestepEmbedding
+
+    seed_weights(model, seed)
+    for name, part in model.named_modules():
+        if isinstance(part, TimestepEmbedding) and name != "add_embedding":  # that one takes text and sizes
+            smooth_in_time(part.linear_1.weight)
+    # Not model.to(): diffusers warns there of modules to keep in float32, of which these have none.
+    return torch.nn.Module.to(model, dtype).eval()

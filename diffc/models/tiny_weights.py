@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 SPREAD = 0.1  # of biases around 0 and norm scales around 1
+SMOOTH_FREQUENCY = 1e-3  # radians per step of the 1000 training steps
 
 
 def seed_weights(module: torch.nn.Module, seed: str) -> None:
@@ -36,6 +37,22 @@ def seed_weights(module: torch.nn.Module, seed: str) -> None:
                 generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
                 values = mean + std * generator.standard_normal(tuple(parameter.shape))
                 parameter.copy_(torch.from_numpy(values.astype(np.float32)))
+
+
+def smooth_in_time(weight: torch.nn.Parameter) -> None:
+    """Damp in place what reads a time embedding's fast sinusoids, [out, 2 * frequencies]; norm unchanged.
+
+    As in trained models, a time that is rounded (FLUX multiplies a bfloat16 guidance of 3.5 by 1000 and gets
+    3504) then changes the output by no more than other roundings do. The frequencies are 10000^(-i/n),
+    cosines first (diffusers.models.embeddings.get_timestep_embedding).
+    """
+    import torch
+
+    count = weight.shape[1] // 2
+    gain = np.minimum(1.0, SMOOTH_FREQUENCY / 10000.0 ** -(np.arange(count) / count))
+    gain /= np.sqrt(np.mean(gain**2))
+    with torch.no_grad():
+        weight.mul_(torch.from_numpy(np.tile(gain, 2).astype(np.float32)))
 
 
 def _distribution(part: torch.nn.Module, leaf: str, parameter: torch.nn.Parameter) -> tuple[float, float]:
