@@ -28,6 +28,7 @@ NAMES = (
     f"{WEIGHTS}.fp16.safetensors.index.json",
     f"{WEIGHTS}.fp16.safetensors",
 )
+MAX_HEADER = 100_000_000  # bytes, the format's own limit
 ACCEPTED = "a diffusers pipeline folder (model_index.json), a backbone folder (config.json, safetensors)"
 
 
@@ -221,6 +222,8 @@ def _expected_size(path: Path, actual: int) -> int:
         length = int.from_bytes(start, "little")
         if actual < 8:
             return 8
+        if length > MAX_HEADER:
+            raise DiffcError(f"{path} is not a safetensors file", mend="download the file again")
         if actual < 8 + length:
             return 8 + length
         text = file.read(length)
