@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from diffc.errors import DiffcError, UnsupportedError, unknown
+from diffc.quantize.formats import FORMATS
 
 KNOWN_SMS = (75, 80, 86, 89, 120, 121)
 """Compute capabilities that the TensorRT-RTX 1.7 builder has names for (its `ComputeCapability`)."""
-
-FORMAT_MIN_SM: Mapping[str, int] = {"none": 75, "int8": 75, "fp8": 89}
-"""The oldest compute capability that a quantization format exists on."""
 
 # onnx.TensorProto element type -> what people call it, and the oldest SM whose kernels have it. Measured with
 # the TensorRT-RTX 1.7.1 builder: "Cannot compile for target(s) sm86, because the model contains HW-specific
@@ -132,7 +130,7 @@ def _check(why: str, minimum: int, sms: Iterable[int]) -> None:
     if not old:
         return
     names = ", ".join(f"SM{sm}" for sm in old)
-    fit = ", ".join(name for name, sm in FORMAT_MIN_SM.items() if sm <= old[0])
+    fit = ", ".join(f.name for f in FORMATS.values() if f.min_sm <= old[0])
     raise UnsupportedError(
         f"{why}, which needs SM{minimum} or newer, and {names} is older. Formats that run there: {fit}",
         mend=f"leave out {' '.join(f'--sm {sm}' for sm in old)}, or choose another type or --format",
