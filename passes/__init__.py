@@ -1,6 +1,14 @@
 """Graph passes for diffusion backbones: ONNX in, ONNX out, without torch."""
 
-from passes import fold_constants, fold_weight_qdq, remove_unused, split_sequences
+from passes import (
+    decompose_attention,
+    fold_constants,
+    fold_weight_layout,
+    fold_weight_qdq,
+    remove_unused,
+    split_sequences,
+    widen_types,
+)
 from passes.base import Pass, PassCheckError, PassError, PassResult, Refusal, all_passes
 from passes.pipeline import Pipeline, PipelineResult
 
@@ -13,8 +21,11 @@ __all__ = [
     "PipelineResult",
     "Refusal",
     "all_passes",
+    "decompose_attention",
     "fold_constants",
+    "fold_weight_layout",
     "fold_weight_qdq",
     "remove_unused",
     "split_sequences",
+    "widen_types",
 ]

@@ -14,8 +14,22 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from passes.base import walk
+from passes.base import PassError, walk
 from passes.weights import Array, Recipe, RecipeValues, recipe_of
+
+# Floating-point types by the names that pass options use.
+FLOAT_TYPES = {
+    "float32": int(onnx.TensorProto.FLOAT),
+    "float16": int(onnx.TensorProto.FLOAT16),
+    "bfloat16": int(onnx.TensorProto.BFLOAT16),
+}
+
+
+def float_type(name: str) -> int:
+    """The onnx.TensorProto element type called `name`. Raises PassError that lists the known ones."""
+    if name not in FLOAT_TYPES:
+        raise PassError(f"unknown type {name!r}. Known: {', '.join(FLOAT_TYPES)}")
+    return FLOAT_TYPES[name]
 
 
 def array_of(tensor: gs.Tensor) -> Array | None:

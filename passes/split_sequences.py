@@ -20,14 +20,14 @@ class SplitSequences(Pass):
     """Replace sequences of tensors whose parts are known by the tensors themselves.
 
     1. SplitToSequence without sizes -> Split into pieces of one; with one size -> Split into pieces of
-       that size, the last one shorter; with a list of sizes -> Split with that list.
+       that size, the last one shorter; with a list of sizes, constant or not -> Split with that list.
        `keepdims=0` (only without sizes) adds a Squeeze to each piece.
     2. SequenceConstruct -> its inputs.
     3. SequenceAt with a constant index on 1 or 2 -> a wire to the piece; SequenceLength -> a constant.
     4. ConcatFromSequence on 1 or 2 -> Concat (with `new_axis=1` after an Unsqueeze of each piece).
 
-    Not when the index is not constant, the length of the split axis is unknown (and so the number of
-    pieces), the sizes are not constant, or another operator reads the sequence: then all nodes on that
+    Not when the index is not constant, the number of pieces is unknown (a dynamic axis in equal pieces, a
+    list of sizes of unknown length), or another operator reads the sequence: then all nodes on that
     sequence stay, and a refusal says why.
     """
 
@@ -64,8 +64,9 @@ class _Work:
 
     def visit(self, node: gs.Node) -> None:
         try:
-            sizes = _sizes(node) if node.op == "SplitToSequence" else [1] * len(node.inputs)
-            plan = [(user, _plan(user, len(sizes))) for user in self._users(node)]
+            sizes = _sizes(node) if node.op == "SplitToSequence" else []
+            count = len(sizes) or len(node.inputs)
+            plan = [(user, _plan(user, count)) for user in self._users(node)]
         except _CannotError as reason:
             self.refusals.append(Refusal(node.name, str(reason)))
             return
@@ -106,9 +107,7 @@ def _plan(user: gs.Node, count: int) -> int:
         return 0
     if user.op != "SequenceAt":
         raise _CannotError(f"{user.op} node {user.name!r} reads the sequence")
-    index = array_of(user.inputs[1])
-    if index is None:
-        index = _constant_node(user.inputs[1])
+    index = _constant(user.inputs[1])
     if index is None:
         raise _CannotError(f"the index of SequenceAt node {user.name!r} is not constant")
     position = int(index.reshape(()))
@@ -117,56 +116,59 @@ def _plan(user: gs.Node, count: int) -> int:
     return position
 
 
-def _constant_node(tensor: gs.Tensor) -> Array | None:
-    """The value of a tensor that a Constant node makes."""
+def _constant(tensor: gs.Tensor) -> Array | None:
+    """The values of an inline constant or of a tensor that a Constant node makes."""
     node = producer(tensor)
     if node is None or node.op != "Constant":
-        return None
+        return array_of(tensor)
     if "value_int" in node.attrs:
         return np.array(node.attrs["value_int"])
     return array_of(node.attrs["value"]) if "value" in node.attrs else None
 
 
-def _sizes(node: gs.Node) -> list[int]:
-    """The lengths of the pieces of a SplitToSequence. Raises _CannotError."""
+def _sizes(node: gs.Node) -> list[int | None]:
+    """The lengths of the pieces of a SplitToSequence, None where only run time knows. Raises _CannotError."""
     data, axis = node.inputs[0], node.attrs.get("axis", 0)
-    length = data.shape[axis] if data.shape is not None else None
-    sized = len(node.inputs) > 1 and not node.inputs[1].is_empty()
-    sizes = _split_argument(node.inputs[1]) if sized else np.array(1)
+    sizes = np.array(1) if _is_unsized(node) else _constant(node.inputs[1])
+    if sizes is None:
+        return [None] * _length(node.inputs[1])
     if sizes.ndim == 1:
         return [int(size) for size in sizes]
+    length = data.shape[axis] if data.shape is not None else None
     if not isinstance(length, (int, np.integer)):
         raise _CannotError(f"the length of axis {axis} of {data.name!r} is not known")
     step = int(sizes)
     return [min(step, int(length) - start) for start in range(0, int(length), step)]
 
 
-def _split_argument(tensor: gs.Tensor) -> Array:
-    array = array_of(tensor)
-    array = _constant_node(tensor) if array is None else array
-    if array is None:
-        raise _CannotError(f"the split sizes {tensor.name!r} are not constant")
-    return array
+def _is_unsized(node: gs.Node) -> bool:
+    return len(node.inputs) == 1 or bool(node.inputs[1].is_empty())
 
 
-def _split(emitter: Emitter, sizes: Sequence[int]) -> list[gs.Tensor]:
+def _length(sizes: gs.Tensor) -> int:
+    """How many sizes a list holds that is computed at run time. Raises _CannotError."""
+    if sizes.shape is None or len(sizes.shape) != 1 or not isinstance(sizes.shape[0], (int, np.integer)):
+        raise _CannotError(f"the number of split sizes {sizes.name!r} is not known")
+    return int(sizes.shape[0])
+
+
+def _split(emitter: Emitter, sizes: Sequence[int | None]) -> list[gs.Tensor]:
     """A Split into `sizes`, then a Squeeze of each piece where the sequence had keepdims=0."""
     node = emitter.site
     data, axis = node.inputs[0], node.attrs.get("axis", 0)
-    unsized = len(node.inputs) == 1 or node.inputs[1].is_empty()
     if len(sizes) == 1:
         pieces = [emitter.emit("Identity", [data], data.dtype)]
     else:
-        lengths = emitter.constant("sizes", np.array(sizes, np.int64))
+        lengths = node.inputs[1] if None in sizes else emitter.constant("sizes", np.array(sizes, np.int64))
         pieces = [_piece(emitter, data, axis, index, size) for index, size in enumerate(sizes)]
         emitter.emit_to("Split", [data, lengths], pieces, axis=axis)
-    if node.attrs.get("keepdims", 1) or not unsized:
+    if node.attrs.get("keepdims", 1) or not _is_unsized(node):
         return pieces
     axes = emitter.constant("axes", np.array([axis], np.int64))
     return [emitter.emit("Squeeze", [piece, axes], data.dtype) for piece in pieces]
 
 
-def _piece(emitter: Emitter, data: gs.Tensor, axis: int, index: int, size: int) -> gs.Variable:
+def _piece(emitter: Emitter, data: gs.Tensor, axis: int, index: int, size: int | None) -> gs.Variable:
     shape = None if data.shape is None else list(data.shape)
     if shape is not None:
         shape[axis] = size
