@@ -188,17 +188,9 @@ def test_polygraphy_reads_the_saved_inputs_and_outputs(tmp_path):
 
 def _polygraphy(folder: Path, outputs: np.ndarray) -> int:
     save_outputs({"y": outputs}, "torch", folder / "outputs.json")
-    command = [
-        sys.executable,
-        "-m",
-        "polygraphy",
-        "run",
-        "m.onnx",
-        "--onnxrt",
-        "--load-inputs",
-        "inputs.json",
-    ]
-    command += ["--load-outputs", "outputs.json"]
+    program = "import sys; from polygraphy.tools import main; sys.exit(main())"
+    options = ["--onnxrt", "--load-inputs", "inputs.json", "--load-outputs", "outputs.json"]
+    command = [sys.executable, "-c", program, "run", "m.onnx", *options]
     return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
 
 

@@ -1,4 +1,4 @@
-"""The ONNX Runtime session: real models, every element type that a feed or a result can have, and its refusals."""
+"""The ONNX Runtime session: real models, every element type of a feed or a result, and what it refuses."""
 
 from __future__ import annotations
 
@@ -118,10 +118,10 @@ def test_a_model_file_with_its_weights_beside_it(tmp_path: Path):
         session.run({"x": x})
     data = tmp_path / "m.onnx_data"
     data.write_bytes(data.read_bytes()[:-100])
-    with pytest.raises(DiffcError, match="m.onnx_data is cut off"):
+    with pytest.raises(DiffcError, match=r"m.onnx_data is cut off"):
         OrtSession(path)
     data.unlink()
-    with pytest.raises(DiffcError, match="m.onnx_data is missing"):
+    with pytest.raises(DiffcError, match=r"m.onnx_data is missing"):
         OrtSession(path)
 
 
@@ -163,7 +163,7 @@ def test_the_provider_that_is_asked_for_or_none():
 
 def test_a_model_that_onnx_runtime_rejects_and_one_that_fails_in_the_run():
     bad = make([helper.make_node("NoSuchOp", ["x"], ["y"])], *[[value(n, 1, [2])] for n in "xy"])
-    with pytest.raises(DiffcError, match="rejects the model.*NoSuchOp"):
+    with pytest.raises(DiffcError, match=r"rejects the model.*NoSuchOp"):
         OrtSession(bad.SerializeToString())
     dims = [[value("x", 1, ["a"])], [value("y", 1, [2, "c"])]]
     shape = numpy_helper.from_array(np.array([2, -1]), "shape")

@@ -132,6 +132,6 @@ def _check(why: str, minimum: int, sms: Iterable[int]) -> None:
     names = ", ".join(f"SM{sm}" for sm in old)
     fit = ", ".join(f.name for f in FORMATS.values() if f.min_sm <= old[0])
     raise UnsupportedError(
-        f"{why}, which needs SM{minimum} or newer, and {names} is older. Formats that run there: {fit}",
+        f"{why}, which needs SM{minimum} or newer; too old: {names}. Formats that run there: {fit}",
         mend=f"leave out {' '.join(f'--sm {sm}' for sm in old)}, or choose another type or --format",
     )

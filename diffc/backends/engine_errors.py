@@ -82,7 +82,7 @@ def crash_error(model: Path, returncode: int, log: Path) -> DiffcError:
 
 
 def _name_of(returncode: int) -> str:
-    if returncode < 0:
+    if -returncode in list(signal.Signals):  # subprocess gives a signal as a negative number
         return signal.Signals(-returncode).name
     return f"0x{returncode:X}" if returncode > 0xFFFF else f"exit code {returncode}"
 

@@ -100,8 +100,8 @@ def _parse(parser: Any, model: str, send: Send) -> None:
 
 
 def _fault(error: Any) -> dict[str, str]:
-    where = {"node": error.node_name(), "op": error.node_operator()}
-    return {"code": error.code().name, "text": error.desc(), **where}
+    name = error.node_name() or f"number {error.node()}"
+    return {"code": error.code().name, "text": error.desc(), "node": name, "op": error.node_operator()}
 
 
 def _config(trt: Any, builder: Any, request: Mapping[str, Any]) -> Any:

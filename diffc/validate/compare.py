@@ -164,7 +164,7 @@ def _write(path: Path, text: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Polygraphy logs every comparison to stdout, and takes the mean of NaN for it; our report says it better."""
+    """Without what Polygraphy logs to stdout, and what numpy warns of when it takes means of NaN for that."""
     from polygraphy.logger import G_LOGGER
 
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), warnings.catch_warnings():
