@@ -151,21 +151,36 @@ def _cast(inputs: dict[str, Any], dtype: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_layer_shows_in_the_output(name: str, folders: dict[str, Path]) -> None:
-    """A weight whose loss could not be seen would hide a wrong graph."""
+    """A matrix whose loss stays below the tolerance of 16-bit types would hide a wrong graph.
+
+    Of the UNet's 200 matrices every fifth is tried, for time.
+    """
     import torch
 
     model = load_backbone(name, folders[name])
-    inputs = backbone_inputs(EMBEDDED[name].family, seed=12)
+    inputs = _first_sample(backbone_inputs(EMBEDDED[name].family, seed=12))
     with torch.no_grad():
         full = model(**inputs).sample
-        for key, parameter in model.named_parameters():
-            if parameter.ndim < 2 or (EMBEDDED[name].family == "sd3" and key == SD3_UNUSED):
+        matrices = [(key, p) for key, p in model.named_parameters() if p.ndim > 1]
+        for key, parameter in matrices[:: 5 if name == "tiny-sdxl" else 1]:
+            if EMBEDDED[name].family == "sd3" and key == SD3_UNUSED:
                 continue
             kept = parameter.detach().clone()
             parameter.zero_()
             changed = (model(**inputs).sample - full).norm() / full.norm()
             parameter.copy_(kept)
-            assert changed > 1e-2, key
+            assert changed > 2e-2, key
+
+
+def _first_sample(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        k: _first_sample(v)
+        if isinstance(v, dict)
+        else v
+        if k.endswith("_ids") and v.ndim < 3 and k != "time_ids"
+        else v[:1]
+        for k, v in inputs.items()
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
