@@ -153,7 +153,7 @@ def _cast(inputs: dict[str, Any], dtype: Any) -> dict[str, Any]:
 def test_every_layer_shows_in_the_output(name: str, folders: dict[str, Path]) -> None:
     """A matrix whose loss stays below the tolerance of 16-bit types would hide a wrong graph.
 
-    Of the UNet's 200 matrices every fifth is tried, for time.
+    Of the UNet's 174 matrices every fifth is tried, for time.
     """
     import torch
 
