@@ -81,16 +81,15 @@ class _Work:
         return [node for node in tensor.outputs if id(node) not in self.dead]
 
     def _fold(self, weight: gs.Constant, scales: Sequence[gs.Node], movers: Sequence[gs.Node]) -> None:
-        moved = [*(node.outputs[0] for node in scales), *(node.outputs[0] for node in movers)]
-        if any(id(tensor) in self.outputs for tensor in moved):
-            raise _CannotError("it is a graph output")
         recipe = _recipe(weight)
         layouts = [_layout(node, recipe.shape) for node in movers]
         if any(layout != layouts[0] for layout in layouts):
             raise _CannotError("its readers want different layouts, and it would be stored twice")
+        if any(id(node.outputs[0]) in self.outputs for node in (*scales, *movers)):
+            raise _CannotError("the moved tensor is a graph output")
         op, argument = layouts[0]
-        if op == "cast" and (scales or bits_of(argument) > bits_of(recipe.dtype)):
-            raise _CannotError("a Cast here would change its rounding or store more bytes")
+        if op == "cast" and not scales and bits_of(argument) > bits_of(recipe.dtype):
+            raise _CannotError("the Cast widens it, and it would be stored in more bytes")
         new = getattr(recipe, op)(argument) if op != "identity" else recipe
         axes = [_moved_axis(node, op, argument, recipe.shape) for node in scales]
         for node, axis in zip(scales, axes, strict=True):
