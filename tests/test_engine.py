@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,87 +13,31 @@ import numpy as np
 import onnx
 import psutil
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-
-from diffc.backends.base import (
-    KNOWN_SMS,
-    Profile,
-    check_format_sms,
-    check_sms,
-    find_target,
-    parse_sm,
-    required_sm,
+from networks import (
+    FP8,
+    FP16,
+    FP32,
+    INT8,
+    attention,
+    build,
+    left_behind,
+    make,
+    mixed_types,
+    network,
+    profile,
+    request,
+    value,
 )
-from diffc.backends.engine import EngineReport, EngineRequest, build_engine
-from diffc.backends.engine_errors import crash_error
-from diffc.backends.graph import element_types
-from diffc.errors import DiffcError, UnsupportedError
+from onnx import helper, numpy_helper
 
-value = helper.make_tensor_value_info
-FP16, FP32, FP8, INT8 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.FLOAT8E4M3FN, TensorProto.INT8
+from diffc.backends.base import Profile
+from diffc.backends.engine import EngineRequest, build_engine
+from diffc.errors import DiffcError
 
 
 @pytest.fixture
 def rtx() -> None:
     pytest.importorskip("tensorrt_rtx")
-
-
-def make(nodes, inputs, outputs, weights=()) -> onnx.ModelProto:
-    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
-
-
-def network(kind: int = FP16, size: int = 256, seed: int = 0, dtype: int = FP16) -> onnx.ModelProto:
-    """Two linear layers of size x size. `kind` is the type of their weights, quantized when it is 8-bit."""
-    rng = np.random.default_rng(seed)
-    np_dtype = helper.tensor_dtype_to_np_dtype(dtype)
-    nodes, weights, x = [], [], "x"
-    for i in range(2):
-        w = rng.standard_normal((size, size))
-        w_name = f"w{i}"
-        if kind in (FP8, INT8):
-            scale = np.abs(w).max() / (448 if kind == FP8 else 127)
-            q = (
-                (w / scale).astype(helper.tensor_dtype_to_np_dtype(kind))
-                if kind == FP8
-                else np.rint(w / scale)
-            )
-            w = q.astype(np.int8) if kind == INT8 else q
-            weights += [numpy_helper.from_array(np.array(scale, np_dtype), f"s{i}")]
-            pair = (f"linear{i}/input_quantizer", f"linear{i}/weight_quantizer")
-            nodes += [
-                helper.make_node("QuantizeLinear", [x, f"s{i}"], [f"q{i}"], pair[0], output_dtype=kind),
-                helper.make_node("DequantizeLinear", [f"q{i}", f"s{i}"], [f"d{i}"], pair[0] + "_dq"),
-                helper.make_node("DequantizeLinear", [f"w{i}", f"s{i}"], [f"wd{i}"], pair[1]),
-            ]
-            x, w_name = f"d{i}", f"wd{i}"
-        else:
-            w = w.astype(np_dtype)
-        weights.append(numpy_helper.from_array(w, f"w{i}"))
-        nodes.append(helper.make_node("MatMul", [x, w_name], [f"m{i}"], f"linear{i}"))
-        nodes.append(helper.make_node("Relu", [f"m{i}"], [f"r{i}"], f"act{i}"))
-        x = f"r{i}"
-    return make(nodes, [value("x", dtype, ["b", size])], [value(x, dtype, ["b", size])], weights)
-
-
-def profile(size: int = 256, name: str = "x", low: int = 1, high: int = 4) -> Profile:
-    return Profile.of({name: (low, size)}, {name: (2, size)}, {name: (high, size)})
-
-
-def request(folder: Path, model: onnx.ModelProto, sms=(89,), profiles=None, **options) -> EngineRequest:
-    path = folder / "model.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="model.onnx_data", size_threshold=1024)
-    profiles = (profile(),) if profiles is None else profiles
-    return EngineRequest("trt-rtx", path, folder / "m.engine", tuple(sms), profiles, **options)
-
-
-def build(folder: Path, model: onnx.ModelProto, sms=(89,), **options) -> EngineReport:
-    folder.mkdir(exist_ok=True)
-    return build_engine(request(folder, model, sms, **options))
-
-
-def left_behind(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir()} - {"model.onnx", "model.onnx_data"}
 
 
 @pytest.mark.usefixtures("rtx")
@@ -160,22 +103,6 @@ class TestBuild:
             build(tmp_path, mixed_types(), profiles=(profile(64),))
         assert (tmp_path / "m.engine").read_bytes() == old
         assert build(tmp_path, network(seed=2)).path.read_bytes() != old
-
-
-def mixed_types() -> onnx.ModelProto:
-    nodes = [
-        helper.make_node("Cast", ["x"], ["c"], "block.0/cast", to=FP32),
-        helper.make_node("Add", ["x", "c"], ["y"], "block.0/add"),
-    ]
-    return make(nodes, [value("x", FP16, ["b", 64])], [value("y", FP32, ["b", 64])])
-
-
-def attention(same: bool, dtype: int) -> onnx.ModelProto:
-    names = ["x"] * 3 if same else ["x", "k", "v"]
-    inputs = [value(n, dtype, [2, 2, 16, 64]) for n in dict.fromkeys(names)]
-    return make(
-        [helper.make_node("Attention", names, ["y"], "attn")], inputs, [value("y", dtype, [2, 2, 16, 64])]
-    )
 
 
 @pytest.mark.usefixtures("rtx")
@@ -362,98 +289,3 @@ class TestRefusedBeforeTheBuild:
         asked = request(tmp_path, network())
         other = EngineRequest("trt-rtx", asked.model, tmp_path / "no" / "m.engine", (89,), asked.profiles)
         assert "no such folder" in self.refused(tmp_path, other)
-
-
-def test_compute_capabilities_are_parsed():
-    assert [parse_sm(t) for t in ("89", "sm89", "SM120", "8.9", "12.1", "sm_75")] == [
-        89,
-        89,
-        120,
-        89,
-        121,
-        75,
-    ]
-    for text in ("90", "sm", "", "8.99", "-89", "²", "compute"):
-        with pytest.raises(DiffcError, match="Known: 75, 80, 86, 89, 120, 121"):
-            parse_sm(text)
-
-
-@pytest.mark.usefixtures("rtx")
-def test_the_builder_knows_these_compute_capabilities():
-    import tensorrt_rtx
-
-    names = [n for n in tensorrt_rtx.ComputeCapability.__members__ if n.startswith("SM")]
-    assert sorted(int(n.removeprefix("SM")) for n in names) == list(KNOWN_SMS)
-
-
-def test_types_decide_the_oldest_compute_capability():
-    assert required_sm(set()) == (75, "")
-    assert required_sm({FP16, FP32, INT8, TensorProto.INT4}) == (75, "")
-    assert required_sm({FP16, TensorProto.BFLOAT16}) == (80, "BFLOAT16")
-    assert required_sm({TensorProto.BFLOAT16, FP8}) == (89, "FP8 (FLOAT8E4M3FN)")
-    assert required_sm({TensorProto.FLOAT8E8M0}) == (89, "MXFP8 scales (FLOAT8E8M0)")
-    assert required_sm({FP8, TensorProto.FLOAT4E2M1}) == (120, "FP4 (FLOAT4E2M1)")
-    check_sms({FP8}, (89, 120))
-    with pytest.raises(UnsupportedError, match=r"FP4.*SM120 or newer; too old: SM86, SM89.*none, int8\n"):
-        check_sms({TensorProto.FLOAT4E2M1}, (120, 89, 86))
-
-
-@pytest.mark.usefixtures("rtx")
-@pytest.mark.parametrize("sm", [75, 80])
-def test_the_builder_agrees_about_bfloat16(tmp_path, sm):
-    """The table's rows are the builder's: without our check, it refuses the same."""
-    model = network(TensorProto.BFLOAT16, dtype=TensorProto.BFLOAT16)
-    if sm == 80:
-        assert build(tmp_path, model, (80,)).nbytes > 2 * 256 * 256 * 2
-        return
-    with pytest.raises(UnsupportedError, match="BFLOAT16"):
-        build(tmp_path, model, (75,))
-
-
-def test_a_format_is_checked_before_the_calibration():
-    check_format_sms("fp8", 89, (89, 120))
-    with pytest.raises(UnsupportedError, match=r"format 'fp8' was asked for.*SM75, SM86.*none, int8"):
-        check_format_sms("fp8", 89, (86, 75))
-
-
-def test_element_types_are_found_wherever_they_hide():
-    assert element_types(network(INT8)) == {FP16, INT8}
-    assert FP8 in element_types(network(FP8))
-    ends = [value("x", FP16, ["b", 64])], [value("y", FP16, ["b", 64])]
-    typed = helper.make_node("TRT_FP4DynamicQuantize", ["x"], ["y", "s"], domain="trt")
-    assert element_types(make([typed], *ends)) == {FP16, TensorProto.FLOAT4E2M1}
-    branch = helper.make_graph(
-        [helper.make_node("Cast", ["x"], ["c"], to=FP8), helper.make_node("Cast", ["c"], ["z"], to=FP16)],
-        "branch", [], [value("z", FP16, None)],
-    )  # fmt: skip
-    choice = helper.make_node("If", ["f"], ["y"], then_branch=branch, else_branch=branch)
-    flag = value("f", TensorProto.BOOL, [])
-    assert element_types(make([choice], [*ends[0], flag], ends[1])) == {FP16, FP8, TensorProto.BOOL}
-
-
-def test_a_missing_module_names_the_extra():
-    from dataclasses import replace
-
-    absent = replace(find_target("trt-rtx"), module="no_such_module")
-    with pytest.raises(DiffcError, match=r'pip install "diffc\[rtx\]"'):
-        absent.require()
-
-
-@pytest.mark.parametrize(
-    ("returncode", "message"),
-    [
-        (-int(signal.SIGABRT), "SIGABRT"),
-        (0xC0000005, "access violation"),
-        (1, "exit code 1"),
-        (0, "exit code 0"),
-    ],
-)
-def test_other_ends_of_the_builder(tmp_path, returncode, message):
-    log = tmp_path / "m.log"
-    log.write_text("first\n" + "later\n" * 20 + "OSError: [Errno 28] No space left on device\n")
-    text = str(crash_error(Path("m.onnx"), returncode, log))
-    assert message in text
-    assert "No space left" in text
-    assert "first" not in text
-    if returncode == 1:
-        assert "Mend: free some disk space" in text

@@ -7,6 +7,7 @@ process or terminal. What it prints is `<engine>.log`; the parsed network is `<e
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,11 @@ def build_engine(request: EngineRequest, *, on_progress: OnProgress | None = Non
     _check(target, request)
     partial = request.output.with_name(request.output.name + ".partial")
     log = request.output.with_suffix(".log")
+    message = _message(target, request, partial)
     try:
-        answer = _run_worker(_message(target, request, partial), log, on_progress or _ignore)
-        return _finish(request, answer, partial, log)
+        with log.open("wb") as log_file, worker(log_file) as process:
+            answer = _listen(process, message, log, on_progress or _ignore)
+            return _finish(request, answer, partial, log)
     except KeyboardInterrupt:
         log.unlink(missing_ok=True)
         raise
@@ -124,25 +127,24 @@ def _message(target: Target, request: EngineRequest, partial: Path) -> dict[str,
     }
 
 
-def _run_worker(message: Mapping[str, Any], log: Path, on_progress: OnProgress) -> dict[str, Any]:
+def _listen(
+    process: subprocess.Popen[str], message: Mapping[str, Any], log: Path, on_progress: OnProgress
+) -> dict[str, Any]:
     """The worker's "done" event, with "inspector" where there was one. Raises DiffcError instead."""
-    answer: dict[str, Any] | None = None
-    model = Path(message["model"])
-    with log.open("wb") as log_file, worker(log_file) as process:
-        for event in events(process, message):
-            if event["event"] == "progress":
-                on_progress(event["phase"], event["done"], event["total"])
-            elif event["event"] == "inspected" and answer is not None:
-                answer["inspector"] = event["layers"]
-            else:
-                answer = event
-        returncode = process.wait()
+    model, answer = Path(message["model"]), None
+    for event in events(process, message):
+        if event["event"] == "progress":
+            on_progress(event["phase"], event["done"], event["total"])
+        elif event["event"] == "done":
+            answer = event
+        elif event["event"] == "inspected" and answer is not None:
+            return answer | {"inspector": event["layers"]}
+        elif event["kind"] == "parser":
+            raise engine_errors.parser_error(model, event["faults"], log)
+        else:
+            raise engine_errors.builder_error(model, event["faults"], log)
     if answer is None:
-        raise engine_errors.crash_error(model, returncode, log)
-    if answer["event"] == "error":
-        if answer["kind"] == "parser":
-            raise engine_errors.parser_error(model, answer["faults"], log)
-        raise engine_errors.builder_error(model, answer["faults"], log)
+        raise engine_errors.crash_error(model, process.wait(), log)
     return answer
 
 

@@ -25,20 +25,20 @@ def worker(log_file: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     environment["PYTHONIOENCODING"] = "utf-8"
-    process = subprocess.Popen(
-        # -P: a file of the user's folder called onnx.py must not be imported
-        [sys.executable, "-P", "-m", "diffc.backends.engine_worker"],
+    # -P: a file of the user's folder called onnx.py must not be imported
+    command = [sys.executable, "-P", "-m", "diffc.backends.engine_worker"]
+    with subprocess.Popen(
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log_file,
         env=environment,
         encoding="utf-8",
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def events(process: subprocess.Popen[str], message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -61,8 +61,9 @@ def _pump(process: subprocess.Popen[str], message: str, lines: queue.Queue[str |
     try:
         if process.stdin and process.stdout:
             # A worker that died at once has closed its end; its exit code will say why.
-            with contextlib.suppress(OSError), process.stdin:
+            with contextlib.suppress(OSError):
                 process.stdin.write(message + "\n")
+                process.stdin.flush()
             for line in process.stdout:
                 lines.put(line)
     finally:

@@ -1,8 +1,9 @@
 """The process that holds TensorRT: `python -m diffc.backends.engine_worker`, see `engine_process`.
 
-A request comes as JSON on stdin; events leave as JSON lines on stdout: "progress", then "done" or "error".
-What TensorRT itself prints goes to stderr, which is the log file. It writes the engine only under the
-partial name that it is given, and gives up when nobody reads its events any more.
+A request comes as JSON on stdin; events leave as JSON lines on stdout: "progress", then "error", or "done"
+and "inspected". It then waits until stdin ends, so that the parent can rename the file, and removes what is
+left of it. What TensorRT itself prints goes to stderr, which is the log file. When nobody reads its events
+any more, it gives up.
 """
 
 from __future__ import annotations
@@ -45,12 +46,11 @@ def main() -> int:
     partial = Path(request["partial"])
     try:
         build(request, send)
+        sys.stdin.read()  # until the parent has renamed the file, or is gone
     except Rejected as error:
-        partial.unlink(missing_ok=True)
         send("error", kind=error.kind, faults=error.faults)
-    except BaseException:
+    finally:  # any other exception goes to the log, whose end the parent shows
         partial.unlink(missing_ok=True)
-        raise  # the traceback goes to the log, whose end the parent shows
     return 0
 
 
@@ -87,8 +87,8 @@ def build(request: Mapping[str, Any], send: Send) -> None:
         version=trt.__version__,
         layers=layers,
     )
-    if request["has_device"]:  # after "done": whatever goes wrong in here, the engine is built
-        send("inspected", layers=_inspect(trt, logger, engine))
+    # After "done": whatever goes wrong in here, the engine is built.
+    send("inspected", layers=_inspect(trt, logger, engine) if request["has_device"] else None)
 
 
 def _parse(parser: Any, model: str, send: Send) -> None:
