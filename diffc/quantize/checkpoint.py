@@ -131,13 +131,13 @@ class Checkpoint:
         from modelopt.torch.quantization.config import QuantizerAttributeConfig
 
         self.check(backbone, family)
-        layers = {name.rpartition(".")[0] for name in self.settings}
-        if missing := sorted(layers - set(weighted_layers(backbone))):
+        layers, there = {name.rpartition(".")[0] for name in self.settings}, weighted_layers(backbone)
+        if missing := sorted(layers.difference(there)):
             raise DiffcError(
                 f"the checkpoint quantizes {missing[0]}, which this {type(backbone).__name__} does not have",
                 mend=f"calibrate again (it was made with {self.versions})",
             )
-        convert_layers(backbone, [name for name in weighted_layers(backbone) if name in layers])
+        convert_layers(backbone, [name for name in there if name in layers])
         like = next(backbone.parameters())
         for name, settings in self.settings.items():
             quantizer: Any = backbone.get_submodule(name)

@@ -41,25 +41,25 @@ def insert_quantizers(backbone: nn.Module, fmt: Format, unquantized: str) -> Non
 
 
 def weighted_layers(backbone: nn.Module) -> list[str]:
-    """Paths of the modules with a weight that ModelOpt can quantize: linear layers and convolutions."""
-    from modelopt.torch.quantization.nn import QuantLinearConvBase, QuantModuleRegistry
-
-    layers = ((name, QuantModuleRegistry.get(type(module))) for name, module in backbone.named_modules())
-    return [name for name, cls in layers if cls is not None and issubclass(cls, QuantLinearConvBase)]
-
-
-def convert_layers(backbone: nn.Module, paths: list[str]) -> None:
-    """Give the layers at `paths` their quantizers, in place and switched off.
+    """Paths of the modules with a weight that ModelOpt can quantize: linear layers and convolutions.
 
     Raises DiffcError when the backbone holds quantizers already.
     """
-    from modelopt.torch.quantization.nn import QuantModuleRegistry
+    from modelopt.torch.quantization.nn import QuantLinearConvBase, QuantModuleRegistry
 
     if _quantizers(backbone):
         raise DiffcError(
             f"this {type(backbone).__name__} holds quantizers already",
             mend="load the unquantized model again",
         )
+    layers = ((name, QuantModuleRegistry.get(type(module))) for name, module in backbone.named_modules())
+    return [name for name, cls in layers if cls is not None and issubclass(cls, QuantLinearConvBase)]
+
+
+def convert_layers(backbone: nn.Module, paths: list[str]) -> None:
+    """Give the layers at `paths` (of `weighted_layers`) their quantizers, in place and switched off."""
+    from modelopt.torch.quantization.nn import QuantModuleRegistry
+
     for path in paths:
         QuantModuleRegistry.convert(backbone.get_submodule(path))
     for quantizer in _quantizers(backbone).values():

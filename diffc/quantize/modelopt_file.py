@@ -35,8 +35,9 @@ def read(path: Path, backbone: nn.Module) -> tuple[str, dict[str, Settings], dic
     _check_model(path, backbone, [name.rpartition(".")[0] for name in weights], layers, tensors)
     kept = [name for name in enabled if name.rpartition(".")[0] in layers]
     settings: dict[str, Settings] = {name: settings_of(enabled[name]) for name in kept}
+    format = _format_of(path, settings)
     amax = {name: usable_amax(name, tensors.get(f"{name}._amax")).numpy() for name in kept}
-    return _format_of(path, settings), settings, amax, str(content["modelopt_state"].get("modelopt_version"))
+    return format, settings, amax, str(content["modelopt_state"].get("modelopt_version"))
 
 
 def _load(path: Path) -> dict[str, Any]:

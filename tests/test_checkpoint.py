@@ -1,0 +1,379 @@
+"""Checkpoints: what is saved comes back bit for bit, on real and fake weights; what is wrong is said."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import modelopt.torch.opt as mto
+import modelopt.torch.quantization as mtq
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from diffc.errors import DiffcError, UnsupportedError
+from diffc.models import tiny
+from diffc.models.specs import SPECS
+from diffc.quantize import fingerprint
+from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.convert import enabled_quantizers, insert_quantizers
+from diffc.quantize.fingerprint import hash_weights
+from diffc.quantize.formats import FORMATS
+
+BACKBONES = {
+    "sd3": (diffusers.SD3Transformer2DModel, tiny.SD35 | {"num_layers": 2}),
+    "flux": (diffusers.FluxTransformer2DModel, tiny.FLUX | {"num_layers": 1, "num_single_layers": 2}),
+    "sdxl": (diffusers.UNet2DConditionModel, tiny.SDXL),
+}
+NAMES = {"checkpoint.json", "quantizers.safetensors"}
+
+
+def backbone_of(family: str, dtype: torch.dtype = torch.float32, **changed: Any) -> nn.Module:
+    torch.manual_seed(11)
+    cls, config = BACKBONES[family]
+    backbone = cls(**(config | changed)).eval()
+    return backbone if dtype == torch.float32 else backbone.to(dtype)  # torch cannot cast fake parameters
+
+
+def inputs_of(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    generator, config = torch.Generator().manual_seed(seed), BACKBONES[family][1]
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    if family == "sd3":
+        return {
+            "hidden_states": normal(2, 16, 8, 8),
+            "encoder_hidden_states": normal(2, 5, config["joint_attention_dim"]),
+            "pooled_projections": normal(2, config["pooled_projection_dim"]),
+            "timestep": torch.tensor([500.0, 20.0]),
+        }
+    if family == "flux":
+        return {
+            "hidden_states": normal(1, 16, 64),
+            "encoder_hidden_states": normal(1, 5, config["joint_attention_dim"]),
+            "pooled_projections": normal(1, config["pooled_projection_dim"]),
+            "timestep": torch.tensor([0.5]),
+            "guidance": torch.tensor([3.5]),
+            "img_ids": torch.stack([torch.zeros(16), torch.arange(16) // 4, torch.arange(16) % 4], dim=1),
+            "txt_ids": torch.zeros(5, 3),
+        }
+    text = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+    return {
+        "sample": normal(1, 4, 8, 8),
+        "timestep": torch.tensor(300.0),
+        "encoder_hidden_states": normal(1, 5, config["cross_attention_dim"]),
+        "added_cond_kwargs": {"text_embeds": normal(1, text), "time_ids": normal(1, 6)},
+    }
+
+
+def forward(backbone: nn.Module, family: str, seed: int = 1) -> torch.Tensor:
+    dtype = next(backbone.parameters()).dtype
+    with torch.no_grad():
+        return backbone(**inputs_of(family, seed, dtype), return_dict=False)[0]
+
+
+def calibrated(family: str, format: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A backbone calibrated by ModelOpt on one random input."""
+    backbone = backbone_of(family, dtype)
+    insert_quantizers(backbone, FORMATS[format], SPECS[family].unquantized)
+    mtq.calibrate(backbone, FORMATS[format].config()["algorithm"], lambda b: forward(b, family, seed=0))
+    return backbone
+
+
+@pytest.mark.parametrize(
+    ("family", "format", "dtype"),
+    [
+        ("sd3", "fp8", torch.float32),
+        ("sd3", "int8", torch.bfloat16),
+        ("flux", "int8", torch.float32),
+        ("flux", "fp8", torch.bfloat16),
+        ("sdxl", "int8", torch.float32),
+    ],
+)
+def test_a_saved_checkpoint_gives_the_same_output_bit_for_bit(
+    family: str, format: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    first = calibrated(family, format, dtype)
+    Checkpoint.from_backbone(first, family=family, format=format).save(tmp_path / "c")
+    second = backbone_of(family, dtype)
+    plain = forward(second, family)
+    Checkpoint.load(tmp_path / "c").apply(second, family)
+    assert enabled_quantizers(second).keys() == enabled_quantizers(first).keys()
+    output = forward(second, family)
+    assert torch.equal(output, forward(first, family))
+    error = (output - plain).float().norm() / plain.float().norm()
+    assert 1e-4 < error < 0.2
+
+
+@pytest.fixture(scope="module")
+def flux() -> nn.Module:
+    return calibrated("flux", "int8")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(flux: nn.Module) -> Checkpoint:
+    calibration = {"prompts": ("a fox", "é"), "steps": 4, "seed": 7}
+    return Checkpoint.from_backbone(flux, family="flux", format="int8", source="abc", calibration=calibration)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_fake_backbone_takes_fake_amax_of_the_right_shape(
+    flux: nn.Module, checkpoint: Checkpoint, inside: bool
+) -> None:
+    mode = FakeTensorMode()
+    with mode:
+        fake = backbone_of("flux")
+        if inside:
+            checkpoint.apply(fake, "flux")
+    if not inside:
+        checkpoint.apply(fake, "flux")
+    amax = {name: q.amax for name, q in enabled_quantizers(fake).items()}
+    assert all(isinstance(value, FakeTensor) and value.fake_mode is mode for value in amax.values())
+    real = {name: q.amax.shape for name, q in enabled_quantizers(flux).items()}
+    assert {name: value.shape for name, value in amax.items()} == real
+    name = "transformer_blocks.0.ff.net.2.weight_quantizer"
+    assert fake.get_submodule(name).axis == flux.get_submodule(name).axis == 0
+
+
+def test_everything_is_read_back(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "c")
+    loaded = Checkpoint.load(tmp_path / "c")
+    assert replace(loaded, amax={}) == replace(checkpoint, amax={})
+    assert loaded.amax.keys() == checkpoint.amax.keys()
+    assert all(np.array_equal(loaded.amax[name], value) for name, value in checkpoint.amax.items())
+    assert loaded.calibration == {"prompts": ["a fox", "é"], "steps": 4, "seed": 7}
+    assert loaded.versions.keys() == {"nvidia-modelopt", "torch", "diffusers"}
+    key = "transformer_blocks.0.attn.to_q.input_quantizer"
+    assert loaded.settings[key]["num_bits"] == 8
+    assert loaded.amax[key].dtype == np.float32
+
+
+def test_saving_is_deterministic_and_leaves_nothing_else(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    for name in ("a", "b", "a"):
+        checkpoint.save(tmp_path / name)
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "b"}
+    assert {p.name for p in (tmp_path / "a").iterdir()} == NAMES
+    for name in NAMES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_saving_replaces_checkpoints_only(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "one.jpg").write_bytes(b"1")
+    with pytest.raises(DiffcError, match="is no checkpoint"):
+        checkpoint.save(photos)
+    assert [p.name for p in photos.iterdir()] == ["one.jpg"]
+    (tmp_path / "empty").mkdir()
+    checkpoint.save(tmp_path / "empty")
+    replace(checkpoint, source="new").save(tmp_path / "empty")
+    assert Checkpoint.load(tmp_path / "empty").source == "new"
+    with pytest.raises(DiffcError, match="cannot write the checkpoint"):
+        checkpoint.save(photos / "one.jpg" / "c")
+
+
+def change_record(folder: Path, **changed: Any) -> None:
+    record = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+    record = {key: value for key, value in (record | changed).items() if value is not None}
+    (folder / "checkpoint.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def flip_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda c: (c / "checkpoint.json").unlink(), "no checkpoint at .* expected a folder with"),
+        (
+            lambda c: (c / "checkpoint.json").write_text('{"schema": 1', encoding="utf-8"),
+            "damaged: .*cannot be read",
+        ),
+        (
+            lambda c: (c / "checkpoint.json").write_text("[1]", encoding="utf-8"),
+            "damaged: .*not a JSON object",
+        ),
+        (lambda c: change_record(c, schema=99), "has schema 99; this diffc reads schema 1"),
+        (lambda c: change_record(c, family=None), "damaged: checkpoint.json lacks 'family'"),
+        (lambda c: change_record(c, tensors_sha256=None), "damaged: checkpoint.json lacks 'tensors_sha256'"),
+        (lambda c: change_record(c, settings={"x": {}}), "damaged: checkpoint.json and .* disagree on"),
+        (lambda c: (c / "quantizers.safetensors").unlink(), "damaged: quantizers.safetensors cannot be read"),
+        (
+            lambda c: flip_byte(c / "quantizers.safetensors"),
+            "damaged: quantizers.safetensors is not the file",
+        ),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(
+    checkpoint: Checkpoint, tmp_path: Path, harm: Any, message: str
+) -> None:
+    checkpoint.save(tmp_path / "c")
+    harm(tmp_path / "c")
+    with pytest.raises(DiffcError, match=message):
+        Checkpoint.load(tmp_path / "c")
+
+
+def test_another_model_is_refused(checkpoint: Checkpoint) -> None:
+    with FakeTensorMode():
+        deeper, same, sd3 = backbone_of("flux", num_single_layers=3), backbone_of("flux"), backbone_of("sd3")
+    with pytest.raises(DiffcError, match="num_single_layers is 2 in the checkpoint and 3 in the model"):
+        checkpoint.apply(deeper, "flux")
+    with pytest.raises(DiffcError, match="of family 'flux', the model is 'sd3'"):
+        checkpoint.apply(sd3, "sd3")
+    with pytest.raises(DiffcError, match="calibrated on other weights"):
+        checkpoint.check(same, "flux", source="def")
+    checkpoint.check(same, "flux", source="abc")
+    checkpoint.check(same, "flux")
+    checkpoint.apply(same, "flux")
+    with pytest.raises(DiffcError, match="holds quantizers already"):
+        checkpoint.apply(same, "flux")
+
+
+def test_a_layer_that_the_backbone_lacks_is_named(checkpoint: Checkpoint) -> None:
+    with FakeTensorMode():
+        backbone = backbone_of("flux")
+    settings = checkpoint.settings | {"gone.to_q.input_quantizer": {}}
+    with pytest.raises(DiffcError, match=r"quantizes gone\.to_q, which this FluxTransformer2DModel"):
+        replace(checkpoint, settings=settings).apply(backbone, "flux")
+
+
+def test_an_uncalibrated_backbone_makes_no_checkpoint() -> None:
+    backbone = backbone_of("flux")
+    insert_quantizers(backbone, FORMATS["fp8"], SPECS["flux"].unquantized)
+    with pytest.raises(DiffcError, match="input_quantizer was never run"):
+        Checkpoint.from_backbone(backbone, family="flux", format="fp8")
+
+
+def modelopt_model(family: str, config: dict[str, Any]) -> nn.Module:
+    """As ModelOpt's script does it: everything is calibrated, then the filter switches layers off."""
+    backbone = backbone_of(family)
+    mtq.quantize(backbone, config, lambda b: forward(b, family, seed=0))
+    mtq.disable_quantizer(backbone, lambda name: bool(re.match(SPECS[family].unquantized, name)))
+    return backbone
+
+
+@pytest.mark.parametrize(("family", "format"), [("sd3", "int8"), ("sdxl", "fp8"), ("flux", "fp8")])
+def test_modelopt_files_are_read(family: str, format: str, tmp_path: Path) -> None:
+    theirs = modelopt_model(family, FORMATS[format].config())
+    mto.save(theirs, tmp_path / "backbone.pt")
+    with FakeTensorMode():
+        fake = backbone_of(family)
+    read = Checkpoint.from_modelopt(tmp_path / "backbone.pt", fake, family=family)
+    assert read.format == format
+    ours = backbone_of(family)
+    read.apply(ours, family)
+    by_accident = {
+        name
+        for name in enabled_quantizers(theirs)
+        if isinstance(theirs.get_submodule(name.rpartition(".")[0]), nn.LayerNorm)
+    }
+    assert by_accident  # ModelOpt's presets still quantize the inputs of norms
+    assert not by_accident & enabled_quantizers(ours).keys()
+    for name in by_accident:
+        theirs.get_submodule(name).disable()
+    assert torch.equal(forward(ours, family), forward(theirs, family))
+
+
+class Evil:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_modelopt_files_never_run_code(tmp_path: Path) -> None:
+    torch.save({"modelopt_state": Evil(tmp_path / "ran"), "model_state_dict": {}}, tmp_path / "evil.pt")
+    with pytest.raises(DiffcError, match="objects that could run code"):
+        Checkpoint.from_modelopt(tmp_path / "evil.pt", nn.Linear(1, 1), family="flux")
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "old.pt").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(DiffcError, match=r"damaged, or not a file of torch\.save"):
+        Checkpoint.from_modelopt(tmp_path / "old.pt", nn.Linear(1, 1), family="flux")
+
+
+def test_other_files_of_torch_are_refused(tmp_path: Path) -> None:
+    backbone = backbone_of("flux")
+    with pytest.raises(DiffcError, match="no such file"):
+        Checkpoint.from_modelopt(tmp_path / "none.pt", backbone, family="flux")
+    torch.save({"weight": torch.ones(3)}, tmp_path / "plain.pt")
+    mto.save(backbone, tmp_path / "unquantized.pt")
+    for name in ("plain.pt", "unquantized.pt"):
+        with pytest.raises(DiffcError, match="not a checkpoint of a model that ModelOpt quantized"):
+            Checkpoint.from_modelopt(tmp_path / name, backbone, family="flux")
+    content = (tmp_path / "unquantized.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DiffcError, match="damaged"):
+        Checkpoint.from_modelopt(tmp_path / "cut.pt", backbone, family="flux")
+
+
+def attention_quantized() -> dict[str, Any]:
+    config = FORMATS["fp8"].config()
+    fp8 = {"num_bits": (4, 3), "axis": None}
+    return config | {
+        "quant_cfg": [*config["quant_cfg"], {"quantizer_name": "*[qkv]_bmm_quantizer", "cfg": fp8}]
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (attention_quantized, r"quantizes attention \(\S+[qkv]_bmm_quantizer\)"),
+        (lambda: mtq.INT8_SMOOTHQUANT_CFG, "SmoothQuant, AWQ"),
+        (lambda: mtq.INT8_WEIGHT_ONLY_CFG, None),
+        (lambda: mtq.FP8_PER_CHANNEL_PER_TOKEN_CFG, "no format of diffc has quantizers like"),
+    ],
+)
+def test_kinds_that_do_not_compile_are_refused(config: Any, message: str | None, tmp_path: Path) -> None:
+    mto.save(modelopt_model("flux", config()), tmp_path / "b.pt")
+    if message is None:
+        assert (
+            Checkpoint.from_modelopt(tmp_path / "b.pt", backbone_of("flux"), family="flux").format == "int8"
+        )
+        return
+    with pytest.raises(UnsupportedError, match=message):
+        Checkpoint.from_modelopt(tmp_path / "b.pt", backbone_of("flux"), family="flux")
+
+
+def test_a_modelopt_file_of_another_model_is_refused(tmp_path: Path) -> None:
+    mto.save(modelopt_model("flux", FORMATS["fp8"].config()), tmp_path / "b.pt")
+    with FakeTensorMode():
+        shallower = backbone_of("flux", num_single_layers=1)
+        wider = backbone_of("flux", num_attention_heads=3)
+    for other in (shallower, wider):
+        with pytest.raises(DiffcError, match="is of another model: the weight of"):
+            Checkpoint.from_modelopt(tmp_path / "b.pt", other, family="flux")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_fingerprint_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+    if not whole:
+        monkeypatch.setattr(fingerprint, "WHOLE_BYTES", 0)  # as files of gigabytes are hashed
+    generator = torch.Generator().manual_seed(4)
+    tensors = {name: torch.randn(3000, generator=generator) for name in ("a", "b", "c")}
+    files = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    save_file(tensors, files[0])
+    save_file({"d": torch.randn(5, generator=generator)}, files[1])
+    before = hash_weights(files)
+    assert before == hash_weights(reversed(files))
+    assert before != hash_weights(files[:1])
+    for name in tensors:
+        changed = tensors | {name: tensors[name] * 1.01}  # as a fused LoRA changes one layer
+        save_file(changed, files[0])
+        assert hash_weights(files) != before
+    save_file(tensors, files[0])
+    assert hash_weights(files) == before
