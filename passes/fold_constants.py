@@ -14,6 +14,7 @@ from passes.base import Pass, PassResult, register, walk
 from passes.graphs import (
     array_of,
     drop_nodes,
+    fill_types,
     inline_values,
     is_recipe,
     output_ids,
@@ -47,6 +48,8 @@ class FoldConstants(Pass):
        Transpose that permutes nothing, Concat of one tensor -> a wire.
     5. CastLike to a tensor of known type -> Cast.
 
+    Folding makes more dimensions static, so types are inferred again until nothing folds.
+
     Never: recipes, quantize and dequantize nodes, a node that makes a graph output.
     """
 
@@ -54,28 +57,38 @@ class FoldConstants(Pass):
     max_elements: int = 65536
 
     def run(self, graph: gs.Graph) -> PassResult:
-        """Fold front to back, so that chains fold in one sweep."""
+        """Sweep front to back, so that a chain folds in one sweep, until a sweep folds nothing."""
         fold = _Fold(graph.opset, self.max_elements, output_ids(graph))
-        for part in walk(graph):
-            for node in part.nodes:
-                fold.visit(node)
-        drop_nodes(graph, fold.dead)
-        changed = fold.folded + fold.wired + fold.cast_like
-        notes = (f"{fold.folded} folded, {fold.wired} no-ops removed",) if changed else ()
-        return PassResult(changed, notes)
+        while fold.sweep(graph):
+            fill_types(graph, gs.export_onnx(graph, do_type_check=False))
+        notes = (f"{fold.folded} folded, {fold.wired} no-ops removed",) if fold.changed else ()
+        return PassResult(fold.changed, notes)
 
 
 @dataclass
 class _Fold:
-    """One sweep over a graph: which nodes are done for, and counters."""
+    """The sweeps over a graph: what may not fold, and counters."""
 
     opset: int
     limit: int
     outputs: set[int]
-    dead: set[int] = field(default_factory=set)
+    dead: set[int] = field(default_factory=set)  # of this sweep
     folded: int = 0
     wired: int = 0
     cast_like: int = 0
+
+    @property
+    def changed(self) -> int:
+        return self.folded + self.wired + self.cast_like
+
+    def sweep(self, graph: gs.Graph) -> bool:
+        """Visit every node once; whether anything changed."""
+        before, self.dead = self.changed, set()
+        for part in walk(graph):
+            for node in part.nodes:
+                self.visit(node)
+        drop_nodes(graph, self.dead)
+        return self.changed > before
 
     def visit(self, node: gs.Node) -> None:
         if node.domain not in (None, "", "ai.onnx") or any(id(t) in self.outputs for t in node.outputs):

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.base import PassError, walk
+from passes.check import infer_types
 from passes.weights import Array, Recipe, RecipeValues, recipe_of
 
 # Floating-point types by the names that pass options use.
@@ -115,6 +117,22 @@ def splice(graph: gs.Graph, new: Mapping[int, Sequence[gs.Node]]) -> None:
     """Insert nodes in front of the node whose `id()` is the key, so that the order stays topological."""
     if new:
         graph.nodes = [item for node in graph.nodes for item in (*new.get(id(node), ()), node)]
+
+
+def fill_types(graph: gs.Graph, model: onnx.ModelProto) -> None:
+    """Give the tensors of `graph` the types and dimensions that ONNX infers on `model`, its export."""
+    inferred = {value.name: value for value in infer_types(model).graph.value_info}
+    for name, tensor in graph.tensors().items():
+        if not isinstance(tensor, gs.Variable) or name not in inferred:
+            continue
+        found = OnnxImporter.import_tensor(inferred[name])
+        tensor.dtype = found.dtype if tensor.dtype is None else tensor.dtype
+        if tensor.shape is None or found.shape is None or len(tensor.shape) != len(found.shape):
+            tensor.shape = found.shape if tensor.shape is None else tensor.shape
+            continue
+        tensor.shape = [
+            new if isinstance(new, int) else old for old, new in zip(tensor.shape, found.shape, strict=True)
+        ]
 
 
 class Names:

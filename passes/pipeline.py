@@ -12,10 +12,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
-from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from passes.base import Pass, PassError, Refusal, find_pass, walk
 from passes.check import Check, check_structure, infer_types
+from passes.graphs import fill_types
 from passes.weights import export_graph, import_graph
 
 _STEP = re.compile(r"\s*([A-Za-z0-9_-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
@@ -130,7 +130,7 @@ def _run_step(step: Pass, graph: gs.Graph, before: ModelProto, check: Check) -> 
     if result.changed:
         after = export_graph(graph, before)
         line = check(before, after, step)
-        _fill_types(graph, after)
+        fill_types(graph, after)
     record = PassRecord(
         _spell(step), result.changed, seconds, nodes, count_nodes(graph), result.notes, result.refusals, line
     )
@@ -156,17 +156,6 @@ def _import(model: ModelProto) -> gs.Graph:
             taken.add(name)
             node.name = name
     return graph
-
-
-def _fill_types(graph: gs.Graph, model: ModelProto) -> None:
-    """Give tensors that a pass made without type or shape the inferred ones."""
-    inferred = {value.name: value for value in infer_types(model).graph.value_info}
-    for name, tensor in graph.tensors().items():
-        if not isinstance(tensor, gs.Variable) or name not in inferred:
-            continue
-        found = OnnxImporter.import_tensor(inferred[name])
-        tensor.dtype = found.dtype if tensor.dtype is None else tensor.dtype
-        tensor.shape = found.shape if tensor.shape is None else tensor.shape
 
 
 def _dump(folder: Path, name: str, model: ModelProto) -> None:

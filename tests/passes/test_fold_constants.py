@@ -211,3 +211,20 @@ def test_folds_inside_a_subgraph() -> None:
     assert [node.op_type for node in branch.node] == ["Mul"]
     for choice in (True, False):
         check_same(before, result.model, {"c": np.array(choice), "x": random(3)})
+
+
+def test_a_dimension_that_folding_made_static_folds_too() -> None:
+    before = model(
+        """g (float[1] x, float[2,3] z) => (float[6] y) {
+            dims = Constant<value_ints = [2, 3]>()
+            axes = Constant<value_ints = [0]>()
+            count = ReduceProd(dims, axes)
+            wide = Expand(x, count)
+            shape = Shape(wide)
+            flat = Reshape(z, shape)
+            y = Add(wide, flat)
+        }"""
+    )
+    result = apply(before, FoldConstants())
+    assert ops(result.model) == ["Expand", "Reshape", "Add"]
+    check_same(before, result.model, {"x": random(1), "z": random(2, 3)})
