@@ -147,12 +147,12 @@ def amax_of(backbone: nn.Module) -> dict[str, torch.Tensor]:
 
 def test_calibration_is_deterministic_and_seeded() -> None:
     runs = []
-    for seed in (5, 5, 6):
+    for seed in (5, 5, 50):  # prompt i has seed + i, so 5 and 6 would share a noise
         pipe = pipeline_of("tiny-sd3")
         assert run(pipe, "sd3", seed=seed) == [(1, 2), (2, 2)]
         runs.append(amax_of(pipe.transformer))
     assert all(torch.equal(runs[0][path], runs[1][path]) for path in runs[0])
-    path = "transformer_blocks.1.attn.to_q.input_quantizer"
+    path = "transformer_blocks.0.attn.to_q.input_quantizer"
     assert not torch.equal(runs[0][path], runs[2][path])
 
 
