@@ -106,11 +106,17 @@ class Recipe:
         """Multiply by `by` (broadcast) in float32, result in this dtype."""
         return self._then("multiply", {"by": by.to_json()}, self.dtype, self.shape)
 
+    def scale_of_amax(self, bound: float) -> Recipe:
+        """A quantizer's scale, amax / bound, in float32; `bound` is the type's largest magnitude (127, 448)."""
+        return self._then("scale_of_amax", {"bound": bound}, TensorProto.FLOAT, self.shape)
+
     def quantize(self, scale: Recipe, to: int, axis: int | None = None, block_size: int = 0) -> Recipe:
         """ONNX QuantizeLinear with a zero zero point: saturate(round(x / scale)).
 
         `to` is INT8, FLOAT8E4M3FN, INT4 or FLOAT4E2M1. `scale` is a scalar (axis None), of shape
-        [shape[axis]] (per channel), or, with `block_size`, of this shape with `axis` divided by it.
+        [shape[axis]] (per channel), or, with `block_size`, of this shape with `axis` divided by it. A scale
+        that comes from `scale_of_amax` is applied as ModelOpt does, x * (bound / amax), so that values half
+        way between two steps, which 16-bit weights often are, fall to the same side as there.
         """
         args = {"to": int(to), "scale": scale.to_json(), "axis": axis, "block_size": block_size}
         return self._then("quantize", args, to, self.shape)

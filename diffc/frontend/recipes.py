@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import torch
@@ -69,8 +70,7 @@ def _weight(file: Path, key: str) -> Recipe:
     return Recipe.of_source(safetensors_source(file, key))
 
 
-def _scale(quantizer: TracedQuantizer, amax: torch.Tensor) -> Recipe:
-    """scale = amax / bound; 1 where amax is 0, as the quantized values are 0 there anyway (ModelOpt does so)."""
-    flat = amax.detach().float().cpu().numpy().reshape(-1)
-    scale = np.where(flat > 0, flat / np.float32(quantizer.bound), np.float32(1)).astype(np.float32)
-    return Recipe.of_array(scale.reshape(()) if quantizer.axis is None else scale)
+def _scale(quantizer: TracedQuantizer, amax: npt.NDArray[np.float32]) -> Recipe:
+    """The recipe of amax / bound: a scalar, or one value per channel."""
+    flat = amax.astype(np.float32).reshape(() if quantizer.axis is None else -1)
+    return Recipe.of_array(flat).scale_of_amax(quantizer.bound)

@@ -16,7 +16,6 @@ import onnx
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diffc.errors import DiffcError
 from diffc.frontend.inputs import forward_kwargs, random_inputs
 from diffc.frontend.names import name_graph
 from diffc.frontend.quantizers import TracedQuantizer, traceable, translations
@@ -55,7 +54,7 @@ def _export(
     with FakeTensorMode(allow_non_fake_inputs=True):
         backbone = build_backbone(spec, source.config, dtype)
         if checkpoint is not None:
-            checkpoint.apply(backbone)
+            checkpoint.apply(backbone, spec.family)
         quantizers, sizes = _quantizers(backbone, checkpoint)
         values = random_inputs(spec, source.config, shape, dtype=dtype, seed=0)
         kwargs = forward_kwargs(spec, source.config, values) | {"return_dict": False}
@@ -79,12 +78,8 @@ def _quantizers(
 ) -> tuple[dict[str, Any], dict[str, int | None]]:
     if checkpoint is None:
         return {}, {}
-    modules = dict(backbone.named_modules())
-    missing = [path for path in checkpoint.amax if path not in modules]
-    if missing:
-        raise DiffcError(f"the checkpoint quantizes {missing[0]}, which this backbone does not have")
-    sizes = {p: None if amax.numel() == 1 else amax.numel() for p, amax in checkpoint.amax.items()}
-    return {path: modules[path] for path in checkpoint.amax}, sizes
+    sizes = {path: None if amax.size == 1 else int(amax.size) for path, amax in checkpoint.amax.items()}
+    return {path: backbone.get_submodule(path) for path in checkpoint.amax}, sizes
 
 
 def trace_shape(spec: ModelSpec, config: Mapping[str, Any]) -> Shape:

@@ -1,0 +1,145 @@
+"""What a compile leaves: a folder with model.onnx, its weights, engines, checks, and a manifest of it all.
+
+The folder is built beside its final place and renamed when it is complete; a compile that ends early, by an
+error, Ctrl-C or a crash, leaves nothing under the final name.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from diffc.errors import DiffcError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: its folder and the content of manifest.json."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def model(self) -> Path:
+        """The compiled ONNX model."""
+        return self.folder / "model.onnx"
+
+    @classmethod
+    def load(cls, folder: Path) -> Artifact:
+        """Open an artifact. Raises DiffcError when it is none, is of another schema, or lacks files."""
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise DiffcError(f"{folder} is no diffc artifact: it has no {MANIFEST}", mend="make one: diffc compile")
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            schema, files = manifest["schema"], manifest["files"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DiffcError(f"{path} is corrupt ({error})", mend="compile again") from error
+        if schema != SCHEMA:
+            raise DiffcError(f"{path} has schema {schema}, this diffc reads {SCHEMA}", mend="compile again")
+        for name, entry in files.items():
+            file = folder / name
+            if not file.is_file() or file.stat().st_size != entry["bytes"]:
+                raise DiffcError(f"{file} is missing or not {entry['bytes']} bytes long", mend="compile again")
+        return cls(folder, manifest)
+
+    def verify(self) -> None:
+        """Hash every file again. Raises DiffcError naming the first that was changed."""
+        for name, entry in self.manifest["files"].items():
+            if file_sha256(self.folder / name) != entry["sha256"]:
+                raise DiffcError(f"{self.folder / name} was changed after the compile", mend="compile again")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def staging(output: Path, *, force: bool) -> Iterator[Path]:
+    """A folder to build an artifact in; it takes the place of `output` when the block ends without an error.
+
+    Raises DiffcError before any work when `output` exists (unless `force` and it is an artifact), or when
+    another process is writing it. A full disk inside the block becomes a DiffcError too.
+    """
+    check_output(output, force=force)
+    partial = output.with_name(f".{output.name}.partial")
+    lock = FileLock(output.with_name(f".{output.name}.lock"))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DiffcError(f"another diffc is writing {output}", mend="wait for it, or choose another -o") from error
+    except OSError as error:
+        raise DiffcError(f"cannot write to {output.parent}: {error.strerror}", mend="choose another -o") from error
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # of a compile that was killed
+        partial.mkdir()
+        yield partial
+        _swap(partial, output)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DiffcError(
+            f"no space left on the disk of {output}", mend="free some space, or choose another -o"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Raise DiffcError when `output` may not be written: only an artifact is replaced, and only with `force`."""
+    if not output.exists():
+        return
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if not (output / MANIFEST).is_file():
+        raise DiffcError(f"{output} exists and is no diffc artifact", mend="choose another -o, or remove it")
+    if not force:
+        raise DiffcError(f"{output} exists", mend="give --force to replace it, or choose another -o")
+
+
+def _swap(partial: Path, output: Path) -> None:
+    """Rename `partial` to `output`; an older artifact is kept until the new one stands."""
+    old = output.with_name(f".{output.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        output.rename(old)
+    try:
+        partial.rename(output)
+    except OSError:
+        if old.exists():
+            old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
+    """Write manifest.json: `content` and every file's size and hash. `hashes` holds those known already."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": hashes.get(name) or file_sha256(path)}
+    manifest = {"schema": SCHEMA, **content, "files": files}
+    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    return manifest

@@ -1,0 +1,205 @@
+"""The command line: each subcommand parses, calls one function, prints, and returns a code.
+
+Heavy libraries are imported inside the commands, so that `diffc --help` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="diffc",
+    help="Compile diffusion backbones: diffusers + ModelOpt -> ONNX -> TensorRT, TensorRT-RTX, ONNX Runtime.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="The embedded models: list them, or write one as a pipeline folder.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+
+@app.command("compile")
+def compile_command(
+    model: Annotated[str, typer.Argument(help="A pipeline folder, a backbone folder, or an embedded model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the artifact.")],
+    format: Annotated[str, typer.Option(help="none, int8 or fp8.")] = "none",
+    target: Annotated[list[str] | None, typer.Option(help="trt-rtx, tensorrt or ort; repeatable. [default: ort]")] = None,
+    sm: Annotated[list[str] | None, typer.Option(help="Compute capability for trt-rtx, such as 89; repeatable.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, float16 or bfloat16.")] = "auto",
+    profile: Annotated[
+        str, typer.Option(help="Shape ranges, such as batch=1:2:4,height=512:1024:1536,text=77:154:512.")
+    ] = "",
+    from_checkpoint: Annotated[
+        Path | None, typer.Option(help="Calibration to reuse: ARTIFACT/checkpoint, or a .pt of ModelOpt.")
+    ] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="Calibration prompts, one a line.")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps a calibration prompt.", min=1)] = 20,
+    batch_size: Annotated[int, typer.Option(help="Calibration prompts at a time.", min=1)] = 4,
+    image_size: Annotated[int | None, typer.Option(help="Pixels of calibration images. [default: the model's]")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of calibration noise and validation inputs.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact at -o.")] = False,
+    dump: Annotated[Path | None, typer.Option(help="Write the graph after every pass to this folder.")] = None,
+) -> None:
+    """Compile a backbone into a validated ONNX model and engines."""
+    from diffc.backends.base import parse_sm
+    from diffc.compile import CompileRequest, compile_model
+    from diffc.report import compiled
+    from diffc.ui import Terminal
+
+    request = CompileRequest(
+        model=model,
+        output=output.expanduser().absolute(),
+        format=format,
+        targets=tuple(target or ["ort"]),
+        sms=tuple(dict.fromkeys(parse_sm(text) for text in sm or [])),
+        dtype=dtype,
+        profile=profile,
+        from_checkpoint=from_checkpoint,
+        prompts=_prompts(prompts_file),
+        steps=steps,
+        batch_size=batch_size,
+        image_size=image_size,
+        seed=seed,
+        force=force,
+        dump=dump,
+    )
+    ui = Terminal()
+    compiled(compile_model(request, ui), ui.console)
+
+
+def _prompts(path: Path | None) -> tuple[str, ...] | None:
+    from diffc.errors import DiffcError
+
+    if path is None:
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DiffcError(f"cannot read the prompts file {path}: {error}", mend="give a UTF-8 text file") from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise DiffcError(f"{path} holds no prompt", mend="write one prompt a line")
+    return prompts
+
+
+@app.command("opt")
+def opt_command(
+    model: Annotated[Path, typer.Argument(help="An .onnx file, its weights beside it.")],
+    passes: Annotated[str, typer.Option("--passes", "-p", help="'name{option=value},name'; see `diffc passes`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
+    check: Annotated[str, typer.Option(help="numeric (before = after in ONNX Runtime) or structure.")] = "structure",
+    dump: Annotated[Path | None, typer.Option(help="Write the graph after every pass to this folder.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output file.")] = False,
+) -> None:
+    """Run passes over an ONNX model."""
+    from diffc.optimize import optimize
+    from diffc.report import optimized
+    from diffc.ui import Terminal
+
+    ui = Terminal()
+    optimized(optimize(model, passes, output, check=check, dump=dump, force=force, ui=ui), output, ui.console)
+
+
+@app.command("passes")
+def passes_command() -> None:
+    """List the passes, their options and what they do."""
+    from diffc.report import list_passes
+    from diffc.ui import Terminal
+
+    list_passes(Terminal().console)
+
+
+@app.command("formats")
+def formats_command() -> None:
+    """List the quantization formats and the compute capabilities that have them."""
+    from diffc.report import list_formats
+    from diffc.ui import Terminal
+
+    list_formats(Terminal().console)
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """List the embedded models."""
+    from diffc.report import list_models
+    from diffc.ui import Terminal
+
+    list_models(Terminal().console)
+
+
+@models_app.command("make")
+def models_make(
+    name: Annotated[str, typer.Argument(help="An embedded model; see `diffc models list`.")],
+    directory: Annotated[Path, typer.Argument(help="The folder to write.")],
+) -> None:
+    """Write an embedded model as a diffusers pipeline folder."""
+    from diffc.models.embedded import make
+
+    typer.echo(f"{name} is in {make(name, directory.expanduser().absolute())}")
+
+
+def _version(value: bool) -> None:
+    from diffc import __version__
+
+    if value:
+        typer.echo(f"diffc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Options of every command."""
+
+
+def main() -> None:
+    """Entry point of `diffc`: exit code 0 ok, 1 the user can mend it, 2 usage, 3 outputs differ, 130 Ctrl-C."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    debug = "--debug" in arguments
+    try:
+        result: Any = app(arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except KeyboardInterrupt:
+        typer.echo("Stopped. Nothing was written.", err=True)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    """Print an error that the user can mend and return its code; anything else is our bug and goes on."""
+    from typer.exceptions import TyperException
+
+    from diffc.errors import DiffcError
+
+    if isinstance(error, typer.Abort):
+        typer.echo("Stopped. Nothing was written.", err=True)
+        return 130
+    if isinstance(error, TyperException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, DiffcError):
+        typer.echo(f"error: {error}", err=True)
+        return error.exit_code
+    from passes.base import PassCheckError, PassError
+
+    if isinstance(error, PassError):
+        typer.echo(f"error: {error}", err=True)
+        return 3 if isinstance(error, PassCheckError) else 1
+    raise error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Shape ranges: what `--profile batch=1:2:4,height=512:1024:2048` means for a model, and what holds without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from diffc.errors import DiffcError
+from diffc.models.spec import ModelSpec, Shape
+
+
+@dataclass(frozen=True)
+class ShapeProfile:
+    """The smallest, the usual and the largest shape that an engine is built for."""
+
+    minimum: Shape
+    optimum: Shape
+    maximum: Shape
+
+    def __str__(self) -> str:
+        return f"{self.minimum} | {self.optimum} | {self.maximum}"
+
+
+def default_profile(spec: ModelSpec, config: Mapping[str, Any]) -> ShapeProfile:
+    """Half to 1.5 times the native image size, one to twice the usual batch, short to double prompts."""
+    native, step = spec.native(config), spec.pixel_multiple(config)
+    largest = {dim.name: dim.maximum for dim in spec.dims(config)}
+
+    def pixels(name: str, factor: float) -> int:
+        wish = int(getattr(native, name) * factor) // step * step
+        rows = largest.get(name)
+        return max(step, wish if rows is None else min(wish, rows * 8))
+
+    minimum = Shape(1, pixels("height", 0.5), pixels("width", 0.5), max(1, native.text // 4))
+    maximum = Shape(2 * native.batch, pixels("height", 1.5), pixels("width", 1.5), 2 * native.text)
+    return ShapeProfile(minimum, native, maximum)
+
+
+def parse_profile(text: str, spec: ModelSpec, config: Mapping[str, Any]) -> ShapeProfile:
+    """The default profile with the axes of `text` replaced: `axis=size` or `axis=min:opt:max`, comma separated.
+
+    Axes are batch, height, width (pixels) and text (tokens). Raises DiffcError for anything else, for sizes out
+    of order, and for shapes that the model cannot run.
+    """
+    profile = default_profile(spec, config)
+    known = [field.name for field in fields(Shape)]
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        axis, _, value = part.partition("=")
+        if axis not in known:
+            raise DiffcError(f"profile {part!r}: unknown axis {axis!r}. Known: {', '.join(known)}")
+        low, middle, high = _sizes(part, value)
+        profile = ShapeProfile(
+            replace(profile.minimum, **{axis: low}),
+            replace(profile.optimum, **{axis: middle}),
+            replace(profile.maximum, **{axis: high}),
+        )
+    for shape in (profile.minimum, profile.optimum, profile.maximum):
+        spec.check(config, shape)
+    return profile
+
+
+def _sizes(part: str, value: str) -> tuple[int, int, int]:
+    try:
+        sizes = [int(n) for n in value.split(":")]
+    except ValueError:
+        sizes = []
+    if len(sizes) == 1:
+        sizes *= 3
+    if len(sizes) != 3 or sizes != sorted(sizes):
+        raise DiffcError(f"profile {part!r} is no size", mend="write axis=size or axis=min:opt:max, in that order")
+    return sizes[0], sizes[1], sizes[2]

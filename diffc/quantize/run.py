@@ -1,0 +1,89 @@
+"""The quantize stage of a compile: a checkpoint that was given, or a new one from the pipeline on prompts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from diffc.errors import DiffcError
+from diffc.models.backbone import DTYPES, build_backbone, quiet_libraries
+from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
+from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.fingerprint import hash_weights
+from diffc.ui import Reporter
+
+if TYPE_CHECKING:
+    from diffc.compile import Plan
+
+
+def given(plan: Plan) -> Checkpoint:
+    """The checkpoint of --from-checkpoint: a folder of ours, or a `.pt` file of ModelOpt's `mto.save`.
+
+    Raises DiffcError when it belongs to another model or holds another format than was asked for.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    path = plan.request.from_checkpoint
+    if path is None:
+        raise DiffcError("no checkpoint was given")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        backbone = build_backbone(plan.spec, plan.source.config, DTYPES[plan.dtype])
+    if path.is_file():
+        checkpoint = Checkpoint.from_modelopt(path, backbone, family=plan.spec.family)
+    else:
+        checkpoint = Checkpoint.load(path)
+        checkpoint.check(backbone, plan.spec.family, hash_weights(plan.source.weights.values()))
+    if checkpoint.format != plan.format.name:
+        raise DiffcError(
+            f"the checkpoint {path} was calibrated for {checkpoint.format}, and {plan.format.name} is asked for",
+            mend=f"give --format {checkpoint.format}, or leave --from-checkpoint out",
+        )
+    return checkpoint
+
+
+def calibrated(plan: Plan, ui: Reporter) -> Checkpoint:
+    """Calibrate by running the diffusers pipeline on prompts: on the GPU if there is one, else on the CPU."""
+    request = plan.request
+    prompts = request.prompts or DEFAULT_PROMPTS
+    with quiet_libraries():
+        pipe = load_pipeline(plan)
+    size = request.image_size or pipe.vae.config.sample_size
+    call = dict(plan.spec.calibration) | {"height": size, "width": size}
+    with ui.stage(f"calibrate {plan.format.name} on {len(prompts)} prompts") as update:
+        calibrate(
+            pipe,
+            plan.spec.component,
+            plan.format,
+            plan.spec.unquantized,
+            prompts=prompts,
+            steps=request.steps,
+            seed=request.seed,
+            batch_size=request.batch_size,
+            call_args=call,
+            progress=update,
+        )
+    return Checkpoint.from_backbone(
+        getattr(pipe, plan.spec.component),
+        family=plan.spec.family,
+        format=plan.format.name,
+        source=hash_weights(plan.source.weights.values()),
+        calibration={"prompts": list(prompts), "steps": request.steps, "seed": request.seed, **call},
+    )
+
+
+def load_pipeline(plan: Plan) -> Any:
+    """The whole pipeline, offline: in the compute type on a GPU, in float32 on the CPU."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    cuda = torch.cuda.is_available()
+    dtype = DTYPES[plan.dtype] if cuda else torch.float32
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            plan.source.pipeline_dir, torch_dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise DiffcError(
+            f"diffusers cannot load the pipeline in {plan.source.pipeline_dir}: {error}",
+            mend="download the whole pipeline (tokenizers, text encoders, VAE, scheduler), or --from-checkpoint",
+        ) from error
+    return pipe.to("cuda") if cuda else pipe

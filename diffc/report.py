@@ -1,0 +1,75 @@
+"""What the commands print when they are done: tables and where things lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from diffc.compile import CompileResult
+    from passes import PipelineResult
+
+
+def compiled(result: CompileResult, console: Console) -> None:
+    """The validation table, the engines, and where the artifact lies."""
+    manifest, folder = result.artifact.manifest, result.artifact.folder
+    table = Table("shape", "output", "rel. L2", "limit", "cosine", title="ONNX Runtime against torch")
+    for report in result.validation:
+        for row in report.rows:
+            table.add_row(
+                str(report.shape), row.name, f"{row.rel_l2:.2e}", f"{row.tolerance:.0e}", f"{row.cosine:.6f}"
+            )
+    console.print(table)
+    sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+    console.print(f"[green]Compiled[/green] {manifest['model']['name']} to {manifest['format']} in {folder}")
+    shown = ["model.onnx", "model.onnx_data", *(e["file"] for e in manifest["engines"])]
+    for name in (n for n in shown if n in sizes):
+        console.print(f"  {name:32} {sizes[name] / 1e6:9.2f} MB")
+    console.print("  manifest.json, validation/        how it was made and checked")
+
+
+def optimized(result: PipelineResult, output: Path, console: Console) -> None:
+    """One line per pass, its notes and refusals, and where the model lies."""
+    table = Table("pass", "changed", "nodes", "check")
+    for record in result.records:
+        table.add_row(record.name, str(record.changed), f"{record.nodes_before} -> {record.nodes_after}", record.check)
+    console.print(table)
+    for record in result.records:
+        for note in record.notes:
+            console.print(f"  {record.name}: {note}", markup=False)
+        for refusal in record.refusals:
+            console.print(f"  {record.name} left {refusal.node}: {refusal.reason}", markup=False)
+    console.print(f"Wrote {output}")
+
+
+def list_passes(console: Console) -> None:
+    """Name, options and docstring of every pass."""
+    from diffc.optimize import known_passes
+
+    for name, options, text in known_passes():
+        console.print(f"[bold]{name}[/bold]" + (f" {{{options}}}" if options else ""))
+        console.print("\n".join(f"    {line}" for line in text.splitlines()) + "\n", markup=False)
+
+
+def list_formats(console: Console) -> None:
+    """The formats with what they store and need."""
+    from diffc.quantize.formats import FORMATS
+
+    table = Table("format", "weights", "inputs", "from", "what it is")
+    for fmt in FORMATS.values():
+        widths = [f"{bits} bit" if bits else "as stored" for bits in (fmt.weight_bits, fmt.input_bits)]
+        table.add_row(fmt.name, *widths, f"SM{fmt.min_sm}", fmt.summary)
+    console.print(table)
+
+
+def list_models(console: Console) -> None:
+    """The embedded models."""
+    from diffc.models.embedded import EMBEDDED
+
+    table = Table("name", "family", "stored in", "what it is")
+    for model in EMBEDDED.values():
+        table.add_row(model.name, model.family, model.dtype, model.description)
+    console.print(table)
