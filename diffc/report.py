@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 def compiled(result: CompileResult, console: Console) -> None:
     """The validation table, the engines, and where the artifact lies."""
     manifest, folder = result.artifact.manifest, result.artifact.folder
-    table = Table("shape", "output", "rel. L2", "limit", "cosine", title="ONNX Runtime against torch")
+    table = Table("shape", "computed in", "rel. L2", "limit", "cosine", title="ONNX Runtime against torch")
     for report in result.validation:
         for row in report.rows:
             table.add_row(
-                str(report.shape), row.name, f"{row.rel_l2:.2e}", f"{row.tolerance:.0e}", f"{row.cosine:.6f}"
+                str(report.shape), report.arithmetic, f"{row.rel_l2:.2e}", f"{row.tolerance:.0e}", f"{row.cosine:.6f}"
             )
     console.print(table)
     sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}

@@ -97,7 +97,7 @@ def _same_interface(before: ModelProto | None, after: ModelProto, step: Pass | N
     """Inputs and outputs keep names, order and (unless the pass says so) element types."""
     if before is None:
         return
-    typed = not getattr(step, "changes_types", False)
+    typed = step is None or not step.changes_types
     for kind, old, new in (
         ("inputs", before.graph.input, after.graph.input),
         ("outputs", before.graph.output, after.graph.output),

@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
 from passes.graphs import Names, array_of, drop_nodes, output_ids, producer, replace_uses, weight_recipe
-from passes.weights import Recipe, constant, dtype_of
+from passes.weights import Array, Recipe, constant, dtype_of
 
 # The types that `Recipe.quantize` makes; all are symmetric in ModelOpt.
 STORED = frozenset({TensorProto.INT8, TensorProto.FLOAT8E4M3FN, TensorProto.INT4, TensorProto.FLOAT4E2M1})
@@ -86,10 +86,16 @@ class _Work:
             return f"no recipe quantizes to {TensorProto.DataType.Name(_target(node))}"
         if len(node.inputs) < 3 or node.inputs[2].is_empty():
             return ""
-        zero_point = array_of(node.inputs[2])
+        zero_point = _array_behind(node.inputs[2])
         if zero_point is None:
             return "the zero point is not an inline constant"
         return "the zero point is not zero" if np.any(zero_point.astype(np.float32)) else ""
+
+
+def _array_behind(tensor: gs.Tensor) -> Array | None:
+    """The values of an inline constant or of a Constant node."""
+    node = producer(tensor)
+    return array_of(node.attrs["value"] if node is not None and "value" in node.attrs else tensor)
 
 
 def _target(node: gs.Node) -> int:

@@ -24,6 +24,9 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.base import PassError, walk
 
+# graphsurgeon warns at every type that numpy lacks, and that it has no colours: nothing a user can act on.
+gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
+
 LOCATION = "diffc-recipe"
 Array = npt.NDArray[Any]
 

@@ -49,8 +49,8 @@ def _translate(x: Any, scale: Any, kind: str, axis: int | None) -> Any:
     return op.DequantizeLinear(quantized, scale, zero_point, **attributes)
 
 
-def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """The `custom_translation_table` of torch.onnx.export."""
+def quantizer_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Entries of torch.onnx.export's `custom_translation_table`."""
     return {torch.ops.diffc.quantize_dequantize.default: _translate}
 
 

@@ -18,8 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.frontend.inputs import forward_kwargs, random_inputs
 from diffc.frontend.names import name_graph
-from diffc.frontend.quantizers import TracedQuantizer, traceable, translations
+from diffc.frontend.quantizers import TracedQuantizer, traceable
 from diffc.frontend.recipes import attach_recipes
+from diffc.frontend.translations import translations
 from diffc.models.backbone import DTYPES, build_backbone
 from diffc.models.locate import ModelSource
 from diffc.models.spec import DimSpec, ModelSpec, Shape

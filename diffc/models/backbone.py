@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -56,13 +56,20 @@ def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Hold back what diffusers and transformers log below errors (a user cannot act on it)."""
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    """Hold back warnings and progress bars of diffusers, transformers and ModelOpt: no user can act on them."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    modules = (diffusers_logging, transformers_logging)
+    levels = [module.get_verbosity() for module in modules]
+    for module in modules:
+        module.set_verbosity_error()
+        module.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for module, level in zip(modules, levels, strict=True):
+            module.set_verbosity(level)
+            module.enable_progress_bar()

@@ -16,10 +16,11 @@ from diffc.models.tiny_text import (
     t5_encoder,
     t5_tokenizer,
 )
-from diffc.models.tiny_weights import seed_weights, sharpen_attention, smooth_in_time
+from diffc.models.tiny_weights import calm_branches, seed_weights, sharpen_attention, smooth_in_time
 
 HEAD = 64
 SHARPNESS = 1.6  # joint attention is over more tokens; the UNet, twice as deep, shows its queries without it
+BRANCH_GAIN = 0.25  # what a block adds, as a share of its stream
 
 SD3: dict[str, Any] = {
     "sample_size": 16,
@@ -173,6 +174,7 @@ def _backbone(model: Any, seed: str, dtype: Any, *, sharpness: float = 1.0) -> A
 
     seed_weights(model, seed)
     sharpen_attention(model, sharpness)
+    calm_branches(model, BRANCH_GAIN)
     for name, part in model.named_modules():
         if isinstance(part, TimestepEmbedding) and name != "add_embedding":  # that one takes text and sizes
             smooth_in_time(part.linear_1.weight)

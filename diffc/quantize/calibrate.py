@@ -140,6 +140,6 @@ def _run(
 def _finish(backbone: nn.Module) -> None:
     """Check every enabled quantizer's amax and keep it in float32."""
     for name, quantizer in enabled_quantizers(backbone).items():
-        amax = usable_amax(name, getattr(quantizer, "_amax", None))
+        amax = usable_amax(name, getattr(quantizer, "_amax", None), quantizer.num_bits)
         quantizer.reset_amax()  # assigning to a buffer would keep its dtype
         quantizer.amax = amax

@@ -36,7 +36,8 @@ def read(path: Path, backbone: nn.Module) -> tuple[str, dict[str, Settings], dic
     kept = [name for name in enabled if name.rpartition(".")[0] in layers]
     settings: dict[str, Settings] = {name: settings_of(enabled[name]) for name in kept}
     format = _format_of(path, settings)
-    amax = {name: usable_amax(name, tensors.get(f"{name}._amax")).numpy() for name in kept}
+    found = ((name, tensors.get(f"{name}._amax"), settings[name]["num_bits"]) for name in kept)
+    amax = {name: usable_amax(name, value, bits).numpy() for name, value, bits in found}
     return format, settings, amax, str(content["modelopt_state"].get("modelopt_version"))
 
 

@@ -44,11 +44,12 @@ def calibrated(plan: Plan, ui: Reporter) -> Checkpoint:
     """Calibrate by running the diffusers pipeline on prompts: on the GPU if there is one, else on the CPU."""
     request = plan.request
     prompts = request.prompts or DEFAULT_PROMPTS
-    with quiet_libraries():
+    with quiet_libraries(), ui.stage("load the pipeline"):
         pipe = load_pipeline(plan)
     size = request.image_size or pipe.vae.config.sample_size
     call = dict(plan.spec.calibration) | {"height": size, "width": size}
-    with ui.stage(f"calibrate {plan.format.name} on {len(prompts)} prompts") as update:
+    title = f"calibrate {plan.format.name} on {len(prompts)} prompts, {request.steps} steps, {size} px"
+    with quiet_libraries(), ui.stage(title) as update:
         calibrate(
             pipe,
             plan.spec.component,
@@ -79,7 +80,7 @@ def load_pipeline(plan: Plan) -> Any:
     dtype = DTYPES[plan.dtype] if cuda else torch.float32
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            plan.source.pipeline_dir, torch_dtype=dtype, local_files_only=True, use_safetensors=True
+            plan.source.pipeline_dir, dtype=dtype, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, ImportError) as error:
         raise DiffcError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Amax = npt.NDArray[np.float32]
 """The largest magnitude that a quantizer represents: shape [], or broadcasting against the weight."""
+
+SMALLEST_SCALE = 2.0**-17
+"""See `portable`."""
 
 Settings = Mapping[str, Any]
 """Attributes of a quantizer as JSON values: num_bits, axis, block_sizes, type, unsigned, narrow_range."""
@@ -60,11 +63,12 @@ def amax_tensor(array: Amax, like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(array.copy()).to(like.device)
 
 
-def usable_amax(name: str, amax: torch.Tensor | None) -> torch.Tensor:
-    """`amax` of the quantizer `name` in float32, every element finite and above zero.
+def usable_amax(name: str, amax: torch.Tensor | None, num_bits: int | Sequence[int]) -> torch.Tensor:
+    """`amax` of the quantizer `name` in float32, every element finite and above zero, with a portable scale.
 
     A channel of zeros gets amax 1: it quantizes to zeros with any scale, and a scale of 0 would make NaN.
-    Raises DiffcError when there is no amax, when one is not finite, and when all are zero.
+    See `portable` for what the scale becomes. Raises DiffcError when there is no amax, when one is not finite,
+    and when all are zero.
     """
     import torch
 
@@ -74,7 +78,30 @@ def usable_amax(name: str, amax: torch.Tensor | None) -> torch.Tensor:
         raise _uncalibrated(name, "has an amax that is not finite")
     if not amax.any():
         raise _uncalibrated(name, "saw nothing but zeros")
-    return torch.where(amax > 0, amax.float(), 1.0)
+    return portable(torch.where(amax > 0, amax.float(), 1.0), bound_of(num_bits))
+
+
+def bound_of(num_bits: int | Sequence[int]) -> float:
+    """The largest magnitude of a quantized type: 2^(n-1) - 1 for n-bit integers, 448 for E4M3, 6 for E2M1."""
+    if isinstance(num_bits, int):
+        return float(2 ** (num_bits - 1) - 1)
+    return {(4, 3): 448.0, (2, 1): 6.0}[num_bits[0], num_bits[1]]
+
+
+def portable(amax: torch.Tensor, bound: float) -> torch.Tensor:
+    """The nearest amax not below, of which amax / bound is exact in float32, float16 and bfloat16 alike.
+
+    Graphs hold scales in the compute type. A rounded scale would move the quantization grid against the one
+    that ModelOpt simulates with; an exact one makes both the same, for at most 1/128 of range. The scale gets
+    bfloat16's 8 significant bits, and is at least 2^-17, below which float16 would drop some of them.
+    """
+    import torch
+
+    scale = (amax / bound).clamp(min=SMALLEST_SCALE)
+    exact = (scale.view(torch.int32) & ~0xFFFF).view(torch.float32)
+    above = ((scale.view(torch.int32) & ~0xFFFF) + 0x10000).view(torch.float32)
+    # amax of a portable scale may come back a rounding above it; that much is no reason to go a step up.
+    return torch.where(scale <= exact * (1 + 1e-6), exact, above) * bound
 
 
 def _uncalibrated(name: str, what: str) -> DiffcError:

@@ -20,14 +20,20 @@ from diffc.models.spec import Shape
 from diffc.models.specs import find_spec
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.validate.compare import OutputComparison, compare, save_inputs, save_json, save_outputs
-from diffc.validate.twin import cpu_session, feed
+from diffc.validate.tolerances import tolerance_of
+from diffc.validate.twin import cpu_session, feed, float32_twin, runs_on_cpu
 
 
 @dataclass(frozen=True)
 class ShapeReport:
-    """The comparison at one shape, with the inputs and outputs behind it."""
+    """The comparison at one shape, with the inputs and outputs behind it.
+
+    `arithmetic` is the type in which ONNX Runtime computed: "float32" for the model or its twin, "float16"
+    for a float16 model itself.
+    """
 
     shape: Shape
+    arithmetic: str
     rows: list[OutputComparison]
     inputs: dict[str, npt.NDArray[Any]]
     reference: dict[str, npt.NDArray[Any]]
@@ -63,11 +69,15 @@ def torch_outputs(
 
 
 def reference_model(source: ModelSource, dtype: str, checkpoint: Checkpoint | None) -> torch.nn.Module:
-    """The torch backbone with its weights in `dtype`, fake-quantized by ModelOpt where there is a checkpoint."""
+    """The torch backbone, fake-quantized by ModelOpt: weights rounded to `dtype`, arithmetic in float32.
+
+    Torch's own 16-bit arithmetic would put its roundings, and the quantizers that they flip, into the
+    reference.
+    """
     model = load_backbone(source, DTYPES[dtype])
     if checkpoint is not None:
         checkpoint.apply(model, source.family)
-    return model
+    return model.float()
 
 
 def validate(
@@ -75,24 +85,34 @@ def validate(
     source: ModelSource,
     *,
     dtype: str,
+    format: str,
     checkpoint: Checkpoint | None,
     shapes: Sequence[Shape],
-    max_rel_l2: float,
     seed: int,
 ) -> list[ShapeReport]:
-    """Run both at every shape on the same random inputs and compare the outputs."""
+    """Run both at every shape on the same random inputs and compare the outputs.
+
+    The float32 twin is held to the float32 tolerance: it shows any fault of the graph. A float16 model then
+    runs itself as well, held to the 16-bit tolerance: that shows overflow, and 16-bit types in wrong places.
+    """
     spec = find_spec(source.family)
     reference = reference_model(source, dtype, checkpoint)
+    drawn = [random_inputs(spec, source.config, s, dtype=DTYPES[dtype], seed=seed + i) for i, s in enumerate(shapes)]
+    inputs = [_arrays(values) for values in drawn]
+    expected = [
+        torch_outputs(reference, source, {n: torch.from_numpy(v) for n, v in arrays.items()}) for arrays in inputs
+    ]
+    runs = [("float32", model if dtype == "float32" else float32_twin(model))]
+    if dtype != "float32" and runs_on_cpu(model):
+        runs.append((dtype, model))
     reports = []
-    with cpu_session(model) as session:
-        for i, shape in enumerate(shapes):
-            values = random_inputs(spec, source.config, shape, dtype=DTYPES[dtype], seed=seed + i)
-            expected = torch_outputs(reference, source, values)
-            arrays = _arrays(values)
-            result = dict(session.run(feed(model, arrays)))
-            reports.append(
-                ShapeReport(shape, compare(expected, result, max_rel_l2), arrays, expected, result)
-            )
+    for arithmetic, graph in runs:
+        limit = tolerance_of(format, arithmetic)
+        with cpu_session(graph) as session:
+            for shape, arrays, outputs in zip(shapes, inputs, expected, strict=True):
+                result = dict(session.run(feed(graph, arrays)))
+                rows = compare(outputs, result, limit)
+                reports.append(ShapeReport(shape, arithmetic, rows, arrays, outputs, result))
     return reports
 
 
@@ -102,7 +122,8 @@ def require_match(reports: Sequence[ShapeReport]) -> None:
         for row in report.rows:
             if not row.passed:
                 raise MismatchError(
-                    f"the compiled model differs from torch: output {row.name!r} at {report.shape}: {row.reason}",
+                    f"the compiled model differs from torch: output {row.name!r} at {report.shape}"
+                    f" in {report.arithmetic}: {row.reason}",
                     mend="the artifact was not written; compile with --dump DIR to see every pass,"
                     " and report this with the command",
                 )
@@ -111,8 +132,10 @@ def require_match(reports: Sequence[ShapeReport]) -> None:
 def save_reports(reports: Sequence[ShapeReport], folder: Path) -> None:
     """Write per shape the comparison (JSON), and inputs and outputs as `polygraphy run` loads them."""
     folder.mkdir(exist_ok=True)
-    for i, report in enumerate(reports):
-        save_json(report.rows, folder / f"shape{i}.json")
-        save_inputs(report.inputs, folder / f"shape{i}-inputs.json")
-        save_outputs(report.reference, "torch", folder / f"shape{i}-torch.json")
-        save_outputs(report.result, "onnxruntime", folder / f"shape{i}-onnxruntime.json")
+    for report in reports:
+        shape = report.shape
+        name = f"b{shape.batch}-{shape.height}x{shape.width}-t{shape.text}-{report.arithmetic}"
+        save_json(report.rows, folder / f"{name}.json")
+        save_inputs(report.inputs, folder / f"{name}-inputs.json")
+        save_outputs(report.reference, "torch", folder / f"{name}-torch.json")
+        save_outputs(report.result, "onnxruntime", folder / f"{name}-onnxruntime.json")

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from diffc.backends.graph import element_types
 from diffc.validate.compare import compare
-from diffc.validate.twin import Arrays, cpu_session, feed
+from diffc.validate.folded import check_folded_weights
+from diffc.validate.tolerances import PASS_NOISE
+from diffc.validate.twin import Arrays, cpu_session, feed, float32_twin
 from passes import Pass, PassCheckError
 from passes.check import check_structure
 from passes.storage import weight_bytes
@@ -20,49 +21,41 @@ NUMERIC_LIMIT = 512 << 20
 """Bytes of weights up to which every pass is checked in numbers; above it, structure only (and said so)."""
 
 
-PASS_NOISE = {"float32": 1e-4, "float16": 5e-3}
-"""Relative L2 error that reordered arithmetic alone may cause, in the types that ONNX Runtime computes in."""
-
-
 class NumericCheck:
     """Structure, then numbers: outputs after a pass against those before it, at every given set of inputs.
 
-    A pass may change outputs by its own `tolerance`, and by the rounding of reordered arithmetic
-    (`tolerances.PASS_NOISE` of the model's type). Raises PassCheckError naming the pass and the output.
+    Both graphs run as their float32 twins. A pass may change outputs by its own `tolerance`, and by the
+    rounding of reordered arithmetic (`tolerances.PASS_NOISE`). Weights that a pass quantized are held against
+    the originals as well. Raises PassCheckError naming the pass and the output or weight.
     """
 
     def __init__(self, inputs: Callable[[], list[Arrays]]):
         self._inputs = inputs
-        self._last: list[Arrays] | None = None
+        self._last: list[dict[str, npt.NDArray[Any]]] | None = None
 
     def __call__(self, before: onnx.ModelProto | None, after: onnx.ModelProto, step: Pass | None) -> str:
         """One line on what was compared."""
         line = check_structure(before, after, step)
         if weight_bytes(after) > NUMERIC_LIMIT:
             return f"{line}; numbers not compared (weights over {NUMERIC_LIMIT >> 20} MiB)"
-        inputs = self._inputs()
-        results = [self._run(after, values) for values in inputs]
+        twin = float32_twin(after)
+        with cpu_session(twin) as session:
+            results = [session.run(feed(twin, values)) for values in self._inputs()]
         old, self._last = self._last, results
-        if old is None or step is None:
+        if before is None or old is None or step is None:
             return line
-        limit = step.tolerance + PASS_NOISE["float16" if _has_float16(after) else "float32"]
+        folded = check_folded_weights(before, after)
+        kind = "quantized" if any(n.op_type == "QuantizeLinear" for n in after.graph.node) else "plain"
+        limit = step.tolerance + PASS_NOISE[kind]
         rows = [row for a, b in zip(old, results, strict=True) for row in compare(a, b, limit)]
-        bad = [row for row in rows if not row.passed]
-        if bad:
-            raise PassCheckError(
-                f"pass {step.name!r} changed output {bad[0].name!r}: relative L2 error {bad[0].rel_l2:.2e},"
-                f" at most {limit:.1e} is allowed. Run with --dump to see the graphs around it"
-            )
-        return f"{line}; outputs within {max(row.rel_l2 for row in rows):.1e} (limit {limit:.1e})"
-
-    @staticmethod
-    def _run(model: onnx.ModelProto, values: Arrays) -> Arrays:
-        with cpu_session(model) as session:
-            return session.run(feed(model, values))
-
-
-def _has_float16(model: onnx.ModelProto) -> bool:
-    return onnx.TensorProto.FLOAT16 in element_types(model)
+        for row in rows:
+            if not row.passed:
+                raise PassCheckError(
+                    f"pass {step.name!r} changed output {row.name!r}: {row.reason}."
+                    " Run with --dump to see the graphs around it"
+                )
+        line += f"; {folded} quantized weights within half a step" if folded else ""
+        return f"{line}; outputs within {max(row.rel_l2 or 0.0 for row in rows):.1e} (limit {limit:.1e})"
 
 
 def random_feeds(model: onnx.ModelProto, *, seed: int, count: int = 2) -> list[Arrays]:

@@ -1,0 +1,93 @@
+"""Translations that replace the exporter's own where its graph would be invalid or would not build.
+
+- Splits: the exporter writes SplitToSequence, which ONNX does not define for bfloat16 and the TensorRT-RTX
+  parser does not know. Here they are Split, or Slice where sizes differ or are only known at run time.
+- Einsum (the unpatchify of SD3): not defined for bfloat16. It only permutes there, so it is a Transpose.
+- Concatenation of mixed float types: torch promotes, the exporter drops that (SDXL: 16-bit text_embeds beside
+  float32 sinusoids), and ONNX Concat takes one type only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffc.frontend.quantizers import quantizer_translations
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """The `custom_translation_table` of torch.onnx.export."""
+    aten = torch.ops.aten
+    return quantizer_translations() | {
+        aten.split.Tensor: _split,
+        aten.split_with_sizes.default: _split_with_sizes,
+        aten.cat.default: _cat,
+        aten.einsum.default: _einsum,
+    }
+
+
+def _split(self: Any, split_size: Any, dim: int = 0) -> Any:
+    from onnxscript import opset23 as op
+
+    length = self.shape[dim] if self.shape is not None else None
+    if not isinstance(length, int) or not isinstance(split_size, int):
+        return op.SplitToSequence(self, split_size, axis=dim)  # a count known at run time only
+    sizes = [min(split_size, length - start) for start in range(0, length, split_size)]
+    return _pieces(self, sizes, dim)
+
+
+def _split_with_sizes(self: Any, split_sizes: Any, dim: int = 0) -> Any:
+    return _pieces(self, list(split_sizes), dim)
+
+
+def _pieces(x: Any, sizes: Sequence[Any], dim: int) -> Any:
+    """One piece per size along `dim`; sizes are ints or scalar INT64 values."""
+    from onnxscript import opset23 as op
+
+    if len(sizes) == 1:
+        return [op.Identity(x)]
+    if all(isinstance(size, int) for size in sizes) and len(set(sizes)) == 1:
+        return op.Split(x, axis=dim, num_outputs=len(sizes))
+    pieces, start = [], op.Constant(value_ints=[0])
+    for size in sizes:
+        step = op.Constant(value_ints=[size]) if isinstance(size, int) else op.Reshape(size, [1])
+        end = op.Add(start, step)
+        pieces.append(op.Slice(x, start, end, op.Constant(value_ints=[dim])))
+        start = end
+    return pieces
+
+
+def _cat(tensors: Sequence[Any], dim: int = 0) -> Any:
+    from onnxscript import opset23 as op
+
+    kept = [t for t in tensors if not _is_empty_legacy(t)]
+    types = {t.dtype for t in kept}
+    if len(types) > 1:
+        import onnx
+
+        to = int(onnx.helper.np_dtype_to_tensor_dtype(np.result_type(*(_promotable(t) for t in types))))
+        kept = [t if int(t.dtype) == to else op.Cast(t, to=to) for t in kept]
+    return op.Identity(kept[0]) if len(kept) == 1 else op.Concat(*kept, axis=dim)
+
+
+def _is_empty_legacy(tensor: Any) -> bool:
+    """torch ignores 1-D tensors of length 0 in a concatenation; ONNX does not."""
+    return tensor.shape is not None and len(tensor.shape) == 1 and tensor.shape[0] == 0
+
+
+def _promotable(dtype: Any) -> Any:
+    """The numpy type of an onnx_ir type, so that float16 (or bfloat16) beside float32 gives float32."""
+    return dtype.numpy()
+
+
+def _einsum(equation: str, tensors: Sequence[Any], path: Any = None) -> Any:
+    from onnxscript import opset23 as op
+
+    del path
+    source, _, target = equation.replace(" ", "").partition("->")
+    if len(tensors) == 1 and sorted(source) == sorted(target) and len(set(source)) == len(source):
+        return op.Transpose(tensors[0], perm=[source.index(letter) for letter in target])
+    return op.Einsum(*tensors, equation=equation)
