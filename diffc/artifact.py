@@ -42,7 +42,9 @@ class Artifact:
         """Open an artifact. Raises DiffcError when it is none, is of another schema, or lacks files."""
         path = folder / MANIFEST
         if not path.is_file():
-            raise DiffcError(f"{folder} is no diffc artifact: it has no {MANIFEST}", mend="make one: diffc compile")
+            raise DiffcError(
+                f"{folder} is no diffc artifact: it has no {MANIFEST}", mend="make one: diffc compile"
+            )
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             schema, files = manifest["schema"], manifest["files"]
@@ -53,7 +55,9 @@ class Artifact:
         for name, entry in files.items():
             file = folder / name
             if not file.is_file() or file.stat().st_size != entry["bytes"]:
-                raise DiffcError(f"{file} is missing or not {entry['bytes']} bytes long", mend="compile again")
+                raise DiffcError(
+                    f"{file} is missing or not {entry['bytes']} bytes long", mend="compile again"
+                )
         return cls(folder, manifest)
 
     def verify(self) -> None:
@@ -86,9 +90,13 @@ def staging(output: Path, *, force: bool) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise DiffcError(f"another diffc is writing {output}", mend="wait for it, or choose another -o") from error
+        raise DiffcError(
+            f"another diffc is writing {output}", mend="wait for it, or choose another -o"
+        ) from error
     except OSError as error:
-        raise DiffcError(f"cannot write to {output.parent}: {error.strerror}", mend="choose another -o") from error
+        raise DiffcError(
+            f"cannot write to {output.parent}: {error.strerror}", mend="choose another -o"
+        ) from error
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a compile that was killed
         partial.mkdir()

@@ -18,7 +18,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(help="The embedded models: list them, or write one as a pipeline folder.", no_args_is_help=True)
+models_app = typer.Typer(
+    help="The embedded models: list them, or write one as a pipeline folder.", no_args_is_help=True
+)
 app.add_typer(models_app, name="models")
 
 
@@ -27,8 +29,12 @@ def compile_command(
     model: Annotated[str, typer.Argument(help="A pipeline folder, a backbone folder, or an embedded model.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the artifact.")],
     format: Annotated[str, typer.Option(help="none, int8 or fp8.")] = "none",
-    target: Annotated[list[str] | None, typer.Option(help="trt-rtx, tensorrt or ort; repeatable. [default: ort]")] = None,
-    sm: Annotated[list[str] | None, typer.Option(help="Compute capability for trt-rtx, such as 89; repeatable.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="trt-rtx, tensorrt or ort; repeatable. [default: ort]")
+    ] = None,
+    sm: Annotated[
+        list[str] | None, typer.Option(help="Compute capability for trt-rtx, such as 89; repeatable.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, float16 or bfloat16.")] = "auto",
     profile: Annotated[
         str, typer.Option(help="Shape ranges, such as batch=1:2:4,height=512:1024:1536,text=77:154:512.")
@@ -39,10 +45,14 @@ def compile_command(
     prompts_file: Annotated[Path | None, typer.Option(help="Calibration prompts, one a line.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps a calibration prompt.", min=1)] = 20,
     batch_size: Annotated[int, typer.Option(help="Calibration prompts at a time.", min=1)] = 4,
-    image_size: Annotated[int | None, typer.Option(help="Pixels of calibration images. [default: the model's]")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels of calibration images. [default: the model's]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of calibration noise and validation inputs.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact at -o.")] = False,
-    dump: Annotated[Path | None, typer.Option(help="Write the graph after every pass to this folder.")] = None,
+    dump: Annotated[
+        Path | None, typer.Option(help="Write the graph after every pass to this folder.")
+    ] = None,
 ) -> None:
     """Compile a backbone into a validated ONNX model and engines."""
     from diffc.backends.base import parse_sm
@@ -79,7 +89,9 @@ def _prompts(path: Path | None) -> tuple[str, ...] | None:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DiffcError(f"cannot read the prompts file {path}: {error}", mend="give a UTF-8 text file") from error
+        raise DiffcError(
+            f"cannot read the prompts file {path}: {error}", mend="give a UTF-8 text file"
+        ) from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
         raise DiffcError(f"{path} holds no prompt", mend="write one prompt a line")
@@ -89,10 +101,16 @@ def _prompts(path: Path | None) -> tuple[str, ...] | None:
 @app.command("opt")
 def opt_command(
     model: Annotated[Path, typer.Argument(help="An .onnx file, its weights beside it.")],
-    passes: Annotated[str, typer.Option("--passes", "-p", help="'name{option=value},name'; see `diffc passes`.")],
+    passes: Annotated[
+        str, typer.Option("--passes", "-p", help="'name{option=value},name'; see `diffc passes`.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
-    check: Annotated[str, typer.Option(help="numeric (before = after in ONNX Runtime) or structure.")] = "structure",
-    dump: Annotated[Path | None, typer.Option(help="Write the graph after every pass to this folder.")] = None,
+    check: Annotated[
+        str, typer.Option(help="numeric (before = after in ONNX Runtime) or structure.")
+    ] = "structure",
+    dump: Annotated[
+        Path | None, typer.Option(help="Write the graph after every pass to this folder.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output file.")] = False,
 ) -> None:
     """Run passes over an ONNX model."""
@@ -188,7 +206,7 @@ def _report(error: Exception) -> int:
         typer.echo("Stopped. Nothing was written.", err=True)
         return 130
     if isinstance(error, TyperException):
-        error.show()
+        typer.echo(f"{error.format_message()}\nSee diffc --help.", err=True)
         return error.exit_code
     if isinstance(error, DiffcError):
         typer.echo(f"error: {error}", err=True)

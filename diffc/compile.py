@@ -25,10 +25,18 @@ if TYPE_CHECKING:
     from diffc.backends.engine import EngineReport
     from diffc.quantize.checkpoint import Checkpoint
     from diffc.validate.fidelity import ShapeReport
-    from passes import PassRecord
+    from passes.pipeline import PassRecord
 
 DTYPES = ("float32", "float16", "bfloat16")
-LIBRARIES = ("torch", "diffusers", "nvidia-modelopt", "onnx", "onnxruntime", "onnx-graphsurgeon", "polygraphy")
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "nvidia-modelopt",
+    "onnx",
+    "onnxruntime",
+    "onnx-graphsurgeon",
+    "polygraphy",
+)
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ def stored_dtype(source: ModelSource) -> str:
 
     from passes.sources import safetensors_source
 
-    names = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
+    names = {int(onnx.TensorProto.FLOAT16): "float16", int(onnx.TensorProto.BFLOAT16): "bfloat16"}
     types = Counter(safetensors_source(file, key).dtype for key, file in source.weights.items())
     return names.get(types.most_common(1)[0][0], "float32")
 
@@ -159,7 +167,9 @@ def describe(plan: Plan) -> str:
     """One line that says what will be done."""
     sms = "".join(f" SM{sm}" for sm in plan.request.sms)
     targets = ", ".join(target.name for target in plan.targets)
-    return f"{plan.source.name} ({plan.spec.family}) to {plan.format.name} in {plan.dtype}, for {targets}{sms}"
+    return (
+        f"{plan.source.name} ({plan.spec.family}) to {plan.format.name} in {plan.dtype}, for {targets}{sms}"
+    )
 
 
 def quantize(plan: Plan, folder: Path, ui: Reporter) -> Checkpoint | None:
@@ -237,10 +247,14 @@ def build(plan: Plan, folder: Path, ui: Reporter) -> Sequence[EngineReport]:
         for sms in [(sm,) for sm in plan.request.sms] if target.ahead_of_time else [()]:
             name = target.name + "".join(f"-sm{sm}" for sm in sms)
             request = EngineRequest(
-                target.name, folder / "model.onnx", folder / "engines" / f"{name}.engine", sms, (engine_profile(plan),)
+                target.name,
+                folder / "model.onnx",
+                folder / "engines" / f"{name}.engine",
+                sms,
+                (engine_profile(plan),),
             )
             with ui.stage(f"build {name}") as update:
-                report = build_engine(request, on_progress=lambda _, done, total: update(done, total))  # noqa: B023
+                report = build_engine(request, on_progress=lambda _, done, total: update(done, total))
             engines.append(report)
             ui.note(f"{report.nbytes / 1e6:.1f} MB, {report.layers} layers")
     return engines
@@ -273,7 +287,9 @@ def manifest(
         "inputs": [_value(v) for v in model.graph.input],
         "outputs": [_value(v) for v in model.graph.output],
         "profile": asdict(plan.profile),
-        "passes": [{"name": r.name, "changed": r.changed, "notes": list(r.notes), "check": r.check} for r in records],
+        "passes": [
+            {"name": r.name, "changed": r.changed, "notes": list(r.notes), "check": r.check} for r in records
+        ],
         "validation": [
             {"shape": asdict(v.shape), "arithmetic": v.arithmetic, "outputs": [asdict(r) for r in v.rows]}
             for v in validation

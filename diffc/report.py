@@ -20,7 +20,11 @@ def compiled(result: CompileResult, console: Console) -> None:
     for report in result.validation:
         for row in report.rows:
             table.add_row(
-                str(report.shape), report.arithmetic, f"{row.rel_l2:.2e}", f"{row.tolerance:.0e}", f"{row.cosine:.6f}"
+                str(report.shape),
+                report.arithmetic,
+                f"{row.rel_l2:.2e}",
+                f"{row.tolerance:.0e}",
+                f"{row.cosine:.6f}",
             )
     console.print(table)
     sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
@@ -35,7 +39,9 @@ def optimized(result: PipelineResult, output: Path, console: Console) -> None:
     """One line per pass, its notes and refusals, and where the model lies."""
     table = Table("pass", "changed", "nodes", "check")
     for record in result.records:
-        table.add_row(record.name, str(record.changed), f"{record.nodes_before} -> {record.nodes_after}", record.check)
+        table.add_row(
+            record.name, str(record.changed), f"{record.nodes_before} -> {record.nodes_after}", record.check
+        )
     console.print(table)
     for record in result.records:
         for note in record.notes:

@@ -56,7 +56,7 @@ class Pass:
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Rewrite `graph` in place. Idempotent: a second run changes nothing."""
-        raise TypeError(f"{type(self).__name__} does not define run()")
+        raise TypeError(f"{type(self).__name__} does not define run() for {graph.name}")
 
 
 P = TypeVar("P", bound=type[Pass])

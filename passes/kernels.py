@@ -111,12 +111,16 @@ def evaluate(recipe: Recipe) -> Array:
 def to_bytes(array: Array) -> memoryview:
     """The bytes of an array as ONNX stores them: little endian, 4-bit types packed low nibble first."""
     array = np.ascontiguousarray(array)
-    if array.dtype in (np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4), np.dtype(ml_dtypes.float4_e2m1fn)):
+    if array.dtype in (
+        np.dtype(ml_dtypes.int4),
+        np.dtype(ml_dtypes.uint4),
+        np.dtype(ml_dtypes.float4_e2m1fn),
+    ):
         nibbles = array.view(np.uint8).reshape(-1) & 15
         if nibbles.size % 2:
             nibbles = np.append(nibbles, np.uint8(0))
         array = nibbles[0::2] | (nibbles[1::2] << 4)
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 RecipeValues.evaluate = staticmethod(evaluate)

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -35,18 +36,18 @@ SAFETENSORS_DTYPES = {
 _MEMORY: dict[str, Array] = {}
 
 
-def np_dtype(dtype: int) -> np.dtype:  # type: ignore[type-arg]  # any element type
+def np_dtype(dtype: int) -> np.dtype[Any]:
     """The numpy (or ml_dtypes) type of an onnx.TensorProto element type."""
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(dtype))
 
 
-def onnx_dtype(dtype: np.dtype | type) -> int:  # type: ignore[type-arg]
+def onnx_dtype(dtype: np.dtype[Any] | type[Any]) -> int:
     """The onnx.TensorProto element type of a numpy (or ml_dtypes) type."""
     return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
 @lru_cache(maxsize=256)
-def _header(path: str, mtime_ns: int, size: int) -> tuple[int, dict[str, dict[str, object]]]:
+def _header(path: str, mtime_ns: int, size: int) -> tuple[int, dict[str, dict[str, Any]]]:
     del mtime_ns  # part of the cache key: a changed file is read again
     with Path(path).open("rb") as file:
         prefix = file.read(8)
@@ -68,13 +69,13 @@ def safetensors_source(path: Path, key: str) -> Source:
     if key not in header:
         raise PassError(f"{path} has no tensor {key!r}")
     entry = header[key]
-    begin, end = entry["data_offsets"]  # type: ignore[misc]
+    begin, end = entry["data_offsets"]
     if start + end > stat.st_size:
         raise PassError(f"{path} is cut off: tensor {key!r} ends at byte {start + end} of {stat.st_size}")
     dtype = SAFETENSORS_DTYPES.get(str(entry["dtype"]))
     if dtype is None:
         raise PassError(f"{path}: tensor {key!r} has the unsupported type {entry['dtype']}")
-    shape = tuple(int(n) for n in entry["shape"])  # type: ignore[attr-defined]
+    shape = tuple(int(n) for n in entry["shape"])
     return Source("raw", str(path.resolve()), onnx_dtype(dtype), shape, key, start + begin, end - begin)
 
 

@@ -130,8 +130,10 @@ def save(model: onnx.ModelProto, path: Path, progress: Progress | None = None) -
         saved = [_write(partial[0], model.SerializeToString(deterministic=True))]
         saved += [saved_data] if saved_data else []
         finals = [path, data][: len(saved)]
-        for file, final in reversed(list(zip(saved, finals, strict=True))):  # the data first, then what names it
-            file.path.replace(final)
+        for written, final in reversed(
+            list(zip(saved, finals, strict=True))
+        ):  # what names the data comes last
+            written.path.replace(final)
         return [SavedFile(final, f.nbytes, f.sha256) for f, final in zip(saved, finals, strict=True)]
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -153,7 +155,9 @@ def _check_room(folder: Path, needed: int) -> None:
         raise PassError(f"no such folder: {folder}")
     free = shutil.disk_usage(folder).free
     if free < needed * 1.02 + (1 << 20):
-        raise PassError(f"no room on {folder}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
+        raise PassError(
+            f"no room on {folder}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+        )
 
 
 def _stream(
@@ -175,7 +179,10 @@ def _stream(
                 view = to_bytes(evaluate(recipe))
                 alignment = _PAGE if view.nbytes >= 1 << 16 else _LINE
                 gap = bytes(-file.tell() % alignment)
-                for chunk in (gap, *(view[i : i + _CHUNK] for i in range(0, view.nbytes, _CHUNK))):
+                chunks: list[bytes | memoryview] = [
+                    view[i : i + _CHUNK] for i in range(0, view.nbytes, _CHUNK)
+                ]
+                for chunk in (gap, *chunks):
                     file.write(chunk)
                     digest.update(chunk)
                 places[key] = (file.tell() - view.nbytes, view.nbytes)

@@ -194,8 +194,9 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
     for part in walk(graph):
         for tensor in part.tensors().values():
             values = getattr(tensor, "_values", None)
-            if type(values) is LazyValues and Recipe.of_tensor(values.tensor) is not None:
-                tensor._values = RecipeValues(values.tensor)
+            held = getattr(values, "tensor", None) if type(values) is LazyValues else None
+            if held is not None and Recipe.of_tensor(held) is not None:
+                tensor._values = RecipeValues(held)
     return graph
 
 

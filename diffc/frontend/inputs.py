@@ -22,9 +22,7 @@ def random_inputs(
     return values
 
 
-def _sample(
-    item: InputSpec, size: tuple[int, ...], shape: Shape, generator: torch.Generator
-) -> torch.Tensor:
+def _sample(item: InputSpec, size: tuple[int, ...], shape: Shape, generator: torch.Generator) -> torch.Tensor:
     uniform = torch.rand(size, generator=generator)
     if item.sample == "timestep":
         return (uniform * 998 + 1).round()

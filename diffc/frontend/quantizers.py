@@ -29,12 +29,15 @@ def quantize_dequantize(x: torch.Tensor, scale: torch.Tensor, kind: str, axis: i
     s = scale.float().reshape(shape) if axis is not None else scale.float()
     scaled = x.float() / s
     if kind == "int8":
-        return (scaled.round().clamp(-128, 127) * s).to(x.dtype)
-    return (scaled.clamp(-448, 448).to(torch.float8_e4m3fn).float() * s).to(x.dtype)
+        steps = scaled.round().clamp(-128, 127)
+    else:
+        steps = scaled.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    return (steps * s).to(x.dtype)
 
 
 @quantize_dequantize.register_fake
 def _(x: torch.Tensor, scale: torch.Tensor, kind: str, axis: int | None) -> torch.Tensor:
+    del scale, kind, axis
     return torch.empty_like(x)
 
 
@@ -42,7 +45,9 @@ def _translate(x: Any, scale: Any, kind: str, axis: int | None) -> Any:
     from onnxscript import opset23 as op
 
     size = [] if axis is None else [int(scale.shape[0])]
-    zeros = onnx.helper.make_tensor("zero_point", ONNX_TYPES[kind], size, bytes(size[0] if size else 1), raw=True)
+    zeros = onnx.helper.make_tensor(
+        "zero_point", ONNX_TYPES[kind], size, bytes(size[0] if size else 1), raw=True
+    )
     zero_point = op.Constant(value=zeros)
     attributes = {} if axis is None else {"axis": axis}
     quantized = op.QuantizeLinear(x, scale, zero_point, **attributes)
@@ -77,7 +82,9 @@ def describe(quantizer: Any) -> TracedQuantizer:
 
 
 @contextmanager
-def traceable(quantizers: dict[str, Any], sizes: dict[str, int | None]) -> Iterator[dict[str, TracedQuantizer]]:
+def traceable(
+    quantizers: dict[str, Any], sizes: dict[str, int | None]
+) -> Iterator[dict[str, TracedQuantizer]]:
     """Make these quantizers (by module path) exportable; yields what each one is.
 
     Each gets a buffer `scale`: a scalar where `sizes` says None, else of that many channels. Its values are
@@ -95,8 +102,8 @@ def traceable(quantizers: dict[str, Any], sizes: dict[str, int | None]) -> Itera
         kind = getattr(self, "diffc_traced", None)
         if kind is None:
             return inputs
-        axis = None if kind.axis is None else kind.axis
-        return quantize_dequantize(inputs, self.scale.to(inputs.dtype), kind.kind, axis)
+        out: torch.Tensor = quantize_dequantize(inputs, self.scale.to(inputs.dtype), kind.kind, kind.axis)
+        return out
 
     original = TensorQuantizer.forward
     TensorQuantizer.forward = forward

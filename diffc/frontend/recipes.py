@@ -18,17 +18,10 @@ from diffc.quantize.checkpoint import Checkpoint
 from passes.sources import safetensors_source
 from passes.weights import Recipe
 
-_ONNX = {
-    torch.float32: onnx.TensorProto.FLOAT,
-    torch.float16: onnx.TensorProto.FLOAT16,
-    torch.bfloat16: onnx.TensorProto.BFLOAT16,
-}
-
 
 def attach_recipes(
     model: ir.Model,
     source: ModelSource,
-    dtype: torch.dtype,
     traced: Mapping[str, TracedQuantizer],
     checkpoint: Checkpoint | None,
 ) -> None:
@@ -50,8 +43,10 @@ def attach_recipes(
                 mend="check that config.json and the safetensors files belong together",
             )
         recipe = recipe.cast(_element_type(value))
-        if list(recipe.shape) != [int(d) for d in value.shape or ()]:
-            raise DiffcError(f"tensor {name!r} has shape {recipe.shape}, and config.json asks for {value.shape}")
+        if list(recipe.shape) != list(value.shape or ()):
+            raise DiffcError(
+                f"tensor {name!r} has shape {recipe.shape}, and config.json asks for {value.shape}"
+            )
         value.const_value = ir.serde.TensorProtoTensor(recipe.to_tensor(name))
 
 

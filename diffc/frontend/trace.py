@@ -41,7 +41,7 @@ def trace(source: ModelSource, *, dtype: str, checkpoint: Checkpoint | None) -> 
     with _quiet():
         program, traced = _export(spec, source, DTYPES[dtype], checkpoint)
     name_graph(program.model, spec, source.config)
-    attach_recipes(program.model, source, DTYPES[dtype], traced, checkpoint)
+    attach_recipes(program.model, source, traced, checkpoint)
     model: onnx.ModelProto = program.model_proto
     model.ir_version = IR_VERSION
     model.producer_name = "diffc"

@@ -40,7 +40,7 @@ def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
     from safetensors import safe_open
 
     model = build_backbone(find_spec(source.family), source.config, dtype)
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for file in sorted(set(source.weights.values())):
         with safe_open(file, framework="pt") as tensors:
             state |= {key: tensors.get_tensor(key).to(dtype) for key in tensors.keys()}  # noqa: SIM118  # no dict

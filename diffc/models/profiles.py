@@ -68,5 +68,7 @@ def _sizes(part: str, value: str) -> tuple[int, int, int]:
     if len(sizes) == 1:
         sizes *= 3
     if len(sizes) != 3 or sizes != sorted(sizes):
-        raise DiffcError(f"profile {part!r} is no size", mend="write axis=size or axis=min:opt:max, in that order")
+        raise DiffcError(
+            f"profile {part!r} is no size", mend="write axis=size or axis=min:opt:max, in that order"
+        )
     return sizes[0], sizes[1], sizes[2]

@@ -55,7 +55,9 @@ class Checkpoint:
     ) -> Checkpoint:
         """The checkpoint of a calibrated backbone. Raises DiffcError when a quantizer has no usable amax."""
         quantizers = enabled_quantizers(backbone)
-        amax = {name: usable_amax(name, getattr(q, "_amax", None), q.num_bits) for name, q in quantizers.items()}
+        amax = {
+            name: usable_amax(name, getattr(q, "_amax", None), q.num_bits) for name, q in quantizers.items()
+        }
         return cls(
             family,
             format,

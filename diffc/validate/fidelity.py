@@ -1,4 +1,4 @@
-"""The proof of a compile: ONNX Runtime's outputs of the compiled graph against ModelOpt's fake-quantized torch model."""
+"""The proof of a compile: ONNX Runtime on the compiled graph against ModelOpt's fake-quantized torch model."""
 
 from __future__ import annotations
 
@@ -97,10 +97,14 @@ def validate(
     """
     spec = find_spec(source.family)
     reference = reference_model(source, dtype, checkpoint)
-    drawn = [random_inputs(spec, source.config, s, dtype=DTYPES[dtype], seed=seed + i) for i, s in enumerate(shapes)]
+    drawn = [
+        random_inputs(spec, source.config, s, dtype=DTYPES[dtype], seed=seed + i)
+        for i, s in enumerate(shapes)
+    ]
     inputs = [_arrays(values) for values in drawn]
     expected = [
-        torch_outputs(reference, source, {n: torch.from_numpy(v) for n, v in arrays.items()}) for arrays in inputs
+        torch_outputs(reference, source, {n: torch.from_numpy(v) for n, v in arrays.items()})
+        for arrays in inputs
     ]
     runs = [("float32", model if dtype == "float32" else float32_twin(model))]
     if dtype != "float32" and runs_on_cpu(model):

@@ -51,8 +51,12 @@ def _check(name: str, recipe: Recipe, position: int) -> None:
     for op in recipe.ops[:position]:
         shape = tuple(op.args["shape"]) if op.name == "reshape" else shape
         shape = tuple(shape[i] for i in op.args["perm"]) if op.name == "transpose" else shape
-    original = evaluate(Recipe(recipe.source, recipe.ops[:position], recipe.source.dtype, shape)).astype(np.float64)
-    quantized = evaluate(Recipe(recipe.source, recipe.ops[: position + 1], args["to"], shape)).astype(np.float64)
+    original = evaluate(Recipe(recipe.source, recipe.ops[:position], recipe.source.dtype, shape)).astype(
+        np.float64
+    )
+    quantized = evaluate(Recipe(recipe.source, recipe.ops[: position + 1], args["to"], shape)).astype(
+        np.float64
+    )
     scale = evaluate(Recipe.from_json(args["scale"])).astype(np.float64)
     if args["axis"] is not None and scale.ndim:
         scale = scale.reshape([-1 if i == args["axis"] % original.ndim else 1 for i in range(original.ndim)])
@@ -62,4 +66,6 @@ def _check(name: str, recipe: Recipe, position: int) -> None:
     allowed = np.maximum(np.abs(wanted) * relative, absolute) + np.abs(wanted) * 2.0**-8
     worst = float(np.max(np.abs(quantized - wanted) - allowed))
     if not worst <= 0:
-        raise PassCheckError(f"weight {name!r} was quantized wrongly: a value is off by {worst:.3g} steps too many")
+        raise PassCheckError(
+            f"weight {name!r} was quantized wrongly: a value is off by {worst:.3g} steps too many"
+        )

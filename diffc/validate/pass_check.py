@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class NumericCheck:
     the originals as well. Raises PassCheckError naming the pass and the output or weight.
     """
 
-    def __init__(self, inputs: Callable[[], list[Arrays]]):
+    def __init__(self, inputs: Callable[[], Sequence[Arrays]]):
         self._inputs = inputs
         self._last: list[dict[str, npt.NDArray[Any]]] | None = None
 
@@ -70,7 +70,9 @@ def random_feeds(model: onnx.ModelProto, *, seed: int, count: int = 2) -> list[A
 
 def _random(value: onnx.ValueInfoProto, sizes: dict[str, int], rng: Any, size: int) -> npt.NDArray[Any]:
     tensor = value.type.tensor_type
-    names = [d.dim_param or (d.dim_value if d.HasField("dim_value") else value.name) for d in tensor.shape.dim]
+    names = [
+        d.dim_param or (d.dim_value if d.HasField("dim_value") else value.name) for d in tensor.shape.dim
+    ]
     shape = [d if isinstance(d, int) else sizes.setdefault(d, size) for d in names]
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
