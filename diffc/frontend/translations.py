@@ -25,6 +25,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         aten.split.Tensor: _split,
         aten.split_with_sizes.default: _split_with_sizes,
         aten.cat.default: _cat,
+        aten.concat.default: _cat,
+        aten.concatenate.default: _cat,
         aten.einsum.default: _einsum,
     }
 
