@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
 SPREAD = 0.1  # of biases around 0 and norm scales around 1
 SMOOTH_FREQUENCY = 1e-3  # radians per step of the 1000 training steps
 QUERY_OR_KEY = re.compile(r"\.(to_[qk]|add_[qk]_proj|norm_[qk]|norm_added_[qk])\.weight$")
-
-BRANCH_END = re.compile(
-    r"\.(to_out\.0|to_add_out|ff\.net\.2|ff_context\.net\.2|conv2|proj_out|norm\w*\.linear)\.(weight|bias)$"
-)
 
 
 def seed_weights(module: torch.nn.Module, seed: str) -> None:
@@ -75,18 +72,19 @@ def sharpen_attention(model: torch.nn.Module, gain: float) -> None:
                 parameter.mul_(gain)
 
 
-def calm_branches(model: torch.nn.Module, gain: float) -> None:
-    """Multiply what writes into the residual stream by `gain` in place (weights and biases).
+def calm(model: torch.nn.Module, gains: Mapping[str, float]) -> None:
+    """Multiply weights and biases by the gain of the first pattern that matches their module's path, in place.
 
     In trained models a block adds little to its stream. With branches as large as the stream, one value that
-    rounds to the neighbouring FP8 step in the first block decides, block after block, on all later roundings.
+    rounds to the neighbouring step of a quantizer in the first block decides, block after block, on all later
+    roundings: two correct float32 implementations of a quantized model then differ by several percent.
     """
     import torch
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if BRANCH_END.search(name):
-                parameter.mul_(gain)
+            path = name.rpartition(".")[0]
+            parameter.mul_(next((gain for what, gain in gains.items() if re.fullmatch(what, path)), 1.0))
 
 
 def _distribution(part: torch.nn.Module, leaf: str, parameter: torch.nn.Parameter) -> tuple[float, float]:
