@@ -291,7 +291,13 @@ def manifest(
             {"name": r.name, "changed": r.changed, "notes": list(r.notes), "check": r.check} for r in records
         ],
         "validation": [
-            {"shape": asdict(v.shape), "arithmetic": v.arithmetic, "outputs": [asdict(r) for r in v.rows]}
+            {
+                "shape": asdict(v.shape),
+                "arithmetic": v.arithmetic,
+                "draw": v.draw,
+                "floor": v.floor,
+                "outputs": [asdict(r) for r in v.rows],
+            }
             for v in validation
         ],
         "engines": [

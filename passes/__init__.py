@@ -6,6 +6,7 @@ from passes import (
     fold_weight_layout,
     fold_weight_qdq,
     remove_unused,
+    smooth_qdq,
     split_sequences,
     widen_types,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "fold_weight_layout",
     "fold_weight_qdq",
     "remove_unused",
+    "smooth_qdq",
     "split_sequences",
     "widen_types",
 ]

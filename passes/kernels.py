@@ -14,7 +14,7 @@ from passes.sources import np_dtype, read
 from passes.weights import Array, Recipe, RecipeValues
 
 # The largest magnitude of each quantized type; ONNX QuantizeLinear saturates there.
-BOUNDS = {
+BOUNDS: dict[int, tuple[float, float]] = {
     TensorProto.INT8: (-128.0, 127.0),
     TensorProto.INT4: (-8.0, 7.0),
     TensorProto.FLOAT8E4M3FN: (-448.0, 448.0),

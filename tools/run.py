@@ -43,7 +43,11 @@ def main() -> int:
     install("cpu,rtx" if wanted == ["demo"] else "cpu,rtx,test")
     if wanted == ["demo"]:
         code = call(DEMO)
-        print(f"The compiled model, engines and their checks are in {OUTPUT}" if code == 0 else "The compile failed.")
+        print(
+            f"The compiled model, engines and their checks are in {OUTPUT}"
+            if code == 0
+            else "The compile failed."
+        )
         return code
     for command in TESTS:
         print(f"== {' '.join(command[1:])}", flush=True)

@@ -27,16 +27,24 @@ _NOT_NUMPY = {TensorProto.BFLOAT16, *_FLOAT8}
 class OrtSession:
     """A model that ONNX Runtime runs: a file, with its weights beside it, or the bytes of one.
 
-    Raises DiffcError when the file is broken, the provider is not there, or ONNX Runtime rejects the model.
+    With `exact`, ONNX Runtime computes what the graph says: no kernel that quantizes further (it runs INT8
+    weights behind DequantizeLinear through MatMulNBits, which was measured 8e-5 off). Raises DiffcError when
+    the file is broken, the provider is not there, or ONNX Runtime rejects the model.
     """
 
-    def __init__(self, model: Path | bytes, providers: Sequence[str] = ("CPUExecutionProvider",)):
+    def __init__(
+        self,
+        model: Path | bytes,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        *,
+        exact: bool = False,
+    ):
         TARGETS["ort"].require()
         proto = onnx.load_from_string(model) if isinstance(model, bytes) else read(model)
         self._inputs = {i.name: i for i in graph_inputs(proto)}
         self._outputs = [o.name for o in proto.graph.output]
         source = model if isinstance(model, bytes) else str(model)
-        self._session: Any = _open(source, list(providers), element_types(proto))
+        self._session: Any = _open(source, list(providers), element_types(proto), exact)
 
     @property
     def inputs(self) -> tuple[GraphInput, ...]:
@@ -81,7 +89,7 @@ class OrtSession:
             raise DiffcError(f"no value for input {', '.join(missing)}. Inputs: {', '.join(self._inputs)}")
 
 
-def _open(source: str | bytes, providers: list[str], types: set[int]) -> Any:
+def _open(source: str | bytes, providers: list[str], types: set[int], exact: bool) -> Any:
     import onnxruntime as ort
 
     for provider in providers:
@@ -89,7 +97,9 @@ def _open(source: str | bytes, providers: list[str], types: set[int]) -> Any:
             raise unknown("ONNX Runtime provider", provider, ort.get_available_providers())
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors; they also come as exceptions
-    if types & _FLOAT8:
+    if exact:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if exact or types & _FLOAT8:
         # The optimizer's QDQ rewrites turn a float8 MatMul into MatMulIntegerToFloat, which exists for 8-bit
         # integers only (INVALID_GRAPH). Everything else it does stays on; integer graphs keep their kernels.
         options.add_session_config_entry("session.disable_quant_qdq", "1")

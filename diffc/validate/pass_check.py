@@ -11,8 +11,8 @@ import onnx
 
 from diffc.validate.compare import compare
 from diffc.validate.folded import check_folded_weights
-from diffc.validate.tolerances import PASS_NOISE
-from diffc.validate.twin import Arrays, cpu_session, feed, float32_twin
+from diffc.validate.tolerances import PASS_REL_L2
+from diffc.validate.twin import Arrays, cpu_session, feed, smooth_twin
 from passes import Pass, PassCheckError
 from passes.check import check_structure
 from passes.storage import weight_bytes
@@ -24,8 +24,8 @@ NUMERIC_LIMIT = 512 << 20
 class NumericCheck:
     """Structure, then numbers: outputs after a pass against those before it, at every given set of inputs.
 
-    Both graphs run as their float32 twins. A pass may change outputs by its own `tolerance`, and by the
-    rounding of reordered arithmetic (`tolerances.PASS_NOISE`). Weights that a pass quantized are held against
+    Both graphs run as their smooth float32 twins. A pass may change outputs by its own `tolerance`, and by
+    the rounding of reordered arithmetic (`tolerances.PASS_REL_L2`). Weights that a pass quantized are held against
     the originals as well. Raises PassCheckError naming the pass and the output or weight.
     """
 
@@ -38,15 +38,14 @@ class NumericCheck:
         line = check_structure(before, after, step)
         if weight_bytes(after) > NUMERIC_LIMIT:
             return f"{line}; numbers not compared (weights over {NUMERIC_LIMIT >> 20} MiB)"
-        twin = float32_twin(after)
+        twin = smooth_twin(after)
         with cpu_session(twin) as session:
             results = [session.run(feed(twin, values)) for values in self._inputs()]
         old, self._last = self._last, results
         if before is None or old is None or step is None:
             return line
         folded = check_folded_weights(before, after)
-        kind = "quantized" if any(n.op_type == "QuantizeLinear" for n in after.graph.node) else "plain"
-        limit = step.tolerance + PASS_NOISE[kind]
+        limit = step.tolerance + PASS_REL_L2
         rows = [row for a, b in zip(old, results, strict=True) for row in compare(a, b, limit)]
         for row in rows:
             if not row.passed:

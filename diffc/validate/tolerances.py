@@ -34,12 +34,8 @@ def tolerance_of(format_name: str, dtype: str) -> float:
     return MAX_REL_L2[key]
 
 
-PASS_NOISE: Mapping[str, float] = {
-    # A pass that only moves or folds still lets ONNX Runtime sum in another order. Graphs are compared as
-    # their float32 twins, whatever the compute type.
-    "plain": 1e-4,
-    # Behind such a rounding, a quantizer may put a value on the neighbouring step: one such flip in the first
-    # block of a tiny model was measured to move its output by up to 1e-3.
-    "quantized": 2e-3,
-}
-"""Relative L2 change of an output that a pass with tolerance 0 may cause, without and with quantizers."""
+SMOOTH_REL_L2 = 1e-4
+"""Limit where activations are not rounded: float32 arithmetic in another order, in every format."""
+
+PASS_REL_L2 = 1e-4
+"""Change of an output that a pass with tolerance 0 may cause (smooth float32 twins before and after)."""

@@ -1,0 +1,99 @@
+"""smooth-qdq: activation quantizers without their rounding, so that two graphs can be compared exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from passes.base import Pass, PassResult, Refusal, register, walk
+from passes.graphs import Emitter, Names, array_of, drop_nodes, producer, splice
+from passes.kernels import BOUNDS
+from passes.weights import dtype_of
+
+
+@register
+@dataclass(frozen=True)
+class SmoothQdq(Pass):
+    """Replace the quantization of activations by the same scaling and saturation, without rounding.
+
+    1. QuantizeLinear(x, s) of a computed tensor -> Clip(Div(x, s), low, high) with the bounds of its type.
+    2. DequantizeLinear(q, s) of a computed tensor -> Mul(q, s).
+
+    A rounding to 4 bits of mantissa turns a difference in the last bit of float32 into one of 6 % whenever a
+    value lies on the edge between two steps, and the next quantizer multiplies that. Without the rounding, a
+    wrong scale, weight or wire still shows, and nothing else does. For validation only: quantized weights
+    stay as they are.
+
+    Not for scales that are not one number, or zero points that are not zero.
+    """
+
+    name: ClassVar[str] = "smooth-qdq"
+    tolerance: ClassVar[float] = 0.2
+    _OPS: ClassVar[tuple[str, ...]] = ("QuantizeLinear", "DequantizeLinear")
+
+    def run(self, graph: gs.Graph) -> PassResult:
+        """Visit every quantizer of a computed tensor."""
+        refusals: list[Refusal] = []
+        changed = 0
+        names = Names(graph)
+        for part in walk(graph):
+            new: dict[int, list[gs.Node]] = {}
+            for node in part.nodes:
+                if node.op not in self._OPS or _is_constant(node.inputs[0]):
+                    continue
+                if reason := _reason(node):
+                    refusals.append(Refusal(node.name, reason))
+                    continue
+                new[id(node)] = _replacement(node, names)
+                changed += 1
+            splice(part, new)
+            drop_nodes(part, set(new))
+        return PassResult(changed, (), tuple(refusals))
+
+
+def _is_constant(tensor: gs.Tensor) -> bool:
+    return isinstance(tensor, gs.Constant) or (
+        (node := producer(tensor)) is not None and node.op == "Constant"
+    )
+
+
+def _reason(node: gs.Node) -> str:
+    scale = node.inputs[1]
+    if scale.shape not in ([], (), [1], (1,)):
+        return f"the scale has shape {scale.shape}, and only one number can be applied without rounding"
+    if (
+        len(node.inputs) > 2
+        and (zero := array_of(node.inputs[2])) is not None
+        and np.any(zero.astype(np.float32))
+    ):
+        return "the zero point is not zero"
+    return "" if _quantized_type(node) in BOUNDS else "the quantized type has no known bounds"
+
+
+def _quantized_type(node: gs.Node) -> int | None:
+    if len(node.inputs) > 2 and not node.inputs[2].is_empty():
+        return dtype_of(node.inputs[2])
+    return int(node.attrs.get("output_dtype", TensorProto.UINT8))
+
+
+def _replacement(node: gs.Node, names: Names) -> list[gs.Node]:
+    """The nodes that take the place of `node`; its output becomes a float tensor."""
+    emitter = Emitter(node, names)
+    x, scale = node.inputs[:2]
+    output = node.outputs[0]
+    output.dtype = scale.dtype
+    if node.op == "DequantizeLinear":
+        emitter.emit_to("Mul", [x, scale], [output])
+        return emitter.nodes
+    wide = np.dtype(np.float32)
+    low, high = (np.asarray(b, wide) for b in BOUNDS[_quantized_type(node) or 0])
+    scaled = emitter.emit("Div", [x, scale], scale.dtype)
+    limits = [emitter.constant("low", low), emitter.constant("high", high)]
+    if dtype_of(scale) != TensorProto.FLOAT:
+        limits = [emitter.emit("CastLike", [limit, scale], scale.dtype) for limit in limits]
+    emitter.emit_to("Clip", [scaled, *limits], [output])
+    return emitter.nodes
