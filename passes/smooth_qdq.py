@@ -80,15 +80,26 @@ def _quantized_type(node: gs.Node) -> int | None:
     return int(node.attrs.get("output_dtype", TensorProto.UINT8))
 
 
+def _retype(tensor: gs.Tensor, dtype: object) -> None:
+    """Let `tensor`, and what data movement makes of it on the way to DequantizeLinear, have type `dtype`."""
+    pending = [tensor]
+    while pending:
+        current = pending.pop()
+        current.dtype = dtype
+        for user in current.outputs:
+            if user.op not in SmoothQdq._OPS:
+                pending += [t for t in user.outputs if dtype_of(t) in BOUNDS]
+
+
 def _replacement(node: gs.Node, names: Names) -> list[gs.Node]:
     """The nodes that take the place of `node`; its output becomes a float tensor."""
     emitter = Emitter(node, names)
     x, scale = node.inputs[:2]
     output = node.outputs[0]
-    output.dtype = scale.dtype
     if node.op == "DequantizeLinear":
         emitter.emit_to("Mul", [x, scale], [output])
         return emitter.nodes
+    _retype(output, scale.dtype)
     wide = np.dtype(np.float32)
     low, high = (np.asarray(b, wide) for b in BOUNDS[_quantized_type(node) or 0])
     scaled = emitter.emit("Div", [x, scale], scale.dtype)
