@@ -1,0 +1,104 @@
+"""Every command in the documents runs, and every name in them exists."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from diffc.cli import run
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines() if line]
+QUICK = ["--steps", "1"]
+
+
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("run_script", ROOT / "tools" / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with an in.onnx, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"], "relu")], "g", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11), "in.onnx")
+    return tmp_path
+
+
+def test_readme_commands_are_of_known_kinds() -> None:
+    for line in COMMANDS:
+        assert line.startswith(("python3 tools/run.py ", "pip install ", "diffc ")), line
+    assert sum(line.startswith("python3 tools/run.py ") for line in COMMANDS) == 2
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("diffc ")])
+def test_diffc_commands_run(line: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = shlex.split(line)[1:]
+    if "trt-rtx" in arguments:
+        pytest.importorskip("tensorrt_rtx")
+    assert run([*arguments, *(QUICK if arguments[0] == "compile" else [])]) == 0
+    assert capsys.readouterr().out
+    if "-o" in arguments:
+        assert (here / arguments[arguments.index("-o") + 1]).exists()
+
+
+def test_the_demo_runs_and_says_where_its_result_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    demo = script()
+    arguments = [str(here / "out") if part == str(demo.OUTPUT) else part for part in demo.DEMO[2:]]
+    assert run([*arguments, *QUICK]) == 0
+    assert "build/tiny-sd3-fp8" in README
+    assert demo.OUTPUT == ROOT / "build" / "tiny-sd3-fp8"
+    assert {p.name for p in (here / "out" / "engines").glob("*.engine")} == {
+        "trt-rtx-sm89.engine",
+        "trt-rtx-sm120.engine",
+    }
+    assert "Compiled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == "python"])
+def test_python_examples_run(text: str, here: Path) -> None:
+    before = set(here.iterdir())
+    exec(compile(text, "README.md", "exec"), {})
+    assert set(here.iterdir()) - before
+
+
+def test_the_install_command_names_real_extras() -> None:
+    (line,) = (line for line in COMMANDS if line.startswith("pip install"))
+    (extras,) = re.findall(r'"\.\[(.*)\]"', line)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    assert (ROOT / "tools" / "constraints.txt").is_file()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_files_and_passes_named_in_documents_exist(document: Path) -> None:
+    from passes import all_passes
+
+    text = document.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:diffc|passes|tools|docs|tests)/[\w/.]+)`", text):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"`((?:models|backends|quantize|frontend|validate)/[\w/.]+)`", text):
+        assert (ROOT / "diffc" / name).exists(), name
+    for name in re.findall(r"\b((?:fold|remove|split|decompose|widen|smooth)-[a-z]+(?:-[a-z]+)?)\b", text):
+        assert name in all_passes(), name
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (document.parent / target).exists(), target
