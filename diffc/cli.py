@@ -49,6 +49,9 @@ def compile_command(
         int | None, typer.Option(help="Pixels of calibration images. [default: the model's]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of calibration noise and validation inputs.")] = 0,
+    skip_validation: Annotated[
+        bool, typer.Option("--skip-validation", help="Do not run the result against torch.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact at -o.")] = False,
     dump: Annotated[
         Path | None, typer.Option(help="Write the graph after every pass to this folder.")
@@ -74,6 +77,7 @@ def compile_command(
         batch_size=batch_size,
         image_size=image_size,
         seed=seed,
+        skip_validation=skip_validation,
         force=force,
         dump=dump,
     )

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from passes.pipeline import PassRecord
 
 DTYPES = ("float32", "float16", "bfloat16")
+VALIDATION_BYTES = 16
+"""Memory per parameter while validating: torch's float32 weights, and ONNX Runtime's, each twice while loading."""
 LIBRARIES = (
     "torch",
     "diffusers",
@@ -60,6 +62,7 @@ class CompileRequest:
     batch_size: int = 4
     image_size: int | None = None
     seed: int = 0
+    skip_validation: bool = False
     force: bool = False
     dump: Path | None = None
 
@@ -127,7 +130,27 @@ def check(request: CompileRequest) -> Plan:
     if dtype == "bfloat16" and 75 in request.sms:
         raise UnsupportedError("SM75 has no bfloat16", mend="give --dtype float16, or leave out --sm 75")
     profile = parse_profile(request.profile, spec, source.config)
+    if not request.skip_validation:
+        _check_memory(source)
     return Plan(request, source, spec, fmt, targets, dtype, profile)
+
+
+def _check_memory(source: ModelSource) -> None:
+    """Raise DiffcError when validation could not hold the torch reference and ONNX Runtime side by side."""
+    import math
+
+    import psutil
+
+    from passes.sources import safetensors_source
+
+    parameters = sum(math.prod(safetensors_source(file, key).shape) for key, file in source.weights.items())
+    needed, free = parameters * VALIDATION_BYTES, psutil.virtual_memory().available
+    if needed > free:
+        raise DiffcError(
+            f"validating {source.name} ({parameters / 1e9:.1f} B parameters) takes about {needed / 1e9:.0f} GB of"
+            f" memory, and {free / 1e9:.0f} GB are free",
+            mend="compile on a machine with more memory, or give --skip-validation (the manifest then says so)",
+        )
 
 
 def _check_sms(targets: Sequence[Target], sms: Sequence[int]) -> None:
@@ -219,6 +242,9 @@ def write(model: onnx.ModelProto, folder: Path, ui: Reporter) -> dict[str, str]:
 
 def validate(plan: Plan, checkpoint: Checkpoint | None, folder: Path, ui: Reporter) -> Sequence[ShapeReport]:
     """ONNX Runtime against ModelOpt's fake-quantized torch model at two shapes. Raises MismatchError."""
+    if plan.request.skip_validation:
+        ui.note("not validated, as --skip-validation asks")
+        return ()
     from diffc.validate import fidelity
     from passes.storage import load
 

@@ -26,9 +26,11 @@ def compiled(result: CompileResult, console: Console) -> None:
                 f"{row.tolerance:.0e}" if row.passed else f"3 x {report.floor:.1e} (*)",
                 f"{row.cosine:.6f}",
             )
-    console.print(table)
+    console.print(table if result.validation else "[yellow]Not validated[/yellow]")
     if any(report.chaotic for report in result.validation):
-        console.print("(*) rounding of its inputs moves torch's own output by as much; the unrounded rows decide")
+        console.print(
+            "(*) rounding of its inputs moves torch's own output by as much; the unrounded rows decide"
+        )
     sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
     console.print(f"[green]Compiled[/green] {manifest['model']['name']} to {manifest['format']} in {folder}")
     shown = ["model.onnx", "model.onnx_data", *(e["file"] for e in manifest["engines"])]

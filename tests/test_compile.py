@@ -1,0 +1,255 @@
+"""Whole compiles of every embedded model to every format: what they leave, and that it computes the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import PROMPTS, Cell, CompileCell, small_request
+
+from diffc.compile import compile_model
+from diffc.errors import DiffcError
+from diffc.frontend.inputs import random_inputs
+from diffc.models.backbone import DTYPES, load_backbone
+from diffc.models.embedded import EMBEDDED
+from diffc.models.spec import Shape
+from diffc.quantize.formats import FORMATS
+from diffc.validate.fidelity import torch_outputs
+from diffc.validate.twin import cpu_session, feed, float32_twin
+from passes.storage import load
+
+ONE_BYTE = (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN)
+STORED_AS = {"int8": onnx.TensorProto.INT8, "fp8": onnx.TensorProto.FLOAT8E4M3FN}
+
+
+@pytest.fixture(params=[(m, f) for m in EMBEDDED for f in FORMATS], ids=lambda p: "-".join(p), scope="module")
+def cell(request: pytest.FixtureRequest, compiled: CompileCell) -> Cell:
+    """Each of the twelve cells in turn."""
+    return compiled(*request.param)
+
+
+def quantized_layers(cell: Cell) -> list[str]:
+    """Module paths whose weights the checkpoint quantizes."""
+    settings = cell.checkpoint.settings if cell.checkpoint else {}
+    suffix = ".weight_quantizer"
+    return [name.removesuffix(suffix) for name in settings if name.endswith(suffix)]
+
+
+def initializers(cell: Cell) -> dict[str, onnx.TensorProto]:
+    return {t.name: t for t in cell.model.graph.initializer}
+
+
+def bytes_of(tensor: onnx.TensorProto) -> int:
+    return int(onnx.numpy_helper.to_array(tensor).nbytes)
+
+
+def test_one_engine_for_each_gpu_with_the_weights_in_it(cell: Cell) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    sms = [86, 89, 120] if cell.request.format != "fp8" else [89, 120]
+    weights = sum(bytes_of(t) for t in initializers(cell).values() if t.data_type in ONE_BYTE)
+    if cell.request.format == "none":
+        weights = sum(bytes_of(t) for t in initializers(cell).values() if len(t.dims) > 1) // 2
+    assert weights > 500_000
+    assert [report.sms for report in cell.result.engines] == [(sm,) for sm in sms]
+    for sm in sms:
+        assert (cell.folder / "engines" / f"trt-rtx-sm{sm}.engine").stat().st_size >= weights
+
+
+def test_quantized_weights_are_stored_in_one_byte_and_only_so(cell: Cell) -> None:
+    tensors, layers = initializers(cell), quantized_layers(cell)
+    matrices = {n for n, t in tensors.items() if t.data_type in ONE_BYTE and len(t.dims) in (2, 4)}
+    assert matrices == {f"{layer}.weight_q" for layer in layers}
+    assert bool(layers) == (cell.request.format != "none")
+    for layer in layers:
+        stored, original = tensors[f"{layer}.weight_q"], cell.plan.source.weights[f"{layer}.weight"]
+        assert stored.data_type == STORED_AS[cell.request.format]
+        assert f"{layer}.weight" not in tensors
+        assert bytes_of(stored) == np.prod(stored.dims) == elements(original, f"{layer}.weight")
+
+
+def elements(file: Path, key: str) -> int:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="np") as tensors:
+        return int(np.prod(tensors.get_slice(key).get_shape()))
+
+
+def test_weights_take_one_byte_an_element_on_disk(cell: Cell) -> None:
+    """The file is no larger than its tensors at their own widths, and page alignment of each."""
+    tensors = initializers(cell).values()
+    expected = sum(bytes_of(t) for t in tensors)
+    assert expected <= (cell.folder / "model.onnx_data").stat().st_size + 1024 * len(tensors)
+    assert (cell.folder / "model.onnx_data").stat().st_size <= expected + 4096 * len(tensors)
+
+
+def test_no_weight_is_quantized_in_the_graph(cell: Cell) -> None:
+    tensors = initializers(cell)
+    constants = set(tensors) | {o for n in cell.model.graph.node if n.op_type == "Constant" for o in n.output}
+    quantize = [n for n in cell.model.graph.node if n.op_type == "QuantizeLinear"]
+    assert not [n.name for n in quantize if n.input[0] in constants]
+    inputs = [n for n in cell.checkpoint.settings if n.endswith("input_quantizer")] if cell.checkpoint else []
+    assert sorted(n.name.removesuffix("/QuantizeLinear") for n in quantize) == sorted(inputs)
+
+
+def test_validation_passed_at_two_different_shapes(cell: Cell) -> None:
+    reports = cell.result.validation
+    shapes = {report.shape for report in reports}
+    assert len(shapes) == 2
+    for axis in ("batch", "height", "width", "text"):
+        assert len({getattr(shape, axis) for shape in shapes}) == 2, axis
+    for report in reports:
+        assert report.rows
+        for row in report.rows:
+            assert row.passed
+            assert row.rel_l2 is not None
+            assert 0 < row.rel_l2 <= row.tolerance <= 2e-2
+    recorded = [(v["shape"], v["arithmetic"]) for v in cell.artifact.manifest["validation"]]
+    assert recorded == [(asdict(report.shape), report.arithmetic) for report in reports]
+    assert len(list((cell.folder / "validation").glob("*-inputs.json"))) == len(reports)
+
+
+def test_manifest_lists_every_file_with_its_hash(cell: Cell) -> None:
+    files = cell.artifact.manifest["files"]
+    found = {p.relative_to(cell.folder).as_posix() for p in cell.folder.rglob("*") if p.is_file()}
+    assert found == {*files, "manifest.json"}
+    for name, entry in files.items():
+        content = (cell.folder / name).read_bytes()
+        assert (hashlib.sha256(content).hexdigest(), len(content)) == (entry["sha256"], entry["bytes"]), name
+    cell.artifact.verify()
+
+
+def test_inputs_and_outputs_are_those_of_the_spec(cell: Cell) -> None:
+    spec, config = cell.plan.spec, cell.plan.source.config
+    element = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}[cell.plan.dtype]
+    wanted = [
+        (i.name, element if i.dtype == "model" else onnx.TensorProto.FLOAT, list(i.dims))
+        for i in spec.inputs(config)
+    ]
+    assert [described(v) for v in cell.model.graph.input] == wanted
+    output = (spec.output, element, list(spec.output_dims(config)))
+    assert [described(v) for v in cell.model.graph.output] == [output]
+    listed = [
+        (v["name"], onnx.TensorProto.DataType.Value(v["dtype"]), v["dims"])
+        for v in cell.artifact.manifest["inputs"]
+    ]
+    assert listed == wanted
+
+
+def described(value: onnx.ValueInfoProto) -> tuple[str, int, list[str | int]]:
+    tensor = value.type.tensor_type
+    return value.name, tensor.elem_type, [d.dim_param or d.dim_value for d in tensor.shape.dim]
+
+
+def test_model_is_valid_and_nodes_are_named_by_module(cell: Cell) -> None:
+    model = cell.model
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 23)]
+    assert model.ir_version == 11
+    onnx.checker.check_model(str(cell.folder / "model.onnx"), full_check=True)
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    modules = {name for name, _ in load_backbone(cell.plan.source, torch.float32).named_modules()}
+    quantizers = set(cell.checkpoint.settings) if cell.checkpoint else set()
+    paths = [name.rpartition("/")[0] for name in names]
+    strange = {path for path in paths if path and path.partition("/")[0] not in modules | quantizers}
+    assert not strange
+    assert sum(1 for path in paths if path) > 0.9 * len(paths)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_every_size_is_dynamic(name: str, compiled: CompileCell) -> None:
+    """Far from the shape of the trace and from those of validation; batch 1 and one token as well."""
+    cell = compiled(name, "none")
+    spec, config, dtype = cell.plan.spec, cell.plan.source.config, DTYPES[cell.plan.dtype]
+    step = spec.pixel_multiple(config)
+    reference = load_backbone(cell.plan.source, dtype).float()
+    twin = float32_twin(load(cell.folder / "model.onnx"))
+    with cpu_session(twin) as session:
+        for i, shape in enumerate((Shape(3, 3 * step, 10 * step, 33), Shape(1, 7 * step, 2 * step, 1))):
+            values = random_inputs(spec, config, shape, dtype=dtype, seed=40 + i)
+            wide = {n: v.float() for n, v in values.items()}
+            expected = torch_outputs(reference, cell.plan.source, wide)[spec.output]
+            result = session.run(feed(twin, {n: v.numpy() for n, v in wide.items()}))[spec.output]
+            assert result.shape == expected.shape
+            error = np.linalg.norm(result - expected) / np.linalg.norm(expected)
+            assert error < 2e-5, shape
+
+
+@pytest.mark.parametrize(("dtype", "sm"), [("float32", 89), ("bfloat16", 120)])
+def test_other_compute_types(dtype: str, sm: int, compiled: CompileCell) -> None:
+    changes = {"dtype": dtype} | ({"sms": (sm,)} if compiled("tiny-sd3", "fp8").request.sms else {})
+    cell = compiled("tiny-sd3", "fp8", **changes)
+    element = {"float32": onnx.TensorProto.FLOAT, "bfloat16": onnx.TensorProto.BFLOAT16}[dtype]
+    assert {t.data_type for t in cell.model.graph.initializer if t.name.endswith("norm_out.linear.bias")} == {
+        element
+    }
+    assert cell.model.graph.input[0].type.tensor_type.elem_type == element
+    attention = [n for n in cell.model.graph.node if n.op_type == "Attention"]
+    if cell.request.sms:
+        assert [report.sms for report in cell.result.engines] == [(sm,)]
+        assert bool(attention) == (dtype != "float32")  # trt-rtx has no float32 attention kernel
+    assert all(row.passed for report in cell.result.validation for row in report.rows)
+
+
+def graph_files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("model.onnx", "model.onnx_data")}
+
+
+@pytest.mark.parametrize(("name", "format"), [("tiny-sd35", "fp8"), ("tiny-sdxl", "int8")])
+def test_two_compiles_are_byte_identical(
+    name: str, format: str, compiled: CompileCell, tmp_path: Path
+) -> None:
+    """The second in a process of its own, where strings hash otherwise."""
+    cell = compiled(name, format)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
+    command = [sys.executable, "-m", "diffc.cli", "compile", name, "--format", format, "-o"]
+    command += [str(tmp_path / "again"), "--prompts-file", str(prompts), "--steps", "2", "--image-size", "64"]
+    if cell.request.sms:
+        command += ["--target", "trt-rtx", "--target", "ort", "--sm", "89"]
+    environment = os.environ | {"PYTHONHASHSEED": "4242"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert graph_files(tmp_path / "again") == graph_files(cell.folder)
+    again = (tmp_path / "again" / "checkpoint" / "quantizers.safetensors").read_bytes()
+    assert again == (cell.folder / "checkpoint" / "quantizers.safetensors").read_bytes()
+
+
+def test_a_checkpoint_gives_the_same_weights_without_the_pipeline(
+    compiled: CompileCell, tmp_path: Path
+) -> None:
+    """From the backbone's folder alone, whose name is another."""
+    cell = compiled("tiny-flux", "int8")
+    request = small_request(
+        str(cell.plan.source.backbone_dir),
+        "int8",
+        tmp_path / "out",
+        targets=("ort",),
+        sms=(),
+        from_checkpoint=cell.folder / "checkpoint",
+        prompts=None,
+    )
+    result = compile_model(request)
+    assert (tmp_path / "out" / "model.onnx_data").read_bytes() == (
+        cell.folder / "model.onnx_data"
+    ).read_bytes()
+    assert result.artifact.manifest["model"]["family"] == "flux"
+
+
+def test_a_checkpoint_of_another_model_is_refused(compiled: CompileCell, tmp_path: Path) -> None:
+    checkpoint = compiled("tiny-sd3", "fp8").folder / "checkpoint"
+    for name, message in (("tiny-sd35", "of another sd3 model"), ("tiny-flux", "of family 'sd3'")):
+        request = small_request(name, "fp8", tmp_path / "out", from_checkpoint=checkpoint)
+        with pytest.raises(DiffcError, match=message):
+            compile_model(request)
+    request = small_request("tiny-sd3", "int8", tmp_path / "out", from_checkpoint=checkpoint)
+    with pytest.raises(DiffcError, match=r"calibrated for fp8, and int8 is asked for[\s\S]*--format fp8"):
+        compile_model(request)
+    assert not list(tmp_path.iterdir())
