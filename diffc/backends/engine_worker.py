@@ -198,7 +198,7 @@ def peak_rss() -> int | None:
     if status.is_file():  # not getrusage: its figure survives exec, so it would be that of the parent
         line = next((x for x in status.read_text().splitlines() if x.startswith("VmHWM:")), "")
         return int(line.split()[1]) * 1024 if line else None
-    import psutil  # type: ignore[import-untyped]  # the only way to ask Windows without ctypes
+    import psutil
 
     return getattr(psutil.Process().memory_info(), "peak_wset", None)
 

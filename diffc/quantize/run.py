@@ -12,7 +12,7 @@ from diffc.quantize.fingerprint import hash_weights
 from diffc.ui import Reporter
 
 if TYPE_CHECKING:
-    from diffc.compile import Plan
+    from diffc.plan import Plan
 
 
 def given(plan: Plan) -> Checkpoint:

@@ -1,0 +1,96 @@
+"""What manifest.json says of a compile: enough to run the artifact, and to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffc
+from diffc.plan import Plan
+
+if TYPE_CHECKING:
+    import onnx
+
+    from diffc.backends.engine import EngineReport
+    from diffc.validate.fidelity import ShapeReport
+    from passes.pipeline import PassRecord
+
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "nvidia-modelopt",
+    "onnx",
+    "onnxruntime",
+    "onnx-graphsurgeon",
+    "polygraphy",
+)
+
+
+def manifest(
+    plan: Plan,
+    model: onnx.ModelProto,
+    records: Sequence[PassRecord],
+    validation: Sequence[ShapeReport],
+    engines: Sequence[EngineReport],
+) -> dict[str, Any]:
+    """What manifest.json says beside the files: enough to run the artifact, and to make it again."""
+    request = asdict(replace(plan.request, output=Path(), force=False, dump=None))
+    del request["output"], request["force"], request["dump"]
+    return {
+        "diffc": diffc.__version__,
+        "versions": versions(),
+        "model": {"name": plan.source.name, "family": plan.spec.family, "config": dict(plan.source.config)},
+        "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},
+        "format": plan.format.name,
+        "dtype": plan.dtype,
+        "opset": model.opset_import[0].version,
+        "inputs": [_value(v) for v in model.graph.input],
+        "outputs": [_value(v) for v in model.graph.output],
+        "profile": asdict(plan.profile),
+        "passes": [
+            {"name": r.name, "changed": r.changed, "notes": list(r.notes), "check": r.check} for r in records
+        ],
+        "validation": [
+            {
+                "shape": asdict(v.shape),
+                "arithmetic": v.arithmetic,
+                "draw": v.draw,
+                "floor": v.floor,
+                "outputs": [asdict(r) for r in v.rows],
+            }
+            for v in validation
+        ],
+        "engines": [
+            {
+                "file": f"engines/{e.path.name}",
+                "target": e.target,
+                "version": e.version,
+                "sms": list(e.sms),
+                "layers": e.layers,
+                "seconds": e.seconds,
+            }
+            for e in engines
+        ],
+    }
+
+
+def _value(value: onnx.ValueInfoProto) -> Mapping[str, Any]:
+    import onnx
+
+    tensor = value.type.tensor_type
+    dims = [d.dim_param or d.dim_value for d in tensor.shape.dim]
+    return {"name": value.name, "dtype": onnx.TensorProto.DataType.Name(tensor.elem_type), "dims": dims}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that results depend on; those that are not installed are left out."""
+    known = {}
+    for library in (*LIBRARIES, "tensorrt-rtx", "tensorrt-cu13"):
+        try:
+            known[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return known

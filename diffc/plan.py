@@ -1,0 +1,142 @@
+"""What a compile is asked for, and every refusal that can be made before any expensive work."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffc.artifact import check_output
+from diffc.backends.base import Target, check_format_sms, find_target
+from diffc.errors import DiffcError, UnsupportedError, unknown
+from diffc.models.locate import ModelSource, locate
+from diffc.models.profiles import ShapeProfile, parse_profile
+from diffc.models.spec import ModelSpec
+from diffc.models.specs import find_spec
+from diffc.quantize.formats import Format, find_format
+
+DTYPES = ("float32", "float16", "bfloat16")
+VALIDATION_BYTES = 16
+"""Memory per parameter while validating: torch's float32 weights, and ONNX Runtime's, each twice while loading."""
+
+
+@dataclass(frozen=True)
+class CompileRequest:
+    """Everything that a compile depends on; the defaults are those of the command line.
+
+    `dtype` "auto" is the type in which the backbone's weights are stored. `profile` is the text of --profile.
+    `image_size` (pixels) is that of the calibration images, None for the model's own.
+    """
+
+    model: str
+    output: Path
+    format: str = "none"
+    targets: tuple[str, ...] = ("ort",)
+    sms: tuple[int, ...] = ()
+    dtype: str = "auto"
+    profile: str = ""
+    from_checkpoint: Path | None = None
+    prompts: tuple[str, ...] | None = None
+    steps: int = 20
+    batch_size: int = 4
+    image_size: int | None = None
+    seed: int = 0
+    skip_validation: bool = False
+    force: bool = False
+    dump: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request whose every part was found and fits together."""
+
+    request: CompileRequest
+    source: ModelSource
+    spec: ModelSpec
+    format: Format
+    targets: tuple[Target, ...]
+    dtype: str
+    profile: ShapeProfile
+
+
+def check(request: CompileRequest) -> Plan:
+    """Everything that can be refused is refused here, before any expensive work."""
+    fmt = find_format(request.format)
+    targets = tuple(find_target(name) for name in dict.fromkeys(request.targets))
+    if not targets:
+        raise DiffcError("no target", mend="name one: --target trt-rtx or --target ort")
+    check_format_sms(fmt.name, fmt.min_sm, request.sms)
+    if request.dtype not in ("auto", *DTYPES):
+        raise unknown("dtype", request.dtype, ("auto", *DTYPES))
+    _check_sms(targets, request.sms)
+    for target in targets:
+        target.require()
+    check_output(request.output, force=request.force)
+    source = locate(request.model)
+    spec = find_spec(source.family)
+    _check_calibration(request, fmt, source)
+    dtype = stored_dtype(source) if request.dtype == "auto" else request.dtype
+    if dtype == "bfloat16" and 75 in request.sms:
+        raise UnsupportedError("SM75 has no bfloat16", mend="give --dtype float16, or leave out --sm 75")
+    profile = parse_profile(request.profile, spec, source.config)
+    if not request.skip_validation:
+        _check_memory(source)
+    return Plan(request, source, spec, fmt, targets, dtype, profile)
+
+
+def _check_memory(source: ModelSource) -> None:
+    """Raise DiffcError when validation could not hold the torch reference and ONNX Runtime side by side."""
+    import psutil
+
+    from passes.sources import safetensors_source
+
+    parameters = sum(math.prod(safetensors_source(file, key).shape) for key, file in source.weights.items())
+    needed, free = parameters * VALIDATION_BYTES, psutil.virtual_memory().available
+    if needed > free:
+        raise DiffcError(
+            f"validating {source.name} ({parameters / 1e9:.1f} B parameters) takes about {needed / 1e9:.0f} GB of"
+            f" memory, and {free / 1e9:.0f} GB are free",
+            mend="compile on a machine with more memory, or give --skip-validation (the manifest then says so)",
+        )
+
+
+def _check_sms(targets: Sequence[Target], sms: Sequence[int]) -> None:
+    ahead = [target.name for target in targets if target.ahead_of_time]
+    if ahead and not sms:
+        raise DiffcError(f"target {ahead[0]!r} builds for named GPUs", mend="name them: --sm 89 --sm 120")
+    if sms and not ahead:
+        raise DiffcError("--sm is given, and no target builds for named GPUs", mend="add --target trt-rtx")
+
+
+def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource) -> None:
+    if fmt.preset is None:
+        if request.from_checkpoint is not None:
+            raise DiffcError("format 'none' takes no checkpoint", mend="give its --format, or leave it out")
+        return
+    if request.from_checkpoint is None and source.pipeline_dir is None:
+        raise DiffcError(
+            f"{source.backbone_dir} is a backbone alone, and calibration runs the whole pipeline on prompts",
+            mend="give the pipeline's folder, or --from-checkpoint with an earlier calibration",
+        )
+
+
+def stored_dtype(source: ModelSource) -> str:
+    """The compute type of the stored weights: that of most of their tensors."""
+    import onnx
+
+    from passes.sources import safetensors_source
+
+    names = {int(onnx.TensorProto.FLOAT16): "float16", int(onnx.TensorProto.BFLOAT16): "bfloat16"}
+    types = Counter(safetensors_source(file, key).dtype for key, file in source.weights.items())
+    return names.get(types.most_common(1)[0][0], "float32")
+
+
+def describe(plan: Plan) -> str:
+    """One line that says what will be done."""
+    sms = "".join(f" SM{sm}" for sm in plan.request.sms)
+    targets = ", ".join(target.name for target in plan.targets)
+    return (
+        f"{plan.source.name} ({plan.spec.family}) to {plan.format.name} in {plan.dtype}, for {targets}{sms}"
+    )
