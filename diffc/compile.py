@@ -51,7 +51,10 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
         engines = build(plan, folder, ui)
         content = manifest(plan, model, records, validation, engines)
         written = write_manifest(folder, content, hashes)
-    return CompileResult(Artifact(request.output, written), records, validation, engines)
+    artifact = Artifact(request.output, written)
+    return CompileResult(
+        artifact, records, validation, [e.moved(request.output / "engines") for e in engines]
+    )
 
 
 def quantize(plan: Plan, folder: Path, ui: Reporter) -> Checkpoint | None:

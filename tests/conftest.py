@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,35 @@ class Cell:
         return Artifact.load(self.folder)
 
 
-CompileCell = Callable[..., Cell]
+class Cells:
+    """`cells(model, format, **changes of the request)`: the finished cell, compiled on its first use.
+
+    Two processes compile, since tracing keeps one core busy; `start` queues a cell without waiting for it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._pool = ProcessPoolExecutor(2, mp_context=get_context("spawn"))
+        self._started: dict[Any, tuple[CompileRequest, Future[CompileResult]]] = {}
+        self._done: dict[Any, Cell] = {}
+
+    def start(self, model: str, format: str, **changed: Any) -> Any:
+        key = (model, format, *sorted(changed.items()))
+        if key not in self._started:
+            output = self._root / f"{len(self._started)}-{model}-{format}"
+            request = small_request(model, format, output, **changed)
+            self._started[key] = request, self._pool.submit(compile_model, request)
+        return key
+
+    def __call__(self, model: str, format: str, **changed: Any) -> Cell:
+        key = self.start(model, format, **changed)
+        if key not in self._done:
+            request, future = self._started[key]
+            self._done[key] = Cell(request, future.result())
+        return self._done[key]
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 def small_request(model: str, format: str, output: Path, **changed: Any) -> CompileRequest:
@@ -71,15 +101,12 @@ def small_request(model: str, format: str, output: Path, **changed: Any) -> Comp
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> CompileCell:
-    """`compiled(model, format, **changes of the request)`: the finished cell, compiled on its first use."""
-    root, cells = tmp_path_factory.mktemp("compiled"), {}
-
-    def get(model: str, format: str, **changed: Any) -> Cell:
-        key = (model, format, *sorted(changed.items()))
-        if key not in cells:
-            request = small_request(model, format, root / f"{len(cells)}-{model}-{format}", **changed)
-            cells[key] = Cell(request, compile_model(request))
-        return cells[key]
-
-    return get
+def compiled(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cells]:
+    """The cells of this session; those that collected tests are parametrized with start at once."""
+    cells = Cells(tmp_path_factory.mktemp("compiled"))
+    for item in request.session.items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if "cell" in params:
+            cells.start(*params["cell"])
+    yield cells
+    cells.close()

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import PROMPTS, Cell, CompileCell, small_request
+from conftest import PROMPTS, Cell, Cells, small_request
 
 from diffc.compile import compile_model
 from diffc.errors import DiffcError
@@ -31,7 +31,7 @@ STORED_AS = {"int8": onnx.TensorProto.INT8, "fp8": onnx.TensorProto.FLOAT8E4M3FN
 
 
 @pytest.fixture(params=[(m, f) for m in EMBEDDED for f in FORMATS], ids=lambda p: "-".join(p), scope="module")
-def cell(request: pytest.FixtureRequest, compiled: CompileCell) -> Cell:
+def cell(request: pytest.FixtureRequest, compiled: Cells) -> Cell:
     """Each of the twelve cells in turn."""
     return compiled(*request.param)
 
@@ -164,7 +164,7 @@ def test_model_is_valid_and_nodes_are_named_by_module(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
-def test_every_size_is_dynamic(name: str, compiled: CompileCell) -> None:
+def test_every_size_is_dynamic(name: str, compiled: Cells) -> None:
     """Far from the shape of the trace and from those of validation; batch 1 and one token as well."""
     cell = compiled(name, "none")
     spec, config, dtype = cell.plan.spec, cell.plan.source.config, DTYPES[cell.plan.dtype]
@@ -183,7 +183,7 @@ def test_every_size_is_dynamic(name: str, compiled: CompileCell) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "sm"), [("float32", 89), ("bfloat16", 120)])
-def test_other_compute_types(dtype: str, sm: int, compiled: CompileCell) -> None:
+def test_other_compute_types(dtype: str, sm: int, compiled: Cells) -> None:
     changes = {"dtype": dtype} | ({"sms": (sm,)} if compiled("tiny-sd3", "fp8").request.sms else {})
     cell = compiled("tiny-sd3", "fp8", **changes)
     element = {"float32": onnx.TensorProto.FLOAT, "bfloat16": onnx.TensorProto.BFLOAT16}[dtype]
@@ -203,9 +203,7 @@ def graph_files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("name", "format"), [("tiny-sd35", "fp8"), ("tiny-sdxl", "int8")])
-def test_two_compiles_are_byte_identical(
-    name: str, format: str, compiled: CompileCell, tmp_path: Path
-) -> None:
+def test_two_compiles_are_byte_identical(name: str, format: str, compiled: Cells, tmp_path: Path) -> None:
     """The second in a process of its own, where strings hash otherwise."""
     cell = compiled(name, format)
     prompts = tmp_path / "prompts.txt"
@@ -222,9 +220,7 @@ def test_two_compiles_are_byte_identical(
     assert again == (cell.folder / "checkpoint" / "quantizers.safetensors").read_bytes()
 
 
-def test_a_checkpoint_gives_the_same_weights_without_the_pipeline(
-    compiled: CompileCell, tmp_path: Path
-) -> None:
+def test_a_checkpoint_gives_the_same_weights_without_the_pipeline(compiled: Cells, tmp_path: Path) -> None:
     """From the backbone's folder alone, whose name is another."""
     cell = compiled("tiny-flux", "int8")
     request = small_request(
@@ -243,7 +239,7 @@ def test_a_checkpoint_gives_the_same_weights_without_the_pipeline(
     assert result.artifact.manifest["model"]["family"] == "flux"
 
 
-def test_a_checkpoint_of_another_model_is_refused(compiled: CompileCell, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused(compiled: Cells, tmp_path: Path) -> None:
     checkpoint = compiled("tiny-sd3", "fp8").folder / "checkpoint"
     for name, message in (("tiny-sd35", "of another sd3 model"), ("tiny-flux", "of family 'sd3'")):
         request = small_request(name, "fp8", tmp_path / "out", from_checkpoint=checkpoint)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,11 @@ class EngineReport:
     sms: tuple[int, ...]
     log: Path
     dumps: Mapping[str, Path]
+
+    def moved(self, folder: Path) -> EngineReport:
+        """This report after its files were moved to `folder`."""
+        dumps = {kind: folder / path.name for kind, path in self.dumps.items()}
+        return replace(self, path=folder / self.path.name, log=folder / self.log.name, dumps=dumps)
 
 
 def build_engine(request: EngineRequest, *, on_progress: OnProgress | None = None) -> EngineReport:
