@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -49,11 +50,14 @@ class Terminal:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-        with Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True) as bar:
+        # Into a pipe or a file, a bar would leave empty lines.
+        hidden, started = not self.console.is_terminal, time.perf_counter()
+        with Progress(
+            *columns, TimeElapsedColumn(), console=self.console, transient=True, disable=hidden
+        ) as bar:
             task = bar.add_task(title, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
-            seconds = bar.tasks[0].elapsed or 0.0
-        self.console.print(f"  {title} [dim]({seconds:.1f} s)[/dim]")
+        self.console.print(f"  {title} [dim]({time.perf_counter() - started:.1f} s)[/dim]")
 
     def note(self, text: str) -> None:
         """Print the line."""
