@@ -5,6 +5,7 @@ Heavy libraries are imported inside the commands, so that `diffc --help` is inst
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,9 +47,11 @@ def compile_command(
     steps: Annotated[int, typer.Option(help="Denoising steps a calibration prompt.", min=1)] = 20,
     batch_size: Annotated[int, typer.Option(help="Calibration prompts at a time.", min=1)] = 4,
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels of calibration images. [default: the model's]")
+        int | None, typer.Option(help="Pixels of calibration images. [default: the model's]", min=1)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of calibration noise and validation inputs.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of calibration noise and validation inputs.", min=0, max=2**32 - 1)
+    ] = 0,
     skip_validation: Annotated[
         bool, typer.Option("--skip-validation", help="Do not run the result against torch.")
     ] = False,
@@ -190,28 +193,43 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     try:
         result: Any = app(arguments, standalone_mode=False)
+        if result == _STOPPED:  # typer turns Ctrl-C into this code
+            return _stopped()
         return result if isinstance(result, int) else 0
     except KeyboardInterrupt:
-        typer.echo("Stopped. Nothing was written.", err=True)
-        return 130
+        return _stopped()
     except Exception as error:
-        if debug:
-            raise
-        return _report(error)
+        return _report(error, debug)
 
 
-def _report(error: Exception) -> int:
+_STOPPED = 130
+
+
+def _stopped() -> int:
+    typer.echo("Stopped. Nothing was written.", err=True)
+    return _STOPPED
+
+
+# What the system says about a path that the user chose. A file that is missing is another matter: our bug.
+_PLACES = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+
+
+def _report(error: Exception, debug: bool) -> int:
     """Print an error that the user can mend and return its code; anything else is our bug and goes on."""
     from typer.exceptions import TyperException
 
     from diffc.errors import DiffcError
 
     if isinstance(error, typer.Abort):
-        typer.echo("Stopped. Nothing was written.", err=True)
-        return 130
+        return _stopped()
     if isinstance(error, TyperException):
         typer.echo(f"{error.format_message()}\nSee diffc --help.", err=True)
         return error.exit_code
+    if debug:
+        raise error
+    if isinstance(error, OSError) and error.errno in _PLACES:
+        typer.echo(f"error: {error.strerror}: {error.filename}\n  Mend: name another place", err=True)
+        return 1
     if isinstance(error, DiffcError):
         typer.echo(f"error: {error}", err=True)
         return error.exit_code

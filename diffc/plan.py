@@ -13,7 +13,7 @@ from diffc.backends.base import Target, check_format_sms, find_target
 from diffc.errors import DiffcError, UnsupportedError, unknown
 from diffc.models.locate import ModelSource, locate
 from diffc.models.profiles import ShapeProfile, parse_profile
-from diffc.models.spec import ModelSpec
+from diffc.models.spec import ModelSpec, Shape
 from diffc.models.specs import find_spec
 from diffc.quantize.formats import Format, find_format
 
@@ -77,13 +77,22 @@ def check(request: CompileRequest) -> Plan:
     source = locate(request.model)
     spec = find_spec(source.family)
     _check_calibration(request, fmt, source)
+    if request.image_size is not None:
+        spec.check(source.config, Shape(1, request.image_size, request.image_size, 1))
     dtype = stored_dtype(source) if request.dtype == "auto" else request.dtype
     if dtype == "bfloat16" and 75 in request.sms:
         raise UnsupportedError("SM75 has no bfloat16", mend="give --dtype float16, or leave out --sm 75")
     profile = parse_profile(request.profile, spec, source.config)
     if not request.skip_validation:
         _check_memory(source)
+    _check_weights(source)
     return Plan(request, source, spec, fmt, targets, dtype, profile)
+
+
+def _check_weights(source: ModelSource) -> None:
+    from diffc.models.backbone import check_weights  # imports torch: last, and late
+
+    check_weights(source)
 
 
 def _check_memory(source: ModelSource) -> None:

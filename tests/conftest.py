@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from diffc.artifact import Artifact
 from diffc.compile import CompileRequest, CompileResult, Plan, check, compile_model
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.formats import FORMATS
+
+logging.getLogger("torch.__trace").propagate = False  # pytest would keep every line that torch's tracer thinks
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 SMS = (86, 89, 120)

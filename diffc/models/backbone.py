@@ -22,7 +22,20 @@ def build_backbone(spec: ModelSpec, config: Mapping[str, Any], dtype: torch.dtyp
     import diffusers
 
     with quiet_libraries():
-        model: torch.nn.Module = getattr(diffusers, spec.backbone_class).from_config(dict(config))
+        try:
+            model: torch.nn.Module = getattr(diffusers, spec.backbone_class).from_config(dict(config))
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            ArithmeticError,
+            LookupError,
+            NotImplementedError,
+        ) as error:
+            raise DiffcError(
+                f"diffusers cannot make a {spec.backbone_class} from config.json: {error}",
+                mend="take config.json and weights of the same model again",
+            ) from error
     for module in model.modules():  # Module.to() cannot convert fake parameters
         for name, parameter in list(module.named_parameters(recurse=False)):
             module.register_parameter(name, torch.nn.Parameter(parameter.detach().to(dtype), False))
@@ -30,6 +43,32 @@ def build_backbone(spec: ModelSpec, config: Mapping[str, Any], dtype: torch.dtyp
             if buffer.is_floating_point():
                 module.register_buffer(name, buffer.to(dtype), name not in module._non_persistent_buffers_set)
     return model.eval()
+
+
+def check_weights(source: ModelSource) -> None:
+    """Raise DiffcError naming a tensor that config.json asks for and the files lack, hold otherwise, or add.
+
+    Reads headers only, and takes a second or two.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from passes.sources import safetensors_source
+
+    with FakeTensorMode():
+        model = build_backbone(find_spec(source.family), source.config, torch.float32)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    mend = "check that config.json and the safetensors files belong together"
+    if lacking := [name for name in wanted if name not in source.weights]:
+        what = f"the weights of {source.name} have no tensor {lacking[0]!r}, which config.json asks for"
+        raise DiffcError(what, mend=mend)
+    if strange := sorted(set(source.weights) - set(wanted)):
+        what = f"the weights of {source.name} have a tensor {strange[0]!r}, for which config.json has no use"
+        raise DiffcError(what, mend=mend)
+    for name, shape in wanted.items():
+        stored = tuple(safetensors_source(source.weights[name], name).shape)
+        if stored != shape:
+            what = f"tensor {name!r} has shape {list(stored)}, and config.json asks for {list(shape)}"
+            raise DiffcError(what, mend=mend)
 
 
 def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:

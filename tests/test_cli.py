@@ -1,0 +1,458 @@
+"""The command line: every refusal is one clear message and leaves nothing; interruptions leave nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import onnx
+import psutil
+import pytest
+from conftest import HAS_RTX
+
+from diffc.cli import run
+from diffc.frontend.trace import trace
+from diffc.models.embedded import EMBEDDED, materialize
+from diffc.models.locate import locate
+
+Capture = pytest.CaptureFixture[str]
+needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed")
+
+
+def listing(folder: Path) -> dict[str, int]:
+    """Every file below `folder`, hidden ones too, with its size; folders with -1."""
+    return {
+        p.relative_to(folder).as_posix(): p.stat().st_size if p.is_file() else -1 for p in folder.rglob("*")
+    }
+
+
+def refusal(arguments: list[str], folder: Path, capsys: Capture, code: int = 1) -> str:
+    """What stderr says of a command that must fail with `code` and leave `folder` as it is."""
+    before = listing(folder)
+    capsys.readouterr()
+    assert run(arguments) == code
+    error = capsys.readouterr().err
+    assert listing(folder) == before
+    assert "Traceback" not in error
+    assert error.count("error:") == (1 if code in (1, 3) else 0), error
+    assert error.strip()
+    return error
+
+
+def compile_arguments(folder: Path, *more: str, model: str = "tiny-sd3") -> list[str]:
+    return ["compile", model, "-o", str(folder / "out"), *more]
+
+
+RTX = ("--target", "trt-rtx")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--format", "fp4"], r"unknown format 'fp4'. Known: none, int8, fp8"),
+        (["--target", "cuda"], r"unknown target 'cuda'. Known: trt-rtx, tensorrt, ort"),
+        ([*RTX, "--sm", "88"], r"unknown compute capability '88'. Known: 75, 80, 86, 89, 120, 121"),
+        (["--dtype", "float8"], r"unknown dtype 'float8'. Known: auto, float32, float16, bfloat16"),
+        (RTX, r"'trt-rtx' builds for named GPUs[\s\S]*--sm 89 --sm 120"),
+        (["--sm", "89"], r"--sm is given, and no target builds for named GPUs[\s\S]*--target trt-rtx"),
+        (["--profile", "depth=3"], r"unknown axis 'depth'. Known: batch, height, width, text"),
+        (["--profile", "batch=many"], r"'batch=many' is no size[\s\S]*min:opt:max"),
+        (["--profile", "batch=4:2:1"], r"'batch=4:2:1' is no size[\s\S]*in that order"),
+        (["--profile", "batch=1:2"], r"'batch=1:2' is no size"),
+        (["--profile", "batch=0"], r"a size below 1"),
+        (["--profile", "height=100"], r"height 100 px does not fit sd3[\s\S]*multiple of 16"),
+        (["--profile", "height=64:128:4096"], r"this model ends at"),
+        (["--format", "fp8", "--image-size", "33"], r"height 33 px does not fit sd3[\s\S]*multiple of 16"),
+        (["--from-checkpoint", "x"], r"format 'none' takes no checkpoint"),
+        (["--format", "fp8", "--from-checkpoint", "no/such"], r"no checkpoint at .*such"),
+    ],
+)
+def test_bad_options_are_refused_with_the_choices(
+    more: list[str], message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    assert re.search(message, refusal(compile_arguments(tmp_path, *more), tmp_path, capsys))
+
+
+def test_fp8_for_an_old_gpu_is_refused_before_anything_is_loaded(tmp_path: Path, capsys: Capture) -> None:
+    """Before the model is even looked for: it does not exist."""
+    arguments = compile_arguments(tmp_path, "--format", "fp8", *RTX, "--sm", "86", "--sm", "89", model="none")
+    error = refusal(arguments, tmp_path, capsys)
+    assert "needs SM89 or newer; too old: SM86. Formats that run there: none, int8" in error
+    assert "leave out --sm 86" in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compile", "tiny-sd3"],
+        ["compile", "-o", "x"],
+        ["compile", "tiny-sd3", "-o", "x", "--steps", "0"],
+        ["compile", "tiny-sd3", "-o", "x", "--batch-size", "none"],
+        ["compile", "tiny-sd3", "-o", "x", "--image-size", "0"],
+        ["compile", "tiny-sd3", "-o", "x", "--seed", "-1"],
+        ["compile", "tiny-sd3", "-o", "x", "--no-such-option"],
+        ["compile", "tiny-sd3", "-o", "x", "--debug"],
+        ["--debug", "compile", "tiny-sd3"],
+        ["decompile"],
+        ["models", "draw"],
+        ["opt", "x.onnx"],
+    ],
+)
+def test_usage_errors_exit_2(
+    arguments: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "See diffc --help" in refusal(arguments, tmp_path, capsys, code=2)
+
+
+def test_unknown_models_are_refused(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for model, message in (
+        ("tiny-sd4", "unknown model 'tiny-sd4'"),
+        (str(tmp_path / "file"), "no embedded model and no folder"),
+        (str(tmp_path / "empty"), "has neither model_index.json nor config.json"),
+    ):
+        error = refusal(compile_arguments(tmp_path, model=model), tmp_path, capsys)
+        assert message in error
+        assert ", ".join(EMBEDDED) in error
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Path:
+    """A copy of tiny-sd3's backbone folder, to be damaged."""
+    return Path(shutil.copytree(materialize("tiny-sd3") / "transformer", tmp_path / "transformer"))
+
+
+def test_damaged_weights_are_refused(backbone: Path, tmp_path: Path, capsys: Capture) -> None:
+    weights = backbone / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    arguments = compile_arguments(tmp_path, model=str(backbone))
+    for kept in (0, 7, 1000, len(content) // 2, len(content) - 1):
+        weights.write_bytes(content[:kept])
+        assert weights.name in refusal(arguments, tmp_path, capsys), kept
+    weights.unlink()
+    assert "folder without weights" in refusal(arguments, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_layers": 4}, r"have no tensor 'transformer_blocks\.\d"),
+        (
+            {"joint_attention_dim": 96},
+            r"'context_embedder.weight' has shape .*128.*, and config.json asks for",
+        ),
+    ],
+)
+def test_a_config_that_does_not_fit_the_weights_is_refused(
+    changed: dict[str, Any], message: str, backbone: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    config = json.loads((backbone / "config.json").read_text())
+    (backbone / "config.json").write_text(json.dumps(config | changed))
+    error = refusal(compile_arguments(tmp_path, model=str(backbone)), tmp_path, capsys)
+    assert re.search(message, error)
+
+
+def test_a_pipeline_whose_config_does_not_fit_is_refused_before_calibration(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    pipeline = shutil.copytree(materialize("tiny-sd3"), tmp_path / "pipeline")
+    path = Path(pipeline) / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_layers": 4}))
+    arguments = compile_arguments(tmp_path, "--format", "int8", model=str(pipeline))
+    assert "have no tensor" in refusal(arguments, tmp_path, capsys)
+
+
+def test_a_backbone_alone_cannot_be_calibrated(backbone: Path, tmp_path: Path, capsys: Capture) -> None:
+    arguments = compile_arguments(tmp_path, "--format", "int8", model=str(backbone))
+    error = refusal(arguments, tmp_path, capsys)
+    assert "is a backbone alone" in error
+    assert "--from-checkpoint" in error
+
+
+def test_an_incomplete_pipeline_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    pipeline = Path(shutil.copytree(materialize("tiny-sd3"), tmp_path / "pipeline"))
+    shutil.rmtree(pipeline / "vae")
+    arguments = compile_arguments(tmp_path, "--format", "int8", model=str(pipeline))
+    error = refusal(arguments, tmp_path, capsys)
+    assert "diffusers cannot load the pipeline" in error
+    assert "download the whole pipeline" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot read the prompts file"), (b"", "holds no prompt"), (b" \n\n", "holds no prompt")],
+)
+def test_bad_prompt_files_are_refused(
+    content: bytes | None, message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    arguments = compile_arguments(tmp_path, "--format", "fp8", "--prompts-file", str(path))
+    assert message in refusal(arguments, tmp_path, capsys)
+
+
+def test_a_prompts_file_in_another_encoding_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "prompts.txt").write_bytes("ein Mädchen".encode("latin-1"))
+    arguments = compile_arguments(tmp_path, "--prompts-file", str(tmp_path / "prompts.txt"))
+    assert "UTF-8" in refusal(arguments, tmp_path, capsys)
+
+
+def test_an_output_that_exists_is_kept(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    for more in ([], ["--force"]):
+        error = refusal(compile_arguments(tmp_path, *more), tmp_path, capsys)
+        assert "exists and is no diffc artifact" in error
+    (out / "manifest.json").write_text("{}")
+    assert "--force" in refusal(compile_arguments(tmp_path), tmp_path, capsys)
+    (tmp_path / "file").write_text("x")
+    arguments = ["compile", "tiny-sd3", "-o", str(tmp_path / "file" / "out")]
+    assert "cannot write" in refusal(arguments, tmp_path, capsys)
+
+
+@pytest.fixture(scope="module")
+def traced() -> onnx.ModelProto:
+    """tiny-sd3 after the trace, the slow part of a compile without calibration."""
+    return trace(locate("tiny-sd3"), dtype="float16", checkpoint=None)
+
+
+@pytest.fixture
+def quick(traced: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiles of tiny-sd3 take the trace that was made."""
+    import diffc.compile
+
+    monkeypatch.setattr(diffc.compile, "trace", lambda *_: traced)
+
+
+@pytest.mark.usefixtures("quick")
+def test_compile_says_what_it_did_and_force_replaces_an_artifact(tmp_path: Path, capsys: Capture) -> None:
+    assert run(compile_arguments(tmp_path)) == 0
+    printed = capsys.readouterr().out
+    assert "Compiled tiny-sd3 to none" in printed
+    assert "model.onnx_data" in printed
+    first = (tmp_path / "out" / "manifest.json").read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+    assert "exists" in refusal(compile_arguments(tmp_path), tmp_path, capsys)
+    (tmp_path / "out" / "leftover").write_text("of the old one")
+    assert run(compile_arguments(tmp_path, "--force", "--seed", "3")) == 0
+    assert (tmp_path / "out" / "manifest.json").read_bytes() != first
+    assert not (tmp_path / "out" / "leftover").exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_failed_compile_keeps_the_artifact_that_was_there(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import diffc.compile
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text("{}")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(diffc.compile, "validate", full)
+    error = refusal(compile_arguments(tmp_path, "--force"), tmp_path, capsys)
+    assert "no space left on the disk" in error
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_disk_that_is_too_small_is_refused(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    assert "no room on" in refusal(compile_arguments(tmp_path), tmp_path, capsys)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_disk_that_fills_while_writing_is_one_clear_error(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "no space left on" in refusal(compile_arguments(tmp_path), tmp_path, capsys)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_dump_folder_that_is_a_file_is_one_clear_error(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "file").write_text("x")
+    arguments = compile_arguments(tmp_path, "--dump", str(tmp_path / "file"))
+    assert str(tmp_path / "file") in refusal(arguments, tmp_path, capsys)
+
+
+def test_two_compiles_into_one_folder(tmp_path: Path, capsys: Capture) -> None:
+    from diffc.artifact import staging
+
+    with staging(tmp_path / "out", force=False):
+        assert "another diffc is writing" in refusal(compile_arguments(tmp_path), tmp_path, capsys)
+
+
+def workers(parent: psutil.Process) -> list[psutil.Process]:
+    """The engine builders among the children of a process."""
+    found = []
+    for child in parent.children(recursive=True):
+        try:
+            if "diffc.backends.engine_worker" in child.cmdline():
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+@needs_rtx
+@pytest.mark.usefixtures("quick")
+def test_a_crash_of_the_engine_builder_is_one_clear_error(tmp_path: Path, capsys: Capture) -> None:
+    def kill_the_first() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            for process in workers(psutil.Process()):
+                process.kill()
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill_the_first)
+    thread.start()
+    error = refusal(compile_arguments(tmp_path, *RTX, "--sm", "89"), tmp_path, capsys)
+    thread.join()
+    assert re.search(r"the builder process for .* (was killed|ended|crashed)", error), error
+
+
+# A compile in a process of its own that takes the trace from a file: argv is the file and the arguments.
+DRIVER = """
+import sys
+import onnx
+import diffc.compile
+from diffc.cli import run
+traced = onnx.load(sys.argv[1], load_external_data=False)
+diffc.compile.trace = lambda *_: traced
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+def start(traced: onnx.ModelProto, folder: Path, *more: str) -> subprocess.Popen[str]:
+    """The compile into `folder`/work/out, started; in a process group of its own."""
+    (folder / "work").mkdir(exist_ok=True)
+    (folder / "traced.onnx").write_bytes(traced.SerializeToString())
+    command = [sys.executable, "-c", DRIVER, str(folder / "traced.onnx")]
+    return subprocess.Popen(
+        [*command, *compile_arguments(folder / "work", *more)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(happened: Any, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to whole consoles only")
+@pytest.mark.parametrize("stage", ["passes", pytest.param("engine", marks=needs_rtx)])
+def test_ctrl_c_exits_130_and_leaves_nothing(stage: str, traced: onnx.ModelProto, tmp_path: Path) -> None:
+    more = (*RTX, "--sm", "89") if stage == "engine" else ()
+    process = start(traced, tmp_path, *more)
+    parent, work = psutil.Process(process.pid), tmp_path / "work"
+    children: list[psutil.Process] = []
+
+    def reached() -> bool:
+        children[:] = workers(parent)
+        return bool(children) if stage == "engine" else (work / ".out.partial").is_dir()
+
+    wait_for(reached, process)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the builder, too
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert error.strip() == "Stopped. Nothing was written."
+    assert not list(work.iterdir())
+    assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+def test_a_killed_compile_leaves_nothing_under_its_name_and_can_be_run_again(
+    traced: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    import diffc.compile
+
+    process, work = start(traced, tmp_path), tmp_path / "work"
+    wait_for(lambda: list(work.glob(".out.partial/model.onnx*")), process)
+    process.kill()
+    process.communicate()
+    assert not (work / "out").exists()
+    assert (work / ".out.partial").exists()
+    monkeypatch.setattr(diffc.compile, "trace", lambda *_: traced)
+    assert run(compile_arguments(work)) == 0, capsys.readouterr().err
+    assert {p.name for p in work.iterdir()} == {"out"}
+    assert "manifest.json" in listing(work / "out")
+
+
+def in_a_process(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "diffc.cli"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("what", ["run(['--help'])", "run(['compile', '--help'])", "run(['formats'])"])
+def test_help_imports_nothing_heavy(what: str) -> None:
+    done = in_a_process(code=f"import sys; from diffc.cli import run; {what}; print(sorted(sys.modules))")
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout[done.stdout.rindex("[") :]
+    heavy = "torch onnx onnxruntime tensorrt tensorrt_rtx modelopt diffusers transformers polygraphy scipy"
+    assert not [name for name in heavy.split() if f"'{name}'" in loaded]
+
+
+def test_a_real_command_prints_its_error_and_debug_its_traceback(tmp_path: Path) -> None:
+    arguments = compile_arguments(tmp_path, "--format", "fp4")
+    plain = in_a_process(*arguments)
+    assert (plain.returncode, plain.stdout) == (1, "")
+    assert plain.stderr.splitlines()[0] == "error: unknown format 'fp4'. Known: none, int8, fp8"
+    assert "Traceback" not in plain.stderr
+    debug = in_a_process("--debug", *arguments)
+    assert debug.returncode == 1
+    assert debug.stderr.startswith("Traceback")
+    assert "DiffcError: unknown format 'fp4'" in debug.stderr
+
+
+def test_lists(capsys: Capture) -> None:
+    import diffc
+
+    for arguments, expected in (
+        (["--version"], [f"diffc {diffc.__version__}"]),
+        (["models", "list"], list(EMBEDDED)),
+        (["formats"], ["none", "int8", "fp8", "SM89"]),
+        (["passes"], ["fold-weight-qdq", "decompose-attention", "fold-constants"]),
+    ):
+        assert run(arguments) == 0
+        printed = capsys.readouterr().out
+        assert not [word for word in expected if word not in printed]
+
+
+def test_models_make_writes_a_pipeline(tmp_path: Path, capsys: Capture) -> None:
+    assert run(["models", "make", "tiny-sd3", str(tmp_path / "model")]) == 0
+    assert str(tmp_path / "model") in capsys.readouterr().out
+    assert locate(str(tmp_path / "model")).family == "sd3"
+    (tmp_path / "mine").write_text("x")
+    arguments = ["models", "make", "tiny-sd3", str(tmp_path / "mine")]
+    assert "exists and is not tiny-sd3" in refusal(arguments, tmp_path, capsys)
+    error = refusal(["models", "make", "tiny-sd4", str(tmp_path / "x")], tmp_path, capsys)
+    assert "Known: tiny-sd3" in error
