@@ -349,5 +349,5 @@ def test_ten_thousand_nodes_cost_five_times_two_thousand(name: str) -> None:
         step = all_passes()[name]()
         results: list[PassResult] = []
         costs.append(count_calls(lambda g=graph, s=step, r=results: r.append(s.run(g))))  # type: ignore[misc]
-        assert results[0].changed or name == "widen-types"
+        assert results[0].changed or name in ("widen-types", "smooth-qdq")  # nothing to do in this graph
     assert costs[1] < 5.5 * costs[0], costs
