@@ -30,7 +30,7 @@ TESTS = [
     ["-m", "ruff", "check", "."],
     ["-m", "ruff", "format", "--check", "."],
     ["-m", "mypy"],
-    ["-m", "pytest", "-m", "not slow and not gpu", "--durations", "10"],
+    ["-m", "pytest", "-m", "not slow and not gpu", "-n", "2", "--dist", "loadfile", "--durations", "15"],
 ]
 
 
