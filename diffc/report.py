@@ -61,7 +61,9 @@ def list_passes(console: Console) -> None:
 
     for name, options, text in known_passes():
         console.print(f"[bold]{name}[/bold]" + (f" {{{options}}}" if options else ""))
-        console.print("\n".join(f"    {line}" for line in text.splitlines()) + "\n", markup=False, soft_wrap=True)
+        console.print(
+            "\n".join(f"    {line}" for line in text.splitlines()) + "\n", markup=False, soft_wrap=True
+        )
 
 
 def list_formats(console: Console) -> None:
