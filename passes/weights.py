@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -201,12 +201,23 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
 
 
 def export_graph(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
-    """graphsurgeon's export with IR version, metadata and producer of `like`, which graphsurgeon drops."""
+    """graphsurgeon's export with IR version, metadata and producer of `like`, which graphsurgeon drops.
+
+    When the graph is of another opset than `like`, the IR version is the one that came with that opset.
+    """
     model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    opset = default_opset(model.opset_import)
     model.ir_version = like.ir_version
+    if opset is not None and opset != default_opset(like.opset_import):
+        model.ir_version = onnx.helper.OP_SET_ID_VERSION_MAP["ai.onnx", opset]
     model.producer_name, model.producer_version = like.producer_name, like.producer_version
     model.metadata_props.extend(like.metadata_props)
     return model
+
+
+def default_opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int | None:
+    """The version of the default domain among opset imports; None when it is not imported."""
+    return next((int(item.version) for item in imports if item.domain in ("", "ai.onnx")), None)
 
 
 def dtype_of(tensor: gs.Tensor) -> int | None:

@@ -1,0 +1,262 @@
+"""rewrite-opset: a model of default-domain opset 17 or later in a later opset, with equal results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx.defs import OpSchema
+
+from passes.base import Pass, PassError, PassResult, register, walk
+from passes.graphs import Emitter, Names, splice
+from passes.opset_adapters import ADAPTERS, KEEPS, CannotConvertError, Rewrite, Scope
+from passes.weights import default_opset, dtype_of
+
+OLDEST = 17
+DEFAULT_DOMAIN = ("", "ai.onnx")
+SHOWN = 20  # refused nodes that the message lists
+
+
+@register
+@dataclass(frozen=True)
+class RewriteOpset(Pass):
+    """Raise the default-domain opset of a model, its subgraphs and its functions to `to`.
+
+    1. Axes of reductions (18) and the axis of DFT (20) become inputs; Split without sizes gets `num_outputs`
+       (18); GridSample modes get their new names (20); scale and bias of GroupNormalization are spread from
+       groups to channels, with `stash_type` the type of the data (21); an Attention mask of one column is
+       spread over the keys (24).
+    2. Every other operator whose schema changed on the way stands as it is: inputs, outputs, attributes and
+       defaults are the same, or what was added is, left out, what it did before (`changes` lists all).
+    3. The IR version is the one that came with opset `to`.
+
+    Other domains are left alone, and so are calls of model-local functions. When one node cannot be converted
+    exactly, PassError names all such nodes and the model stays whole. Opsets are never lowered.
+    """
+
+    name: ClassVar[str] = "rewrite-opset"
+    to: int = 23
+
+    def run(self, graph: gs.Graph) -> PassResult:
+        """Plan every node, then rewrite. Raises PassError before anything has changed."""
+        work = [part for part in (graph, *graph.functions) if _needs_work(part, self.to)]
+        calls = {((call.domain or ""), call.name) for call in graph.functions}
+        plans, problems = dict[int, list[Rewrite]](), list[str]()
+        for part in work:
+            _plan(part, self.to, calls, _scope(part, graph), plans, problems)
+        if problems:
+            more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+            raise PassError(
+                f"the model cannot be raised to opset {self.to} with equal results, and was left as it is: "
+                + "; ".join([*problems[:SHOWN], *more])
+            )
+        notes = [_raise(part, self.to, plans) for part in work]
+        return PassResult(len(work) + len(plans), tuple(notes))
+
+
+@dataclass(frozen=True)
+class Change:
+    """What opset `since` did to an operator: it reads the same, a reviewed addition, or an adapter rewrites."""
+
+    op: str
+    since: int
+    kind: Literal["same", "reviewed", "adapter", "unknown"]
+    reason: str
+
+
+def changes(source: int, to: int) -> list[Change]:
+    """Every change of a default-domain operator after opset `source` up to `to`, by operator and opset."""
+    return [change for op in sorted(_schemas()) for change in _steps(op, source, to)]
+
+
+def opset_of(part: gs.Graph) -> int | None:
+    """The default-domain opset that a graph or function imports; None when it imports none."""
+    if part.import_domains is None:
+        return int(part.opset)
+    return default_opset(part.import_domains)
+
+
+def _needs_work(part: gs.Graph, to: int) -> bool:
+    """Whether the part is of an older opset. Raises PassError for opsets that are out of reach."""
+    newest, source = onnx.defs.onnx_opset_version(), opset_of(part)
+    if not OLDEST <= to <= newest:
+        raise PassError(f"rewrite-opset cannot go to opset {to}; expected {OLDEST} to {newest}")
+    what = f"function {part.name!r}" if isinstance(part, gs.Function) else "the model"
+    if source is not None and source < OLDEST:
+        raise PassError(f"{what} is of opset {source}; rewrite-opset takes opset {OLDEST} and later")
+    if source is not None and source > to:
+        raise PassError(f"{what} is of opset {source}; rewrite-opset does not go back to {to}")
+    return source is not None and source < to
+
+
+def _scope(part: gs.Graph, graph: gs.Graph) -> Scope:
+    """The values of the attributes of a function: its default where it has one, and those of all callers."""
+    if not isinstance(part, gs.Function):
+        return {}
+    callers = [
+        node
+        for root in (graph, *graph.functions)
+        for body in walk(root)
+        for node in body.nodes
+        if ((node.domain or ""), node.op) == ((part.domain or ""), part.name)
+    ]
+    return {name: [node.attrs.get(name, value) for node in callers] for name, value in part.attrs.items()}
+
+
+def _plan(
+    part: gs.Graph,
+    to: int,
+    calls: set[tuple[str, str]],
+    scope: Scope,
+    plans: dict[int, list[Rewrite]],
+    problems: list[str],
+) -> None:
+    """Add what to do, by `id()` of the node, and what stands in the way; changes nothing."""
+    source = opset_of(part) or to
+    for node in (node for body in walk(part) for node in body.nodes):
+        if (node.domain or "") not in DEFAULT_DOMAIN or ((node.domain or ""), node.op) in calls:
+            continue
+        try:
+            rewrites = list(_rewrites(node, source, to, scope))
+        except CannotConvertError as reason:
+            where = f" in function {part.name!r}" if isinstance(part, gs.Function) else ""
+            problems.append(f"{node.op} node {node.name or node.outputs[0].name!r}{where}: {reason}")
+            continue
+        if rewrites:
+            plans[id(node)] = rewrites
+
+
+def _rewrites(node: gs.Node, source: int, to: int, scope: Scope) -> Iterator[Rewrite]:
+    """The rewrites of a node, one per opset that needs one. Raises CannotConvertError."""
+    old, new = _schema(node.op, source), _schema(node.op, to)
+    if old is None and new is not None:
+        raise CannotConvertError(
+            f"opset {source} has no such operator, and opset {to} gives the name a meaning"
+        )
+    if old is None or new is None or old.since_version == new.since_version:
+        return
+    for step in _steps(node.op, source, to):
+        if step.kind == "unknown":
+            raise CannotConvertError(f"opset {step.since} changed {step.reason}, which is not known here")
+        adapter = ADAPTERS.get((node.op, step.since))
+        rewrite = adapter(node, scope) if adapter is not None else None
+        if rewrite is not None:
+            yield rewrite
+    problem = _type_problem(node, new)
+    if problem is not None and _type_problem(node, old) is None:
+        raise CannotConvertError(f"{problem} in opset {to}")
+
+
+def _raise(part: gs.Graph, to: int, plans: Mapping[int, list[Rewrite]]) -> str:
+    """Carry out the plans in one graph or function and its subgraphs; one line on what was done."""
+    names, source, done = Names(part), opset_of(part), Counter[str]()
+    for body in walk(part):
+        new: dict[int, list[gs.Node]] = {}
+        for node in body.nodes:
+            node.domain = None if node.domain in DEFAULT_DOMAIN else node.domain
+            emit = Emitter(node, names)
+            for rewrite in plans.get(id(node), ()):
+                rewrite(emit)
+                done[node.op] += 1
+            if emit.nodes:
+                new[id(node)] = emit.nodes
+        splice(body, new)
+        body.opset = to
+        body.import_domains = [
+            onnx.helper.make_opsetid("", to),
+            *(item for item in body.import_domains or () if item.domain not in DEFAULT_DOMAIN),
+        ]
+    what = f"function {part.name}: " if isinstance(part, gs.Function) else ""
+    listed = ", ".join(f"{op} {count}" for op, count in sorted(done.items())) or "no node had to change"
+    return f"{what}opset {source} to {to}: {listed}"
+
+
+@cache
+def _schemas() -> dict[str, dict[int, OpSchema]]:
+    """All schemas of the default domain by operator and the opset that brought them, ascending."""
+    found: dict[str, dict[int, OpSchema]] = {}
+    for schema in sorted(onnx.defs.get_all_schemas_with_history(), key=lambda item: item.since_version):
+        if schema.domain == "":
+            found.setdefault(schema.name, {})[schema.since_version] = schema
+    return found
+
+
+def _schema(op: str, opset: int) -> OpSchema | None:
+    """The schema of an operator in an opset; None where it has none or dropped the operator before."""
+    return next(
+        (schema for since, schema in reversed(_schemas().get(op, {}).items()) if since <= opset),
+        None,
+    )
+
+
+@cache
+def _steps(op: str, source: int, to: int) -> tuple[Change, ...]:
+    """The changes of one operator after `source` up to `to`; none for an operator that `source` lacks."""
+    versions = [since for since in _schemas().get(op, {}) if since <= to]
+    pairs = [(old, new) for old, new in pairwise(versions) if new > source]
+    return tuple(_change(op, _schemas()[op][old], _schemas()[op][new]) for old, new in pairs)
+
+
+def _change(op: str, old: OpSchema, new: OpSchema) -> Change:
+    key, differ = (op, new.since_version), ", ".join(_differences(old, new))
+    if key in ADAPTERS:
+        return Change(*key, "adapter", (ADAPTERS[key].__doc__ or "").strip())
+    if key in KEEPS:
+        return Change(*key, "reviewed", KEEPS[key])
+    if differ:
+        return Change(*key, "unknown", differ)
+    return Change(*key, "same", "inputs, outputs, attributes and defaults are the same")
+
+
+def _differences(old: OpSchema, new: OpSchema) -> Iterator[str]:
+    """Where the schemas differ so that an old node may mean another thing; types are compared per node."""
+    if new.deprecated and not old.deprecated:
+        yield "that it exists"
+    for kind, before, after in (("inputs", old.inputs, new.inputs), ("outputs", old.outputs, new.outputs)):
+        optional = OpSchema.FormalParameterOption.Optional
+        if len(before) != len(after) or any(
+            a.name != b.name or (a.option != b.option and b.option != optional) or a.min_arity < b.min_arity
+            for a, b in zip(before, after, strict=True)
+        ):
+            yield kind
+    for name in sorted({*old.attributes, *new.attributes}):
+        if _attribute(old, name) != _attribute(new, name):
+            yield f"attribute {name!r}"
+
+
+def _attribute(schema: OpSchema, name: str) -> Any:
+    """Type, necessity and default of an attribute, to compare."""
+    found = schema.attributes.get(name)
+    if found is None:
+        return None
+    return found.type, found.required, found.default_value.SerializeToString(deterministic=True)
+
+
+def _type_problem(node: gs.Node, schema: OpSchema) -> str | None:
+    """Which input has an element type that the schema does not take; None where types fit or are not known."""
+    bound: dict[str, str] = {}
+    for index, tensor in enumerate(node.inputs):
+        if not schema.inputs or tensor.is_empty():
+            continue
+        parameter, kind = schema.inputs[min(index, len(schema.inputs) - 1)], _type_of(tensor)
+        if kind is None:
+            continue
+        if kind not in parameter.types:
+            return f"its input {parameter.name!r} may not be {kind}"
+        if parameter.is_homogeneous and bound.setdefault(parameter.type_str, kind) != kind:
+            return f"its input {parameter.name!r} must be {bound[parameter.type_str]} as others, not {kind},"
+    return None
+
+
+def _type_of(tensor: gs.Tensor) -> str | None:
+    """The type as schemas spell it; None when it is not known or not a dense tensor."""
+    dtype = dtype_of(tensor)
+    if dtype is None or getattr(tensor, "type", "tensor_type") != "tensor_type":
+        return None
+    return f"tensor({onnx.TensorProto.DataType.Name(dtype).lower()})"
