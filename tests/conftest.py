@@ -20,7 +20,8 @@ from diffc.compile import CompileRequest, CompileResult, Plan, check, compile_mo
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.formats import FORMATS
 
-logging.getLogger("torch.__trace").propagate = False  # pytest would keep every line that torch's tracer thinks
+# pytest would keep every line that torch's tracer thinks.
+logging.getLogger("torch.__trace").propagate = False
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 SMS = (86, 89, 120)

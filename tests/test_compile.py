@@ -110,7 +110,7 @@ def test_validation_passed_at_two_different_shapes(cell: Cell) -> None:
         for row in report.rows:
             assert row.passed
             assert row.rel_l2 is not None
-            assert 0 < row.rel_l2 <= row.tolerance <= 2e-2
+            assert row.rel_l2 <= row.tolerance <= 2e-2  # 0 where FP8 sums are exact
     recorded = [(v["shape"], v["arithmetic"]) for v in cell.artifact.manifest["validation"]]
     assert recorded == [(asdict(report.shape), report.arithmetic) for report in reports]
     assert len(list((cell.folder / "validation").glob("*-inputs.json"))) == len(reports)
