@@ -272,7 +272,7 @@ def test_weights_that_are_not_rounded_to_nearest_are_caught(monkeypatch: pytest.
     [("tiny-sd35", "fp8"), ("tiny-flux", "fp8"), ("tiny-sdxl", "int8"), ("tiny-flux", "int8")],
 )
 def test_stored_weights_are_those_of_modelopt_bit_for_bit(name: str, format: str, compiled: Cells) -> None:
-    """Each stored code is the one that ModelOpt chose, and code x scale is its fake-quantized weight."""
+    """Each stored code is the one that ModelOpt chose; code x scale is its fake-quantized weight to the last bits."""
     cell = compiled(name, format)
     assert cell.checkpoint is not None
     backbone = load_backbone(cell.plan.source, DTYPES[cell.plan.dtype])
@@ -296,7 +296,8 @@ def test_stored_weights_are_those_of_modelopt_bit_for_bit(name: str, format: str
         if scale.size > 1:
             scale = scale.reshape([-1 if i == axis % codes.ndim else 1 for i in range(codes.ndim)])
         values = codes.astype(np.float32) * scale
-        np.testing.assert_array_max_ulp(values, expected, maxulp=1)
+        # ModelOpt divides by its factor, which is 1 / scale rounded (FP8: rounded twice).
+        np.testing.assert_array_max_ulp(values, expected, maxulp=1 if format == "int8" else 2)
         chosen = expected / scale
         step = 1.0 if format == "int8" else np.maximum(np.abs(chosen) * 2.0**-4, 2.0**-9)
         assert (np.abs(codes.astype(np.float32) - chosen) < 1e-3 * step).all(), path

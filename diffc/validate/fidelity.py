@@ -30,6 +30,8 @@ from diffc.validate.twin import cpu_session, feed, float32_twin, runs_on_cpu, sm
 SMOOTH = "float32, activations not rounded"
 DRAWS = 5
 """How many random inputs are tried at a shape until one meets no flip that its reference is sensitive to."""
+FLOOR_RUNS = 5
+"""How often the reference is disturbed to see what roundings decide: a flip is a matter of chance."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ShapeReport:
 
     `arithmetic` says what ONNX Runtime computed: SMOOTH, "float32" (the model or its twin), or "float16" (a
     float16 model itself). `draw` counts the inputs that were drawn until this one, from 1. `floor` is the
-    relative L2 change of the reference itself under rounding of its inputs, measured when it was needed.
+    relative L2 change of the reference itself under roundings in its layers, measured when it was needed.
     """
 
     shape: Shape
@@ -162,7 +164,7 @@ def _judge(
 
     Quantizers make a network chaotic: a value on the edge between two steps goes either way by the last bit,
     and deep networks multiply that. Whether a difference is of that kind is measured: the reference runs again
-    on inputs changed by a rounding. If it moves as much, the draw says nothing, and the next one is taken. If it
+    with roundings in every layer. If it moves as much, the draw says nothing, and the next one is taken. If it
     does not, the compiled model is wrong.
     """
     spec = find_spec(source.family)
@@ -190,18 +192,35 @@ def _floor(
     expected: dict[str, npt.NDArray[Any]],
     rounding: float,
 ) -> float:
-    """Largest relative L2 change of the reference's output when its inputs change by roundings."""
-    generator = torch.Generator().manual_seed(0)
+    """Largest relative L2 change of the reference's output when every layer's output is off by a rounding."""
     (name,) = expected
     changes = []
-    for _ in range(3):
-        moved = {
-            n: v * (1 + rounding * (torch.rand(v.shape, generator=generator) * 2 - 1)) if v.ndim > 1 else v
-            for n, v in values.items()
-        }
-        other = torch_outputs(reference, source, moved)[name]
+    for seed in range(FLOOR_RUNS):
+        with _noisy(reference, rounding, seed):
+            other = torch_outputs(reference, source, values)[name]
         changes.append(np.linalg.norm(other - expected[name]) / np.linalg.norm(expected[name]))
     return float(max(changes))
+
+
+@contextmanager
+def _noisy(reference: torch.nn.Module, rounding: float, seed: int) -> Iterator[None]:
+    """Every layer's output is off by up to `rounding`, relative to it, while this is open; quantizers are exact."""
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def disturb(_: Any, __: Any, out: Any) -> Any:
+        if not isinstance(out, torch.Tensor) or not out.is_floating_point():
+            return out
+        return out * (1 + rounding * (torch.rand(out.shape, generator=generator) * 2 - 1))
+
+    layers = (m for m in reference.modules() if hasattr(m, "weight") or not list(m.children()))
+    handles = [m.register_forward_hook(disturb) for m in layers if not isinstance(m, TensorQuantizer)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -264,4 +283,4 @@ def save_reports(reports: Sequence[ShapeReport], folder: Path) -> None:
 def _floor_note(report: ShapeReport) -> str:
     if report.floor is None:
         return ""
-    return f" (draw {report.draw}; rounding of its inputs moves the reference by {report.floor:.1e})"
+    return f" (draw {report.draw}; roundings in its layers move the reference by {report.floor:.1e})"
