@@ -29,7 +29,7 @@ def compiled(result: CompileResult, console: Console) -> None:
     console.print(table if result.validation else "[yellow]Not validated[/yellow]")
     if any(report.chaotic for report in result.validation):
         console.print(
-            "(*) rounding of its inputs moves torch's own output by as much; the unrounded rows decide"
+            "(*) roundings in its layers move torch's own output by as much; the unrounded rows decide"
         )
     sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
     console.print(f"[green]Compiled[/green] {manifest['model']['name']} to {manifest['format']} in {folder}")
