@@ -348,7 +348,7 @@ sys.exit(run(sys.argv[2:]))
 
 
 def start(traced: onnx.ModelProto, folder: Path, *more: str) -> subprocess.Popen[str]:
-    """The compile into `folder`/work/out, started; in a process group of its own."""
+    """The compile into `folder`, under work, started; in a process group of its own."""
     (folder / "work").mkdir(exist_ok=True)
     (folder / "traced.onnx").write_bytes(traced.SerializeToString())
     command = [sys.executable, "-c", DRIVER, str(folder / "traced.onnx")]
