@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from diffc.errors import DiffcError
-from diffc.models.spec import ModelSpec, Shape
+from diffc.models.spec import VAE_SCALE, ModelSpec, Shape
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def default_profile(spec: ModelSpec, config: Mapping[str, Any]) -> ShapeProfile:
     def pixels(name: str, factor: float) -> int:
         wish = int(getattr(native, name) * factor) // step * step
         rows = largest.get(name)
-        return max(step, wish if rows is None else min(wish, rows * 8))
+        return max(step, wish if rows is None else min(wish, rows * VAE_SCALE))
 
     minimum = Shape(1, pixels("height", 0.5), pixels("width", 0.5), max(1, native.text // 4))
     maximum = Shape(2 * native.batch, pixels("height", 1.5), pixels("width", 1.5), 2 * native.text)

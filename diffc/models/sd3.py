@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffc.models.spec import VAE_SCALE, Config, DimSpec, InputSpec, ModelSpec, Shape
+from diffc.models.spec import VAE_SCALE, Config, DimSpec, InputSpec, ModelSpec, Shape, latent_sizes
 
 
 def _inputs(config: Config) -> tuple[InputSpec, ...]:
@@ -26,15 +26,6 @@ def _dims(config: Config) -> tuple[DimSpec, ...]:
     )
 
 
-def _sizes(shape: Shape) -> dict[str, int]:
-    return {
-        "batch": shape.batch,
-        "height": shape.height // VAE_SCALE,
-        "width": shape.width // VAE_SCALE,
-        "text": shape.text,
-    }
-
-
 def _native(config: Config) -> Shape:
     pixels = config["sample_size"] * VAE_SCALE
     return Shape(2, pixels, pixels, 333)  # 77 CLIP tokens and 256 of T5; two for classifier-free guidance
@@ -48,7 +39,7 @@ SD3 = ModelSpec(
     output="out_hidden_states",
     output_dims=lambda config: ("batch", config["out_channels"], "height", "width"),
     dims=_dims,
-    sizes=_sizes,
+    sizes=latent_sizes,
     pixel_multiple=lambda config: VAE_SCALE * int(config["patch_size"]),
     native=_native,
     unquantized=r".*(pos_embed|time_text_embed|context_embedder|norm_out|x_embedder)",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffc.models.spec import VAE_SCALE, Config, DimSpec, InputSpec, ModelSpec, Shape
+from diffc.models.spec import VAE_SCALE, Config, DimSpec, InputSpec, ModelSpec, Shape, latent_sizes
 
 
 def _pooled_width(config: Config) -> int:
@@ -32,15 +32,6 @@ def _dims(config: Config) -> tuple[DimSpec, ...]:
     return DimSpec("batch", 1, 63), DimSpec("height", multiple), DimSpec("width", multiple), DimSpec("text")
 
 
-def _sizes(shape: Shape) -> dict[str, int]:
-    return {
-        "batch": shape.batch,
-        "height": shape.height // VAE_SCALE,
-        "width": shape.width // VAE_SCALE,
-        "text": shape.text,
-    }
-
-
 def _native(config: Config) -> Shape:
     pixels = config["sample_size"] * VAE_SCALE
     return Shape(2, pixels, pixels, 77)
@@ -54,7 +45,7 @@ SDXL = ModelSpec(
     output="out_sample",
     output_dims=lambda config: ("batch", config["out_channels"], "height", "width"),
     dims=_dims,
-    sizes=_sizes,
+    sizes=latent_sizes,
     pixel_multiple=lambda config: VAE_SCALE * _downscale(config),
     native=_native,
     unquantized=r".*(time_emb_proj|time_embedding|conv_in|conv_out|conv_shortcut|add_embedding)",

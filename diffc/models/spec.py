@@ -101,3 +101,13 @@ class ModelSpec:
         return {
             i.name: tuple(sizes[d] if isinstance(d, str) else d for d in i.dims) for i in self.inputs(config)
         }
+
+
+def latent_sizes(shape: Shape) -> dict[str, int]:
+    """`ModelSpec.sizes` of backbones that take images as rows and columns of latents."""
+    return {
+        "batch": shape.batch,
+        "height": shape.height // VAE_SCALE,
+        "width": shape.width // VAE_SCALE,
+        "text": shape.text,
+    }
