@@ -336,8 +336,11 @@ def test_a_crash_of_the_engine_builder_is_one_clear_error(tmp_path: Path, capsys
 
 
 # A compile in a process of its own that takes the trace from a file: argv is the file and the arguments.
+# Who runs the tests in the background has SIGINT ignored, and children inherit that: a terminal's shell does not.
 DRIVER = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import onnx
 import diffc.compile
 from diffc.cli import run
