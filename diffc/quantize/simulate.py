@@ -1,0 +1,131 @@
+"""NVFP4 and MXFP8 fake quantization on any device: ModelOpt itself has only CUDA kernels for them.
+
+Both are computed in float32 as those kernels do: the Triton one for NVFP4 (`fp4_kernel_hopper.py`), the CUDA
+extension for MXFP8 (`tensor_quant_mx.cu`). tests/data/README.md says how far the two were compared on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+E2M1_MAX = 6.0
+E4M3_MAX = 448.0
+E8M0_BIAS = 127
+SMALLEST_BLOCK_SCALE = 1e-5
+"""Below it, ModelOpt's kernel takes 1 for the scale of an NVFP4 block."""
+
+
+def nvfp4_fake_quant(x: torch.Tensor, amax: torch.Tensor, block_size: int = 16) -> torch.Tensor:
+    """`x` [..., K] in float32, float16 or bfloat16 -> what remains of it in NVFP4, of the same shape and type.
+
+    s2 = amax / (6 * 448), in float32; `amax` is that of the tensor, and of several the largest counts. For each
+    block of `block_size` elements along the last axis (a partial last one is filled up with zeros):
+    s = E4M3(min(block amax / (6 * s2), 448)), b = s * s2, or 1 where that is below 1e-5; y = E2M1(|x| / b) * b
+    with ties to even and the sign of x. As in the kernel, -0 becomes 0, NaN becomes -6 * b and is overlooked in
+    the amax of its block.
+    """
+    import torch
+
+    s2 = amax.to(x.device, torch.float32).amax() * (1.0 / (E2M1_MAX * E4M3_MAX))  # torch on CUDA: no division
+    s2 = torch.where(s2 > 0, s2, 1e-12)
+    blocks = _blocks(x, block_size)
+    size = blocks.abs()
+    largest = size.nan_to_num(nan=-1.0, posinf=torch.inf).amax(-1, keepdim=True)
+    largest = torch.where(largest < 0, torch.inf, largest)  # nothing but NaN
+    scale = (largest / (E2M1_MAX * s2)).clamp_(max=E4M3_MAX).to(torch.float8_e4m3fn).float() * s2
+    scale = torch.where(scale >= SMALLEST_BLOCK_SCALE, scale, 1.0)
+    rounded = _round_to_e2m1(size.div_(scale)).mul_(scale)
+    return _unblock(torch.where(blocks >= 0, rounded, -rounded), x)
+
+
+def mxfp8_fake_quant(x: torch.Tensor, block_size: int = 32) -> torch.Tensor:
+    """`x` [..., K] in float32, float16 or bfloat16 -> what remains of it in MXFP8, of the same shape and type.
+
+    For each block of `block_size` elements along the last axis (a partial last one is filled up with zeros):
+    e = ceil(log2(block amax / 448)), 0 for a block of zeros; y = E4M3(|x| * 2^-e) * 2^e, saturating, with the
+    sign of x. As in the kernel, infinity counts as the largest float32 and NaN is overlooked in the amax of its
+    block. A large float16 value may round up to infinity.
+    """
+    import torch
+
+    blocks = _blocks(x, block_size)
+    size = blocks.abs()
+    largest = size.nan_to_num(nan=0.0).amax(-1, keepdim=True)
+    exponent = _ceil_log2(largest / E4M3_MAX).masked_fill_(largest == 0, 0)
+    scale = torch.ldexp(torch.ones_like(largest), exponent)
+    rounded = size.div_(scale).clamp_(max=E4M3_MAX).to(torch.float8_e4m3fn).float().mul_(scale)
+    return _unblock(torch.where(blocks < 0, -rounded, rounded), x)
+
+
+def _blocks(x: torch.Tensor, block_size: int) -> torch.Tensor:
+    """[..., K] -> float32 [rows, blocks, block_size], zeros behind the last element of a row."""
+    from torch.nn.functional import pad
+
+    rows = x.detach().reshape(-1, x.shape[-1]).float()
+    if rest := -x.shape[-1] % block_size:
+        rows = pad(rows, (0, rest))
+    return rows.reshape(rows.shape[0], -1, block_size)
+
+
+def _unblock(blocks: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The inverse of `_blocks`, in the shape and type of `like`."""
+    return blocks.flatten(1)[:, : like.shape[-1]].to(like.dtype).reshape(like.shape)
+
+
+def _round_to_e2m1(size: torch.Tensor) -> torch.Tensor:
+    """Magnitudes -> the nearest of 0, .5, 1, 1.5, 2, 3, 4, 6, ties to even; 6 for anything larger and for NaN."""
+    import torch
+
+    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
+    return torch.where(size < E2M1_MAX, (size / step).round_().mul_(step), E2M1_MAX)
+
+
+def _ceil_log2(ratio: torch.Tensor) -> torch.Tensor:
+    """ceil(log2(ratio)) in -127..127, int32, from the bits of a positive float32."""
+    import torch
+
+    bits = ratio.view(torch.int32)
+    field, significand = bits >> 23, bits & 0x7FFFFF
+    up = (significand > 0) & (field != 0xFE) & ~((field == 0) & (significand <= 0x400000))
+    return field - E8M0_BIAS + up.int()
+
+
+@contextmanager
+def cpu_block_quant() -> Iterator[None]:
+    """ModelOpt's dynamic block quantizers run on CPU tensors while this is open; CUDA ones keep its kernels.
+
+    Raises NotImplementedError, as ModelOpt does, for a block format that is neither NVFP4 nor MXFP8.
+    """
+    from modelopt.torch.quantization import tensor_quant
+
+    on_cuda = tensor_quant.dynamic_block_quantize_op
+
+    def quantize(
+        inputs: torch.Tensor,
+        block_size: int,
+        amax: torch.Tensor | None,
+        num_bits: int,
+        exponent_bits: int,
+        scale_num_bits: int,
+        scale_exponent_bits: int,
+    ) -> torch.Tensor:
+        bits = (num_bits, exponent_bits, scale_num_bits, scale_exponent_bits)
+        if inputs.device.type != "cpu":
+            result: torch.Tensor = on_cuda(inputs, block_size, amax, *bits)
+            return result
+        if bits == (4, 2, 8, 4) and amax is not None:
+            return nvfp4_fake_quant(inputs, amax, block_size)
+        if bits == (8, 4, 9, 8):
+            return mxfp8_fake_quant(inputs, block_size)
+        raise NotImplementedError(f"no simulation of E{exponent_bits} blocks of {num_bits} bits on the CPU")
+
+    tensor_quant.dynamic_block_quantize_op = quantize
+    try:
+        yield
+    finally:
+        tensor_quant.dynamic_block_quantize_op = on_cuda
