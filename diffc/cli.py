@@ -29,7 +29,7 @@ app.add_typer(models_app, name="models")
 def compile_command(
     model: Annotated[str, typer.Argument(help="A pipeline folder, a backbone folder, or an embedded model.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the artifact.")],
-    format: Annotated[str, typer.Option(help="none, int8 or fp8.")] = "none",
+    format: Annotated[str, typer.Option(help="A format of `diffc formats`, such as fp8 or nvfp4.")] = "none",
     target: Annotated[
         list[str] | None, typer.Option(help="trt-rtx, tensorrt or ort; repeatable. [default: ort]")
     ] = None,
@@ -44,7 +44,12 @@ def compile_command(
         Path | None, typer.Option(help="Calibration to reuse: ARTIFACT/checkpoint, or a .pt of ModelOpt.")
     ] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="Calibration prompts, one a line.")] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps a calibration prompt.", min=1)] = 20,
+    steps: Annotated[
+        int, typer.Option("--steps", "--n-steps", help="Denoising steps a calibration prompt.", min=1)
+    ] = 20,
+    calib_size: Annotated[
+        int | None, typer.Option(help="How many prompts to calibrate with. [default: all]", min=1)
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Calibration prompts at a time.", min=1)] = 4,
     image_size: Annotated[
         int | None, typer.Option(help="Pixels of calibration images. [default: the model's]", min=1)
@@ -52,6 +57,27 @@ def compile_command(
     seed: Annotated[
         int, typer.Option(help="Seed of calibration noise and validation inputs.", min=0, max=2**32 - 1)
     ] = 0,
+    quantize_mha: Annotated[
+        bool, typer.Option("--quantize-mha", help="Attention's q, k and v in FP8, too.")
+    ] = False,
+    quant_level: Annotated[
+        float, typer.Option(help="1 convolutions, 2 + feed-forward, 2.5 + q k v, 3 + all linear, 4 + attention.")
+    ] = 3.0,
+    alpha: Annotated[float, typer.Option(help="SmoothQuant: share moved into the weights.")] = 1.0,
+    percentile: Annotated[float, typer.Option(help="Share of steps, for inputs of INT8 convolutions.")] = 1.0,
+    collect_method: Annotated[
+        str, typer.Option(help="default, global_min, min-max, min-mean or mean-max; with --percentile.")
+    ] = "default",
+    lowrank: Annotated[int, typer.Option(help="Rank of SVDQuant's branch.")] = 32,
+    block_size: Annotated[
+        int | None, typer.Option(help="Elements that share a scale. [default: the format's]")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Module paths to leave unquantized, such as '*.ff.*'; repeatable.")
+    ] = None,
+    component_dtype: Annotated[
+        list[str] | None, typer.Option(help="Type of a component while calibrating on a GPU: vae:float32.")
+    ] = None,
     skip_validation: Annotated[
         bool, typer.Option("--skip-validation", help="Do not run the result against torch.")
     ] = False,
@@ -63,6 +89,7 @@ def compile_command(
     """Compile a backbone into a validated ONNX model and engines."""
     from diffc.backends.base import parse_sm
     from diffc.compile import CompileRequest, compile_model
+    from diffc.quantize.options import QuantOptions
     from diffc.report import compiled
     from diffc.ui import Terminal
 
@@ -75,6 +102,11 @@ def compile_command(
         dtype=dtype,
         profile=profile,
         from_checkpoint=from_checkpoint,
+        options=QuantOptions(
+            quantize_mha, quant_level, alpha, percentile, collect_method, lowrank, block_size, tuple(keep or ())
+        ),
+        calib_size=calib_size,
+        component_dtypes=tuple(_component_dtype(text) for text in component_dtype or []),
         prompts=_prompts(prompts_file),
         steps=steps,
         batch_size=batch_size,
@@ -86,6 +118,16 @@ def compile_command(
     )
     ui = Terminal()
     compiled(compile_model(request, ui), ui.console)
+
+
+def _component_dtype(text: str) -> tuple[str, str]:
+    from diffc.errors import DiffcError
+
+    name, colon, dtype = text.partition(":")
+    if not (name and colon and dtype):
+        raise DiffcError(f"--component-dtype is {text!r}", mend="write COMPONENT:TYPE, such as vae:float32")
+    short = {"Half": "float16", "BFloat16": "bfloat16", "Float": "float32"}  # ModelOpt's names
+    return name, short.get(dtype, dtype)
 
 
 def _prompts(path: Path | None) -> tuple[str, ...] | None:

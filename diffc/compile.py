@@ -59,7 +59,7 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
 
 def quantize(plan: Plan, folder: Path, ui: Reporter) -> Checkpoint | None:
     """A calibrated checkpoint in `folder`/checkpoint: a given one, or a new one from the pipeline on prompts."""
-    if plan.format.preset is None:
+    if not plan.format.quantizes:
         return None
     from diffc.quantize.run import calibrated, given
 

@@ -16,6 +16,7 @@ from diffc.models.profiles import ShapeProfile, parse_profile
 from diffc.models.spec import ModelSpec, Shape
 from diffc.models.specs import find_spec
 from diffc.quantize.formats import Format, find_format
+from diffc.quantize.options import QuantOptions
 
 DTYPES = ("float32", "float16", "bfloat16")
 VALIDATION_BYTES = 16
@@ -27,7 +28,9 @@ class CompileRequest:
     """Everything that a compile depends on; the defaults are those of the command line.
 
     `dtype` "auto" is the type in which the backbone's weights are stored. `profile` is the text of --profile.
-    `image_size` (pixels) is that of the calibration images, None for the model's own.
+    `image_size` (pixels) is that of the calibration images, None for the model's own. `calib_size` is how many
+    prompts are used, None for all; more than there are repeat with other noise. `component_dtypes` are
+    (component, type) pairs for calibration on a GPU; the rest of the pipeline has the compute type.
     """
 
     model: str
@@ -38,7 +41,10 @@ class CompileRequest:
     dtype: str = "auto"
     profile: str = ""
     from_checkpoint: Path | None = None
+    options: QuantOptions = QuantOptions()
     prompts: tuple[str, ...] | None = None
+    calib_size: int | None = None
+    component_dtypes: tuple[tuple[str, str], ...] = ()
     steps: int = 20
     batch_size: int = 4
     image_size: int | None = None
@@ -67,6 +73,7 @@ def check(request: CompileRequest) -> Plan:
     targets = tuple(find_target(name) for name in dict.fromkeys(request.targets))
     if not targets:
         raise DiffcError("no target", mend="name one: --target trt-rtx or --target ort")
+    request.options.check(fmt)
     check_format_sms(fmt.name, fmt.min_sm, request.sms)
     if request.dtype not in ("auto", *DTYPES):
         raise unknown("dtype", request.dtype, ("auto", *DTYPES))
@@ -80,8 +87,16 @@ def check(request: CompileRequest) -> Plan:
     if request.image_size is not None:
         spec.check(source.config, Shape(1, request.image_size, request.image_size, 1))
     dtype = stored_dtype(source) if request.dtype == "auto" else request.dtype
-    if dtype == "bfloat16" and 75 in request.sms:
-        raise UnsupportedError("SM75 has no bfloat16", mend="give --dtype float16, or leave out --sm 75")
+    if dtype != "float16" and 75 in request.sms:
+        raise UnsupportedError(
+            f"the compiler has no {dtype} matrix product for SM75",
+            mend="give --dtype float16, or leave out --sm 75",
+        )
+    if dtype == "float32" and request.options.quantizes_attention and any(t.is_engine for t in targets):
+        raise UnsupportedError(
+            "TensorRT has no attention in float32, so none that runs in FP8 beside it",
+            mend="give --dtype float16 or bfloat16, or leave out --quantize-mha",
+        )
     profile = parse_profile(request.profile, spec, source.config)
     if not request.skip_validation:
         _check_memory(source)
@@ -120,10 +135,15 @@ def _check_sms(targets: Sequence[Target], sms: Sequence[int]) -> None:
 
 
 def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource) -> None:
-    if fmt.preset is None:
+    for name, dtype in request.component_dtypes:
+        if dtype not in DTYPES:
+            raise unknown(f"dtype of component {name!r}", dtype, DTYPES)
+    if not fmt.quantizes:
         if request.from_checkpoint is not None:
             raise DiffcError("format 'none' takes no checkpoint", mend="give its --format, or leave it out")
         return
+    if fmt.algorithm is None:
+        return  # nothing is calibrated
     if request.from_checkpoint is None and source.pipeline_dir is None:
         raise DiffcError(
             f"{source.backbone_dir} is a backbone alone, and calibration runs the whole pipeline on prompts",

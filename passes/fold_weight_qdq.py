@@ -29,6 +29,12 @@ class FoldWeightQdq(Pass):
     2. The same with Identity or Cast nodes between the constant and QuantizeLinear, or between a constant
        scale and its use; they go into the recipe.
 
+    3. constant -> trt::TRT_FP4DynamicQuantize or trt::TRT_MXFP8DynamicQuantize along the last axis: both outputs
+       become constants, computed as ModelOpt does.
+    4. With `deep`, a weight that is dequantized first and then quantized again (INT4 blocks computed with in FP8)
+       becomes one constant of the second type: what a compiler does when it builds, and what validation
+       does; it is not done for storage, since the first type is the smaller one.
+
     Two QuantizeLinear nodes that ask for the same bytes share one constant.
 
     Not when the zero point is not zero or not constant, the scale is not constant, the type has no recipe
@@ -36,14 +42,18 @@ class FoldWeightQdq(Pass):
     """
 
     name: ClassVar[str] = "fold-weight-qdq"
+    deep: bool = False
 
     def run(self, graph: gs.Graph) -> PassResult:
-        """Visit every QuantizeLinear on a constant."""
+        """Visit every quantizer on a constant."""
         work = _Work(Names(graph), output_ids(graph))
         for part in walk(graph):
             for node in part.nodes:
-                if node.op == "QuantizeLinear" and (weight := _resolve(node.inputs[0])) is not None:
-                    work.visit(node, *weight)
+                if node.op not in ("QuantizeLinear", *_DYNAMIC):
+                    continue
+                weight = _resolve(node.inputs[0], self.deep)
+                if weight is not None:
+                    (work.visit_dynamic if node.op in _DYNAMIC else work.visit)(node, *weight)
         drop_nodes(graph, work.dead)
         changed = len(work.dead)
         notes = (f"{changed} weights stored quantized",) if changed else ()
@@ -59,6 +69,25 @@ class _Work:
     made: dict[str, gs.Constant] = field(default_factory=dict)
     dead: set[int] = field(default_factory=set)
     refusals: list[Refusal] = field(default_factory=list)
+
+    def visit_dynamic(self, node: gs.Node, name: str, weight: Recipe) -> None:
+        """Replace both outputs of a dynamic block quantizer, if it works along the last axis."""
+        scale = _resolve(node.inputs[1]) if len(node.inputs) > 1 else None
+        reason = _dynamic_reason(node, weight, scale, self.outputs)
+        if reason:
+            self.refusals.append(Refusal(node.name, reason))
+            return
+        size = node.attrs["block_size"]
+        if node.op == _FP4 and scale is not None:
+            pair = weight.nvfp4_values(scale[1], size), weight.nvfp4_scales(scale[1], size)
+        else:
+            pair = weight.mxfp8_values(size), weight.mxfp8_scales(size)
+        for output, recipe, suffix in zip(node.outputs, pair, ("q", "scale"), strict=True):
+            key = json.dumps(recipe.to_json(), sort_keys=True)
+            if key not in self.made:
+                self.made[key] = constant(self.names.fresh(f"{name}_{suffix}"), recipe)
+            replace_uses(output, self.made[key])
+        self.dead.add(id(node))
 
     def visit(self, node: gs.Node, name: str, weight: Recipe) -> None:
         scale = _resolve(node.inputs[1])
@@ -92,6 +121,24 @@ class _Work:
         return "the zero point is not zero" if np.any(zero_point.astype(np.float32)) else ""
 
 
+_FP4 = "TRT_FP4DynamicQuantize"
+_DYNAMIC = (_FP4, "TRT_MXFP8DynamicQuantize")
+
+
+def _dynamic_reason(
+    node: gs.Node, weight: Recipe, scale: tuple[str, Recipe] | None, outputs: set[int]
+) -> str:
+    """Why a dynamic block quantizer of a constant must stay, or nothing."""
+    if node.op == _FP4 and scale is None:
+        return "the scale is not constant"
+    if any(id(output) in outputs for output in node.outputs):
+        return "the quantized weight is a graph output"
+    axis, size = node.attrs.get("axis", -1), node.attrs.get("block_size", 0)
+    if axis not in (-1, len(weight.shape) - 1):
+        return f"its blocks lie along axis {axis}, and weights are stored in blocks of the last one"
+    return "" if size and weight.shape[-1] % size == 0 else f"{weight.shape} is not whole blocks of {size}"
+
+
 def _array_behind(tensor: gs.Tensor) -> Array | None:
     """The values of an inline constant or of a Constant node."""
     node = producer(tensor)
@@ -105,12 +152,27 @@ def _target(node: gs.Node) -> int:
     return int(node.attrs.get("output_dtype", 0)) or int(TensorProto.UINT8)
 
 
-def _resolve(tensor: gs.Tensor) -> tuple[str, Recipe] | None:
-    """Name and recipe of the constant behind a tensor, through Identity and Cast; None when there is none."""
+def _resolve(tensor: gs.Tensor, deep: bool = False) -> tuple[str, Recipe] | None:
+    """Name and recipe of the constant behind a tensor, through Identity and Cast; None when there is none.
+
+    With `deep`, through DequantizeLinear as well.
+    """
     node = producer(tensor)
     if node is None:
         recipe = weight_recipe(tensor)
         return None if recipe is None else (tensor.name, recipe)
-    if node.op not in ("Identity", "Cast") or (found := _resolve(node.inputs[0])) is None:
+    if deep and node.op == "DequantizeLinear":
+        return _dequantized(node)
+    if node.op not in ("Identity", "Cast") or (found := _resolve(node.inputs[0], deep)) is None:
         return None
     return found if node.op == "Identity" else (found[0], found[1].cast(node.attrs["to"]))
+
+
+def _dequantized(node: gs.Node) -> tuple[str, Recipe] | None:
+    """The weight behind a DequantizeLinear whose inputs are all constant."""
+    weight, scale = _resolve(node.inputs[0]), _resolve(node.inputs[1])
+    if weight is None or scale is None:
+        return None
+    per_tensor = scale[1].shape in ((), (1,))
+    axis = None if per_tensor else node.attrs.get("axis", 1) % len(weight[1].shape)
+    return weight[0], weight[1].dequantize(scale[1], axis, node.attrs.get("block_size", 0))

@@ -10,6 +10,7 @@ import numpy as np
 from onnx import TensorProto
 
 from passes.base import PassError
+from passes.block_kernels import BLOCK_KERNELS, plain_arguments
 from passes.sources import np_dtype, read
 from passes.weights import Array, Recipe, RecipeValues
 
@@ -88,6 +89,22 @@ def _quantize(x: Array, args: Mapping[str, Any]) -> Array:
     return scaled.astype(np_dtype(args["to"]))  # ml_dtypes rounds to nearest even
 
 
+def _dequantize(x: Array, args: Mapping[str, Any]) -> Array:
+    scale = evaluate(Recipe.from_json(args["scale"])).astype(np.float32)
+    wide = x.astype(np.float32) * _spread(scale, x.shape, args["axis"], args["block_size"])
+    return wide.astype(np_dtype(args["to"]))
+
+
+def _block_kernel(name: str) -> Callable[[Array, Mapping[str, Any]], Array]:
+    function, recipes = BLOCK_KERNELS[name]
+
+    def kernel(x: Array, args: Mapping[str, Any]) -> Array:
+        arrays = {key: evaluate(Recipe.from_json(args[key])) for key in recipes}
+        return function(x, **arrays, **plain_arguments(dict(args)))
+
+    return kernel
+
+
 KERNELS: dict[str, Callable[[Array, Mapping[str, Any]], Array]] = {
     "cast": _cast,
     "transpose": _transpose,
@@ -95,6 +112,8 @@ KERNELS: dict[str, Callable[[Array, Mapping[str, Any]], Array]] = {
     "multiply": _multiply,
     "scale_of_amax": _scale_of_amax,
     "quantize": _quantize,
+    "dequantize": _dequantize,
+    **{name: _block_kernel(name) for name in BLOCK_KERNELS},
 }
 
 

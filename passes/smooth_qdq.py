@@ -22,6 +22,9 @@ class SmoothQdq(Pass):
 
     1. QuantizeLinear(x, s) of a computed tensor -> Clip(Div(x, s), low, high) with the bounds of its type.
     2. DequantizeLinear(q, s) of a computed tensor -> Mul(q, s).
+    3. The dynamic block quantizers of TensorRT with their dequantizers (TRT_FP4DynamicQuantize with two
+       DequantizeLinear, TRT_MXFP8DynamicQuantize with TRT_MXFP8DequantizeLinear) -> Cast: they scale to what
+       is there, so nothing saturates.
 
     A rounding to 4 bits of mantissa turns a difference in the last bit of float32 into one of 6 % whenever a
     value lies on the edge between two steps, and the next quantizer multiplies that. Without the rounding, a
@@ -42,7 +45,13 @@ class SmoothQdq(Pass):
         names = Names(graph)
         for part in walk(graph):
             new: dict[int, list[gs.Node]] = {}
+            dead: set[int] = set()
             for node in part.nodes:
+                if node.op in _DYNAMIC and not _is_constant(node.inputs[0]):
+                    changed += _smooth_blocks(node, names, new, dead)
+            for node in part.nodes:
+                if id(node) in dead:
+                    continue
                 if node.op not in self._OPS or _is_constant(node.inputs[0]):
                     continue
                 if reason := _reason(node):
@@ -51,8 +60,28 @@ class SmoothQdq(Pass):
                 new[id(node)] = _replacement(node, names)
                 changed += 1
             splice(part, new)
-            drop_nodes(part, set(new))
+            drop_nodes(part, {*new, *dead})
         return PassResult(changed, (), tuple(refusals))
+
+
+_DYNAMIC = ("TRT_FP4DynamicQuantize", "TRT_MXFP8DynamicQuantize")
+_DEQUANTIZERS = ("DequantizeLinear", "TRT_MXFP8DequantizeLinear")
+
+
+def _smooth_blocks(node: gs.Node, names: Names, new: dict[int, list[gs.Node]], dead: set[int]) -> int:
+    """Let what dequantizes the values of a dynamic block quantizer be a Cast of its input; how many."""
+    values, scales = node.outputs
+    dead.add(id(node))
+    if node.op == _DYNAMIC[0]:
+        dead.update(id(user) for user in scales.outputs)
+    readers = [user for user in values.outputs if user.op in _DEQUANTIZERS]
+    for user in readers:
+        emitter = Emitter(user, names)
+        output = user.outputs[0]
+        emitter.emit_to("Cast", [node.inputs[0]], [output], to=dtype_of(output) or TensorProto.FLOAT)
+        new[id(user)] = emitter.nodes
+        dead.add(id(user))
+    return len(readers)
 
 
 def _is_constant(tensor: gs.Tensor) -> bool:

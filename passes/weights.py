@@ -109,6 +109,36 @@ class Recipe:
         """Multiply by `by` (broadcast) in float32, result in this dtype."""
         return self._then("multiply", {"by": by.to_json()}, self.dtype, self.shape)
 
+    def subtract_product(self, left: Recipe, right: Recipe) -> Recipe:
+        """Less the matrix product `left` [N, r] times `right` [r, K], made in float64; result in this dtype."""
+        args = {"left": left.to_json(), "right": right.to_json()}
+        return self._then("subtract_product", args, self.dtype, self.shape)
+
+    def nvfp4_scales(self, scale: Recipe, block_size: int = 16) -> Recipe:
+        """NVFP4: the E4M3 scale of every block of the last axis; `scale` is the tensor's, amax / (6 * 448)."""
+        args = {"scale": scale.to_json(), "block_size": block_size}
+        return self._then("nvfp4_scales", args, TensorProto.FLOAT8E4M3FN, _blocks(self.shape, block_size))
+
+    def nvfp4_values(self, scale: Recipe, block_size: int = 16) -> Recipe:
+        """NVFP4: the E2M1 values that belong to `nvfp4_scales`."""
+        args = {"scale": scale.to_json(), "block_size": block_size}
+        return self._then("nvfp4_values", args, TensorProto.FLOAT4E2M1, self.shape)
+
+    def mxfp8_scales(self, block_size: int = 32) -> Recipe:
+        """MXFP8: the power of two of every block of the last axis, as UINT8 (exponent + 127)."""
+        args = {"block_size": block_size}
+        return self._then("mxfp8_scales", args, TensorProto.UINT8, _blocks(self.shape, block_size))
+
+    def mxfp8_values(self, block_size: int = 32) -> Recipe:
+        """MXFP8: the E4M3 values that belong to `mxfp8_scales`."""
+        args = {"block_size": block_size}
+        return self._then("mxfp8_values", args, TensorProto.FLOAT8E4M3FN, self.shape)
+
+    def dequantize(self, scale: Recipe, axis: int | None = None, block_size: int = 0) -> Recipe:
+        """ONNX DequantizeLinear with a zero zero point, in float32, to the type of `scale`."""
+        args = {"scale": scale.to_json(), "axis": axis, "block_size": block_size, "to": scale.dtype}
+        return self._then("dequantize", args, scale.dtype, self.shape)
+
     def scale_of_amax(self, bound: float) -> Recipe:
         """A quantizer's scale, amax / bound, in float32; `bound` is the type's largest magnitude (127, 448)."""
         return self._then("scale_of_amax", {"bound": bound}, TensorProto.FLOAT, self.shape)
@@ -155,6 +185,13 @@ class Recipe:
         """The recipe in an initializer, or None when it holds its values itself."""
         entries = {e.key: e.value for e in tensor.external_data}
         return cls.from_json(json.loads(entries["recipe"])) if "recipe" in entries else None
+
+
+def _blocks(shape: tuple[int, ...], block_size: int) -> tuple[int, ...]:
+    """The shape of block scales along the last axis. Raises PassError when the axis is no whole blocks."""
+    if not shape or shape[-1] % block_size:
+        raise PassError(f"a weight of shape {shape} has no whole blocks of {block_size} along its last axis")
+    return (*shape[:-1], shape[-1] // block_size)
 
 
 class RecipeValues(LazyValues):  # type: ignore[misc]  # graphsurgeon has no type information

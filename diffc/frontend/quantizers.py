@@ -1,113 +1,158 @@
-"""ModelOpt quantizers as a custom operator, so that torch.export sees one node where ModelOpt has checks.
+"""ModelOpt quantizers as custom operators, so that torch.export sees one node where ModelOpt has checks.
 
-`TensorQuantizer.forward` cannot be exported (it branches on data). For the time of a trace it is replaced by
-`diffc::quantize_dequantize`, whose translation is the ONNX pair QuantizeLinear, DequantizeLinear.
+`TensorQuantizer.forward` cannot be exported (it branches on data). For the time of a trace it is replaced by one
+of two operators: `diffc::quantize_dequantize`, whose translation is the ONNX pair QuantizeLinear,
+DequantizeLinear, and `diffc::block_quantize_dequantize` for the formats whose block scales are found at run time,
+which ONNX has no operator for and TensorRT has (`TRT_FP4DynamicQuantize`, `TRT_MXFP8DynamicQuantize`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import onnx
 import torch
 
-# The largest magnitude of each quantized type: scale = amax / bound (ModelOpt, tensor_quant.py).
-BOUNDS = {"int8": 127.0, "fp8": 448.0}
-ONNX_TYPES = {"int8": onnx.TensorProto.INT8, "fp8": onnx.TensorProto.FLOAT8E4M3FN}
+from diffc.quantize.state import BOUNDS, Settings, block_size_of, kind_of
 
 
 @torch.library.custom_op("diffc::quantize_dequantize", mutates_args=())
-def quantize_dequantize(x: torch.Tensor, scale: torch.Tensor, kind: str, axis: int | None) -> torch.Tensor:
+def quantize_dequantize(
+    x: torch.Tensor, scale: torch.Tensor, kind: str, axis: int | None, block_size: int
+) -> torch.Tensor:
     """ONNX QuantizeLinear then DequantizeLinear with a zero zero point, in float32; result in x's dtype.
 
-    `scale` is a scalar, or of shape [x.shape[axis]]. `kind` is "int8" or "fp8" (E4M3FN).
+    `scale` is a scalar, of shape [x.shape[axis]], or, with a `block_size` above 0, of the shape of x with the
+    last axis divided by it. `kind` is "int8", "int4" or "fp8" (E4M3FN).
     """
-    shape = [-1 if axis is not None and i == axis % x.dim() else 1 for i in range(x.dim())]
-    s = scale.float().reshape(shape) if axis is not None else scale.float()
-    scaled = x.float() / s
-    if kind == "int8":
-        steps = scaled.round().clamp(-128, 127)
-    else:
+    scaled = x.float() / (s := _spread(scale.float(), x, axis, block_size))
+    if kind == "fp8":
         steps = scaled.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    else:
+        steps = scaled.round().clamp(-BOUNDS[kind] - 1, BOUNDS[kind])
     return (steps * s).to(x.dtype)
 
 
+def _spread(scale: torch.Tensor, x: torch.Tensor, axis: int | None, block_size: int) -> torch.Tensor:
+    if block_size:
+        return scale.repeat_interleave(block_size, -1)
+    if axis is None:
+        return scale
+    return scale.reshape([-1 if i == axis % x.dim() else 1 for i in range(x.dim())])
+
+
 @quantize_dequantize.register_fake
-def _(x: torch.Tensor, scale: torch.Tensor, kind: str, axis: int | None) -> torch.Tensor:
-    del scale, kind, axis
+def _(x: torch.Tensor, scale: torch.Tensor, kind: str, axis: int | None, block_size: int) -> torch.Tensor:
+    del scale, kind, axis, block_size
     return torch.empty_like(x)
 
 
-def _translate(x: Any, scale: Any, kind: str, axis: int | None) -> Any:
-    from onnxscript import opset23 as op
+@torch.library.custom_op("diffc::block_quantize_dequantize", mutates_args=())
+def block_quantize_dequantize(x: torch.Tensor, scale: torch.Tensor, kind: str) -> torch.Tensor:
+    """Dynamic quantization in blocks of the last axis, and back: "nvfp4" or "mxfp8"; result in x's dtype.
 
-    size = [] if axis is None else [int(scale.shape[0])]
-    zeros = onnx.helper.make_tensor(
-        "zero_point", ONNX_TYPES[kind], size, bytes(size[0] if size else 1), raw=True
-    )
-    zero_point = op.Constant(value=zeros)
-    attributes = {} if axis is None else {"axis": axis}
-    quantized = op.QuantizeLinear(x, scale, zero_point, **attributes)
-    return op.DequantizeLinear(quantized, scale, zero_point, **attributes)
+    `scale` is the float32 scalar amax / (6 * 448) of NVFP4; MXFP8 has no use for it.
+    """
+    from diffc.quantize.simulate import mxfp8_fake_quant, nvfp4_fake_quant
+
+    return nvfp4_fake_quant(x, scale * BOUNDS["nvfp4"]) if kind == "nvfp4" else mxfp8_fake_quant(x)
 
 
-def quantizer_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Entries of torch.onnx.export's `custom_translation_table`."""
-    return {torch.ops.diffc.quantize_dequantize.default: _translate}
+@block_quantize_dequantize.register_fake
+def _(x: torch.Tensor, scale: torch.Tensor, kind: str) -> torch.Tensor:
+    del scale, kind
+    return torch.empty_like(x)
 
 
 @dataclass(frozen=True)
 class TracedQuantizer:
-    """What a trace keeps of one quantizer: its kind, the channel axis (None: per tensor), and its bound."""
+    """What a trace keeps of one quantizer.
+
+    `axis` is that of a per-channel scale, None for one scale or blocks; `shape` that of the scale, None where
+    the scale is not stored (mxfp8); `block_size` is 0 without blocks.
+    """
 
     kind: str
     axis: int | None
+    block_size: int
+    shape: tuple[int, ...] | None
 
     @property
     def bound(self) -> float:
-        """Largest magnitude of the quantized type."""
+        """What amax is divided by for the scale."""
         return BOUNDS[self.kind]
 
+    @property
+    def dynamic(self) -> bool:
+        """Whether block scales are found at run time."""
+        return self.kind in ("nvfp4", "mxfp8")
 
-def describe(quantizer: Any) -> TracedQuantizer:
-    """Kind and axis of a ModelOpt TensorQuantizer. Raises TypeError for a kind that has no translation."""
-    bits, axis = quantizer.num_bits, quantizer.axis
-    kind = {8: "int8", (4, 3): "fp8"}.get(bits if isinstance(bits, int) else tuple(bits))
-    if kind is None or quantizer.block_sizes:
-        raise TypeError(f"no ONNX translation for a quantizer of {bits} bits, blocks {quantizer.block_sizes}")
-    return TracedQuantizer(kind, axis[0] if isinstance(axis, tuple) else axis)
+    def __call__(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """The operator of this quantizer on x."""
+        out: torch.Tensor
+        if self.dynamic:
+            out = block_quantize_dequantize(x, scale, self.kind)
+        else:
+            out = quantize_dequantize(x, scale.to(x.dtype), self.kind, self.axis, self.block_size)
+        return out
+
+
+def describe(settings: Settings, amax_size: int, weight: tuple[int, ...] | None) -> TracedQuantizer:
+    """Kind, axis and scale shape of a quantizer; `weight` is the shape of the weight that it quantizes, if any."""
+    kind, axis, block = kind_of(settings), settings["axis"], block_size_of(settings) or 0
+    axis = axis[0] if isinstance(axis, (list, tuple)) else axis
+    shape: tuple[int, ...] | None = () if amax_size == 1 and kind != "int4" else (amax_size,)
+    if kind == "mxfp8":
+        shape = None
+    elif kind == "int4":
+        if weight is None:
+            raise TypeError("blocks of INT4 are for weights")
+        shape = (*weight[:-1], weight[-1] // block)
+    return TracedQuantizer(kind, None if shape == () else axis, block, shape)
 
 
 @contextmanager
-def traceable(
-    quantizers: dict[str, Any], sizes: dict[str, int | None]
-) -> Iterator[dict[str, TracedQuantizer]]:
-    """Make these quantizers (by module path) exportable; yields what each one is.
+def traceable(quantizers: Mapping[str, Any], traced: Mapping[str, TracedQuantizer]) -> Iterator[None]:
+    """Make these quantizers (by module path) exportable as `traced` says.
 
-    Each gets a buffer `scale`: a scalar where `sizes` says None, else of that many channels. Its values are
-    never read by the trace. Quantizers that are not listed pass their input through.
+    Each gets a buffer `scale`, whose values are never read by the trace. Quantizers that are not listed pass their
+    input through, scaled if they scale. Attention calls its quantizers, and then the plain attention.
     """
     from modelopt.torch.quantization.nn import TensorQuantizer
+    from modelopt.torch.quantization.plugins.diffusion.diffusers import _QuantAttention
 
-    traced = {name: describe(quantizer) for name, quantizer in quantizers.items()}
     for name, quantizer in quantizers.items():
-        size = sizes[name]
-        quantizer.register_buffer("scale", torch.ones(() if size is None else (size,)))
+        quantizer.register_buffer("scale", torch.ones(traced[name].shape or ()))
         quantizer.diffc_traced = traced[name]
 
     def forward(self: Any, inputs: torch.Tensor) -> torch.Tensor:
-        kind = getattr(self, "diffc_traced", None)
-        if kind is None:
-            return inputs
-        out: torch.Tensor = quantize_dequantize(inputs, self.scale.to(inputs.dtype), kind.kind, kind.axis)
-        return out
+        if self.pre_quant_scale is not None:
+            inputs = inputs * self.pre_quant_scale
+        quantize = getattr(self, "diffc_traced", None)
+        return inputs if quantize is None else quantize(inputs, self.scale)
 
-    original = TensorQuantizer.forward
+    original, functions = TensorQuantizer.forward, _QuantAttention._functionals_to_replace
     TensorQuantizer.forward = forward
+    _QuantAttention._functionals_to_replace = [
+        (torch.nn.functional, "scaled_dot_product_attention", _attention)
+    ]
     try:
-        yield traced
+        yield
     finally:
         TensorQuantizer.forward = original
+        _QuantAttention._functionals_to_replace = functions
+
+
+_plain_attention = torch.nn.functional.scaled_dot_product_attention
+
+
+def _attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+) -> torch.Tensor:
+    """What ModelOpt's quantized attention computes, without its checks: q, k and v are quantized, and the output."""
+    query, key = module.q_bmm_quantizer(query), module.k_bmm_quantizer(key)
+    value = module.v_bmm_quantizer(value)
+    out: torch.Tensor = module.bmm2_output_quantizer(_plain_attention(query, key, value, *args, **kwargs))
+    return out

@@ -14,7 +14,7 @@ from diffc.errors import DiffcError
 from diffc.frontend.quantizers import TracedQuantizer
 from diffc.models.locate import ModelSource
 from diffc.quantize.checkpoint import Checkpoint
-from passes.sources import safetensors_source
+from passes.sources import keep, safetensors_source
 from passes.weights import Recipe
 
 
@@ -32,8 +32,12 @@ def attach_recipes(
         path, _, leaf = name.rpartition(".")
         if leaf == "scale" and path in traced and checkpoint is not None:
             recipe = _scale(traced[path], checkpoint.amax[path])
+        elif checkpoint is not None and (held := scaling_of(name, checkpoint)) is not None:
+            recipe = keep(held)
         elif name in source.weights:
             recipe = _weight(source.weights[name], name)
+            if checkpoint is not None and leaf == "weight":
+                recipe = scaled_weight(recipe.cast(_element_type(value)), path, checkpoint)
         elif _is_real(value):
             continue
         else:
@@ -64,7 +68,28 @@ def _weight(file: Path, key: str) -> Recipe:
     return Recipe.of_source(safetensors_source(file, key))
 
 
+def scaling_of(name: str, checkpoint: Checkpoint) -> npt.NDArray[np.float32] | None:
+    """What a buffer of a quantizer holds: `a.input_quantizer._pre_quant_scale`, `a...._svdquant_lora_a`."""
+    path, _, leaf = name.rpartition(".")
+    return checkpoint.scaling.get(f"{path}.{leaf.removeprefix('_')}")
+
+
+def scaled_weight(weight: Recipe, layer: str, checkpoint: Checkpoint) -> Recipe:
+    """The weight of `layer` as `diffc.quantize.scaling.apply_scaling` leaves it: divided, and less its branch."""
+    scaling = checkpoint.scaling
+    factor = scaling.get(f"{layer}.input_quantizer.pre_quant_scale")
+    if factor is not None:
+        weight = weight.multiply(keep((np.float32(1) / factor).reshape(1, -1)))
+    branch = f"{layer}.weight_quantizer.svdquant_lora_"
+    if f"{branch}a" in scaling:
+        weight = weight.subtract_product(keep(scaling[f"{branch}b"]), keep(scaling[f"{branch}a"]))
+    return weight
+
+
 def _scale(quantizer: TracedQuantizer, amax: npt.NDArray[np.float32]) -> Recipe:
-    """The recipe of amax / bound: a scalar, or one value per channel."""
-    flat = amax.astype(np.float32).reshape(() if quantizer.axis is None else -1)
-    return Recipe.of_array(flat).scale_of_amax(quantizer.bound)
+    """The recipe of amax / bound in the shape of the scale; of many values, kept once and not in the recipe."""
+    array = amax.astype(np.float32).reshape(quantizer.shape or ())
+    if quantizer.kind == "nvfp4":  # as torch divides by a number on CUDA, where ModelOpt's kernel runs
+        return Recipe.of_array(array * np.float32(1 / quantizer.bound))
+    recipe = Recipe.of_array(array) if array.size == 1 else keep(array)
+    return recipe.scale_of_amax(quantizer.bound)

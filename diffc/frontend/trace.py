@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.frontend.inputs import forward_kwargs, random_inputs
 from diffc.frontend.names import name_graph
-from diffc.frontend.quantizers import TracedQuantizer, traceable
+from diffc.frontend.quantizer_nodes import TRT
+from diffc.frontend.quantizers import TracedQuantizer, describe, traceable
 from diffc.frontend.recipes import attach_recipes
 from diffc.frontend.translations import translations
 from diffc.models.backbone import DTYPES, build_backbone
@@ -26,6 +27,7 @@ from diffc.models.locate import ModelSource
 from diffc.models.spec import DimSpec, ModelSpec, Shape
 from diffc.models.specs import find_spec
 from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.convert import layer_of, role_of
 
 OPSET = 23
 IR_VERSION = 11  # what opset 23 came with; ONNX Runtime 1.31 refuses newer ones
@@ -42,6 +44,8 @@ def trace(source: ModelSource, *, dtype: str, checkpoint: Checkpoint | None) -> 
         program, traced = _export(spec, source, DTYPES[dtype], checkpoint)
     name_graph(program.model, spec, source.config)
     attach_recipes(program.model, source, traced, checkpoint)
+    if any(quantizer.dynamic for quantizer in traced.values()):
+        program.model.opset_imports[TRT] = 1
     model: onnx.ModelProto = program.model_proto
     model.ir_version = IR_VERSION
     model.producer_name = "diffc"
@@ -56,10 +60,11 @@ def _export(
         backbone = build_backbone(spec, source.config, dtype)
         if checkpoint is not None:
             checkpoint.apply(backbone, spec.family)
-        quantizers, sizes = _quantizers(backbone, checkpoint)
+        traced = traced_quantizers(backbone, checkpoint)
+        quantizers = {path: backbone.get_submodule(path) for path in traced}
         values = random_inputs(spec, source.config, shape, dtype=dtype, seed=0)
         kwargs = forward_kwargs(spec, source.config, values) | {"return_dict": False}
-        with traceable(quantizers, sizes) as traced, torch.no_grad():
+        with traceable(quantizers, traced), torch.no_grad():
             exported = torch.export.export(
                 backbone, (), kwargs=kwargs, dynamic_shapes=_dynamic(spec, source.config), strict=False
             )
@@ -74,13 +79,19 @@ def _export(
     return program, traced
 
 
-def _quantizers(
+def traced_quantizers(
     backbone: torch.nn.Module, checkpoint: Checkpoint | None
-) -> tuple[dict[str, Any], dict[str, int | None]]:
+) -> dict[str, TracedQuantizer]:
+    """What a trace keeps of every quantizer of `checkpoint`, by module path."""
     if checkpoint is None:
-        return {}, {}
-    sizes = {path: None if amax.size == 1 else int(amax.size) for path, amax in checkpoint.amax.items()}
-    return {path: backbone.get_submodule(path) for path in checkpoint.amax}, sizes
+        return {}
+    found = {}
+    for path, settings in checkpoint.settings.items():
+        is_weight = role_of(path) == "weight_quantizer"
+        weight = tuple(backbone.get_parameter(f"{layer_of(path)}.weight").shape) if is_weight else None
+        amax = checkpoint.amax.get(path)
+        found[path] = describe(settings, 0 if amax is None else amax.size, weight)
+    return found
 
 
 def trace_shape(spec: ModelSpec, config: Mapping[str, Any]) -> Shape:

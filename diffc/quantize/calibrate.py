@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from diffc.errors import DiffcError, unknown
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers
 from diffc.quantize.formats import Format
-from diffc.quantize.state import usable_amax
+from diffc.quantize.options import QuantOptions
+from diffc.quantize.scaling import portable_scaling
+from diffc.quantize.simulate import cpu_block_quant
+from diffc.quantize.state import kind_of, settings_of, usable_amax
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,8 +52,11 @@ def calibrate(
     batch_size: int,
     call_args: Mapping[str, Any],
     progress: Progress,
+    options: QuantOptions | None = None,
 ) -> None:
     """Quantize `pipe.<component>` in place: insert the quantizers of `fmt` and set their amax, in float32.
+
+    Weights change where the format scales channels or splits off a low-rank branch, as ModelOpt does it.
 
     Prompt i starts from noise of its own generator, seeded with seed + i, so two runs on one machine agree
     bit for bit and the batch size changes no noise. `call_args` goes to the pipeline's call (guidance, image
@@ -59,17 +68,52 @@ def calibrate(
     for name, value in (("steps", steps), ("batch size", batch_size)):
         if value < 1:
             raise DiffcError(f"calibration {name} is {value}, expected at least 1")
-    if fmt.preset is None:
+    if not fmt.quantizes:
         return
+    options = options or QuantOptions()
     backbone = _component(pipe, component)
-    insert_quantizers(backbone, fmt, unquantized)
+    insert_quantizers(backbone, fmt, unquantized, options)
+    if fmt.algorithm is None:
+        return
+    if options.collect_method != "default":
+        from diffc.quantize.percentile import use_percentile
+
+        use_percentile(backbone, options.percentile, steps, options.collect_method)
     pipe.set_progress_bar_config(disable=True)
+    passes = Passes(progress, _PASSES[fmt.algorithm])
 
     def run_prompts(_: nn.Module) -> None:
-        _run(pipe, prompts, batch_size, seed, {**call_args, "num_inference_steps": steps}, progress)
+        _run(pipe, prompts, batch_size, seed, {**call_args, "num_inference_steps": steps}, passes)
+        passes.done += 1
 
-    _collect(backbone, fmt, run_prompts)
+    _collect(backbone, _algorithm(fmt, options), run_prompts)
     _finish(backbone)
+
+
+_PASSES = {"max": 1, "smoothquant": 1, "awq_lite": 2, "svdquant": 3}
+"""How often ModelOpt's method runs all prompts."""
+
+
+@dataclass
+class Passes:
+    """A Progress over the passes of a method that runs the prompts more than once."""
+
+    progress: Progress
+    total: int
+    done: int = 0
+
+    def __call__(self, step: int, steps: int) -> None:
+        """Steps of the current pass -> steps of all of them."""
+        self.progress(self.done * steps + step, max(self.total, self.done + 1) * steps)
+
+
+def _algorithm(fmt: Format, options: QuantOptions) -> dict[str, Any]:
+    """ModelOpt's `algorithm`: the method and what it takes."""
+    extra: dict[str, dict[str, Any]] = {
+        "smoothquant": {"alpha": options.alpha},
+        "svdquant": {"lowrank": options.lowrank},
+    }
+    return {"method": fmt.algorithm, **extra.get(fmt.algorithm or "", {})}
 
 
 def _component(pipe: Any, component: str) -> nn.Module:
@@ -79,14 +123,16 @@ def _component(pipe: Any, component: str) -> nn.Module:
     return backbone  # type: ignore[no-any-return]  # diffusers pipelines have no type information
 
 
-def _collect(backbone: nn.Module, fmt: Format, run_prompts: Callable[[nn.Module], None]) -> None:
+def _collect(
+    backbone: nn.Module, algorithm: dict[str, Any], run_prompts: Callable[[nn.Module], None]
+) -> None:
     """Let ModelOpt's calibration run the prompts; its assertion on NaN or infinity becomes our error."""
     import modelopt.torch.quantization as mtq
     import torch
 
     try:
-        with torch.no_grad():
-            mtq.calibrate(backbone, fmt.config()["algorithm"], forward_loop=run_prompts)
+        with torch.no_grad(), cpu_block_quant(), portable_scaling(), redirect_stdout(StringIO()):
+            mtq.calibrate(backbone, algorithm, forward_loop=run_prompts)  # prints a line per layer
     except AssertionError as error:
         name = _raised_in(error, enabled_quantizers(backbone))
         if name is None:
@@ -140,6 +186,9 @@ def _run(
 def _finish(backbone: nn.Module) -> None:
     """Check every enabled quantizer's amax and keep it in float32."""
     for name, quantizer in enabled_quantizers(backbone).items():
-        amax = usable_amax(name, getattr(quantizer, "_amax", None), quantizer.num_bits)
+        kind = kind_of(settings_of(quantizer.get_modelopt_state()))
+        if kind == "mxfp8":
+            continue
+        amax = usable_amax(name, getattr(quantizer, "_amax", None), kind)
         quantizer.reset_amax()  # assigning to a buffer would keep its dtype
         quantizer.amax = amax

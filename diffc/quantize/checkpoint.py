@@ -7,6 +7,7 @@ simulate the format in torch) and onto one under FakeTensorMode (to export it).
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import metadata
@@ -15,9 +16,27 @@ from typing import TYPE_CHECKING, Any
 
 from diffc.errors import DiffcError
 from diffc.quantize import folder, modelopt_file
-from diffc.quantize.convert import convert_layers, enabled_quantizers, weighted_layers
+from diffc.quantize.convert import (
+    attention_layers,
+    convert_layers,
+    enabled_quantizers,
+    layer_of,
+    role_of,
+    weighted_layers,
+)
 from diffc.quantize.fingerprint import backbone_config, config_hash
-from diffc.quantize.state import Amax, Settings, amax_tensor, attributes_of, settings_of, usable_amax
+from diffc.quantize.scaling import apply_scaling
+from diffc.quantize.state import (
+    SCALING,
+    Amax,
+    Scaling,
+    Settings,
+    attributes_of,
+    kind_of,
+    settings_of,
+    tensor_of,
+    usable_amax,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +49,8 @@ class Checkpoint:
     """The quantizers of one calibrated backbone.
 
     `config` is that of the backbone (`fingerprint.backbone_config`). `settings` and `amax` are by the module
-    path of the quantizer. `source` is `fingerprint.hash_weights` of the weights that were calibrated, empty
+    path of the quantizer; `amax` has none for a kind without (mxfp8). `scaling` is by that path and one of
+    `state.SCALING`. `source` is `fingerprint.hash_weights` of the weights that were calibrated, empty
     when unknown. `calibration` records prompts, steps and seed.
     """
 
@@ -42,6 +62,7 @@ class Checkpoint:
     source: str = ""
     calibration: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    scaling: Scaling = field(default_factory=dict)
 
     @classmethod
     def from_backbone(
@@ -55,18 +76,23 @@ class Checkpoint:
     ) -> Checkpoint:
         """The checkpoint of a calibrated backbone. Raises DiffcError when a quantizer has no usable amax."""
         quantizers = enabled_quantizers(backbone)
+        settings = {name: settings_of(q.get_modelopt_state()) for name, q in quantizers.items()}
+        kinds = {name: kind_of(value) for name, value in settings.items()}
         amax = {
-            name: usable_amax(name, getattr(q, "_amax", None), q.num_bits) for name, q in quantizers.items()
+            name: usable_amax(name, getattr(q, "_amax", None), kinds[name])
+            for name, q in quantizers.items()
+            if kinds[name] != "mxfp8"
         }
         return cls(
             family,
             format,
             backbone_config(backbone),
-            {name: settings_of(q.get_modelopt_state()) for name, q in quantizers.items()},
+            settings,
             {name: value.detach().cpu().numpy() for name, value in amax.items()},
             source,
             json.loads(json.dumps(calibration or {})),
             {library: metadata.version(library) for library in _LIBRARIES},
+            _scaling(backbone),
         )
 
     @classmethod
@@ -76,9 +102,15 @@ class Checkpoint:
         Quantizers that ModelOpt puts on norms by accident are left out. Raises DiffcError as
         `diffc.quantize.modelopt_file.read` does.
         """
-        format, settings, amax, version = modelopt_file.read(path, backbone)
+        found = modelopt_file.read(path, backbone)
         return cls(
-            family, format, backbone_config(backbone), settings, amax, versions={"nvidia-modelopt": version}
+            family,
+            found.format,
+            backbone_config(backbone),
+            found.settings,
+            found.amax,
+            versions={"nvidia-modelopt": found.version},
+            scaling=found.scaling,
         )
 
     @property
@@ -93,13 +125,21 @@ class Checkpoint:
         cannot be written.
         """
         record = {name: getattr(self, name) for name in _RECORDED} | {"config_sha256": self.config_hash}
-        folder.write(directory, record, self.amax)
+        folder.write(directory, record, _tensors(self.amax, self.scaling))
 
     @classmethod
     def load(cls, directory: Path) -> Checkpoint:
         """Read a folder that `save` wrote. Raises DiffcError when it is missing, damaged or too new."""
-        record, amax = folder.read(directory, _RECORDED)
-        return cls(amax=amax, **record)
+        record, tensors = folder.read(directory, _RECORDED)
+        named = {name.rpartition(".")[::2]: array for name, array in tensors.items()}
+        amax = {path: named[path, "amax"] for path in record["settings"] if (path, "amax") in named}
+        scaling = {f"{path}.{kind}": array for (path, kind), array in named.items() if kind in SCALING}
+        for path, settings in record["settings"].items():
+            if (path in amax) == (kind_of(settings) == "mxfp8"):
+                raise folder.damaged(directory, f"it has no amax for {path}, or one that it has no use for")
+        if len(amax) + len(scaling) != len(tensors):
+            raise folder.damaged(directory, "its tensors belong to quantizers that it does not list")
+        return cls(amax=amax, scaling=scaling, **record)
 
     def check(self, backbone: nn.Module, family: str, source: str = "") -> None:
         """Raises DiffcError that says what differs when this checkpoint belongs to another model.
@@ -133,7 +173,8 @@ class Checkpoint:
         from modelopt.torch.quantization.config import QuantizerAttributeConfig
 
         self.check(backbone, family)
-        layers, there = {name.rpartition(".")[0] for name in self.settings}, weighted_layers(backbone)
+        layers = {layer_of(name) for name in self.settings}
+        there = [*weighted_layers(backbone), *attention_layers(backbone)]
         if missing := sorted(layers.difference(there)):
             raise DiffcError(
                 f"the checkpoint quantizes {missing[0]}, which this {type(backbone).__name__} does not have",
@@ -141,10 +182,38 @@ class Checkpoint:
             )
         convert_layers(backbone, [name for name in there if name in layers])
         like = next(backbone.parameters())
+        _make_sequences(backbone, self.settings)
         for name, settings in self.settings.items():
             quantizer: Any = backbone.get_submodule(name)
             quantizer.set_from_attribute_config(QuantizerAttributeConfig(**attributes_of(settings)))
-            quantizer.amax = amax_tensor(self.amax[name], like)
+            if name in self.amax:
+                quantizer.amax = tensor_of(self.amax[name], like)
+        apply_scaling(backbone, self.scaling)
 
 
-_RECORDED = tuple(f.name for f in fields(Checkpoint) if f.name != "amax")
+def _make_sequences(backbone: nn.Module, settings: Mapping[str, Settings]) -> None:
+    """Let weights that go through several quantizers (`weight_quantizer.0`, `.1`) have them."""
+    from modelopt.torch.quantization.nn import SequentialQuantizer, TensorQuantizer
+
+    count = Counter(name.rpartition(".")[0] for name in settings if name.rpartition(".")[2].isdigit())
+    for path, number in count.items():
+        layer = backbone.get_submodule(layer_of(path))
+        setattr(layer, role_of(path), SequentialQuantizer(*(TensorQuantizer() for _ in range(number))))
+
+
+def _scaling(backbone: nn.Module) -> dict[str, Any]:
+    """What the quantizers of a calibrated backbone hold beside amax, as float32 arrays."""
+    found = {}
+    for name, quantizer in backbone.named_modules():
+        for kind in SCALING if name.endswith("_quantizer") else ():
+            value = getattr(quantizer, f"_{kind}", None)
+            if value is not None:
+                found[f"{name}.{kind}"] = value.detach().float().cpu().numpy()
+    return found
+
+
+def _tensors(amax: Mapping[str, Amax], scaling: Scaling) -> dict[str, Amax]:
+    return {f"{name}.amax": array for name, array in amax.items()} | dict(scaling)
+
+
+_RECORDED = tuple(f.name for f in fields(Checkpoint) if f.name not in ("amax", "scaling"))

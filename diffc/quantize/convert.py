@@ -1,9 +1,9 @@
 """Puts ModelOpt's quantizers into a backbone: where a format wants them, and nowhere else.
 
-Only layers that own a weight matrix or kernel are converted. ModelOpt's own `replace_quant_module` also
-converts norms, whose inputs its presets then quantize by accident, and attention, where it replaces
-scaled_dot_product_attention by an autograd function that computes amax on every call and that torch.export
-cannot keep as one node.
+Only layers that own a weight matrix or kernel are converted, and attention where it is asked for. ModelOpt's
+own `replace_quant_module` also converts norms, whose inputs its presets then quantize by accident, and every
+attention, where it replaces scaled_dot_product_attention by an autograd function that computes amax on every
+call and that torch.export cannot keep as one node (`diffc.frontend.quantizers` has its way around that).
 """
 
 from __future__ import annotations
@@ -13,31 +13,71 @@ from typing import TYPE_CHECKING, Any
 
 from diffc.errors import DiffcError
 from diffc.quantize.formats import Format
+from diffc.quantize.options import QuantOptions
 
 if TYPE_CHECKING:
     from torch import nn
 
+_QUANTIZER = re.compile(r"^(.*?)\.?(\w+_quantizer)(?:\.(\d+))?$")
 
-def insert_quantizers(backbone: nn.Module, fmt: Format, unquantized: str) -> None:
+
+def layer_of(quantizer: str) -> str:
+    """The module path of the layer that a quantizer belongs to: `a.weight_quantizer.0` -> `a`."""
+    found = _QUANTIZER.match(quantizer)
+    return found[1] if found else quantizer.rpartition(".")[0]
+
+
+def role_of(quantizer: str) -> str:
+    """What a quantizer is for: `a.weight_quantizer.0` -> `weight_quantizer`."""
+    found = _QUANTIZER.match(quantizer)
+    return found[2] if found else quantizer.rpartition(".")[2]
+
+
+def insert_quantizers(
+    backbone: nn.Module, fmt: Format, unquantized: str, options: QuantOptions | None = None
+) -> None:
     """Convert the layers of `backbone` in place and enable the quantizers of `fmt`, not yet calibrated.
 
-    `unquantized` is a regular expression; modules whose path it matches from the start stay as they are.
-    Works on real weights and under FakeTensorMode alike. A format without a preset changes nothing.
-    Raises DiffcError when the backbone holds quantizers already, or when no layer is left for the format.
+    `unquantized` is a regular expression; modules whose path it matches from the start stay as they are, and so
+    do those that `options` leave out, convolutions where the format has none, and layers whose weight is not
+    whole blocks. Works on real weights and under FakeTensorMode alike. Raises DiffcError when the backbone holds
+    quantizers already, or when no layer is left for the format.
     """
     from modelopt.torch.quantization.conversion import set_quantizer_by_cfg
 
-    if fmt.preset is None:
+    if not fmt.quantizes:
         return
-    kept = re.compile(unquantized)
-    convert_layers(backbone, [name for name in weighted_layers(backbone) if not kept.match(name)])
-    set_quantizer_by_cfg(backbone, fmt.config()["quant_cfg"])
-    if not enabled_quantizers(backbone):
+    options = options or QuantOptions()
+    chosen = chosen_layers(backbone, fmt, unquantized, options)
+    attentions = attention_layers(backbone) if options.quantizes_attention else []
+    convert_layers(backbone, [*chosen, *attentions])
+    set_quantizer_by_cfg(backbone, options.rules(fmt))
+    if not chosen:
         raise DiffcError(
-            f"format {fmt.name!r} quantizes no layer of this {type(backbone).__name__}: all of its linear and"
-            f" convolution layers match {unquantized!r}, which names what stays unquantized",
+            f"format {fmt.name!r} quantizes no layer of this {type(backbone).__name__}: all of its layers match"
+            f" {unquantized!r}, which names what stays unquantized, or a pattern of yours, or cannot hold"
+            f" {'blocks of ' + str(fmt.block_size) if fmt.block_size else 'the format'}",
             mend="use --format none",
         )
+
+
+def chosen_layers(backbone: nn.Module, fmt: Format, unquantized: str, options: QuantOptions) -> list[str]:
+    """Paths of the layers that a format quantizes, in module order."""
+    kept = re.compile(unquantized)
+    block = options.block_size or fmt.block_size
+    return [
+        name
+        for name in weighted_layers(backbone)
+        if not kept.match(name) and not options.keeps(name) and _fits(backbone, name, fmt, block, options)
+    ]
+
+
+def _fits(backbone: nn.Module, name: str, fmt: Format, block: int | None, options: QuantOptions) -> bool:
+    weight = backbone.get_submodule(name).weight
+    convolution = weight.dim() > 2
+    if not options.chosen(name, convolution) or (convolution and fmt.layers == "linear"):
+        return False
+    return block is None or weight.shape[-1] % block == 0
 
 
 def weighted_layers(backbone: nn.Module) -> list[str]:
@@ -45,19 +85,40 @@ def weighted_layers(backbone: nn.Module) -> list[str]:
 
     Raises DiffcError when the backbone holds quantizers already.
     """
-    from modelopt.torch.quantization.nn import QuantLinearConvBase, QuantModuleRegistry
+    from modelopt.torch.quantization.nn import QuantLinearConvBase
 
     if _quantizers(backbone):
         raise DiffcError(
             f"this {type(backbone).__name__} holds quantizers already",
             mend="load the unquantized model again",
         )
-    layers = ((name, QuantModuleRegistry.get(type(module))) for name, module in backbone.named_modules())
-    return [name for name, cls in layers if cls is not None and issubclass(cls, QuantLinearConvBase)]
+    return _convertible(backbone, QuantLinearConvBase)
+
+
+def attention_layers(backbone: nn.Module) -> list[str]:
+    """Paths of the attention modules whose q, k and v can run in FP8: heads of a multiple of 16.
+
+    TensorRT has FP8 attention kernels for such heads only (ModelOpt, `check_conv_and_mha`).
+    """
+    from modelopt.torch.quantization.plugins.diffusion.diffusers import _QuantAttention
+
+    paths = _convertible(backbone, _QuantAttention)
+    return [path for path in paths if _head_size(backbone.get_submodule(path)) % 16 == 0]
+
+
+def _head_size(attention: Any) -> int:
+    return int(getattr(attention, "head_dim", 0) or attention.inner_dim // attention.heads)
+
+
+def _convertible(backbone: nn.Module, base: type) -> list[str]:
+    from modelopt.torch.quantization.nn import QuantModuleRegistry
+
+    found = ((name, QuantModuleRegistry.get(type(module))) for name, module in backbone.named_modules())
+    return [name for name, cls in found if cls is not None and issubclass(cls, base)]
 
 
 def convert_layers(backbone: nn.Module, paths: list[str]) -> None:
-    """Give the layers at `paths` (of `weighted_layers`) their quantizers, in place and switched off."""
+    """Give the modules at `paths` (linear, convolution or attention) their quantizers, in place and off."""
     from modelopt.torch.quantization.nn import QuantModuleRegistry
 
     for path in paths:

@@ -21,7 +21,7 @@ SCHEMA = 1
 RECORD, TENSORS = "checkpoint.json", "quantizers.safetensors"
 
 
-def write(directory: Path, record: Mapping[str, Any], amax: Mapping[str, Amax]) -> None:
+def write(directory: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax]) -> None:
     """Write both files, or nothing; equal arguments give equal bytes. An earlier checkpoint is replaced.
 
     Raises DiffcError when `directory` is something other than a checkpoint, and when it cannot be written.
@@ -34,7 +34,7 @@ def write(directory: Path, record: Mapping[str, Any], amax: Mapping[str, Amax]) 
     temporary = directory.with_name(f".{directory.name}-{uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
-        _fill(temporary, record, amax)
+        _fill(temporary, record, tensors)
         _replace(temporary, directory)
     except OSError as error:
         raise DiffcError(
@@ -44,11 +44,11 @@ def write(directory: Path, record: Mapping[str, Any], amax: Mapping[str, Amax]) 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _fill(folder: Path, record: Mapping[str, Any], amax: Mapping[str, Amax]) -> None:
-    tensors = safetensors.numpy.save({f"{name}.amax": np.array(array) for name, array in amax.items()})
-    content = {**record, "schema": SCHEMA, "tensors_sha256": hashlib.sha256(tensors).hexdigest()}
+def _fill(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax]) -> None:
+    data = safetensors.numpy.save({name: np.array(array) for name, array in tensors.items()})
+    content = {**record, "schema": SCHEMA, "tensors_sha256": hashlib.sha256(data).hexdigest()}
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    (folder / TENSORS).write_bytes(tensors)
+    (folder / TENSORS).write_bytes(data)
     (folder / RECORD).write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -72,7 +72,7 @@ def _replace(temporary: Path, directory: Path) -> None:
 
 
 def read(directory: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Amax]]:
-    """The entries `names` of the record, and amax by quantizer path in the order of its "settings".
+    """The entries `names` of the record, and every tensor by its name.
 
     Raises DiffcError when the folder is no checkpoint, is damaged, or has another schema.
     """
@@ -84,19 +84,19 @@ def read(directory: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], dict[
     content = _read_record(directory)
     try:
         record = {name: content[name] for name in names}
-        amax = _read_amax(directory, content["tensors_sha256"], record["settings"])
+        tensors = _read_tensors(directory, content["tensors_sha256"])
     except KeyError as error:
-        raise _damaged(directory, f"{RECORD} lacks {error}") from error
-    return record, amax
+        raise damaged(directory, f"{RECORD} lacks {error}") from error
+    return record, tensors
 
 
 def _read_record(directory: Path) -> dict[str, Any]:
     try:
         content = json.loads((directory / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _damaged(directory, f"{RECORD} cannot be read ({error})") from error
+        raise damaged(directory, f"{RECORD} cannot be read ({error})") from error
     if not isinstance(content, dict):
-        raise _damaged(directory, f"{RECORD} is not a JSON object")
+        raise damaged(directory, f"{RECORD} is not a JSON object")
     if content.get("schema") != SCHEMA:
         found = content.get("schema")
         raise DiffcError(
@@ -106,25 +106,21 @@ def _read_record(directory: Path) -> dict[str, Any]:
     return content
 
 
-def _read_amax(directory: Path, expected: str, settings: Mapping[str, Any]) -> dict[str, Amax]:
+def _read_tensors(directory: Path, expected: str) -> dict[str, Amax]:
     try:
         content = (directory / TENSORS).read_bytes()
     except OSError as error:
-        raise _damaged(directory, f"{TENSORS} cannot be read ({error})") from error
+        raise damaged(directory, f"{TENSORS} cannot be read ({error})") from error
     if hashlib.sha256(content).hexdigest() != expected:
-        raise _damaged(directory, f"{TENSORS} is not the file that {RECORD} was written with")
+        raise damaged(directory, f"{TENSORS} is not the file that {RECORD} was written with")
     try:
-        tensors = safetensors.numpy.load(content)
+        return dict(safetensors.numpy.load(content))
     except safetensors.SafetensorError as error:
-        raise _damaged(directory, f"{TENSORS} is no safetensors file ({error})") from error
-    amax = {name.removesuffix(".amax"): array for name, array in tensors.items()}
-    if amax.keys() != settings.keys():
-        differing = sorted(amax.keys() ^ settings.keys())
-        raise _damaged(directory, f"{RECORD} and {TENSORS} disagree on {differing[0]}")
-    return {name: amax[name] for name in settings}
+        raise damaged(directory, f"{TENSORS} is no safetensors file ({error})") from error
 
 
-def _damaged(directory: Path, what: str) -> DiffcError:
+def damaged(directory: Path, what: str) -> DiffcError:
+    """The error for a checkpoint that cannot be right: `what` says why."""
     return DiffcError(
         f"the checkpoint {directory} is damaged: {what}", mend="calibrate again, or copy it again"
     )

@@ -1,62 +1,142 @@
-"""The quantization formats: one declaration each, over the presets that ModelOpt ships.
+"""The quantization formats: one small declaration each, in the terms of ModelOpt's quantizer attributes.
 
-Nothing here imports torch or modelopt before a preset is read.
+Nothing here imports torch or modelopt.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from diffc.errors import unknown
 
-PRESETS = "configs/ptq/presets/diffusers/"
+Quantizer = Mapping[str, Any]
+"""Attributes of one ModelOpt TensorQuantizer: num_bits, axis, block_sizes (`QuantizerAttributeConfig`)."""
+
+INT8: Quantizer = {"num_bits": 8, "axis": None}
+INT8_CHANNEL: Quantizer = {"num_bits": 8, "axis": 0}
+FP8: Quantizer = {"num_bits": (4, 3), "axis": None}
+INT4_BLOCK: Quantizer = {"num_bits": 4, "block_sizes": {-1: 128, "type": "static"}}
+NVFP4: Quantizer = {
+    "num_bits": (2, 1),
+    "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)},
+}
+MXFP8: Quantizer = {
+    "num_bits": (4, 3),
+    "block_sizes": {-1: 32, "type": "dynamic", "scale_bits": (8, 0)},
+}
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format as data: where its ModelOpt preset lies, what it needs, and its widths for tables.
+    """A format as data.
 
-    `preset` is a path below ModelOpt's `modelopt_recipes`, None for a format that quantizes nothing. `min_sm`
-    is the lowest compute capability, major * 10 + minor. `weight_bits` and `input_bits` are those of a
-    quantized layer, None where they stay in the model's own type.
+    `weight` lists what the weight goes through in order (w4a8: INT4 blocks, then FP8); empty for a format that
+    quantizes nothing. `input` is the activation's quantizer, None where it stays in the model's type. `layers`:
+    "all" linear layers and convolutions, or only the "linear" ones (no block format has convolutions).
+    `algorithm` is ModelOpt's calibration method, None where nothing is calibrated. `mha`: whether attention can
+    run in FP8 beside it (--quantize-mha). `min_sm` is the lowest compute capability, major * 10 + minor, and
+    `evidence` says why it begins there.
     """
 
     name: str
     summary: str
-    preset: str | None
+    weight: tuple[Quantizer, ...]
+    input: Quantizer | None
+    layers: Literal["all", "linear"]
+    algorithm: Literal["max", "smoothquant", "awq_lite", "svdquant"] | None
     min_sm: int
-    weight_bits: int | None
-    input_bits: int | None
+    evidence: str
+    mha: bool = False
 
     @property
-    def weight_bytes(self) -> float | None:
-        """Bytes of one element of a quantized weight; None where it stays in the model's own type."""
-        return None if self.weight_bits is None else self.weight_bits / 8
+    def quantizes(self) -> bool:
+        """Whether anything is quantized."""
+        return bool(self.weight)
 
-    def config(self) -> dict[str, Any]:
-        """ModelOpt's quantization config: `quant_cfg` (ordered list) and `algorithm`. A fresh dict."""
-        if self.preset is None:
-            return {"quant_cfg": [], "algorithm": None}
-        from modelopt.torch.opt.config_loader import load_config
-        from modelopt.torch.quantization.config import QuantizeConfig
+    @property
+    def block_size(self) -> int | None:
+        """Elements of a weight that share a scale; None where it is a whole channel or tensor."""
+        blocks = self.weight[0].get("block_sizes") if self.weight else None
+        return None if blocks is None else int(blocks[-1])
 
-        loaded = load_config(self.preset, schema_type=QuantizeConfig)
-        return dict(loaded.model_dump(exclude_unset=True))
+    @property
+    def weight_bits(self) -> int | None:
+        """Bits of a stored weight, without its scales; None where it stays in the model's own type."""
+        return _bits(self.weight[0]) if self.weight else None
 
+    @property
+    def input_bits(self) -> int | None:
+        """Bits of a quantized activation; None where it stays in the model's own type."""
+        return None if self.input is None else _bits(self.input)
+
+    @property
+    def stored_bits(self) -> float | None:
+        """Bits of a stored weight with its share of the block scales (16 bits for INT4, 8 for the others)."""
+        if self.weight_bits is None or self.block_size is None:
+            return self.weight_bits
+        return self.weight_bits + (16 if self.weight_bits == 4 and self.weight[0] is INT4_BLOCK else 8) / (
+            self.block_size
+        )
+
+
+def _bits(quantizer: Quantizer) -> int:
+    bits = quantizer["num_bits"]
+    return bits if isinstance(bits, int) else 1 + sum(bits)
+
+
+_ANY_GPU = "integer kernels are in every GPU that TensorRT-RTX builds for"
+_HAS_INT4 = "the builder: model contains HW-specific datatypes: int4 (SM75)"
+_HAS_FP8 = "the builder: model contains HW-specific datatypes: fp8_e4m3 (SM86)"
+_HAS_FP4 = "the builder: model contains HW-specific datatypes: fp4_e2m1 (SM89)"
 
 FORMATS: dict[str, Format] = {
     fmt.name: fmt
     for fmt in (
-        Format("none", "weights and activations in the model's own type", None, 75, None, None),
-        Format("int8", "8-bit integers: weights per channel, inputs per tensor", f"{PRESETS}int8", 75, 8, 8),
-        Format("fp8", "8-bit floats (E4M3), weights and inputs per tensor", f"{PRESETS}fp8", 89, 8, 8),
+        Format(
+            *("none", "weights and activations in the model's own type"),
+            *((), None, "all", None, 75, "nothing is quantized"),
+        ),
+        Format(
+            *("int8", "8-bit integers: weights per channel, inputs per tensor"),
+            *((INT8_CHANNEL,), INT8, "all", "max", 75, _ANY_GPU),
+        ),
+        Format(
+            *("int8_smoothquant", "int8, with outliers moved from inputs into weights by --alpha"),
+            *((INT8_CHANNEL,), INT8, "all", "smoothquant", 75, _ANY_GPU),
+        ),
+        Format(
+            *("fp8", "8-bit floats (E4M3), weights and inputs per tensor"),
+            *((FP8,), FP8, "all", "max", 89, _HAS_FP8, True),
+        ),
+        Format(
+            *("int4_awq", "4-bit integer weights in blocks of 128, channels scaled by activation (AWQ)"),
+            *((INT4_BLOCK,), None, "linear", "awq_lite", 80, _HAS_INT4),
+        ),
+        Format(
+            *("w4a8_awq", "int4_awq weights, computed with in FP8; FP8 inputs per tensor"),
+            *((INT4_BLOCK, FP8), FP8, "linear", "awq_lite", 89, _HAS_FP8),
+        ),
+        Format(
+            *("nvfp4", "4-bit floats (E2M1) in blocks of 16 with E4M3 scales, inputs quantized dynamically"),
+            *((NVFP4,), NVFP4, "linear", "max", 120, _HAS_FP4, True),
+        ),
+        Format(
+            *("nvfp4_svdquant", "nvfp4, with a low-rank branch in high precision that takes the outliers"),
+            *((NVFP4,), NVFP4, "linear", "svdquant", 120, _HAS_FP4, True),
+        ),
+        Format(
+            *("mxfp8", "8-bit floats (E4M3) in blocks of 32 with power-of-two scales, all dynamic"),
+            *((MXFP8,), MXFP8, "linear", None, 89, _HAS_FP8),
+        ),
     )
 }
 
 
 def find_format(name: str) -> Format:
-    """The format of that name. Raises DiffcError that lists the known ones."""
-    if name not in FORMATS:
+    """The format of that name, with "-" for "_" if you like. Raises DiffcError that lists the known ones."""
+    found = FORMATS.get(name.replace("-", "_"))
+    if found is None:
         raise unknown("format", name, FORMATS, mend="choose one of these with --format")
-    return FORMATS[name]
+    return found

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffc.errors import DiffcError, UnsupportedError
-from diffc.quantize.convert import enabled_quantizers, insert_quantizers, weighted_layers
-from diffc.quantize.formats import FORMATS
-from diffc.quantize.state import Amax, Settings, settings_of, usable_amax
+from diffc.quantize.convert import (
+    attention_layers,
+    enabled_quantizers,
+    insert_quantizers,
+    layer_of,
+    role_of,
+    weighted_layers,
+)
+from diffc.quantize.formats import FORMATS, Format
+from diffc.quantize.state import SCALING, Amax, Scaling, Settings, kind_of, settings_of, usable_amax
 
 if TYPE_CHECKING:
     from torch import nn
 
-_ATTENTION = ("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer", "bmm2_output_quantizer")
+@dataclass(frozen=True)
+class Found:
+    """What a file of ModelOpt's holds: the fields of `Checkpoint` of these names, and ModelOpt's version."""
+
+    format: str
+    settings: dict[str, Settings]
+    amax: dict[str, Amax]
+    scaling: Scaling
+    version: str
 
 
-def read(path: Path, backbone: nn.Module) -> tuple[str, dict[str, Settings], dict[str, Amax], str]:
-    """Format name, settings, amax (float32) and ModelOpt version of the file at `path`.
+def read(path: Path, backbone: nn.Module) -> Found:
+    """The quantizers in the file at `path`.
 
     `backbone` is the unquantized model that it is for; fake tensors do. Quantizers that ModelOpt's presets
     put on norms by accident, and its softmax quantizers, which its scaled_dot_product_attention never runs,
@@ -29,16 +46,37 @@ def read(path: Path, backbone: nn.Module) -> tuple[str, dict[str, Settings], dic
     content = _load(path)
     states, tensors = _quantizer_states(path, content), content["model_state_dict"]
     enabled = {name: state for name, state in states.items() if not state.get("_disabled", True)}
-    _refuse_unsupported(path, enabled, tensors)
+    enabled = {name: state for name, state in enabled.items() if "_num_bits" in state}  # not the sequences
+    _refuse_unsupported(path, enabled)
     layers = set(weighted_layers(backbone))
-    weights = [name for name in enabled if name.endswith(".weight_quantizer")]
-    _check_model(path, backbone, [name.rpartition(".")[0] for name in weights], layers, tensors)
-    kept = [name for name in enabled if name.rpartition(".")[0] in layers]
+    weights = [layer_of(name) for name in enabled if role_of(name) == "weight_quantizer"]
+    _check_model(path, backbone, list(dict.fromkeys(weights)), layers, tensors)
+    attention = set(attention_layers(backbone))
+    kept = [name for name in enabled if _is_used(name, layers, attention)]
     settings: dict[str, Settings] = {name: settings_of(enabled[name]) for name in kept}
-    format = _format_of(path, settings)
-    found = ((name, tensors.get(f"{name}._amax"), settings[name]["num_bits"]) for name in kept)
-    amax = {name: usable_amax(name, value, bits).numpy() for name, value, bits in found}
-    return format, settings, amax, str(content["modelopt_state"].get("modelopt_version"))
+    format = _format_of(path, settings, tensors)
+    scaling = _scaling(kept, tensors)
+    amax = {
+        name: usable_amax(name, tensors.get(f"{name}._amax"), kind).numpy()
+        for name in kept
+        if (kind := kind_of(settings[name])) != "mxfp8"
+    }
+    return Found(format, settings, amax, scaling, str(content["modelopt_state"].get("modelopt_version")))
+
+
+def _is_used(name: str, layers: set[str], attention: set[str]) -> bool:
+    """Whether a quantizer runs in the model: on a layer, or on q, k, v or the output of an attention."""
+    if layer_of(name) in layers:
+        return True
+    return layer_of(name) in attention and role_of(name) != "softmax_quantizer"
+
+
+def _scaling(names: Sequence[str], tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Channel factors and low-rank branches, as float32."""
+    owners = dict.fromkeys(re.sub(r"\.\d+$", "", name) for name in names)
+    owners |= dict.fromkeys(f"{layer_of(name)}.input_quantizer" for name in names)
+    keys = ((f"{owner}.{kind}", f"{owner}._{kind}") for owner in owners for kind in SCALING)
+    return {name: tensors[key].float().numpy() for name, key in keys if key in tensors}
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -84,18 +122,12 @@ def _quantizer_states(path: Path, content: Mapping[str, Any]) -> dict[str, dict[
     return dict(found[-1])
 
 
-def _refuse_unsupported(path: Path, enabled: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+def _refuse_unsupported(path: Path, enabled: Mapping[str, Any]) -> None:
     for name, state in enabled.items():
-        if name.endswith(_ATTENTION):
+        if not state.get("_fake_quant", True):
             raise UnsupportedError(
-                f"{path} quantizes attention ({name}), which diffc does not compile yet",
-                mend="quantize without --quantize-mha",
-            )
-        if f"{name}._pre_quant_scale" in tensors or not state.get("_fake_quant", True):
-            raise UnsupportedError(
-                f"{path}: {name} scales its input or holds compressed weights (SmoothQuant, AWQ, --compress),"
-                " which diffc does not compile yet",
-                mend="quantize with --quant-algo max and without --compress",
+                f"{path}: {name} holds compressed weights (--compress), whose originals are gone",
+                mend="quantize without --compress; diffc compresses the weights itself",
             )
 
 
@@ -116,25 +148,41 @@ def _check_model(
             )
 
 
-def _format_of(path: Path, settings: Mapping[str, Settings]) -> str:
-    """The format whose preset sets quantizers just so. Raises UnsupportedError when there is none."""
+def _format_of(path: Path, settings: Mapping[str, Settings], tensors: Mapping[str, Any]) -> str:
+    """The format that sets the quantizers of layers just so. Raises UnsupportedError when there is none."""
+    own = {name: value for name, value in settings.items() if not role_of(name).endswith(_ATTENTION)}
+    scaled = any(name.endswith("._pre_quant_scale") for name in tensors)
+    branched = any(name.endswith("._svdquant_lora_a") for name in tensors)
     for fmt in FORMATS.values():
-        if fmt.preset is not None:
-            expected = _preset_settings(fmt.name)
-            if all(value == expected.get(name.rpartition(".")[2]) for name, value in settings.items()):
+        if fmt.quantizes and (fmt.algorithm == "svdquant") == branched and _scales(fmt) == scaled:
+            expected = _settings_of_format(fmt.name)
+            if all(value == expected.get(_in_layer(name)) for name, value in own.items()):
                 return fmt.name
-    kinds = sorted({str(value) for value in settings.values()})
+    kinds = sorted({str(value) for value in own.values()})
     raise UnsupportedError(
         f"{path}: no format of diffc has quantizers like {'; '.join(kinds)}",
-        mend=f"quantize with the preset of one of: {', '.join(FORMATS)}",
+        mend=f"quantize with the settings of one of: {', '.join(FORMATS)}",
     )
 
 
-def _preset_settings(format: str) -> dict[str, Settings]:
-    """What a format's preset gives the quantizers of a layer, by their name in it."""
+_ATTENTION = ("bmm_quantizer", "bmm2_output_quantizer")
+
+
+def _scales(fmt: Format) -> bool:
+    return fmt.algorithm in ("smoothquant", "awq_lite", "svdquant")
+
+
+def _in_layer(name: str) -> str:
+    """The name of a quantizer within its layer: `a.b.weight_quantizer.0` -> `weight_quantizer.0`."""
+    return name.removeprefix(layer_of(name)).lstrip(".")
+
+
+def _settings_of_format(format: str) -> dict[str, Settings]:
+    """What a format gives the quantizers of a layer, by their name in it."""
     from torch import nn
 
-    layer = nn.Sequential(nn.Linear(1, 1))
+    size = FORMATS[format].block_size or 1
+    layer = nn.Sequential(nn.Linear(size, 1))
     insert_quantizers(layer, FORMATS[format], r"$^")
     quantizers = enabled_quantizers(layer)
-    return {name.rpartition(".")[2]: settings_of(q.get_modelopt_state()) for name, q in quantizers.items()}
+    return {_in_layer(name): settings_of(q.get_modelopt_state()) for name, q in quantizers.items()}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from diffc.errors import DiffcError
 from diffc.models.backbone import DTYPES, build_backbone, quiet_libraries
 from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
 from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.convert import insert_quantizers
 from diffc.quantize.fingerprint import hash_weights
 from diffc.ui import Reporter
 
@@ -43,7 +46,9 @@ def given(plan: Plan) -> Checkpoint:
 def calibrated(plan: Plan, ui: Reporter) -> Checkpoint:
     """Calibrate by running the diffusers pipeline on prompts: on the GPU if there is one, else on the CPU."""
     request = plan.request
-    prompts = request.prompts or DEFAULT_PROMPTS
+    if plan.format.algorithm is None:
+        return uncalibrated(plan)
+    prompts = _repeated(request.prompts or DEFAULT_PROMPTS, request.calib_size)
     with quiet_libraries(), ui.stage("load the pipeline"):
         pipe = load_pipeline(plan)
     size = request.image_size or pipe.vae.config.sample_size
@@ -61,14 +66,42 @@ def calibrated(plan: Plan, ui: Reporter) -> Checkpoint:
             batch_size=request.batch_size,
             call_args=call,
             progress=update,
+            options=request.options,
         )
     return Checkpoint.from_backbone(
         getattr(pipe, plan.spec.component),
         family=plan.spec.family,
         format=plan.format.name,
         source=hash_weights(plan.source.weights.values()),
-        calibration={"prompts": list(prompts), "steps": request.steps, "seed": request.seed, **call},
+        calibration={
+            "prompts": list(prompts),
+            "steps": request.steps,
+            "seed": request.seed,
+            "options": asdict(request.options),
+            **call,
+        },
     )
+
+
+def uncalibrated(plan: Plan) -> Checkpoint:
+    """The checkpoint of a format whose scales are all found at run time: settings alone, from a fake backbone."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        backbone = build_backbone(plan.spec, plan.source.config, DTYPES[plan.dtype])
+        insert_quantizers(backbone, plan.format, plan.spec.unquantized, plan.request.options)
+    return Checkpoint.from_backbone(
+        backbone,
+        family=plan.spec.family,
+        format=plan.format.name,
+        source=hash_weights(plan.source.weights.values()),
+        calibration={"options": asdict(plan.request.options)},
+    )
+
+
+def _repeated(prompts: tuple[str, ...], count: int | None) -> tuple[str, ...]:
+    """`count` prompts, from the first on, and from the first again when there are fewer."""
+    return prompts if count is None else tuple(islice(cycle(prompts), count))
 
 
 def load_pipeline(plan: Plan) -> Any:
@@ -77,7 +110,9 @@ def load_pipeline(plan: Plan) -> Any:
     from diffusers import DiffusionPipeline
 
     cuda = torch.cuda.is_available()
-    dtype = DTYPES[plan.dtype] if cuda else torch.float32
+    dtype: Any = DTYPES[plan.dtype] if cuda else torch.float32
+    if cuda and plan.request.component_dtypes:
+        dtype = {"default": dtype} | {name: DTYPES[t] for name, t in plan.request.component_dtypes}
     try:
         pipe = DiffusionPipeline.from_pretrained(
             plan.source.pipeline_dir, dtype=dtype, local_files_only=True, use_safetensors=True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,12 @@ Amax = npt.NDArray[np.float32]
 SMALLEST_SCALE = 2.0**-17
 """See `portable`."""
 
+Scaling = Mapping[str, npt.NDArray[np.float32]]
+"""What a quantizer holds beside amax, by its path and one of `SCALING`."""
+
+SCALING = ("pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b")
+"""Of an input: what it is multiplied by, [in]. Of a weight: the low-rank branch, [rank, in] and [out, rank]."""
+
 Settings = Mapping[str, Any]
 """Attributes of a quantizer as JSON values: num_bits, axis, block_sizes, type, unsigned, narrow_range."""
 
@@ -28,7 +34,8 @@ def settings_of(state: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the arithmetic of a quantizer, from its ModelOpt state, as plain JSON values."""
     chosen = {
         "num_bits": state["_num_bits"],
-        "axis": state["_axis"],
+        # ModelOpt notes here how it reshaped the first input, once a quantizer of blocks has run.
+        "axis": None if state["_block_sizes"] else state["_axis"],
         "block_sizes": state["_block_sizes"],
         "type": "dynamic" if state["_dynamic"] else "static",
         "unsigned": state["_unsigned"],
@@ -52,23 +59,62 @@ def attributes_of(settings: Settings) -> dict[str, Any]:
     return attributes
 
 
-def amax_tensor(array: Amax, like: torch.Tensor) -> torch.Tensor:
-    """`array` on the device of `like`; when that is fake, a fake tensor of its shape."""
+def tensor_of(array: Amax, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`array` in `dtype` (float32) on the device of `like`; when that is fake, a fake tensor of its shape."""
     import torch
+
+    dtype = dtype or torch.float32
+    if (mode := fake_mode_of(like)) is not None:
+        with mode:
+            return torch.empty(array.shape, dtype=dtype, device=like.device)
+    return torch.from_numpy(array.copy()).to(like.device, dtype)
+
+
+def fake_mode_of(tensor: torch.Tensor) -> Any | None:
+    """The FakeTensorMode that `tensor` belongs to; None when it holds values."""
     from torch._subclasses.fake_tensor import FakeTensor
 
-    if isinstance(like, FakeTensor):
-        with like.fake_mode:
-            return torch.empty(array.shape, dtype=torch.float32, device=like.device)
-    return torch.from_numpy(array.copy()).to(like.device)
+    return tensor.fake_mode if isinstance(tensor, FakeTensor) else None
 
 
-def usable_amax(name: str, amax: torch.Tensor | None, num_bits: int | Sequence[int]) -> torch.Tensor:
+def kind_of(settings: Settings) -> str:
+    """What a quantizer does, from `settings_of`: int8, int4 (blocks), fp8, nvfp4 or mxfp8.
+
+    Raises DiffcError for any other.
+    """
+    bits, blocks = settings["num_bits"], settings["block_sizes"]
+    key = bits if isinstance(bits, int) else tuple(bits)
+    kind = {8: "int8", 4: "int4", (4, 3): "mxfp8" if blocks else "fp8", (2, 1): "nvfp4"}.get(key)
+    wanted = {"int4": "static", "mxfp8": "dynamic", "nvfp4": "dynamic"}.get(kind or "")
+    if kind is None or (blocks or {}).get("type", "static" if blocks else None) != wanted:
+        raise DiffcError(
+            f"a quantizer of {bits} bits with blocks {blocks} is of no kind that diffc compiles",
+            mend="quantize with one of the formats of `diffc formats`",
+        )
+    return kind
+
+
+BOUNDS = {"int8": 127.0, "int4": 7.0, "fp8": 448.0, "nvfp4": 6.0 * 448.0}
+"""kind -> what amax is divided by for the scale: the type's largest magnitude (ModelOpt's `maxbound`).
+
+NVFP4 has two: an E2M1 value is at most 6, the E4M3 scale of its block at most 448.
+"""
+
+
+def block_size_of(settings: Settings) -> int | None:
+    """Elements that share a scale, along the last axis; None for per-tensor and per-channel quantizers."""
+    blocks = settings["block_sizes"]
+    if not blocks:
+        return None
+    return int(blocks["-1"] if "-1" in blocks else blocks[-1])
+
+
+def usable_amax(name: str, amax: torch.Tensor | None, kind: str) -> torch.Tensor:
     """`amax` of the quantizer `name` in float32, every element finite and above zero, with a portable scale.
 
-    A channel of zeros gets amax 1: it quantizes to zeros with any scale, and a scale of 0 would make NaN.
-    See `portable` for what the scale becomes. Raises DiffcError when there is no amax, when one is not finite,
-    and when all are zero.
+    A channel or block of zeros gets amax 1: it quantizes to zeros with any scale, and a scale of 0 would make
+    NaN. See `portable` for what the scale becomes; that of NVFP4 stays as it is, since graphs hold it in
+    float32. Raises DiffcError when there is no amax, when one is not finite, and when all are zero.
     """
     import torch
 
@@ -78,14 +124,16 @@ def usable_amax(name: str, amax: torch.Tensor | None, num_bits: int | Sequence[i
         raise _uncalibrated(name, "has an amax that is not finite")
     if not amax.any():
         raise _uncalibrated(name, "saw nothing but zeros")
-    return portable(torch.where(amax > 0, amax.float(), 1.0), bound_of(num_bits))
+    positive = torch.where(amax > 0, amax.float(), 1.0)
+    return positive if kind == "nvfp4" else portable(positive, BOUNDS[kind])
 
 
-def bound_of(num_bits: int | Sequence[int]) -> float:
-    """The largest magnitude of a quantized type: 2^(n-1) - 1 for n-bit integers, 448 for E4M3, 6 for E2M1."""
-    if isinstance(num_bits, int):
-        return float(2 ** (num_bits - 1) - 1)
-    return {(4, 3): 448.0, (2, 1): 6.0}[num_bits[0], num_bits[1]]
+def portable_values(tensor: torch.Tensor) -> torch.Tensor:
+    """The nearest values that float16 and bfloat16 both hold exactly, in float32."""
+    import torch
+
+    wide = tensor.to(torch.bfloat16).to(torch.float16)
+    return wide.to(torch.bfloat16).float()
 
 
 def portable(amax: torch.Tensor, bound: float) -> torch.Tensor:

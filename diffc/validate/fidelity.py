@@ -22,7 +22,9 @@ from diffc.models.locate import ModelSource
 from diffc.models.spec import Shape
 from diffc.models.specs import find_spec
 from diffc.quantize.checkpoint import Checkpoint
-from diffc.quantize.convert import enabled_quantizers
+from diffc.quantize.convert import enabled_quantizers, role_of
+from diffc.quantize.simulate import cpu_block_quant
+from diffc.quantize.state import BOUNDS, kind_of, settings_of
 from diffc.validate.compare import OutputComparison, compare, save_inputs, save_json, save_outputs
 from diffc.validate.tolerances import SMOOTH_REL_L2, tolerance_of
 from diffc.validate.twin import cpu_session, feed, float32_twin, runs_on_cpu, smooth_twin
@@ -87,7 +89,7 @@ def torch_outputs(
 ) -> dict[str, npt.NDArray[Any]]:
     """The torch model's output under the graph output's name, as float32."""
     spec = find_spec(source.family)
-    with torch.no_grad():
+    with torch.no_grad(), cpu_block_quant():
         out = model(**forward_kwargs(spec, source.config, values), return_dict=False)[0]
     return {spec.output: out.float().numpy()}
 
@@ -228,18 +230,8 @@ def _unrounded(reference: torch.nn.Module) -> Iterator[None]:
     """ModelOpt's activation quantizers saturate, and do not round, while this is open."""
     handles = []
     for name, quantizer in enabled_quantizers(reference).items():
-        if name.endswith("input_quantizer"):
-            low, high = BOUNDS[
-                quantizer.num_bits if isinstance(quantizer.num_bits, int) else tuple(quantizer.num_bits)
-            ]
-            scale = quantizer.amax.float() / high
-
-            def saturate(
-                _: Any, inputs: Any, __: Any, low: float = low, high: float = high, s: Any = scale
-            ) -> Any:
-                return inputs[0].clamp(low * s, high * s)
-
-            handles.append(quantizer.register_forward_hook(saturate))
+        if role_of(name) != "weight_quantizer":
+            handles.append(quantizer.register_forward_hook(_saturate))
     try:
         yield
     finally:
@@ -247,8 +239,18 @@ def _unrounded(reference: torch.nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-BOUNDS: dict[Any, tuple[float, float]] = {8: (-128.0, 127.0), (4, 3): (-448.0, 448.0)}
-"""ModelOpt's num_bits -> the range of the quantized type."""
+def _saturate(quantizer: Any, inputs: Any, _: Any) -> torch.Tensor:
+    """A quantizer's output without its rounding; dynamic blocks are scaled to their largest value."""
+    x: torch.Tensor = inputs[0]
+    if quantizer.pre_quant_scale is not None:
+        x = x * quantizer.pre_quant_scale
+    kind = kind_of(settings_of(quantizer.get_modelopt_state()))
+    if kind in ("nvfp4", "mxfp8"):
+        return x
+    high = BOUNDS[kind]
+    low = -high - 1 if kind == "int8" else -high
+    scale = quantizer.amax.float() / high
+    return x.clamp(low * scale, high * scale)
 
 
 def require_match(reports: Sequence[ShapeReport]) -> None:

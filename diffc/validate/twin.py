@@ -21,9 +21,12 @@ from diffc.backends.ort import OrtSession
 from passes import Pipeline
 from passes.storage import save
 
-TWIN = Pipeline.parse("fold-weight-qdq,widen-types{source=bfloat16},widen-types{source=float16}")
+TWIN = Pipeline.parse("fold-weight-qdq{deep=true},widen-types{source=bfloat16},widen-types{source=float16}")
 """Weights are folded first: ONNX Runtime's QuantizeLinear and ModelOpt put exact ties on different sides."""
 SMOOTH = Pipeline.parse("smooth-qdq")
+EMULATED = "emulate-fp4,add-trt-functions"
+"""What ONNX Runtime's CPU provider lacks: FP4 becomes FP8, TensorRT's operators get function bodies."""
+FP4 = onnx.TensorProto.FLOAT4E2M1
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -41,6 +44,13 @@ def smooth_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     return SMOOTH.run(float32_twin(model), check=lambda before, after, step: "").model
 
 
+def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph for a runtime without FP4 and without TensorRT's operators."""
+    if all(node.domain != "trt" for node in model.graph.node) and FP4 not in element_types(model):
+        return model
+    return Pipeline.parse(EMULATED).run(model, check=lambda before, after, step: "").model
+
+
 def runs_on_cpu(model: onnx.ModelProto) -> bool:
     """Whether ONNX Runtime's CPU provider has arithmetic for every type of the graph itself."""
     return onnx.TensorProto.BFLOAT16 not in element_types(model)
@@ -51,7 +61,7 @@ def cpu_session(model: onnx.ModelProto) -> Iterator[OrtSession]:
     """A CPU session of `model`, whose weights may be recipes; it computes exactly what the graph says."""
     with TemporaryDirectory(prefix="diffc-") as folder:
         path = Path(folder) / "model.onnx"
-        save(model, path)
+        save(emulated(model), path)
         with OrtSession(path, exact=True) as session:
             yield session
 

@@ -1,0 +1,87 @@
+"""Formats that change weights: channels scaled against their inputs (SmoothQuant, AWQ), low-rank branches (SVDQuant).
+
+What ModelOpt finds (a factor per input channel, two thin matrices) is rounded to values that float16 and bfloat16
+both hold exactly, before it goes into the weights. So one checkpoint serves every compute type, and the rounding
+is made good by the weight instead of being an error of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from diffc.quantize.state import fake_mode_of, portable_values, tensor_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from diffc.quantize.state import Scaling
+
+
+@contextmanager
+def portable_scaling() -> Iterator[None]:
+    """ModelOpt's calibration uses portable channel factors and low-rank matrices while this is open."""
+    from modelopt.torch.quantization import model_calib
+
+    smooth, svd = model_calib.apply_pre_quant_scale_and_smooth, model_calib.svd
+
+    def smooth_portably(linear: Any, pre_quant_scale: torch.Tensor) -> None:
+        smooth(linear, portable_values(pre_quant_scale))
+
+    def svd_portably(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, ...]:
+        return tuple(portable_values(part).to(weight.dtype) for part in svd(weight, rank))
+
+    model_calib.apply_pre_quant_scale_and_smooth = smooth_portably
+    model_calib.svd = svd_portably
+    try:
+        yield
+    finally:
+        model_calib.apply_pre_quant_scale_and_smooth = smooth
+        model_calib.svd = svd
+
+
+def apply_scaling(backbone: nn.Module, scaling: Scaling) -> None:
+    """Give the quantized layers of `backbone` their factors and branches, and change their weights accordingly.
+
+    In the order and with the roundings of ModelOpt: weight / factor in float32, rounded to the weight's type;
+    then minus branch, whose product is made in float64 so that any other implementation rounds it alike. Fake
+    weights keep what they are: shapes only.
+    """
+    import torch
+
+    _make_branches(backbone, scaling)
+    for name, array in scaling.items():
+        path, _, kind = name.rpartition(".")
+        quantizer: Any = backbone.get_submodule(path)
+        layer: Any = backbone.get_submodule(path.rpartition(".")[0])
+        weight = layer.weight
+        setattr(quantizer, kind, tensor_of(array, weight, weight.dtype))
+        if kind == "pre_quant_scale" and fake_mode_of(weight) is None:
+            inverse = 1.0 / tensor_of(array, weight)
+            weight.data = (weight.data.float() * inverse).to(weight.dtype)
+    for name, array in scaling.items():
+        path, _, kind = name.rpartition(".")
+        layer = backbone.get_submodule(path.rpartition(".")[0])
+        if kind != "svdquant_lora_b" or fake_mode_of(layer.weight) is not None:
+            continue
+        other = scaling[f"{path}.svdquant_lora_a"]
+        branch = torch.from_numpy(array).double() @ torch.from_numpy(other).double()
+        rest = (layer.weight.data.double() - branch.to(layer.weight.device)).float()
+        layer.weight.data = rest.to(layer.weight.dtype)
+
+
+def _make_branches(backbone: nn.Module, scaling: Scaling) -> None:
+    """Let the layers with a low-rank branch be ModelOpt's SVDQuantLinear."""
+    from modelopt.torch.quantization.conversion import SVDQuantModuleRegistry
+    from modelopt.torch.quantization.nn import SVDQuantLinear
+
+    for name in scaling:
+        path, _, kind = name.rpartition(".")
+        if kind != "svdquant_lora_a":
+            continue
+        layer = backbone.get_submodule(path.rpartition(".")[0])
+        if type(layer) not in SVDQuantModuleRegistry:
+            SVDQuantModuleRegistry.register({type(layer): type(layer).__name__})(SVDQuantLinear)
+        SVDQuantModuleRegistry.convert(layer)
