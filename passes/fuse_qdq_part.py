@@ -1,0 +1,143 @@
+"""One graph or subgraph while fuse-qdq works on it, and the small steps that its rewrites are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+
+from passes.base import Refusal
+from passes.fuse_qdq_grids import Grid, grid_of, is_weight
+from passes.fuse_qdq_movement import STANDARD, data_inputs, is_move, opset_of, takes
+from passes.graphs import Names, drop_nodes, producer
+
+TRT_OPS = frozenset({"TRT_FP4DynamicQuantize", "TRT_MXFP8DynamicQuantize", "TRT_MXFP8DequantizeLinear"})
+_LINEAR_OPS = ("QuantizeLinear", "DequantizeLinear")
+# What a compiler computes on quantized numbers, when the DQ is right at its inputs.
+COMPUTES = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention"})
+
+
+def is_op(node: gs.Node | None, op: str) -> bool:
+    """Whether a node is the standard operator `op`."""
+    return node is not None and node.op == op and node.domain in STANDARD
+
+
+@dataclass
+class Part:
+    """The nodes of one graph in order, and which of its tensors are outputs."""
+
+    graph: gs.Graph
+    opset: int
+    names: Names
+    outputs: set[int]
+    members: set[int]
+    refusals: list[Refusal] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, body: gs.Graph, graph: gs.Graph, names: Names, outputs: set[int]) -> Part | None:
+        """The part, or None when it quantizes nothing."""
+        if not any(node.op in _LINEAR_OPS or node.op in TRT_OPS for node in body.nodes):
+            return None
+        return cls(body, opset_of(graph), names, outputs, {id(node) for node in body.nodes})
+
+    def source(self, tensor: gs.Tensor) -> gs.Node | None:
+        """The node of this part that computes a tensor."""
+        node = producer(tensor)
+        return node if node is not None and id(node) in self.members else None
+
+    def activations(self, op: str) -> Iterator[tuple[gs.Node, Grid]]:
+        """QuantizeLinear or DequantizeLinear of computed tensors, in order, with their grids."""
+        for node in self.graph.nodes:
+            if is_op(node, op) and not is_weight(node.inputs[0]):
+                grid = grid_of(node)
+                if grid is not None:
+                    yield node, grid
+
+    def is_output(self, tensor: gs.Tensor) -> bool:
+        """Whether a caller reads the tensor."""
+        return id(tensor) in self.outputs
+
+    def can_move(self, node: gs.Node, grid: Grid) -> bool:
+        """Whether ONNX lets this move work on data of the grid's quantized type."""
+        return is_move(node) and takes(node.op, self.opset, grid.dtype)
+
+    def add(self, node: gs.Node) -> gs.Node:
+        """Take a node in, at the end; `settle` puts it in its place."""
+        self.graph.nodes.append(node)
+        self.members.add(id(node))
+        return node
+
+    def quantizer(
+        self, like: gs.Node, grid: Grid, name: str, source: gs.Tensor, output: gs.Tensor
+    ) -> gs.Node:
+        """A Q or DQ with the scale and attributes of `like`, along the axis of `grid`."""
+        attrs = dict(like.attrs) | ({} if grid.axis is None else {"axis": grid.axis})
+        return self.add(gs.Node(like.op, name, attrs, [source, *like.inputs[1:]], [output]))
+
+    def replay(self, move: gs.Node, sources: Sequence[gs.Tensor], grid: Grid) -> list[gs.Tensor]:
+        """A copy of a move that works on quantized `sources`; its outputs."""
+        outputs = [
+            gs.Variable(self.names.fresh(f"{out.name}_quantized"), grid.dtype, out.shape)
+            for out in move.outputs
+        ]
+        inputs = [*sources, *move.inputs[len(data_inputs(move)) :]]
+        name = self.names.fresh(f"{move.name}_quantized")
+        self.add(gs.Node(move.op, name, dict(move.attrs), inputs, outputs))
+        return outputs
+
+    def settle(self) -> None:
+        """Drop Q, DQ, casts and moves that nothing reads, and put every node behind what it reads."""
+        dead: set[int] = set()
+        self.graph.nodes = list(_in_order(self.graph.nodes))
+        for node in reversed(self.graph.nodes):
+            used = any(
+                self.is_output(t) or any(id(user) not in dead for user in t.outputs) for t in node.outputs
+            )
+            if not used and mergeable(node):
+                dead.add(id(node))
+        drop_nodes(self.graph, dead)
+        self.members -= dead
+
+
+def mergeable(node: gs.Node) -> bool:
+    """Whether two nodes like this that read the same are one: quantizers, casts and moves."""
+    if node.op in TRT_OPS:
+        return True
+    return node.domain in STANDARD and (node.op in (*_LINEAR_OPS, "Cast") or is_move(node))
+
+
+def _in_order(nodes: Sequence[gs.Node]) -> Iterator[gs.Node]:
+    """The nodes in their order, each preceded by those that it, or a subgraph of it, waits for."""
+    mine, done = {id(node) for node in nodes}, set[int]()
+    for root in nodes:
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            missing = (
+                []
+                if id(node) in done
+                else [
+                    source
+                    for tensor in _reads(node)
+                    if (source := producer(tensor)) is not None
+                    and id(source) in mine
+                    and id(source) not in done
+                ]
+            )
+            if missing:
+                stack += missing[::-1]
+                continue
+            stack.pop()
+            if id(node) not in done:
+                done.add(id(node))
+                yield node
+
+
+def _reads(node: gs.Node) -> Iterator[gs.Tensor]:
+    yield from node.inputs
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            for inner in value.nodes:
+                yield from _reads(inner)
+            yield from value.outputs
