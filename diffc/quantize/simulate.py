@@ -23,24 +23,37 @@ SMALLEST_BLOCK_SCALE = 1e-5
 def nvfp4_fake_quant(x: torch.Tensor, amax: torch.Tensor, block_size: int = 16) -> torch.Tensor:
     """`x` [..., K] in float32, float16 or bfloat16 -> what remains of it in NVFP4, of the same shape and type.
 
-    s2 = amax / (6 * 448), in float32; `amax` is that of the tensor, and of several the largest counts. For each
-    block of `block_size` elements along the last axis (a partial last one is filled up with zeros):
-    s = E4M3(min(block amax / (6 * s2), 448)), b = s * s2, or 1 where that is below 1e-5; y = E2M1(|x| / b) * b
-    with ties to even and the sign of x. As in the kernel, -0 becomes 0, NaN becomes -6 * b and is overlooked in
-    the amax of its block.
+    `nvfp4_round_trip` with s2 = amax / (6 * 448); `amax` is that of the tensor, and of several the largest
+    counts. The division is what torch makes of one by a number on CUDA: amax * float32(1 / 2688).
     """
     import torch
 
-    s2 = amax.to(x.device, torch.float32).amax() * (1.0 / (E2M1_MAX * E4M3_MAX))  # torch on CUDA: no division
-    s2 = torch.where(s2 > 0, s2, 1e-12)
+    scale = amax.to(x.device, torch.float32).amax() * (1.0 / (E2M1_MAX * E4M3_MAX))
+    return nvfp4_round_trip(x, scale, block_size)
+
+
+def nvfp4_round_trip(x: torch.Tensor, scale: torch.Tensor, block_size: int = 16) -> torch.Tensor:
+    """The same for a given float32 scale s2 of the tensor, shape []; 1e-12 instead if it is not above 0.
+
+    For each block of `block_size` elements along the last axis (a partial last one is filled up with zeros):
+    s = E4M3(min(block amax / (6 * s2), 448)), b = s * s2, or 1 where that is below 1e-5; y = E2M1(|x| / b) * b
+    with ties to even and the sign of x. As in the kernel, no zero has a sign, NaN becomes -6 * b, and is
+    overlooked in the amax of its block.
+
+    The kernel divides approximately (`div.full.f32`, 2 ulp): where |x| / b is that close to a tie it may take
+    the other neighbour. Here the division is exact, as in the graphs.
+    """
+    import torch
+
+    scale = torch.where(scale > 0, scale, 1e-12)
     blocks = _blocks(x, block_size)
     size = blocks.abs()
     largest = size.nan_to_num(nan=-1.0, posinf=torch.inf).amax(-1, keepdim=True)
     largest = torch.where(largest < 0, torch.inf, largest)  # nothing but NaN
-    scale = (largest / (E2M1_MAX * s2)).clamp_(max=E4M3_MAX).to(torch.float8_e4m3fn).float() * s2
-    scale = torch.where(scale >= SMALLEST_BLOCK_SCALE, scale, 1.0)
-    rounded = _round_to_e2m1(size.div_(scale)).mul_(scale)
-    return _unblock(torch.where(blocks >= 0, rounded, -rounded), x)
+    steps = (largest / (E2M1_MAX * scale)).clamp_(max=E4M3_MAX).to(torch.float8_e4m3fn).float() * scale
+    steps = torch.where(steps >= SMALLEST_BLOCK_SCALE, steps, 1.0)
+    rounded = _round_to_e2m1(size.div_(steps)).mul_(steps)
+    return _unblock(torch.where(blocks >= 0, rounded, 0.0 - rounded), x)
 
 
 def mxfp8_fake_quant(x: torch.Tensor, block_size: int = 32) -> torch.Tensor:
@@ -49,7 +62,8 @@ def mxfp8_fake_quant(x: torch.Tensor, block_size: int = 32) -> torch.Tensor:
     For each block of `block_size` elements along the last axis (a partial last one is filled up with zeros):
     e = ceil(log2(block amax / 448)), 0 for a block of zeros; y = E4M3(|x| * 2^-e) * 2^e, saturating, with the
     sign of x. As in the kernel, infinity counts as the largest float32 and NaN is overlooked in the amax of its
-    block. A large float16 value may round up to infinity.
+    block; a large float16 value may round up to infinity. Other than the kernel, zero keeps its sign (the
+    kernel reads an uninitialised one), and subnormal numbers are not flushed to zero.
     """
     import torch
 

@@ -2,8 +2,8 @@
 
     python tools/gpu/compare_simulation.py OUT.npz
 
-Needs nvidia-modelopt, triton, nvcc and compute capability 8.9 or later. Prints a line per group of cases and per
-large random tensor with the number of results that differ in any bit, and writes the inputs and ModelOpt's
+Needs nvidia-modelopt, triton, nvcc and compute capability 8.9 or later. Prints how many results differ in any bit, by
+case and for large random tensors, and writes the inputs and ModelOpt's
 results: that file, as tests/data/simulation.npz, is what tests/test_simulate.py reads.
 """
 
@@ -28,7 +28,7 @@ from diffc.quantize.simulate import mxfp8_fake_quant, nvfp4_fake_quant
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = ((6, 64), (3, 2, 48), (5, 40), (4, 7), (2, 3, 2, 36), (9, 112))
 E2M1_TIES = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
-LARGE = 1 << 26
+LARGE = 1 << 25
 """Elements of a large random tensor."""
 
 
@@ -83,46 +83,66 @@ def bits(x: Tensor) -> Tensor:
     return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
 
 
+def differing(mine: Tensor, theirs: Tensor) -> Tensor:
+    """Where results differ in any bit, other than in the payload of NaN; on the CPU."""
+    mine, theirs = mine.cpu(), theirs.cpu()
+    return (bits(mine) != bits(theirs)) & ~(mine.isnan() & theirs.isnan())
+
+
+def described(case: Case, differ: Tensor) -> str:
+    """How many differ, of those how many inputs are zero; NVFP4: how far the others are from a tie of E2M1."""
+    x, differ = case.x.cpu(), differ.cpu()
+    text = f"{int(differ.sum())} of {differ.numel()} differ, {int((differ & (x == 0)).sum())} of them zeros"
+    if case.amax is None or not differ.any():
+        return text
+    scale = case.amax.cpu().amax() * (1 / 2688)
+    rows = torch.nn.functional.pad(x.float().reshape(-1, x.shape[-1]), (0, -x.shape[-1] % 16)).abs()
+    blocks = rows.reshape(len(rows), -1, 16)
+    steps = (blocks.amax(-1, keepdim=True) / (6 * scale)).clamp(max=448).to(
+        torch.float8_e4m3fn
+    ).float() * scale
+    quotient = (blocks.double() / torch.where(steps >= 1e-5, steps, 1.0)).flatten(1)[:, : x.shape[-1]]
+    distance = (quotient.reshape(x.shape)[differ][:, None] / E2M1_TIES - 1).abs().amin(-1) * 2**24
+    return f"{text}, the farthest {float(distance.max()):.2f} * 2^-24 from a tie"
+
+
 def report_cases(cases: list[Case], results: list[Tensor]) -> None:
-    """A line per format, group and type: differing results of all results."""
-    counts: dict[tuple[str, ...], list[int]] = {}
+    """A line for every case with a difference, and how many have none."""
+    equal = 0
     for case, result in zip(cases, results, strict=True):
-        differ = (bits(simulated(case)) != bits(result)) & ~(simulated(case).isnan() & result.isnan())
-        key: tuple[str, ...] = (case.format, case.group, str(case.x.dtype))
-        count = counts.setdefault(key, [0, 0])
-        count[0] += int(differ.sum())
-        count[1] += differ.numel()
-        for where in differ.nonzero()[:2]:
-            at = tuple(where.tolist())
-            print("  ", *key, at, case.x[at].item(), "->", result[at].item(), simulated(case)[at].item())
-    for key, (differing, total) in counts.items():
-        print(*key, f"{differing} of {total} differ")
+        differ = differing(simulated(case), result)
+        equal += not differ.any()
+        if differ.any():
+            print(case.format, case.group, case.x.dtype, described(case, differ))
+    print(f"{equal} of {len(cases)} cases are equal in every bit")
 
 
 def report_large(format: str, dtype: torch.dtype) -> None:
-    """The same for one large normal tensor, simulated on the CPU and on the GPU."""
+    """Large normal tensors of several spreads, simulated on the GPU and, the first, on the CPU as well."""
     torch.manual_seed(17)
-    x = torch.randn(LARGE // 4096, 4096).to(dtype)
-    case = Case("large", x, x.abs().amax().float() if format == "nvfp4" else None)
-    result = bits(modelopt(case))
-    moved = Case("large", x.cuda(), None if case.amax is None else case.amax.cuda())
-    on = {"CPU": bits(simulated(case)), "GPU": bits(simulated(moved)).cpu()}
-    counts = {device: int((mine != result).sum()) for device, mine in on.items()}
-    print(format, "large", dtype, f"{counts} of {x.numel()} differ")
+    for spread in (1.0, 0.02, 0.37, 5.3):
+        x = (torch.randn(LARGE // 4096, 4096, device="cuda") * spread).to(dtype)
+        case = Case("large", x, x.abs().amax().float() if format == "nvfp4" else None)
+        result, mine = modelopt(case), simulated(case)
+        print(format, "large", dtype, spread, described(case, differing(mine, result)))
+        if spread == 1.0:
+            on_cpu = Case("large", x.cpu(), None if case.amax is None else case.amax.cpu())
+            same = torch.equal(bits(simulated(on_cpu)), bits(mine.cpu()))
+            print("    the CPU's result is", "the GPU's" if same else "ANOTHER")
 
 
 def save(path: Path, cases: list[Case], results: list[Tensor]) -> None:
     """Tensors as integers, since numpy has no bfloat16; `cases` is JSON: format, group, dtype and shape."""
     arrays: dict[str, Any] = {}
-    described = []
+    described_as = []
     for number, (case, result) in enumerate(zip(cases, results, strict=True)):
         arrays[f"x{number}"] = bits(case.x).numpy()
         arrays[f"y{number}"] = bits(result).numpy()
         if case.amax is not None:
             arrays[f"amax{number}"] = case.amax.numpy()
-        described.append({"format": case.format, "group": case.group, "dtype": str(case.x.dtype)[6:]})
+        described_as.append({"format": case.format, "group": case.group, "dtype": str(case.x.dtype)[6:]})
     versions = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, **modelopt_versions()}
-    np.savez_compressed(path, cases=json.dumps({"made with": versions, "cases": described}), **arrays)
+    np.savez_compressed(path, cases=json.dumps({"made with": versions, "cases": described_as}), **arrays)
 
 
 def modelopt_versions() -> dict[str, str]:
