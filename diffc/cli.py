@@ -61,7 +61,8 @@ def compile_command(
         bool, typer.Option("--quantize-mha", help="Attention's q, k and v in FP8, too.")
     ] = False,
     quant_level: Annotated[
-        float, typer.Option(help="1 convolutions, 2 + feed-forward, 2.5 + q k v, 3 + all linear, 4 + attention.")
+        float,
+        typer.Option(help="1 convolutions, 2 + feed-forward, 2.5 + q k v, 3 + all linear, 4 + attention."),
     ] = 3.0,
     alpha: Annotated[float, typer.Option(help="SmoothQuant: share moved into the weights.")] = 1.0,
     percentile: Annotated[float, typer.Option(help="Share of steps, for inputs of INT8 convolutions.")] = 1.0,
@@ -73,7 +74,8 @@ def compile_command(
         int | None, typer.Option(help="Elements that share a scale. [default: the format's]")
     ] = None,
     keep: Annotated[
-        list[str] | None, typer.Option(help="Module paths to leave unquantized, such as '*.ff.*'; repeatable.")
+        list[str] | None,
+        typer.Option(help="Module paths to leave unquantized, such as '*.ff.*'; repeatable."),
     ] = None,
     component_dtype: Annotated[
         list[str] | None, typer.Option(help="Type of a component while calibrating on a GPU: vae:float32.")
@@ -103,7 +105,14 @@ def compile_command(
         profile=profile,
         from_checkpoint=from_checkpoint,
         options=QuantOptions(
-            quantize_mha, quant_level, alpha, percentile, collect_method, lowrank, block_size, tuple(keep or ())
+            quantize_mha,
+            quant_level,
+            alpha,
+            percentile,
+            collect_method,
+            lowrank,
+            block_size,
+            tuple(keep or ()),
         ),
         calib_size=calib_size,
         component_dtypes=tuple(_component_dtype(text) for text in component_dtype or []),

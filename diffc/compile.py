@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,15 +45,15 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
     with staging(request.output, force=request.force) as folder:
         checkpoint = quantize(plan, folder, ui)
         traced = trace(plan, checkpoint, ui)
-        model, records = rewrite(plan, traced, ui)
-        hashes = write(model, folder, ui)
-        validation = validate(plan, checkpoint, folder, ui)
-        engines = build(plan, folder, ui)
-        content = manifest(plan, model, records, validation, engines)
+        graphs = rewrite(plan, traced, ui)
+        hashes = write(graphs, folder, ui)
+        validation = validate(plan, checkpoint, graphs, folder, ui)
+        engines = build(plan, graphs, folder, ui)
+        content = manifest(plan, graphs, validation, engines)
         written = write_manifest(folder, content, hashes)
     artifact = Artifact(request.output, written)
     return CompileResult(
-        artifact, records, validation, [e.moved(request.output / "engines") for e in engines]
+        artifact, graphs.records, validation, [e.moved(request.output / "engines") for e in engines]
     )
 
 
@@ -76,33 +76,73 @@ def trace(plan: Plan, checkpoint: Checkpoint | None, ui: Reporter) -> onnx.Model
         return run(plan.source, dtype=plan.dtype, checkpoint=checkpoint)
 
 
-def rewrite(plan: Plan, model: onnx.ModelProto, ui: Reporter) -> tuple[onnx.ModelProto, Sequence[PassRecord]]:
-    """The canonical passes, then those of each target, every one checked in numbers."""
+@dataclass(frozen=True)
+class Graphs:
+    """The models to write, by file name, which of them each target takes, and what the passes did."""
+
+    models: Mapping[str, onnx.ModelProto]
+    files: Mapping[str, str]
+    records: Sequence[PassRecord]
+
+
+def rewrite(plan: Plan, model: onnx.ModelProto, ui: Reporter) -> Graphs:
+    """The canonical passes, then each target's own on what they made; every one checked in numbers.
+
+    Targets that want the same model share model.onnx. Otherwise that is the canonical one, and a target that wants
+    another has its own, over the same file of weights.
+    """
     from diffc.validate.fidelity import validation_arrays
     from diffc.validate.pass_check import NumericCheck
     from passes import Pipeline
     from passes.presets import CANONICAL, TARGETS
 
-    steps = [*CANONICAL, *(step for target in plan.targets for step in TARGETS[target.name])]
     checker = NumericCheck(lambda: validation_arrays(plan.source, plan.dtype, plan.request.seed))
     with ui.stage("rewrite the graph") as update:
-        result = Pipeline(steps).run(
+        canonical = Pipeline(CANONICAL).run(
             model, check=checker, dump=plan.request.dump, on_event=lambda e: update(e.index, e.total)
         )
-    ui.note(f"{len(model.graph.node)} -> {len(result.model.graph.node)} nodes")
-    return result.model, result.records
+    records, wanted = list(canonical.records), {}
+    for target in plan.targets:
+        with ui.stage(f"legalize for {target.name}") as update:
+            dump = None if plan.request.dump is None else plan.request.dump / target.name
+            result = Pipeline(TARGETS[target.name]).run(
+                canonical.model, check=checker, dump=dump, on_event=lambda e: update(e.index, e.total)
+            )
+        records += result.records
+        wanted[target.name] = result.model if result.changed else canonical.model
+    ui.note(f"{len(model.graph.node)} -> {len(canonical.model.graph.node)} nodes")
+    return Graphs(*_share(canonical.model, wanted), records)
 
 
-def write(model: onnx.ModelProto, folder: Path, ui: Reporter) -> dict[str, str]:
+def _share(
+    canonical: onnx.ModelProto, wanted: Mapping[str, onnx.ModelProto]
+) -> tuple[dict[str, onnx.ModelProto], dict[str, str]]:
+    """File names for the distinct models, and which file each target takes."""
+    texts = {name: model.SerializeToString(deterministic=True) for name, model in wanted.items()}
+    if len(set(texts.values())) == 1:
+        return {"model.onnx": next(iter(wanted.values()))}, dict.fromkeys(wanted, "model.onnx")
+    known = {canonical.SerializeToString(deterministic=True): "model.onnx"}
+    models = {"model.onnx": canonical}
+    for target, text in texts.items():
+        if text not in known:
+            known[text] = f"model-{target}.onnx"
+            models[known[text]] = wanted[target]
+    return models, {target: known[text] for target, text in texts.items()}
+
+
+def write(graphs: Graphs, folder: Path, ui: Reporter) -> dict[str, str]:
     """Compute the weights recipe by recipe and stream them to model.onnx_data; returns hashes by file name."""
-    from passes.storage import save
+    from passes.storage import save_all
 
+    models = {folder / name: model for name, model in graphs.models.items()}
     with ui.stage("write weights") as update:
-        files = save(model, folder / "model.onnx", lambda done, total, name: update(done, total))
+        files = save_all(models, lambda done, total, name: update(done, total))
     return {file.path.name: file.sha256 for file in files}
 
 
-def validate(plan: Plan, checkpoint: Checkpoint | None, folder: Path, ui: Reporter) -> Sequence[ShapeReport]:
+def validate(
+    plan: Plan, checkpoint: Checkpoint | None, graphs: Graphs, folder: Path, ui: Reporter
+) -> Sequence[ShapeReport]:
     """ONNX Runtime against ModelOpt's fake-quantized torch model at two shapes. Raises MismatchError."""
     if plan.request.skip_validation:
         ui.note("not validated, as --skip-validation asks")
@@ -110,22 +150,24 @@ def validate(plan: Plan, checkpoint: Checkpoint | None, folder: Path, ui: Report
     from diffc.validate import fidelity
     from passes.storage import load
 
-    with ui.stage("validate against torch"):
-        reports = fidelity.validate(
-            load(folder / "model.onnx"),
-            plan.source,
-            dtype=plan.dtype,
-            format=plan.format.name,
-            checkpoint=checkpoint,
-            shapes=fidelity.validation_shapes(plan.source),
-            seed=plan.request.seed + 1,
-        )
+    reports = []
+    reference = fidelity.Reference(plan.source, plan.dtype, checkpoint)
+    for name in graphs.models:
+        with ui.stage(f"validate {name} against torch"):
+            found = fidelity.validate(
+                load(folder / name),
+                reference,
+                format=plan.format.name,
+                shapes=fidelity.validation_shapes(plan.source),
+                seed=plan.request.seed + 1,
+            )
+        reports += [replace(report, model=name) for report in found]
     fidelity.save_reports(reports, folder / "validation")
     fidelity.require_match(reports)
     return reports
 
 
-def build(plan: Plan, folder: Path, ui: Reporter) -> Sequence[EngineReport]:
+def build(plan: Plan, graphs: Graphs, folder: Path, ui: Reporter) -> Sequence[EngineReport]:
     """One engine per target and compute capability, in `folder`/engines."""
     from diffc.backends.engine import EngineRequest, build_engine
 
@@ -136,7 +178,7 @@ def build(plan: Plan, folder: Path, ui: Reporter) -> Sequence[EngineReport]:
             name = target.name + "".join(f"-sm{sm}" for sm in sms)
             request = EngineRequest(
                 target.name,
-                folder / "model.onnx",
+                folder / graphs.files[target.name],
                 folder / "engines" / f"{name}.engine",
                 sms,
                 (engine_profile(plan),),

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import onnx
 
     from diffc.backends.engine import EngineReport
+    from diffc.compile import Graphs
     from diffc.validate.fidelity import ShapeReport
-    from passes.pipeline import PassRecord
 
 LIBRARIES = (
     "torch",
@@ -31,14 +31,14 @@ LIBRARIES = (
 
 def manifest(
     plan: Plan,
-    model: onnx.ModelProto,
-    records: Sequence[PassRecord],
+    graphs: Graphs,
     validation: Sequence[ShapeReport],
     engines: Sequence[EngineReport],
 ) -> dict[str, Any]:
     """What manifest.json says beside the files: enough to run the artifact, and to make it again."""
     request = asdict(replace(plan.request, output=Path(), force=False, dump=None))
     del request["output"], request["force"], request["dump"]
+    model = graphs.models["model.onnx"]
     return {
         "diffc": diffc.__version__,
         "versions": versions(),
@@ -46,15 +46,18 @@ def manifest(
         "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},
         "format": plan.format.name,
         "dtype": plan.dtype,
+        "targets": dict(graphs.files),
         "opset": model.opset_import[0].version,
         "inputs": [_value(v) for v in model.graph.input],
         "outputs": [_value(v) for v in model.graph.output],
         "profile": asdict(plan.profile),
         "passes": [
-            {"name": r.name, "changed": r.changed, "notes": list(r.notes), "check": r.check} for r in records
+            {"name": r.name, "changed": r.changed, "notes": list(r.notes), "check": r.check}
+            for r in graphs.records
         ],
         "validation": [
             {
+                "model": v.model,
                 "shape": asdict(v.shape),
                 "arithmetic": v.arithmetic,
                 "draw": v.draw,

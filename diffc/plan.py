@@ -16,7 +16,7 @@ from diffc.models.profiles import ShapeProfile, parse_profile
 from diffc.models.spec import ModelSpec, Shape
 from diffc.models.specs import find_spec
 from diffc.quantize.formats import Format, find_format
-from diffc.quantize.options import QuantOptions
+from diffc.quantize.options import DEFAULT_OPTIONS, QuantOptions
 
 DTYPES = ("float32", "float16", "bfloat16")
 VALIDATION_BYTES = 16
@@ -41,7 +41,7 @@ class CompileRequest:
     dtype: str = "auto"
     profile: str = ""
     from_checkpoint: Path | None = None
-    options: QuantOptions = QuantOptions()
+    options: QuantOptions = DEFAULT_OPTIONS
     prompts: tuple[str, ...] | None = None
     calib_size: int | None = None
     component_dtypes: tuple[tuple[str, str], ...] = ()

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 def compiled(result: CompileResult, console: Console) -> None:
     """The validation table, the engines, and where the artifact lies."""
     manifest, folder = result.artifact.manifest, result.artifact.folder
-    table = Table("shape", "computed in", "rel. L2", "limit", "cosine", title="ONNX Runtime against torch")
+    table = Table(
+        "model", "shape", "computed in", "rel. L2", "limit", "cosine", title="ONNX Runtime against torch"
+    )
     for report in result.validation:
         for row in report.rows:
             table.add_row(
+                report.model,
                 str(report.shape),
                 report.arithmetic,
                 f"{row.rel_l2:.2e}",
@@ -33,7 +36,8 @@ def compiled(result: CompileResult, console: Console) -> None:
         )
     sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
     console.print(f"[green]Compiled[/green] {manifest['model']['name']} to {manifest['format']} in {folder}")
-    shown = ["model.onnx", "model.onnx_data", *(e["file"] for e in manifest["engines"])]
+    models = [name for name in sizes if name.startswith("model") and name.endswith(".onnx")]
+    shown = [*models, "model.onnx_data", *(e["file"] for e in manifest["engines"])]
     for name in (n for n in shown if n in sizes):
         console.print(f"  {name:32} {sizes[name] / 1e6:9.2f} MB")
     console.print("  manifest.json, validation/        how it was made and checked")

@@ -1,4 +1,7 @@
-"""Recipe operations of the formats with block scales, to the bit of ModelOpt's own (nvfp4_quant.py, tensor_quant_mx.cu)."""
+"""Recipe operations of the formats with block scales, as ModelOpt's kernels compute them.
+
+Those are nvfp4_quant.py (Triton) and tensor_quant_mx.cu.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ def nvfp4_scales(x: Array, scale: Array, block_size: int) -> Array:
 
 def _nvfp4_scales(amax: Array, scale: Array) -> Array:
     ratio = amax / (np.float32(E2M1_MAX) * scale.astype(np.float32).reshape(()))
-    return np.minimum(ratio, np.float32(E4M3_MAX)).astype(ml_dtypes.float8_e4m3fn)
+    scales: Array = np.minimum(ratio, np.float32(E4M3_MAX)).astype(ml_dtypes.float8_e4m3fn)
+    return scales
 
 
 def nvfp4_values(x: Array, scale: Array, block_size: int) -> Array:

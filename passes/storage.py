@@ -9,7 +9,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -120,28 +120,42 @@ def save(model: onnx.ModelProto, path: Path, progress: Progress | None = None) -
 
     Equal recipes are stored once. Raises PassError when the disk has no room; then nothing is left behind.
     """
-    model = _copy(model)
-    total = weight_bytes(model)
-    _check_room(path.parent, total)
-    data = path.with_name(path.name + "_data")
-    partial = [p.with_name(p.name + ".partial") for p in (path, data)]
+    return save_all({path: model}, progress)
+
+
+def save_all(models: Mapping[Path, onnx.ModelProto], progress: Progress | None = None) -> list[SavedFile]:
+    """Write several models of one folder that share one file of weights: that of the first, + "_data"."""
+    copies = {path: _copy(model) for path, model in models.items()}
+    first = next(iter(copies))
+    total = sum(recipe.nbytes for recipe in _distinct(copies.values()).values())
+    _check_room(first.parent, total)
+    data = first.with_name(first.name + "_data")
+    finals = [*copies, data]
+    partial = {final: final.with_name(final.name + ".partial") for final in finals}
     try:
-        saved_data = _stream(model, partial[1], data.name, total, progress)
-        saved = [_write(partial[0], model.SerializeToString(deterministic=True))]
-        saved += [saved_data] if saved_data else []
-        finals = [path, data][: len(saved)]
-        for written, final in reversed(
-            list(zip(saved, finals, strict=True))
-        ):  # what names the data comes last
+        weights = _stream(copies.values(), partial[data], data.name, total, progress)
+        saved = [
+            _write(partial[path], model.SerializeToString(deterministic=True))
+            for path, model in copies.items()
+        ]
+        saved += [weights] if weights else []
+        named = list(zip(saved, finals, strict=False))
+        for written, final in reversed(named):  # what names the data comes last
             written.path.replace(final)
-        return [SavedFile(final, f.nbytes, f.sha256) for f, final in zip(saved, finals, strict=True)]
+        return [SavedFile(final, f.nbytes, f.sha256) for f, final in named]
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise PassError(f"no space left on {path.parent}: {total} bytes are needed") from error
+            raise PassError(f"no space left on {first.parent}: {total} bytes are needed") from error
         raise
     finally:
-        for file in partial:
+        for file in partial.values():
             file.unlink(missing_ok=True)
+
+
+def _distinct(models: Iterable[onnx.ModelProto]) -> dict[str, Recipe]:
+    """Every recipe that is written to the file of weights, by its text."""
+    recipes = (Recipe.of_tensor(tensor) for model in models for tensor in initializers(model))
+    return {str(r.to_json()): r for r in recipes if r is not None and r.nbytes > INLINE_BYTES}
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -161,13 +175,13 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _stream(
-    model: onnx.ModelProto, partial: Path, name: str, total: int, progress: Progress | None
+    models: Iterable[onnx.ModelProto], partial: Path, name: str, total: int, progress: Progress | None
 ) -> SavedFile | None:
-    """Compute every recipe into `partial`, pointing the initializers of `model` at it as file `name`."""
+    """Compute every recipe into `partial`, pointing the initializers of `models` at it as file `name`."""
     places: dict[str, tuple[int, int]] = {}
     digest, done = hashlib.sha256(), 0
     with partial.open("wb") as file:
-        for tensor in initializers(model):
+        for tensor in (tensor for model in models for tensor in initializers(model)):
             recipe = Recipe.of_tensor(tensor)
             if recipe is None:
                 continue
@@ -186,10 +200,10 @@ def _stream(
                     file.write(chunk)
                     digest.update(chunk)
                 places[key] = (file.tell() - view.nbytes, view.nbytes)
+                done += recipe.nbytes
+                if progress:
+                    progress(done, total, tensor.name)
             _point(tensor, name, *places[key])
-            done += recipe.nbytes
-            if progress:
-                progress(done, total, tensor.name)
         file.flush()
         os.fsync(file.fileno())
         size = file.tell()

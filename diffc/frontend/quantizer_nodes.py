@@ -68,7 +68,12 @@ def _mxfp8(x: Any) -> Any:
     types = (ir.DataType.FLOAT8E4M3FN, ir.DataType.UINT8)
     values, scales = _trt("TRT_MXFP8DynamicQuantize", [x], types, x.shape, _MXFP8_BLOCK, output_dtype=_E4M3)
     (out,) = _trt(
-        "TRT_MXFP8DequantizeLinear", [values, scales], (x.dtype,), x.shape, _MXFP8_BLOCK, output_dtype=int(x.dtype)
+        "TRT_MXFP8DequantizeLinear",
+        [values, scales],
+        (x.dtype,),
+        x.shape,
+        _MXFP8_BLOCK,
+        output_dtype=int(x.dtype),
     )
     return out
 

@@ -79,9 +79,7 @@ def _export(
     return program, traced
 
 
-def traced_quantizers(
-    backbone: torch.nn.Module, checkpoint: Checkpoint | None
-) -> dict[str, TracedQuantizer]:
+def traced_quantizers(backbone: torch.nn.Module, checkpoint: Checkpoint | None) -> dict[str, TracedQuantizer]:
     """What a trace keeps of every quantizer of `checkpoint`, by module path."""
     if checkpoint is None:
         return {}

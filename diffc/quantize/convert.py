@@ -73,7 +73,7 @@ def chosen_layers(backbone: nn.Module, fmt: Format, unquantized: str, options: Q
 
 
 def _fits(backbone: nn.Module, name: str, fmt: Format, block: int | None, options: QuantOptions) -> bool:
-    weight = backbone.get_submodule(name).weight
+    weight = backbone.get_parameter(f"{name}.weight")
     convolution = weight.dim() > 2
     if not options.chosen(name, convolution) or (convolution and fmt.layers == "linear"):
         return False

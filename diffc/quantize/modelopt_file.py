@@ -24,6 +24,7 @@ from diffc.quantize.state import SCALING, Amax, Scaling, Settings, kind_of, sett
 if TYPE_CHECKING:
     from torch import nn
 
+
 @dataclass(frozen=True)
 class Found:
     """What a file of ModelOpt's holds: the fields of `Checkpoint` of these names, and ModelOpt's version."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffc.errors import DiffcError, UnsupportedError, unknown
-from diffc.quantize.formats import FP8, FORMATS, Format, Quantizer
+from diffc.quantize.formats import FORMATS, FP8, Format, Quantizer
 
 LEVELS = (1.0, 2.0, 2.5, 3.0, 4.0)
 COLLECT_METHODS = ("default", "global_min", "min-max", "min-mean", "mean-max")
@@ -53,7 +53,7 @@ class QuantOptions:
     def _check_use(self, fmt: Format) -> None:
         given = vars(self)
         for field, option, users in _USERS:
-            unchanged = given[field] in (getattr(_DEFAULT, field), getattr(fmt, field, None))
+            unchanged = given[field] in (getattr(DEFAULT_OPTIONS, field), getattr(fmt, field, None))
             if not unchanged and fmt.name not in users:
                 raise UnsupportedError(
                     f"{option} has no meaning for format {fmt.name!r}; it is for {', '.join(users)}",
@@ -106,7 +106,7 @@ class QuantOptions:
         weight, activation = self.quantizers(fmt)
         rules: list[dict[str, Any]] = [
             {"quantizer_name": "*", "enable": False},
-            _rule("*weight_quantizer", weight if len(weight) > 1 else weight[0]),
+            _rule("*weight_quantizer", *weight),
         ]
         rules += [] if activation is None else [_rule("*input_quantizer", activation)]
         if self.quantizes_attention:
@@ -114,7 +114,8 @@ class QuantOptions:
         return rules
 
 
-_DEFAULT = QuantOptions()
+DEFAULT_OPTIONS = QuantOptions()
+"""What ModelOpt's scripts do when nothing is asked for."""
 _BLOCKED = ("int4_awq", "w4a8_awq")
 _BLOCKS = (32, 64, 128)  # sizes of INT4 blocks that the TensorRT-RTX builder takes
 _USERS: Sequence[tuple[str, str, tuple[str, ...]]] = (
@@ -126,10 +127,9 @@ _USERS: Sequence[tuple[str, str, tuple[str, ...]]] = (
 )
 
 
-def _rule(name: str, quantizer: Quantizer | Sequence[Quantizer]) -> dict[str, Any]:
-    several = not hasattr(quantizer, "keys")
-    cfg: Any = [dict(q) for q in quantizer] if several else dict(quantizer)  # type: ignore[call-overload]
-    return {"quantizer_name": name, "cfg": cfg}
+def _rule(name: str, *quantizers: Quantizer) -> dict[str, Any]:
+    cfg: Any = [dict(quantizer) for quantizer in quantizers]
+    return {"quantizer_name": name, "cfg": cfg if len(cfg) > 1 else cfg[0]}
 
 
 def _sized(quantizer: Quantizer, size: int) -> Quantizer:

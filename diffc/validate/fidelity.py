@@ -43,6 +43,7 @@ class ShapeReport:
     `arithmetic` says what ONNX Runtime computed: SMOOTH, "float32" (the model or its twin), or "float16" (a
     float16 model itself). `draw` counts the inputs that were drawn until this one, from 1. `floor` is the
     relative L2 change of the reference itself under roundings in its layers, measured when it was needed.
+    `model` is the name of the file that was run.
     """
 
     shape: Shape
@@ -53,6 +54,7 @@ class ShapeReport:
     result: dict[str, npt.NDArray[Any]]
     draw: int = 1
     floor: float | None = None
+    model: str = "model.onnx"
 
     @property
     def passed(self) -> bool:
@@ -106,9 +108,43 @@ def reference_model(source: ModelSource, dtype: str, checkpoint: Checkpoint | No
     return model.float()
 
 
+class Reference:
+    """The torch model that graphs are held against, with what it gave so far: every case asks for it again."""
+
+    def __init__(self, source: ModelSource, dtype: str, checkpoint: Checkpoint | None):
+        self.source, self.dtype, self.quantized = source, dtype, checkpoint is not None
+        self.model = reference_model(source, dtype, checkpoint)
+        self._known: dict[Any, tuple[dict[str, torch.Tensor], dict[str, npt.NDArray[Any]]]] = {}
+
+    def outputs(
+        self, shape: Shape, seed: int, *, smooth: bool
+    ) -> tuple[dict[str, torch.Tensor], dict[str, npt.NDArray[Any]]]:
+        """Random inputs at `shape`, and the outputs for them; `smooth`: activations are not rounded."""
+        key = (shape, seed, smooth)
+        if key not in self._known:
+            spec = find_spec(self.source.family)
+            drawn = random_inputs(spec, self.source.config, shape, dtype=DTYPES[self.dtype], seed=seed)
+            with _unrounded(self.model) if smooth else nullcontext():
+                expected = torch_outputs(self.model, self.source, {k: v.float() for k, v in drawn.items()})
+            self._known[key] = drawn, expected
+        return self._known[key]
+
+    def floor(self, shape: Shape, seed: int, rounding: float) -> float:
+        """Largest relative L2 change of the output when every layer's output is off by a rounding."""
+        drawn, expected = self.outputs(shape, seed, smooth=False)
+        (name,) = expected
+        changes = []
+        for run in range(FLOOR_RUNS):
+            with _noisy(self.model, rounding, run):
+                values = {k: v.float() for k, v in drawn.items()}
+                other = torch_outputs(self.model, self.source, values)[name]
+            changes.append(np.linalg.norm(other - expected[name]) / np.linalg.norm(expected[name]))
+        return float(max(changes))
+
+
 @dataclass(frozen=True)
 class _Case:
-    """One way of running the compiled model, the reference it is held against, and the limit."""
+    """One way of running the compiled model, and the limit."""
 
     arithmetic: str
     graph: onnx.ModelProto
@@ -117,14 +153,7 @@ class _Case:
 
 
 def validate(
-    model: onnx.ModelProto,
-    source: ModelSource,
-    *,
-    dtype: str,
-    format: str,
-    checkpoint: Checkpoint | None,
-    shapes: Sequence[Shape],
-    seed: int,
+    model: onnx.ModelProto, reference: Reference, *, format: str, shapes: Sequence[Shape], seed: int
 ) -> list[ShapeReport]:
     """Run both at every shape on the same random inputs and compare the outputs.
 
@@ -132,36 +161,26 @@ def validate(
     Then quantized: the float32 twin at the float32 tolerance, and a float16 model itself at the 16-bit one,
     which shows overflow and 16-bit types in wrong places.
     """
-    reference = reference_model(source, dtype, checkpoint)
-    cases = [
-        _Case(
-            "float32",
-            model if dtype == "float32" else float32_twin(model),
-            tolerance_of(format, "float32"),
-            2.0**-23,
-        )
-    ]
-    if checkpoint is not None:
-        cases.insert(0, _Case(SMOOTH, smooth_twin(model), SMOOTH_REL_L2, 2.0**-23))
-    if dtype == "float16" and runs_on_cpu(model):
-        cases.append(_Case(dtype, model, tolerance_of(format, dtype), 2.0**-11))
     reports = []
-    for case in cases:
+    for case in _cases(model, reference, format):
         with cpu_session(case.graph) as session:
             for i, shape in enumerate(shapes):
-                reports.append(_judge(case, session, reference, source, dtype, shape, seed + i * DRAWS))
+                reports.append(_judge(case, session, reference, shape, seed + i * DRAWS))
     return reports
 
 
-def _judge(
-    case: _Case,
-    session: OrtSession,
-    reference: torch.nn.Module,
-    source: ModelSource,
-    dtype: str,
-    shape: Shape,
-    seed: int,
-) -> ShapeReport:
+def _cases(model: onnx.ModelProto, reference: Reference, format: str) -> list[_Case]:
+    dtype = reference.dtype
+    twin = model if dtype == "float32" else float32_twin(model)
+    cases = [_Case("float32", twin, tolerance_of(format, "float32"), 2.0**-23)]
+    if reference.quantized:
+        cases.insert(0, _Case(SMOOTH, smooth_twin(model), SMOOTH_REL_L2, 2.0**-23))
+    if dtype == "float16" and runs_on_cpu(model):
+        cases.append(_Case(dtype, model, tolerance_of(format, dtype), 2.0**-11))
+    return cases
+
+
+def _judge(case: _Case, session: OrtSession, reference: Reference, shape: Shape, seed: int) -> ShapeReport:
     """The report at one shape: of the first draw that passes, or of the first that the reference condemns.
 
     Quantizers make a network chaotic: a value on the edge between two steps goes either way by the last bit,
@@ -169,39 +188,18 @@ def _judge(
     with roundings in every layer. If it moves as much, the draw says nothing, and the next one is taken. If it
     does not, the compiled model is wrong.
     """
-    spec = find_spec(source.family)
     for draw in range(1, DRAWS + 1):
-        drawn = random_inputs(spec, source.config, shape, dtype=DTYPES[dtype], seed=seed + draw - 1)
-        values = {name: value.float() for name, value in drawn.items()}
-        with _unrounded(reference) if case.arithmetic == SMOOTH else nullcontext():
-            expected = torch_outputs(reference, source, values)
+        drawn, expected = reference.outputs(shape, seed + draw - 1, smooth=case.arithmetic == SMOOTH)
         arrays = _arrays(drawn)
         result = dict(session.run(feed(case.graph, arrays)))
         rows = compare(expected, result, case.limit)
         report = ShapeReport(shape, case.arithmetic, rows, arrays, expected, result, draw)
         if report.passed or case.arithmetic == SMOOTH:
             return report
-        report = replace(report, floor=_floor(reference, source, values, expected, case.rounding))
+        report = replace(report, floor=reference.floor(shape, seed + draw - 1, case.rounding))
         if not report.chaotic:
             return report
     return report
-
-
-def _floor(
-    reference: torch.nn.Module,
-    source: ModelSource,
-    values: dict[str, torch.Tensor],
-    expected: dict[str, npt.NDArray[Any]],
-    rounding: float,
-) -> float:
-    """Largest relative L2 change of the reference's output when every layer's output is off by a rounding."""
-    (name,) = expected
-    changes = []
-    for seed in range(FLOOR_RUNS):
-        with _noisy(reference, rounding, seed):
-            other = torch_outputs(reference, source, values)[name]
-        changes.append(np.linalg.norm(other - expected[name]) / np.linalg.norm(expected[name]))
-    return float(max(changes))
 
 
 @contextmanager
@@ -262,7 +260,7 @@ def require_match(reports: Sequence[ShapeReport]) -> None:
         for row in report.rows:
             if not row.passed:
                 raise MismatchError(
-                    f"the compiled model differs from torch: output {row.name!r} at {report.shape}"
+                    f"the compiled {report.model} differs from torch: output {row.name!r} at {report.shape}"
                     f" in {report.arithmetic}: {row.reason}{_floor_note(report)}",
                     mend="the artifact was not written; compile with --dump DIR to see every pass,"
                     " and report this with the command",
@@ -275,7 +273,8 @@ def save_reports(reports: Sequence[ShapeReport], folder: Path) -> None:
     for report in reports:
         shape = report.shape
         kind = "smooth" if report.arithmetic == SMOOTH else report.arithmetic
-        name = f"b{shape.batch}-{shape.height}x{shape.width}-t{shape.text}-{kind}"
+        prefix = "" if report.model == "model.onnx" else f"{Path(report.model).stem}-"
+        name = f"{prefix}b{shape.batch}-{shape.height}x{shape.width}-t{shape.text}-{kind}"
         save_json(report.rows, folder / f"{name}.json")
         save_inputs(report.inputs, folder / f"{name}-inputs.json")
         save_outputs(report.reference, "torch", folder / f"{name}-torch.json")
