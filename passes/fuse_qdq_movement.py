@@ -16,6 +16,8 @@ _SAME_SIZE = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze
 _PICKS = frozenset({"Slice", "Split", "Gather"})
 _GROWS = frozenset({"Expand", "Tile"})
 _BLOCKS = frozenset({"DepthToSpace", "SpaceToDepth"})
+_TAKE_FLOAT8 = frozenset({"Transpose", "Reshape", "Flatten", "Identity"})
+_INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 MOVES = _SAME_SIZE | _PICKS | _GROWS | _BLOCKS
 STANDARD = (None, "", "ai.onnx")
 
@@ -36,7 +38,13 @@ def data_inputs(node: gs.Node) -> list[gs.Tensor]:
 
 @lru_cache(maxsize=1024)
 def takes(op: str, opset: int, dtype: int) -> bool:
-    """Whether ONNX lets `op` move an element type (Slice, Split, Concat and Gather take no 8-bit floats)."""
+    """Whether ONNX and TensorRT both let `op` move an element type.
+
+    ONNX has no Slice, Split, Concat ... of 8-bit floats, and TensorRT-RTX 1.7 builds none, nor Squeeze and
+    Unsqueeze of them: "has datatype FP8 but is not consumed by".
+    """
+    if dtype not in _INTEGERS and op not in _TAKE_FLOAT8:
+        return False
     schema = onnx.defs.get_schema(op, opset, "")
     name = schema.outputs[0].type_str
     allowed = next(c.allowed_type_strs for c in schema.type_constraints if c.type_param_str == name)

@@ -76,7 +76,7 @@ class _Site:
             self._move_dequantizer(part)
         else:
             kind = element_type(self.dequantizers[0].inputs[0])
-            part.refusals.append(Refusal(self.move.name, f"ONNX has no {self.move.op} of {kind}"))
+            part.refusals.append(Refusal(self.move.name, f"there is no {self.move.op} of {kind}"))
             return False
         return True
 

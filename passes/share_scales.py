@@ -1,0 +1,168 @@
+"""share-scales: what is added or concatenated is quantized with one scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from passes.base import Pass, PassError, PassResult, Refusal, register, walk
+from passes.fuse_qdq_grids import Grid, grid_of, is_weight, small_values
+from passes.fuse_qdq_movement import STANDARD, is_move
+from passes.graphs import output_ids, producer
+
+_PLACES = ("Add", "Concat")
+
+
+@register
+@dataclass(frozen=True)
+class ShareScales(Pass):
+    """Give the quantizers in front of a Concat or Add the largest of their scales. Changes numbers.
+
+    Fires on an operator of `at` all of whose inputs are dequantized, per tensor, without zero point and of one type,
+    directly or behind moves of data, with scales that differ. Both nodes of each pair get the largest scale, so
+    that nothing saturates that did not; pairs that meet in several places get one scale for all of them.
+
+    With one scale the Concat or Add can work on quantized data, and fuse-qdq can let a pair behind a Concat take
+    the place of those in front of it. The steps of the other inputs become coarser, by the ratio of
+    the scales with INT8; with FP8 only values near zero are rounded more.
+
+    Not for scales per channel or in blocks, scales that are not known (computed), weights, or a
+    quantized tensor that something other than DequantizeLinear with the same scale reads.
+    """
+
+    name: ClassVar[str] = "share-scales"
+    tolerance: ClassVar[float] = 0.1
+    at: tuple[str, ...] = _PLACES
+
+    def run(self, graph: gs.Graph) -> PassResult:
+        """Collect what meets, then give each group its scale."""
+        unknown = [op for op in self.at if op not in _PLACES]
+        if unknown:
+            raise PassError(f"share-scales knows no {unknown[0]!r}. Known: {', '.join(_PLACES)}")
+        groups, refusals = _Groups(), list[Refusal]()
+        outputs = output_ids(graph)
+        for part in walk(graph):
+            for node in part.nodes:
+                if node.op in self.at and node.domain in STANDARD:
+                    refusals += _join(node, groups, outputs)
+        changed = sum(_share(pairs) for pairs in groups.all())
+        notes = (f"{changed} quantizers got a larger scale",) if changed else ()
+        return PassResult(changed, notes, tuple(refusals))
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A QuantizeLinear and all DequantizeLinear nodes that read it, directly or behind moves."""
+
+    quantizer: gs.Node
+    dequantizers: tuple[gs.Node, ...]
+    grid: Grid
+    scale: float
+
+
+@dataclass
+class _Groups:
+    """Pairs that must have one scale (union-find over the `id()` of their quantizers)."""
+
+    parent: dict[int, int] = field(default_factory=dict)
+    pairs: dict[int, _Pair] = field(default_factory=dict)
+
+    def join(self, pairs: Iterable[_Pair]) -> None:
+        roots = []
+        for pair in pairs:
+            key = id(pair.quantizer)
+            self.pairs.setdefault(key, pair)
+            roots.append(self._root(key))
+        for root in roots[1:]:
+            self.parent[self._root(root)] = self._root(roots[0])
+
+    def _root(self, key: int) -> int:
+        while (above := self.parent.setdefault(key, key)) != key:
+            self.parent[key] = self.parent.setdefault(above, above)
+            key = above
+        return key
+
+    def all(self) -> list[list[_Pair]]:
+        """The groups, in the order in which they were found."""
+        found: dict[int, list[_Pair]] = {}
+        for key, pair in self.pairs.items():
+            found.setdefault(self._root(key), []).append(pair)
+        return list(found.values())
+
+
+def _join(node: gs.Node, groups: _Groups, outputs: set[int]) -> list[Refusal]:
+    """Put the pairs in front of `node` into one group, or say why not."""
+    makers = [_maker(tensor, "DequantizeLinear") for tensor in node.inputs]
+    dequantizers = [maker for maker in makers if maker is not None]
+    if len(dequantizers) < len(makers):
+        return []
+    grids = [grid_of(dq) for dq in dequantizers]
+    if len(set(grids)) == 1 and grids[0] is not None:
+        known = [_pair(dq, outputs) for dq in dequantizers]
+        groups.join(pair for pair in known if isinstance(pair, _Pair))
+        return []
+    pairs = list[_Pair]()
+    for dq in dequantizers:
+        pair = _pair(dq, outputs)
+        if isinstance(pair, str):
+            return [Refusal(node.name, pair)]
+        pairs.append(pair)
+    if len({(pair.grid.dtype, pair.grid.wide) for pair in pairs}) > 1:
+        return [Refusal(node.name, "its inputs are quantized to different types")]
+    groups.join(pairs)
+    return []
+
+
+def _maker(tensor: gs.Tensor, op: str) -> gs.Node | None:
+    """The `op` that computes a tensor, behind moves of data; None when it is another operator."""
+    node = producer(tensor)
+    while node is not None and is_move(node) and node.op != "Concat":
+        node = producer(node.inputs[0])
+    return node if node is not None and node.op == op else None
+
+
+def _pair(dequantizer: gs.Node, outputs: set[int]) -> _Pair | str:
+    """The pair that a DequantizeLinear belongs to, or why it has to keep its scale."""
+    grid, values = grid_of(dequantizer), small_values(dequantizer.inputs[1])
+    if grid is None or grid.axis is not None or grid.zero or values is None:
+        return f"the scale of {dequantizer.name!r} is not one known number, or it has a zero point"
+    node = _maker(dequantizer.inputs[0], "QuantizeLinear")
+    if node is None or is_weight(node.inputs[0]):
+        return f"what {dequantizer.name!r} reads is not quantized in the graph"
+    readers = _readers(node.outputs[0], outputs)
+    if readers is None or any(grid_of(reader) != grid for reader in (node, *readers)):
+        return f"what {node.name!r} makes is read with another scale, or quantized"
+    return _Pair(node, tuple(readers), grid, float(values.reshape(())))
+
+
+def _readers(tensor: gs.Tensor, outputs: set[int]) -> list[gs.Node] | None:
+    """The DequantizeLinear nodes behind a quantized tensor; None when others read it."""
+    found, pending = list[gs.Node](), [tensor]
+    while pending:
+        current = pending.pop()
+        if id(current) in outputs:
+            return None
+        for user in current.outputs:
+            if is_move(user) and user.op != "Concat" and user.inputs[0] is current:
+                pending += user.outputs
+            elif user.op == "DequantizeLinear" and user.inputs[0] is current:
+                found.append(user)
+            else:
+                return None
+    return found
+
+
+def _share(pairs: list[_Pair]) -> int:
+    """Give all pairs the largest scale; how many quantizers changed."""
+    largest = max(pairs, key=lambda pair: pair.scale)
+    changed = 0
+    for pair in pairs:
+        if np.isfinite(pair.scale) and pair.scale < largest.scale:
+            for node in (pair.quantizer, *pair.dequantizers):
+                node.inputs[1] = largest.quantizer.inputs[1]
+            changed += 1
+    return changed
