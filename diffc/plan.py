@@ -80,6 +80,7 @@ def check(request: CompileRequest) -> Plan:
     _check_sms(targets, request.sms)
     for target in targets:
         target.require()
+        target.check_format(fmt.name)
     check_output(request.output, force=request.force)
     source = locate(request.model)
     spec = find_spec(source.family)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from diffc.backends.base import Target
     from diffc.compile import CompileResult
     from passes import PipelineResult
 
@@ -71,14 +72,33 @@ def list_passes(console: Console) -> None:
 
 
 def list_formats(console: Console) -> None:
-    """The formats with what they store and need."""
+    """The formats: what they store, which compute capabilities have them and why, and what each target does."""
+    from diffc.backends.base import KNOWN_SMS, TARGETS
     from diffc.quantize.formats import FORMATS
 
-    table = Table("format", "weights", "inputs", "from", "what it is")
+    table = Table("format", "weights", "inputs", "GPUs", *TARGETS, "what it is")
     for fmt in FORMATS.values():
-        widths = [f"{bits} bit" if bits else "as stored" for bits in (fmt.weight_bits, fmt.input_bits)]
-        table.add_row(fmt.name, *widths, f"SM{fmt.min_sm}", fmt.summary)
+        table.add_row(
+            fmt.name + (" (+mha)" if fmt.mha else ""),
+            "as stored" if fmt.stored_bits is None else f"{fmt.stored_bits:g} bit",
+            "as stored" if fmt.input_bits is None else f"{fmt.input_bits} bit",
+            " ".join(f"SM{sm}" for sm in KNOWN_SMS if sm >= fmt.min_sm),
+            *(_taken(fmt.name, target) for target in TARGETS.values()),
+            fmt.summary,
+        )
     console.print(table)
+    console.print("(+mha): attention in FP8 as well, with --quantize-mha; needs float16 or bfloat16")
+    for target in TARGETS.values():
+        for name, how in {**target.emulates, **target.refuses}.items():
+            console.print(f"{target.name}, {name}: {how}", markup=False)
+    for fmt in FORMATS.values():
+        console.print(f"{fmt.name} from SM{fmt.min_sm}: {fmt.evidence}", markup=False)
+
+
+def _taken(name: str, target: Target) -> str:
+    if name in target.refuses:
+        return "no"
+    return "emulated" if name in target.emulates else "yes"
 
 
 def list_models(console: Console) -> None:

@@ -1,9 +1,11 @@
 """Compiles every embedded model to every format and prints what came out: the acceptance matrix.
 
-    python tools/matrix.py [--models tiny-sd3 ...] [--formats fp8 ...] [--dtypes auto float32 ...] [--json FILE]
+    python tools/matrix.py [--models tiny-sd3 ...] [--cells fp8 nvfp4+mha ...] [--dtypes float16 bfloat16 ...]
+                           [--jobs 2] [--json FILE] [--write docs/matrix.md]
 
-Each cell is a whole compile: calibrate, trace, rewrite, validate in ONNX Runtime, build TensorRT-RTX engines for
-every compute capability that has the format. Exits with 1 when a cell fails.
+Each cell is a whole compile: calibrate, trace, rewrite, validate in ONNX Runtime, build TensorRT-RTX engines for every
+compute capability that has the format; those that lack it must be refused before any work. The second type of a cell
+takes the checkpoint of the first. Exits with 1 when a cell fails, or is not refused where it should be.
 """
 
 from __future__ import annotations
@@ -13,104 +15,157 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import onnx
+from matrix_table import markdown, terminal
 from rich.console import Console
-from rich.table import Table
 
-from diffc.compile import CompileRequest, CompileResult, compile_model
-from diffc.errors import DiffcError
+from diffc.backends.base import KNOWN_SMS
+from diffc.compile import CompileRequest, CompileResult, check, compile_model
+from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.embedded import EMBEDDED
 from diffc.quantize.formats import FORMATS
+from diffc.quantize.options import QuantOptions
 from passes import PassError
 
-SMS = (86, 89, 120)
+MHA = QuantOptions(mha=True)
+CELLS: dict[str, tuple[str, QuantOptions]] = {
+    "none": ("none", QuantOptions()),
+    "int8": ("int8", QuantOptions()),
+    "int8_smoothquant": ("int8_smoothquant", QuantOptions(alpha=0.8)),
+    "fp8": ("fp8", QuantOptions()),
+    "fp8+mha": ("fp8", MHA),
+    "int4_awq": ("int4_awq", QuantOptions()),
+    "w4a8_awq": ("w4a8_awq", QuantOptions()),
+    "nvfp4": ("nvfp4", QuantOptions()),
+    "nvfp4+mha": ("nvfp4", MHA),
+    "nvfp4_svdquant": ("nvfp4_svdquant", QuantOptions()),
+    "mxfp8": ("mxfp8", QuantOptions()),
+}
 
 
 def main() -> int:
     """Run the cells asked for; 1 when one failed."""
+    options = _options()
+    jobs = [(m, c, tuple(options.dtypes), options.steps) for m in options.models for c in options.cells]
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(run_job, *job) for job in jobs]):
+            for row in done.result():
+                print(" ".join(f"{k}={v}" for k, v in row.items()), file=sys.stderr, flush=True)
+                rows.append(row)
+    order = [(m, c, d) for m in options.models for c in options.cells for d in options.dtypes]
+    rows.sort(key=lambda row: order.index((row["model"], row["cell"], row["dtype"])))
+    Console(width=200).print(terminal(rows))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if options.write:
+        options.write.write_text(markdown(rows), encoding="utf-8", newline="\n")
+    return int(any(row["error"] for row in rows))
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=list(EMBEDDED), choices=list(EMBEDDED))
-    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
-    parser.add_argument("--dtypes", nargs="+", default=["auto"], help="auto float32 float16 bfloat16")
-    parser.add_argument("--steps", type=int, default=4, help="calibration steps")
+    parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS))
+    parser.add_argument("--dtypes", nargs="+", default=["float16", "bfloat16"])
+    parser.add_argument("--steps", type=int, default=2, help="calibration steps")
+    parser.add_argument("--jobs", type=int, default=2, help="cells at a time")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
-    options = parser.parse_args()
-    cells = [(m, f, d) for m in options.models for f in options.formats for d in options.dtypes]
-    rows = [run_cell(*cell, options.steps) for cell in cells]
-    Console(width=160).print(table(rows))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    return int(any(row["error"] for row in rows))
+    parser.add_argument("--write", type=Path, help="write the table to this Markdown file")
+    return parser.parse_args()
 
 
-def run_cell(model: str, format: str, dtype: str, steps: int) -> dict[str, Any]:
-    """One compile; what went wrong is in the row, not raised."""
-    sms = tuple(sm for sm in SMS if sm >= FORMATS[format].min_sm)
-    row: dict[str, Any] = {"model": model, "format": format, "dtype": dtype, "error": ""}
-    started = time.perf_counter()
+def run_job(model: str, cell: str, dtypes: Sequence[str], steps: int) -> list[dict[str, Any]]:
+    """One cell in every type; what went wrong is in the rows, not raised."""
+    rows = []
     with tempfile.TemporaryDirectory(prefix="diffc-matrix-") as folder:
-        request = CompileRequest(
-            model, Path(folder) / "out", format, ("trt-rtx", "ort"), sms, dtype, steps=steps
-        )
-        try:
-            row |= describe(compile_model(request))
-        except (DiffcError, PassError) as error:
-            row["error"] = str(error)
+        checkpoint: Path | None = None
+        for dtype in dtypes:
+            rows.append(_run(model, cell, dtype, steps, Path(folder) / dtype, checkpoint))
+            made = Path(folder) / dtype / "checkpoint"
+            checkpoint = checkpoint or (made if made.is_dir() else None)
+    return rows
+
+
+def _run(
+    model: str, cell: str, dtype: str, steps: int, output: Path, checkpoint: Path | None
+) -> dict[str, Any]:
+    format, options = CELLS[cell]
+    started = time.perf_counter()
+    row: dict[str, Any] = {"model": model, "cell": cell, "dtype": dtype, "error": "", "refused": {}}
+    request = CompileRequest(
+        model, output, format, ("trt-rtx", "ort"), (), dtype, from_checkpoint=checkpoint, options=options
+    )
+    request = replace(request, prompts=None, calib_size=4, steps=steps)
+    try:
+        row["refused"] = refused(request)
+        sms = tuple(sm for sm in KNOWN_SMS if str(sm) not in row["refused"])
+        if sms:
+            row |= describe(compile_model(replace(request, sms=sms)))
+    except (DiffcError, PassError) as error:
+        row["error"] = str(error)
     row["seconds"] = round(time.perf_counter() - started, 1)
-    print(" ".join(f"{k}={v}" for k, v in row.items()), file=sys.stderr, flush=True)
     return row
 
 
-def describe(result: CompileResult) -> dict[str, Any]:
+def refused(request: CompileRequest) -> dict[str, str]:
+    """The compute capabilities that the check before a compile refuses, with its reason."""
+    reasons = {}
+    for sm in KNOWN_SMS:
+        try:
+            check(replace(request, sms=(sm,)))
+        except UnsupportedError as error:
+            reasons[str(sm)] = str(error).splitlines()[0]
+    return reasons
+
+
+def describe(result: CompileResult) -> Mapping[str, Any]:
     """Sizes, errors and engines of one compile."""
     model = onnx.load(result.artifact.model, load_external_data=False)
-    stored = [
-        t
-        for t in model.graph.initializer
-        if t.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN)
-    ]
-    matrices = [t for t in stored if len(t.dims) > 1]
+    stored = [t for t in model.graph.initializer if t.data_type in QUANTIZED and len(t.dims) > 1]
     worst: dict[str, float] = {}
     for report in result.validation:
         error = max(row.rel_l2 or 0.0 for row in report.rows)
         worst[report.arithmetic] = max(error, worst.get(report.arithmetic, 0.0))
     return {
-        "stored_as": result.artifact.manifest["dtype"],
-        "quantized_weights": len(matrices),
-        "weight_bytes": sum(
-            f["bytes"] for n, f in result.artifact.manifest["files"].items() if n == "model.onnx_data"
-        ),
+        "quantized_weights": sum(_weights_in(t) for t in stored),
+        "quantized_bytes": sum(_bytes_of(t) for t in stored),
+        "weight_bytes": result.artifact.manifest["files"]["model.onnx_data"]["bytes"],
         "nodes": len(model.graph.node),
         "rel_l2": worst,
-        "engines": {f"sm{e.sms[0]}": e.nbytes for e in result.engines},
+        "engines": {str(e.sms[0]): e.nbytes for e in result.engines},
     }
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    """The rows for a terminal."""
-    out = Table(
-        "model", "format", "type", "weights", "1-byte", "rel. L2 (computed in)", "engines, MB", "s", ""
-    )
-    for row in rows:
-        errors = ", ".join(f"{v:.1e} ({k})" for k, v in row.get("rel_l2", {}).items())
-        engines = " ".join(f"{k} {v / 1e6:.1f}" for k, v in row.get("engines", {}).items())
-        out.add_row(
-            row["model"],
-            row["format"],
-            row.get("stored_as", row["dtype"]),
-            f"{row.get('weight_bytes', 0) / 1e6:.2f} MB",
-            str(row.get("quantized_weights", "")),
-            errors,
-            engines,
-            str(row["seconds"]),
-            row["error"] or "ok",
-        )
-    return out
+QUANTIZED = {
+    onnx.TensorProto.INT8: 8,
+    onnx.TensorProto.INT4: 4,
+    onnx.TensorProto.FLOAT8E4M3FN: 8,
+    onnx.TensorProto.FLOAT4E2M1: 4,
+    onnx.TensorProto.UINT8: 8,
+}
+"""Element types of quantized weights and of their block scales -> bits."""
+
+
+def _weights_in(tensor: onnx.TensorProto) -> int:
+    """1 for a weight, 0 for the scales of one."""
+    return int(not tensor.name.endswith("_scale"))
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int:
+    count = 1
+    for dim in tensor.dims:
+        count *= dim
+    return count * QUANTIZED[tensor.data_type] // 8
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from diffc.errors import DiffcError, UnsupportedError, unknown
@@ -32,7 +32,8 @@ _ANY = (KNOWN_SMS[0], "")
 class Target:
     """Something to compile for: the module that builds or runs it, and the pip extra that brings the module.
 
-    `ahead_of_time`: built for named compute capabilities, on a machine without a GPU.
+    `ahead_of_time`: built for named compute capabilities, on a machine without a GPU. `refuses` are formats
+    that it cannot take, with the reason; `emulates` those that it runs in other types than theirs, with how.
     """
 
     name: str
@@ -40,6 +41,16 @@ class Target:
     extra: str
     is_engine: bool
     ahead_of_time: bool
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    emulates: Mapping[str, str] = field(default_factory=dict)
+
+    def check_format(self, name: str) -> None:
+        """Raise UnsupportedError when the target cannot take the format of that name."""
+        if name in self.refuses:
+            raise UnsupportedError(
+                f"target {self.name!r} cannot take format {name!r}: {self.refuses[name]}",
+                mend="choose another --format, or --target trt-rtx",
+            )
 
     def require(self) -> None:
         """Raise DiffcError when the module is not installed."""
@@ -50,12 +61,24 @@ class Target:
             )
 
 
+# ONNX Runtime's own providers have no FP4 kernels and none of TensorRT's operators.
+_AS_FP8 = {
+    "nvfp4": "FP4 values stored as FP8, dynamic scales by a model-local function",
+    "nvfp4_svdquant": "FP4 values stored as FP8, dynamic scales by a model-local function",
+    "mxfp8": "dynamic scales by a model-local function",
+}
+_NO_MXFP8 = {
+    "mxfp8": "its provider gives ONNX Runtime no operator for MXFP8 blocks (it registers FP4 and FP8)"
+}
+
 TARGETS: Mapping[str, Target] = {
     t.name: t
     for t in (
         Target("trt-rtx", "tensorrt_rtx", "rtx", is_engine=True, ahead_of_time=True),
         Target("tensorrt", "tensorrt", "trt", is_engine=True, ahead_of_time=False),
-        Target("ort", "onnxruntime", "cpu", is_engine=False, ahead_of_time=False),
+        Target("ort", "onnxruntime", "cpu", is_engine=False, ahead_of_time=False, emulates=_AS_FP8),
+        Target("ort-cuda", "onnxruntime", "gpu", is_engine=False, ahead_of_time=False, emulates=_AS_FP8),
+        Target("ort-trt-rtx", "onnxruntime", "cpu", is_engine=False, ahead_of_time=False, refuses=_NO_MXFP8),
     )
 }
 
