@@ -53,18 +53,18 @@ class DecomposeAttention(Pass):
                     continue
                 used = [bool(t.outputs) or id(t) in outputs for t in node.outputs]
                 try:
-                    site = _Site.of(node, used)
+                    site = Site.of(node, used)
                     if self._wants(site, types):
                         new[id(node)] = _decompose(site, Emitter(node, names))
                         dead.add(id(node))
-                except _CannotError as reason:
+                except CannotError as reason:
                     refusals.append(Refusal(node.name, str(reason)))
             splice(part, new)
         drop_nodes(graph, dead)
         notes = (f"{len(dead)} Attention nodes decomposed",) if dead else ()
         return PassResult(len(dead), notes, tuple(refusals))
 
-    def _wants(self, site: _Site, types: set[int]) -> bool:
+    def _wants(self, site: Site, types: set[int]) -> bool:
         attrs = site.node.attrs
         return (
             site.dtype in types
@@ -75,12 +75,12 @@ class DecomposeAttention(Pass):
         )
 
 
-class _CannotError(Exception):
+class CannotError(Exception):
     """Why a node must stay."""
 
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """What has to be known about an Attention node. Head counts and `head_size` are None when dynamic."""
 
     node: gs.Node
@@ -92,15 +92,15 @@ class _Site:
     head_size: int | None
 
     @classmethod
-    def of(cls, node: gs.Node, used: list[bool]) -> _Site:
-        """Look at the node. Raises _CannotError."""
+    def of(cls, node: gs.Node, used: list[bool]) -> Site:
+        """Look at the node. Raises CannotError."""
         _reject_unsupported(node, used)
         q, k = node.inputs[:2]
         dtype = dtype_of(q)
         if dtype not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16):
-            raise _CannotError(f"the type of {q.name!r} is not known or not a supported float")
+            raise CannotError(f"the type of {q.name!r} is not known or not a supported float")
         if q.shape is None or k.shape is None or len(q.shape) not in (3, 4):
-            raise _CannotError(f"the rank of {q.name!r} or {k.name!r} is not known")
+            raise CannotError(f"the rank of {q.name!r} or {k.name!r} is not known")
         if len(q.shape) == 3:
             heads, kv_heads = node.attrs.get("q_num_heads"), node.attrs.get("kv_num_heads")
             hidden = _number(q.shape[2])
@@ -128,32 +128,32 @@ def _input(node: gs.Node, index: int) -> gs.Tensor | None:
 
 def _reject_unsupported(node: gs.Node, used: list[bool]) -> None:
     if any(_input(node, index) is not None for index in (4, 5, 6)):
-        raise _CannotError("it reads a key-value cache")
+        raise CannotError("it reads a key-value cache")
     if max(node.attrs.get("left_window_size", -1), node.attrs.get("right_window_size", -1)) >= 0:
-        raise _CannotError("it has a sliding window")
+        raise CannotError("it has a sliding window")
     if len(used) > 3 and used[3]:
-        raise _CannotError("its qk_matmul_output is used")
+        raise CannotError("its qk_matmul_output is used")
     mask, k = _input(node, 3), node.inputs[1]
     if mask is None or not mask.shape or k.shape is None:
         return
     width, keys = _number(mask.shape[-1]), _number(k.shape[-2] if len(k.shape) == 4 else k.shape[1])
     if width is not None and width != keys and (keys is not None or width == 1):
-        raise _CannotError(f"its mask has {width} columns, not one per key")
+        raise CannotError(f"its mask has {width} columns, not one per key")
 
 
-def _decompose(site: _Site, new: Emitter) -> list[gs.Node]:
-    """The nodes that compute what the Attention node does. Raises _CannotError."""
+def _decompose(site: Site, new: Emitter) -> list[gs.Node]:
+    """The nodes that compute what the Attention node does. Raises CannotError."""
     node, kind = site.node, site.np_dtype
     if site.q_heads is None or site.kv_heads is None:
-        raise _CannotError("its head counts are not known")
+        raise CannotError("its head counts are not known")
     q, k, v = (
-        _to_heads(new, tensor, heads, site)
+        to_heads(new, tensor, heads, site)
         for tensor, heads in zip(node.inputs[:3], (site.q_heads, site.kv_heads, site.kv_heads), strict=True)
     )
     for tensor, index in ((k, 1), (v, 2)):
         if len(site.used) > index and site.used[index]:
             new.emit_to("Identity", [tensor], [node.outputs[index]])
-    k, v = _repeat(new, k, node.inputs[1], site), _repeat(new, v, node.inputs[2], site)
+    k, v = repeat_heads(new, k, node.inputs[1], site), repeat_heads(new, v, node.inputs[2], site)
     scores = _scores(new, q, k, site)
     weights = _softmax(new, scores, site)
     if site.rank == 4:
@@ -164,7 +164,7 @@ def _decompose(site: _Site, new: Emitter) -> list[gs.Node]:
     return new.nodes
 
 
-def _to_heads(new: Emitter, tensor: gs.Tensor, heads: int, site: _Site) -> gs.Tensor:
+def to_heads(new: Emitter, tensor: gs.Tensor, heads: int, site: Site) -> gs.Tensor:
     """(batch, sequence, heads * size) -> (batch, heads, sequence, size); 4-D input as it is."""
     if site.rank == 4:
         return tensor
@@ -173,13 +173,13 @@ def _to_heads(new: Emitter, tensor: gs.Tensor, heads: int, site: _Site) -> gs.Te
     return new.emit("Transpose", [split], site.np_dtype, perm=[0, 2, 1, 3])
 
 
-def _repeat(new: Emitter, tensor: gs.Tensor, source: gs.Tensor, site: _Site) -> gs.Tensor:
-    """Repeat each key or value head for the query heads that share it: h0 h0 h1 h1."""
+def repeat_heads(new: Emitter, tensor: gs.Tensor, source: gs.Tensor, site: Site) -> gs.Tensor:
+    """Repeat each key or value head for the query heads that share it: h0 h0 h1 h1. Raises CannotError."""
     if site.q_heads is None or site.kv_heads is None or site.q_heads == site.kv_heads:
         return tensor
     width = _number(source.shape[-1]) if source.shape else None
     if width is None or site.q_heads % site.kv_heads:
-        raise _CannotError(f"the head size of {source.name!r} is not known, or the heads do not divide")
+        raise CannotError(f"the head size of {source.name!r} is not known, or the heads do not divide")
     size = width if site.rank == 4 else width // site.kv_heads
     axes = new.constant("axes", np.array([2], np.int64))
     times = new.constant("times", np.array([1, 1, site.q_heads // site.kv_heads, 1, 1], np.int64))
@@ -188,12 +188,12 @@ def _repeat(new: Emitter, tensor: gs.Tensor, source: gs.Tensor, site: _Site) -> 
     return new.emit("Reshape", [new.emit("Expand", [apart, times], site.np_dtype), shape], site.np_dtype)
 
 
-def _scores(new: Emitter, q: gs.Tensor, k: gs.Tensor, site: _Site) -> gs.Tensor:
+def _scores(new: Emitter, q: gs.Tensor, k: gs.Tensor, site: Site) -> gs.Tensor:
     """Scaled and capped products of queries and keys, (batch, heads, queries, keys)."""
     attrs, kind = site.node.attrs, site.np_dtype
     factor = attrs.get("scale")
     if factor is None and site.head_size is None:
-        raise _CannotError("it has no scale and its head size is not known")
+        raise CannotError("it has no scale and its head size is not known")
     value = 1.0 / math.sqrt(site.head_size or 1) if factor is None else factor
     scale = new.constant("scale", np.array(value, kind))
     keys = new.emit("Transpose", [k], kind, perm=[0, 1, 3, 2])
@@ -208,10 +208,10 @@ def _scores(new: Emitter, q: gs.Tensor, k: gs.Tensor, site: _Site) -> gs.Tensor:
     return scores
 
 
-def _softmax(new: Emitter, scores: gs.Tensor, site: _Site) -> gs.Tensor:
+def _softmax(new: Emitter, scores: gs.Tensor, site: Site) -> gs.Tensor:
     """Mask, softmax over keys, zeros in rows where everything is masked."""
     kind, mask = site.np_dtype, _input(site.node, 3)
-    causal = _causal(new, site) if site.node.attrs.get("is_causal", 0) else None
+    causal = causal_mask(new, site) if site.node.attrs.get("is_causal", 0) else None
     if causal is None and mask is None:
         return _probabilities(new, scores, site)
     least = new.constant("masked", np.array(-np.inf, kind))
@@ -232,7 +232,7 @@ def _or_zero(new: Emitter, keep: gs.Tensor, rows: gs.Tensor, kind: np.dtype[Any]
     return new.emit("Where", [keep, rows, new.constant("zero", np.array(0, kind))], kind)
 
 
-def _probabilities(new: Emitter, scores: gs.Tensor, site: _Site) -> gs.Tensor:
+def _probabilities(new: Emitter, scores: gs.Tensor, site: Site) -> gs.Tensor:
     precision = site.node.attrs.get("softmax_precision", 0)
     if not precision or precision == site.dtype:
         return new.emit("Softmax", [scores], site.np_dtype, axis=-1)
@@ -241,7 +241,7 @@ def _probabilities(new: Emitter, scores: gs.Tensor, site: _Site) -> gs.Tensor:
     return new.emit("Cast", [rows], site.np_dtype, to=site.dtype)
 
 
-def _causal(new: Emitter, site: _Site) -> gs.Tensor:
+def causal_mask(new: Emitter, site: Site) -> gs.Tensor:
     """Boolean (queries, keys): query i may see key j when j <= i."""
     axis = 2 if site.rank == 4 else 1
     zero, one = (new.constant(name, np.array(value, np.int64)) for name, value in (("from", 0), ("step", 1)))
