@@ -20,28 +20,46 @@ Said = tuple[str, str]
 Ranges = Mapping[str, Mapping[str, Sequence[int]]]
 
 _WRAPPING = (
-    r"^IBuilder::\w+: Error Code \d+: (Internal Error )?",
-    r"^Myelin \(\[[^\]]*\] ",
-    r"^(MyelinCheckException: )?\w+\.cpp:\d+: CHECK\(.*?\) failed\. ?",
-    r"\.? In \w+ at /_src/\S*$",
-    r"^(ONNX Runtime [a-z ]+: )?\[ONNXRuntimeError\] : \d+ : ",
-    r"(Non-zero status code returned while running \w+ node\.) Name:'[^']*'",
-    r" ?\(?[nN]ode:? ?\(?'?\w+_\d+'?\)?",
-    r"^Load model failed:? ?",
-    r"/\S+/(?=\w+\.(cc|cpp|h):\d+)",
-)  # what says where in the compiler a reason was found, or which node it was
+    (r"^IBuilder::\w+: Error Code \d+: (Internal Error )?", ""),
+    (r"^ITensor::\w+: Error Code \d+: (API Usage Error )?", ""),
+    (r"^Myelin \(\[[^\]]*\] ", ""),
+    (r"^(MyelinCheckException: )?\w+\.cpp:\d+: CHECK\(.*?\) failed\. ?", ""),
+    (r"^API Usage Error ", ""),
+    (r"\.? ?\(?In \w+ at /_src/.*$", ""),
+    (r" *\(See https://.*$", ""),
+    (r"^Failed to import initializer: .*", "Failed to import initializer"),
+    (r"(operation: )\s*\d+: (\w+):.*$", r"\1\2"),
+    (r"^\(?[A-Za-z0-9_]+_\d+:? ", ""),
+    (r"\b([A-Z]\w*[A-Za-z])_\d+\b", r"\1"),
+    (r"^Cannot compile for target\(s\) sm\d+, because the model contains ", ""),
+    (r"^ONNX Runtime [a-z ]+: ", ""),
+    (r"^\[ONNXRuntimeError\] : \d+ : ", ""),
+    (r" node with name '[^']*'.*$", ""),
+    (r"NOT_IMPLEMENTED : Could not find an implementation for ", "no kernel for "),
+    (r"FAIL : Fatal error: (\S+)\(-1\) is not", r"\1 is not"),
+    (r",? ?[iI]n [nN]ode:? ?\([^)]*\)", ""),
+    (r" In Node, .* , Error ", " "),
+    (r"Load model failed:? ?|Status Message: ", ""),
+    (r"\(Node:\([^)]*\)\) ?|\(node '[^']*'\)", ""),
+    (r"Name:'[^']*' ?", ""),
+    (r"/\S+/(?=\w+\.(cc|cpp|h):\d+)", ""),
+    (r"\w+\.h:\d+ .* was false\. ", ""),
+    (r"\w+\.h:\d+ .*\) (?=ONNX Runtime )", ""),
+)  # what says where in the compiler a reason was found, or which node of the probe it was
+_NOISE = r"cudaError 35|^---|^Invalid Node - |^$"
 
 
-def reason(text: str) -> str:
+def reason(text: str, otherwise: str = "no reason given") -> str:
     """The first line of a message that says something, without what differs from build to build."""
-    lines = [line.strip() for line in text.splitlines()]
-    said = [x for x in lines if x and not re.search(r"cudaError 35|^---", x)]
-    line = said[0] if said else "no reason given"
-    for pattern in _WRAPPING:
-        line = re.sub(pattern, r"\1" if "status code" in pattern else "", line)
-    line = re.sub(r"target\(s\) sm\d+", "target(s) …", line)
-    line = re.sub(r"0x[0-9a-f]{6,}", "0x…", line)
-    return line.strip(" .") [:200] or "no reason given"
+    said = [line.strip() for line in text.splitlines() if not re.search(_NOISE, line.strip())]
+    line = said[0] if said and said[0] != "false" else otherwise
+    for pattern, plain in _WRAPPING:
+        line = re.sub(pattern, plain, line)
+    line = re.sub(r"(datatypes: )(.*)", lambda m: m[1] + ", ".join(sorted(m[2].split(", "))), line)
+    line = line.strip(" .")
+    if line.count(")") > line.count("("):
+        line = line.removesuffix(")")
+    return line.strip(" .")[:160] or otherwise
 
 
 def probe_engine(
@@ -56,8 +74,8 @@ def probe_engine(
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, logger)
         if not parser.parse(model):
-            errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-            yield column, f"parser: {reason(next(filter(None, errors), ''))}"
+            error = parser.get_error(0)
+            yield column, f"parser: {reason(error.desc(), error.code().name)}"
             continue
         engine = builder.build_serialized_network(network, _config(trt, builder, column, ranges))
         if engine is None:
@@ -98,10 +116,10 @@ def _logger(trt: Any) -> Any:
 
 
 def probe_session(columns: Sequence[str], model: bytes, ranges: Ranges) -> Iterator[Said]:
-    """Load and run in diffc's session ("cpu", "cpu exact"), load without any option ("cpu plain"), and compare."""
+    """Load and run in diffc's session ("cpu", "cpu-exact"), load without any option ("cpu-plain"), and compare."""
     feed = _feed(onnx.load_from_string(model), ranges)
     for column in columns:
-        short, _, mode = column.partition(" ")
+        short, _, mode = column.partition("-")
         provider = _provider(short)
         if mode == "plain":
             yield column, _load_plain(model, provider)
@@ -109,7 +127,7 @@ def probe_session(columns: Sequence[str], model: bytes, ranges: Ranges) -> Itera
         verdict, results = _run(model, provider, mode == "exact", feed)
         yield column, verdict
         if mode == "exact" and results is not None:
-            yield from _compare(short, model, feed, results)
+            yield from _compare(model, feed, results)
 
 
 def _provider(short: str) -> str:
@@ -149,14 +167,14 @@ def _run(model: bytes, provider: str, exact: bool, feed: Mapping[str, Any]) -> t
         return f"run: {reason(str(error))}", None
 
 
-def _compare(short: str, model: bytes, feed: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Said]:
+def _compare(model: bytes, feed: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Said]:
     """The relative L2 distance to onnx.reference, as the power of ten above it; nothing where that cannot run."""
     try:
         wanted = ReferenceEvaluator(onnx.load_from_string(model)).run(None, dict(feed))
     except Exception:  # an operator or type that the evaluator lacks: no reference
         return
     worst = max(distance(np.asarray(w), results[n]) for w, n in zip(wanted, results, strict=True))
-    yield f"{short} distance", _power(worst)
+    yield "distance", _power(worst)
 
 
 def _power(value: float) -> str:

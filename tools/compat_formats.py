@@ -21,13 +21,26 @@ def product(net: Net, x: str, w: str, hp: int, layout: str, size: int = 64) -> s
     return net.op("Add", net.op("MatMul", x, w), net.weight(hp, size))
 
 
+def rows(net: Net, hp: int, form: str, k: int) -> str:
+    """The input of a layer: 8 rows, a dynamic batch of sequences, or a dynamic last dim."""
+    if form == "dynamic last dim":
+        return net.input(hp, 8, "k", low=32, usual=64, high=64)
+    return net.input(hp, *(("b", "t", k) if form.startswith("dynamic") else (8, k)))
+
+
 def blocked(layout: str, k: int, n: int, block: int) -> tuple[tuple[int, int], tuple[int, int], int]:
     """Dims of the weight, dims of its scales, and the axis that is blocked; a last block may be partial."""
     count = -(-k // block)
     return ((k, n), (count, n), 0) if layout == "[K,N]" else ((n, k), (n, count), 1)
 
 
-DEQUANTIZERS = ("FLOAT, then Cast", "scales cast", "first DQ output_dtype", "second DQ output_dtype", "s2 in hp")
+DEQUANTIZERS = (
+    "FLOAT, then Cast",
+    "scales cast",
+    "first DQ output_dtype",
+    "second DQ output_dtype",
+    "s2 in hp",
+)
 
 
 def nvfp4_pair(net: Net, y: str, s: str, s2: str, hp: int, form: str, axis: int = -1) -> str:
@@ -48,7 +61,9 @@ def nvfp4_input(net: Net, x: str, s2: str, hp: int, form: str = DEQUANTIZERS[0])
     return nvfp4_pair(net, y, s, s2, hp, form)
 
 
-def nvfp4_weight(net: Net, hp: int, layout: str, form: str = DEQUANTIZERS[0], k: int = 64, n: int = 64) -> str:
+def nvfp4_weight(
+    net: Net, hp: int, layout: str, form: str = DEQUANTIZERS[0], k: int = 64, n: int = 64
+) -> str:
     """A stored NVFP4 weight, dequantized."""
     weight, scales, axis = blocked(layout, k, n, 16)
     s2 = net.scale(hp if form == "s2 in hp" else F32)
@@ -72,11 +87,7 @@ def nvfp4_form(net: Net, hp: int, form: str) -> None:
     """The canonical form with one thing changed."""
     layout, n = LAYOUTS[0], 61 if form == "K 48, N 61" else 64
     k = {"K 48, N 61": 48, "K 40": 40}.get(form, 64)
-    dims: tuple[int | str, ...] = ("b", "t", 64) if form.startswith("dynamic batch") else (8, k)
-    if form == "dynamic last dim":
-        x = net.input(hp, 8, "k", low=16, usual=64, high=64)
-    else:
-        x = net.input(hp, *dims)
+    x = rows(net, hp, form, k)
     scaled = net.op("Mul", x, net.scale(hp, 64)) if form == "low-rank branch" else x
     wide = net.op("Cast", scaled, to=F32) if form == "input cast to FLOAT" and hp != F32 else scaled
     s2 = net.scale(F32, *([1] if form == "s2 [1]" else []))
@@ -126,17 +137,19 @@ def mxfp8(net: Net, hp: int, out: int, layout: str) -> None:
     net.output(product(net, x, mxfp8_weight(net, out, layout), out, layout), out)
 
 
-_MXFP8_FORMS = ("weight only", "constant not folded", "dynamic batch and sequence", "dynamic last dim", "K 48")
+_MXFP8_FORMS = (
+    "weight only",
+    "constant not folded",
+    "dynamic batch and sequence",
+    "dynamic last dim",
+    "K 48",
+)
 
 
 @family("MXFP8", "W8A8", hp=HPS, form=_MXFP8_FORMS)
 def mxfp8_form(net: Net, hp: int, form: str) -> None:
     """The canonical form with one thing changed."""
-    if form == "dynamic last dim":
-        x = net.input(hp, 8, "k", low=32, usual=64, high=64)
-    else:
-        dims: tuple[int | str, ...] = ("b", "t", 64) if form.startswith("dynamic") else (8, 48 if form == "K 48" else 64)
-        x = net.input(hp, *dims)
+    x = rows(net, hp, form, 48 if form == "K 48" else 64)
     x = x if form == "weight only" else mxfp8_input(net, x, hp)
     if form == "constant not folded":
         w = mxfp8_input(net, net.weight(hp, 64, 64), hp)
@@ -148,7 +161,9 @@ def mxfp8_form(net: Net, hp: int, form: str) -> None:
 def int4_weight(net: Net, hp: int, layout: str, k: int, block: int = 128, n: int = 64) -> str:
     """A stored INT4 weight in blocks, dequantized."""
     weight, scales, axis = blocked(layout, k, n, block)
-    return net.op("DequantizeLinear", net.weight(INT4, *weight), net.scale(hp, *scales), axis=axis, block_size=block)
+    return net.op(
+        "DequantizeLinear", net.weight(INT4, *weight), net.scale(hp, *scales), axis=axis, block_size=block
+    )
 
 
 @family("INT4", "weight", hp=HPS, layout=LAYOUTS, K=(64, 192, 256), block=(128,))
@@ -176,7 +191,9 @@ _ATTENTION += ("MatMul, Softmax, Q/DQ, MatMul",)
 def fp8_attention(net: Net, form: str, hp: int, head_size: int) -> None:
     """Attention on FP8 inputs, as one node or taken apart."""
     length = "t" if form == "Attention, dynamic" else 32
-    q, k, v = (pair(net, net.input(hp, 2, 4, length, head_size, low=8, usual=16, high=32), hp, FP8) for _ in range(3))
+    q, k, v = (
+        pair(net, net.input(hp, 2, 4, length, head_size, low=8, usual=16, high=32), hp, FP8) for _ in range(3)
+    )
     if form.startswith("Attention"):
         y = net.op("Attention", q, k, v)
         net.output(pair(net, y, hp, FP8) if form.endswith("output") else y, hp)
@@ -201,21 +218,33 @@ def kept(net: Net, stored: str, hp: int) -> None:
     if stored == "plain":
         w = net.weight(hp, *size)
     elif stored == "INT8":
-        w = net.op("DequantizeLinear", net.weight(INT8, *size), net.scale(hp, _SIDE), net.zeros(INT8, _SIDE), axis=0)
+        w = net.op(
+            "DequantizeLinear", net.weight(INT8, *size), net.scale(hp, _SIDE), net.zeros(INT8, _SIDE), axis=0
+        )
     elif stored.startswith("FP8"):
         x = pair(net, x, hp, FP8)
         stays = stored == "FP8"
-        w = net.op("DequantizeLinear", net.weight(FP8, *size), net.scale(hp)) if stays else pair(net, net.weight(hp, *size), hp, FP8)
+        w = (
+            net.op("DequantizeLinear", net.weight(FP8, *size), net.scale(hp))
+            if stays
+            else pair(net, net.weight(hp, *size), hp, FP8)
+        )
     elif stored in ("INT4", "W4A8"):
         w = int4_weight(net, hp, layout, _SIDE, n=_SIDE)
         x, w = (pair(net, t, hp, FP8) for t in (x, w)) if stored == "W4A8" else (x, w)
     elif stored.startswith("NVFP4"):
         x, inside = nvfp4_input(net, x, net.scale(F32), hp), stored != "NVFP4"
         constant = net.weight(hp, *size) if inside else ""
-        w = nvfp4_input(net, constant, net.scale(F32), hp) if inside else nvfp4_weight(net, hp, layout, k=_SIDE, n=_SIDE)
+        w = (
+            nvfp4_input(net, constant, net.scale(F32), hp)
+            if inside
+            else nvfp4_weight(net, hp, layout, k=_SIDE, n=_SIDE)
+        )
     else:
         x = mxfp8_input(net, x, hp)
-        w = mxfp8_weight(net, hp, layout, _SIDE, _SIDE) if stored == "MXFP8" else mxfp8_input(net, net.weight(hp, *size), hp)
+        w = (
+            mxfp8_weight(net, hp, layout, _SIDE, _SIDE)
+            if stored == "MXFP8"
+            else mxfp8_input(net, net.weight(hp, *size), hp)
+        )
     net.output(product(net, x, w, hp, layout, _SIDE), hp)
-
-

@@ -39,7 +39,7 @@ def random_array(rng: np.random.Generator, element_type: int, shape: Sequence[in
 class Net:
     """A graph in the making. What adds something returns the name of what it added; outputs are listed last."""
 
-    def __init__(self, opset: int = 23, *, inline: bool = False) -> None:
+    def __init__(self, opset: int = 23) -> None:
         self.opset, self.rng = opset, np.random.default_rng(len("compat"))
         self.nodes: list[onnx.NodeProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -84,9 +84,7 @@ class Net:
         """A node with one output."""
         return self.ops(1, op_type, *inputs, domain=domain, **attributes)[0]
 
-    def ops(
-        self, outputs: int, op_type: str, *inputs: str, domain: str = "", **attributes: Any
-    ) -> list[str]:
+    def ops(self, outputs: int, op_type: str, *inputs: str, domain: str = "", **attributes: Any) -> list[str]:
         """A node with several outputs."""
         index = len(self.nodes)
         names = [f"v{index}_{i}" if outputs > 1 else f"v{index}" for i in range(outputs)]

@@ -18,6 +18,33 @@ def opset(net: Net) -> None:
     net.output(net.op("MatMul", net.input(F16, "b", 64), net.weight(F16, 64, 64)), F16)
 
 
+_PLAIN = (
+    "FLOAT",
+    "FLOAT16",
+    "BFLOAT16",
+    "DOUBLE",
+    "BOOL",
+    "INT8",
+    "UINT8",
+    "INT16",
+    "UINT16",
+    "INT32",
+    "UINT32",
+)
+_PLAIN += ("INT64", "UINT64", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0")
+_PLAIN += ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+
+
+@family("Types", "Cast of a constant", opset=(25,), type=_PLAIN)
+def types(net: Net, type: str) -> None:
+    """Which element types a constant may have."""
+    values = net.rng.integers(0, 2, (4, 8)).astype(
+        helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(type))
+    )
+    y = net.op("Cast", net.constant(values), to=F16)
+    net.output(net.op("Mul", y, net.input(F16, 4, 8)), F16)
+
+
 @family("Matrix products", "MatMul", hp=HPS)
 def matmul(net: Net, hp: int) -> None:
     """Two activations."""
@@ -27,7 +54,9 @@ def matmul(net: Net, hp: int) -> None:
 @family("Matrix products", "Gemm transB", hp=HPS)
 def gemm(net: Net, hp: int) -> None:
     """A linear layer as one node."""
-    net.output(net.op("Gemm", net.input(hp, "b", 64), net.weight(hp, 64, 64), net.weight(hp, 64), transB=1), hp)
+    net.output(
+        net.op("Gemm", net.input(hp, "b", 64), net.weight(hp, 64, 64), net.weight(hp, 64), transB=1), hp
+    )
 
 
 @family("Matrix products", "Conv", hp=HPS, form=("2-D", "3-D", "transposed"))
@@ -60,7 +89,14 @@ def attention(net: Net, hp: int) -> None:
 
 
 _FORMS = ("3-D", "grouped queries", "causal", "scale", "float mask", "bool mask", "cross", "dynamic")
-_FORMS += ("softcap", "softmax_precision", "four outputs", "cache", "q and k one tensor", "q, k, v one tensor")
+_FORMS += (
+    "softcap",
+    "softmax_precision",
+    "four outputs",
+    "cache",
+    "q and k one tensor",
+    "q, k, v one tensor",
+)
 
 
 @family("Attention", "Attention", hp=(F16, BF16), form=_FORMS)
@@ -123,7 +159,9 @@ def rms_norm_mixed(net: Net) -> None:
 def layer_norm(net: Net, hp: int, affine: str) -> None:
     """Scale and bias of the input's type, or of float32."""
     kind = F32 if affine.startswith("float32") else hp
-    net.output(net.op("LayerNormalization", net.input(hp, 2, 8, 64), net.weight(kind, 64), net.weight(kind, 64)), hp)
+    net.output(
+        net.op("LayerNormalization", net.input(hp, 2, 8, 64), net.weight(kind, 64), net.weight(kind, 64)), hp
+    )
 
 
 @family("Norms", "GroupNormalization", opset=(18, 20, 21, 23), hp=HPS)
@@ -137,10 +175,14 @@ def group_norm(net: Net, opset: int, hp: int) -> None:
 @family("Norms", "InstanceNormalization", hp=HPS)
 def instance_norm(net: Net, hp: int) -> None:
     """What older exports make of GroupNorm."""
-    net.output(net.op("InstanceNormalization", net.input(hp, 1, 4, 256), net.weight(hp, 4), net.weight(hp, 4)), hp)
+    net.output(
+        net.op("InstanceNormalization", net.input(hp, 1, 4, 256), net.weight(hp, 4), net.weight(hp, 4)), hp
+    )
 
 
-@family("Norms", "RotaryEmbedding", hp=HPS, form=("4-D", "3-D", "interleaved", "position_ids", "part of the head"))
+@family(
+    "Norms", "RotaryEmbedding", hp=HPS, form=("4-D", "3-D", "interleaved", "position_ids", "part of the head")
+)
 def rope(net: Net, hp: int, form: str) -> None:
     """RoPE of opset 23."""
     x = net.input(hp, 2, 8, 256) if form == "3-D" else net.input(hp, 2, 4, 8, 64)
@@ -185,7 +227,9 @@ def einsum(net: Net, hp: int) -> None:
 def double(net: Net) -> None:
     """Position tables computed in float64."""
     x = net.op("Cast", net.input(F32, 8), to=TensorProto.DOUBLE)
-    net.output(net.op("Cast", net.op("Cos", net.op("Mul", x, net.weight(TensorProto.DOUBLE, 8))), to=F32), F32)
+    net.output(
+        net.op("Cast", net.op("Cos", net.op("Mul", x, net.weight(TensorProto.DOUBLE, 8))), to=F32), F32
+    )
 
 
 @family("Activations and others", "If")
@@ -227,7 +271,13 @@ def single(net: Net, op: str) -> None:
     """One node of an operator that some exporters write."""
     inputs, attributes, kind = _SINGLES[op]
     names = [net.input(*i) if isinstance(i, tuple) else net.constant(np.array(i, np.int64)) for i in inputs]
-    count = len([o for o in onnx.defs.get_schema(op, 23).outputs if o.option == onnx.defs.OpSchema.FormalParameterOption.Single])
+    count = len(
+        [
+            o
+            for o in onnx.defs.get_schema(op, 23).outputs
+            if o.option == onnx.defs.OpSchema.FormalParameterOption.Single
+        ]
+    )
     net.output(net.ops(count, op, *names, **attributes)[0], kind)
 
 
@@ -242,7 +292,9 @@ def sequence(net: Net) -> None:
 def skip_norm(net: Net, hp: int) -> None:
     """ONNX Runtime's fused operator."""
     x, skip = net.input(hp, 2, 8, 64), net.input(hp, 2, 8, 64)
-    net.output(net.op("SkipLayerNormalization", x, skip, net.weight(hp, 64), net.weight(hp, 64), domain=MS), hp)
+    net.output(
+        net.op("SkipLayerNormalization", x, skip, net.weight(hp, 64), net.weight(hp, 64), domain=MS), hp
+    )
 
 
 @family("com.microsoft", "SkipSimplifiedLayerNormalization", hp=(F16, F32), domain=(MS,))
@@ -269,7 +321,10 @@ def ms_gelu(net: Net, hp: int, op: str) -> None:
 @family("com.microsoft", "MultiHeadAttention", hp=(F16, F32), domain=(MS,))
 def ms_attention(net: Net, hp: int) -> None:
     """ONNX Runtime's attention."""
-    net.output(net.op("MultiHeadAttention", *[net.input(hp, 2, 32, 256) for _ in range(3)], domain=MS, num_heads=4), hp)
+    net.output(
+        net.op("MultiHeadAttention", *[net.input(hp, 2, 32, 256) for _ in range(3)], domain=MS, num_heads=4),
+        hp,
+    )
 
 
 @family("com.microsoft", "GroupQueryAttention", hp=(F16, F32), domain=(MS,))
@@ -288,7 +343,9 @@ def ms_rope(net: Net, hp: int) -> None:
     """ONNX Runtime's RoPE."""
     positions = net.constant(np.array([[0, 1, 2, 3, 4, 5, 6, 7]], np.int64))
     x = net.input(hp, 1, 4, 8, 64)
-    net.output(net.op("RotaryEmbedding", x, positions, net.weight(hp, 8, 32), net.weight(hp, 8, 32), domain=MS), hp)
+    net.output(
+        net.op("RotaryEmbedding", x, positions, net.weight(hp, 8, 32), net.weight(hp, 8, 32), domain=MS), hp
+    )
 
 
 @family("com.microsoft", "GroupNorm", hp=(F16, F32), domain=(MS,))
@@ -342,7 +399,10 @@ def fp8_functions(net: Net, hp: int) -> None:
     zero = helper.make_tensor("z", FP8, [], b"\0", raw=True)
     bodies = {"TRT_FP8QuantizeLinear": "QuantizeLinear", "TRT_FP8DequantizeLinear": "DequantizeLinear"}
     for op, standard in bodies.items():
-        body = [helper.make_node("Constant", [], ["z"], value=zero), helper.make_node(standard, ["x", "s", "z"], ["y"])]
+        body = [
+            helper.make_node("Constant", [], ["z"], value=zero),
+            helper.make_node(standard, ["x", "s", "z"], ["y"]),
+        ]
         opsets = [helper.make_opsetid("", 23)]
         net.functions.append(helper.make_function("trt", op, ["x", "s"], ["y"], body, opsets))
     s = net.scale(hp)

@@ -12,7 +12,19 @@ from compat_net import NAMES, Net
 
 Family = Callable[..., None]
 PROBES: dict[str, Probe] = {}
-"""Every probe by name, in the order of the sections."""
+"""Every probe by name, as the modules register them."""
+
+SECTIONS = (
+    "Opsets",
+    "Types",
+    "Matrix products",
+    "Attention",
+    "Norms",
+    "Activations and others",
+    "com.microsoft",
+)
+SECTIONS += ("Functions", "Q/DQ", "TensorRT's operators", "Standard blocks", "INT4", "NVFP4", "MXFP8")
+SECTIONS += ("FP8 attention", "What the engine keeps")
 
 _TYPE_OPTIONS = ("hp", "scale", "out", "x")
 
@@ -40,7 +52,9 @@ class Probe:
         return net
 
 
-def family(section: str, title: str, weights: int = 0, **options: tuple[Any, ...]) -> Callable[[Family], Family]:
+def family(
+    section: str, title: str, weights: int = 0, **options: tuple[Any, ...]
+) -> Callable[[Family], Family]:
     """Register a function that fills a Net, once per combination of `options` (which name its arguments).
 
     An option "opset" also sets the opset of the network. Raises ValueError for a name that is taken.
@@ -67,9 +81,9 @@ def _word(option: str, value: Any) -> str:
 
 
 def load() -> dict[str, Probe]:
-    """All probes; the modules that hold them register on import."""
+    """All probes by name, in the order of the sections; the modules that hold them register on import."""
     import compat_formats  # noqa: F401
     import compat_operators  # noqa: F401
     import compat_quantizers  # noqa: F401
 
-    return PROBES
+    return dict(sorted(PROBES.items(), key=lambda item: SECTIONS.index(item[1].section)))

@@ -38,7 +38,9 @@ def weight_only(net: Net, kind: str, hp: int) -> None:
 @family("Q/DQ", "constant, Q, DQ", kind=("INT8", "FP8"), hp=HPS)
 def unfolded(net: Net, kind: str, hp: int) -> None:
     """A weight that is quantized in the graph."""
-    net.output(net.op("MatMul", net.input(hp, "b", 64), pair(net, net.weight(hp, 64, 64), hp, KINDS[kind])), hp)
+    net.output(
+        net.op("MatMul", net.input(hp, "b", 64), pair(net, net.weight(hp, 64, 64), hp, KINDS[kind])), hp
+    )
 
 
 @family("Q/DQ", "Conv", kind=("INT8", "FP8"), hp=HPS)
@@ -59,7 +61,9 @@ def fp8_opsets(net: Net, hp: int) -> None:
 def fp8_by_attribute(net: Net, hp: int) -> None:
     """The type said by the attribute."""
     s = net.scale(hp)
-    net.output(net.op("DequantizeLinear", net.op("QuantizeLinear", net.input(hp, 2, 64), s, output_dtype=FP8), s), hp)
+    net.output(
+        net.op("DequantizeLinear", net.op("QuantizeLinear", net.input(hp, 2, 64), s, output_dtype=FP8), s), hp
+    )
 
 
 @family("Q/DQ", "FP8, scale of another type", hp=(F16, BF16), form=("plain", "output_dtype"))
@@ -111,11 +115,20 @@ def trt_int4(net: Net, hp: int, domain: str) -> None:
     net.output(net.op("MatMul", net.input(hp, 2, 256), w), hp)
 
 
-@family("TensorRT's operators", "trt::DequantizeLinear of INT4 blocks", hp=(F16, F32), form=("MatMul", "Conv"))
+@family(
+    "TensorRT's operators", "trt::DequantizeLinear of INT4 blocks", hp=(F16, F32), form=("MatMul", "Conv")
+)
 def trt_int4_retagged(net: Net, hp: int, form: str) -> None:
     """As ModelOpt leaves INT4; of a convolution it quantizes an axis that is not the only blocked one."""
     if form == "MatMul":
-        w = net.op("DequantizeLinear", net.weight(INT4, 256, 64), net.scale(hp, 2, 64), domain="trt", axis=0, block_size=128)
+        w = net.op(
+            "DequantizeLinear",
+            net.weight(INT4, 256, 64),
+            net.scale(hp, 2, 64),
+            domain="trt",
+            axis=0,
+            block_size=128,
+        )
         net.output(net.op("MatMul", net.input(hp, 2, 256), w), hp)
         return
     w = net.weight(INT4, 16, 128, 2, 2)
@@ -144,7 +157,9 @@ def trt_fp4_dummy(net: Net, hp: int) -> None:
 @family("TensorRT's operators", "TRT_DynamicQuantize", hp=(F16,))
 def trt_dynamic(net: Net, hp: int) -> None:
     """A name that the parser knows, with the attributes of its FP4 sibling."""
-    y, s = net.ops(2, "TRT_DynamicQuantize", net.input(hp, 2, 64), net.scale(F32), domain="trt", axis=-1, block_size=16)
+    y, s = net.ops(
+        2, "TRT_DynamicQuantize", net.input(hp, 2, 64), net.scale(F32), domain="trt", axis=-1, block_size=16
+    )
     net.output(net.op("DequantizeLinear", y, s, axis=-1, block_size=16), hp)
 
 
@@ -152,7 +167,9 @@ def trt_dynamic(net: Net, hp: int) -> None:
 def trt_mxfp8(net: Net, hp: int, domain: str) -> None:
     """The activation quantizer of MXFP8."""
     where, blocks = domain.replace("ai.onnx", ""), {"axis": -1, "block_size": 32}
-    y, s = net.ops(2, "TRT_MXFP8DynamicQuantize", net.input(hp, 2, 64), domain=where, output_dtype=int(FP8), **blocks)
+    y, s = net.ops(
+        2, "TRT_MXFP8DynamicQuantize", net.input(hp, 2, 64), domain=where, output_dtype=int(FP8), **blocks
+    )
     net.output(net.op("TRT_MXFP8DequantizeLinear", y, s, domain=where, output_dtype=hp, **blocks), hp)
 
 
@@ -197,11 +214,18 @@ def fp8_blocks(net: Net, hp: int, form: str) -> None:
 def uint4(net: Net, hp: int, form: str) -> None:
     """Unsigned 4-bit weights."""
     zero = [net.weight(UINT4, 2, 64)] if form == "zero point" else []
-    w = net.op("DequantizeLinear", net.weight(UINT4, 64, 64), net.scale(hp, 2, 64), *zero, axis=0, block_size=32)
+    w = net.op(
+        "DequantizeLinear", net.weight(UINT4, 64, 64), net.scale(hp, 2, 64), *zero, axis=0, block_size=32
+    )
     net.output(net.op("MatMul", net.input(hp, 2, 64), w), hp)
 
 
-@family("Standard blocks", "INT4 weight", hp=HPS, form=("per channel", "per tensor", "zero points", "pre-scaled input"))
+@family(
+    "Standard blocks",
+    "INT4 weight",
+    hp=HPS,
+    form=("per channel", "per tensor", "zero points", "pre-scaled input"),
+)
 def int4(net: Net, hp: int, form: str) -> None:
     """INT4 without blocks, with explicit zero points, behind AWQ's scaling of the input."""
     x, w = net.input(hp, 2, 64), net.weight(INT4, 64, 64)
@@ -220,6 +244,8 @@ def two_bits(net: Net, kind: str) -> None:
     """The 2-bit types of opset 25."""
     from onnx import TensorProto
 
-    values = net.rng.integers(0, 2, (64, 64)).astype(helper.tensor_dtype_to_np_dtype(getattr(TensorProto, kind)))
+    values = net.rng.integers(0, 2, (64, 64)).astype(
+        helper.tensor_dtype_to_np_dtype(getattr(TensorProto, kind))
+    )
     w = net.op("DequantizeLinear", net.constant(values), net.scale(F16, 2, 64), axis=0, block_size=32)
     net.output(net.op("MatMul", net.input(F16, 2, 64), w), F16)

@@ -49,14 +49,14 @@ class Job:
 
 
 def installed() -> list[Runtime]:
-    """The compilers and runtimes that can be probed on this machine."""
+    """The compilers and runtimes that can be probed on this machine, a target for each module."""
     found = []
-    for target in TARGETS.values():
+    for target in {t.module: t for t in reversed(TARGETS.values())}.values():
         here = importlib.util.find_spec(target.module) is not None
         if here and (not target.is_engine or target.ahead_of_time or has_device()):
             module = importlib.import_module(target.module)
             found.append(Runtime(target, str(module.__version__), tuple(_columns(target))))
-    return found
+    return found[::-1]
 
 
 def _columns(target: Target) -> Iterator[str]:
@@ -68,7 +68,7 @@ def _columns(target: Target) -> Iterator[str]:
     for provider in onnxruntime.get_available_providers():
         if provider != "AzureExecutionProvider":  # runs elsewhere
             short = provider.removesuffix("ExecutionProvider").lower()
-            yield from (short, f"{short} exact", f"{short} plain")
+            yield from (short, f"{short}-exact", f"{short}-plain")
 
 
 def run_all(runtime: Runtime, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, str]]]:
@@ -83,7 +83,7 @@ def run_all(runtime: Runtime, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[s
                 if not alive:
                     process.join(1)
                     end = _death(process.exitcode)
-                    said = {column: end for column in runtime.columns} | said
+                    said = dict.fromkeys(runtime.columns, end) | said
                 yield left.pop(0), said
 
 

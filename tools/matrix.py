@@ -30,7 +30,6 @@ from diffc.backends.base import KNOWN_SMS
 from diffc.compile import CompileRequest, CompileResult, check, compile_model
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.embedded import EMBEDDED
-from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import QuantOptions
 from passes import PassError
 

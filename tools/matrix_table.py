@@ -40,8 +40,9 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# The acceptance matrix",
         "",
-        f"Written by `python tools/matrix.py --write docs/matrix.md` with TensorRT-RTX {_version('tensorrt-rtx')}, ONNX",
-        f"Runtime {_version('onnxruntime')} and ModelOpt {_version('nvidia-modelopt')}: {len(rows)} compiles,"
+        "Written by `python tools/matrix.py --write docs/matrix.md` with TensorRT-RTX"
+        f" {_version('tensorrt-rtx')}, ONNX Runtime",
+        f"{_version('onnxruntime')} and ModelOpt {_version('nvidia-modelopt')}: {len(rows)} compiles,"
         f" {built} engines, {sum(bool(r['error']) for r in rows)} failures.",
         "",
         "*rel. L2* is the largest relative L2 error against ModelOpt's fake-quantized torch model at two shapes:"

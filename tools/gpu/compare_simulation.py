@@ -28,7 +28,7 @@ from diffc.quantize.simulate import mxfp8_fake_quant, nvfp4_fake_quant
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = ((6, 64), (3, 2, 48), (5, 40), (4, 7), (2, 3, 2, 36), (9, 112))
 E2M1_TIES = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
-LARGE = 1 << 25
+LARGE = 1 << 26
 """Elements of a large random tensor."""
 
 
@@ -228,7 +228,12 @@ def mxfp8_edges(dtype: torch.dtype, generator: torch.Generator) -> Iterator[tupl
     exponent = torch.randint(-20, 7, (24, 1), generator=generator)
     edge = 448 * 2.0**exponent
     step = edge * info.eps * torch.randint(-2, 3, (24, 1), generator=generator)
-    x = torch.rand(24, 32, generator=generator) * edge
+    # Far below the amax too: E4M3 is a float, only its subnormal values tell one exponent from the next.
+    x = (
+        torch.rand(24, 32, generator=generator)
+        * edge
+        / 2.0 ** torch.randint(18, (24, 32), generator=generator)
+    )
     x[:, 9:10] = edge + step
     yield "powers of two", x.reshape(6, 128).to(dtype)
     every = torch.arange(1, 0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
