@@ -29,8 +29,8 @@ class FuseQdq(Pass):
     3. Two Q of one tensor with the same grid, one of them or both behind moves: one Q in front of the moves,
        unless that would quantize more elements than now.
     4. Q -> DQ -> move -> MatMul, Gemm, Conv, ConvTranspose or Attention: the pair moves behind the move where
-       nothing else reads it (Concat: of all its inputs). Otherwise, where ONNX and TensorRT have the move for
-       the quantized type, only the DQ does, and the move works on quantized data.
+       nothing else reads it (Concat: of all its inputs). Otherwise, where ONNX and its runtimes have the move
+       for the quantized type, only the DQ does, and the move works on quantized data.
 
     A scale per channel follows its axis through Transpose and reshapes that keep it whole, and through Slice,
     Split and Concat of other axes. Not with blocks, with scales that differ (see share-scales), for weights (see

@@ -16,7 +16,7 @@ _SAME_SIZE = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze
 _PICKS = frozenset({"Slice", "Split", "Gather"})
 _GROWS = frozenset({"Expand", "Tile"})
 _BLOCKS = frozenset({"DepthToSpace", "SpaceToDepth"})
-_TAKE_FLOAT8 = frozenset({"Transpose", "Reshape", "Flatten", "Identity"})
+_TAKE_FLOAT8 = frozenset({"Transpose", "Reshape", "Identity"})
 _INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 MOVES = _SAME_SIZE | _PICKS | _GROWS | _BLOCKS
 STANDARD = (None, "", "ai.onnx")
@@ -38,10 +38,10 @@ def data_inputs(node: gs.Node) -> list[gs.Tensor]:
 
 @lru_cache(maxsize=1024)
 def takes(op: str, opset: int, dtype: int) -> bool:
-    """Whether ONNX and TensorRT both let `op` move an element type.
+    """Whether ONNX, ONNX Runtime and TensorRT all let `op` move an element type.
 
-    ONNX has no Slice, Split, Concat ... of 8-bit floats, and TensorRT-RTX 1.7 builds none, nor Squeeze and
-    Unsqueeze of them: "has datatype FP8 but is not consumed by".
+    ONNX has no Slice, Split, Concat ... of 8-bit floats. TensorRT-RTX 1.7 builds no Squeeze and Unsqueeze of them
+    ("has datatype FP8 but is not consumed by"), and ONNX Runtime 1.31 runs neither these nor Flatten.
     """
     if dtype not in _INTEGERS and op not in _TAKE_FLOAT8:
         return False

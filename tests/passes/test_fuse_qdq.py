@@ -496,6 +496,52 @@ def random_step(net: Net, rng: Any, x: str, shape: tuple[int, ...], pool: Any, c
     return net.add("Abs" if rng.random() < 0.5 else "Neg", [x]), shape
 
 
+def every_move(kind: int, wide: int = FLOAT) -> Net:
+    """Quantized data that two read, so that only DQ moves, and every kind of move to a product."""
+    net = Net(kind, wide, shape=(2, 8, 8))
+    x = net.pair(net.add("Relu", ["x"]))
+    net.outputs["wide"] = net.wide
+    net.add("Abs", [x], "wide")
+
+    def ints(*values: int) -> str:
+        return net.constant(f"ints{values}", np.array(values, np.int64))
+
+    apart = net.add("Unsqueeze", [x, ints(1)])
+    moved = [
+        net.add("Transpose", [x], perm=[0, 2, 1]),
+        net.reshape(x, [-1, 16]),
+        net.add("Flatten", [x], axis=1),
+        net.add("Identity", [x]),
+        net.add("Squeeze", [apart, ints(1)]),
+        net.cut(x, 0, 3, 1),
+        *net.add("Split", [x], count=2, axis=1, num_outputs=2),
+        net.add("Gather", [x, ints(3, 1)], axis=1),
+        net.add("Tile", [x, ints(1, 2, 1)]),
+        net.add("Expand", [apart, ints(1, 3, 1, 1)]),
+        net.add("Concat", [x, x], axis=1),
+    ]
+    for index, tensor in enumerate(moved):
+        rows = {1: 16, 2: 64}.get(index, 8)
+        net.matmul(tensor, rows, f"y{index}")
+    return net
+
+
+class TestEngine:
+    @pytest.mark.parametrize(("kind", "sms", "left"), [(INT8, (86, 120), 0), (FP8, (89, 120), 7)])
+    def test_tensorrt_builds_every_move_that_the_pass_makes(self, tmp_path, kind, sms, left):
+        """FP8 of which TensorRT builds no move stays wide there: the pass refuses `left` moves."""
+        pytest.importorskip("tensorrt_rtx")
+        from networks import build
+
+        from diffc.backends.base import Profile
+
+        fuse(every_move(kind))
+        result = apply(every_move(kind, TensorProto.FLOAT16).model(), FuseQdq())
+        assert len(result.records[0].refusals) == left
+        profile = Profile.of({"x": (1, 8, 8)}, {"x": (2, 8, 8)}, {"x": (4, 8, 8)})
+        assert build(tmp_path, result.model, sms, profiles=(profile,)).nbytes > 0
+
+
 class TestRandom:
     def test_every_network_gives_the_same_bits_for_fewer_quantizers(self):
         removed = moved = 0
