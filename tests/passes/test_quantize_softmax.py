@@ -182,6 +182,10 @@ class TestPattern:
         after = apply(made, QuantizeSoftmax()).model
         np.testing.assert_array_equal(run_ort(after, feeds())[1], run_ort(made, feeds())[1])
 
+    def test_shapes_are_not_read_from_the_pairs_that_were(self):
+        after = apply(attention("<is_causal=1>"), QuantizeSoftmax()).model
+        assert ops(after).count("QuantizeLinear") == ops(after).count("DequantizeLinear") == 4
+
     def test_fuse_qdq_leaves_it_alone(self):
         after = apply(attention(), QuantizeSoftmax()).model
         assert Pipeline([FuseQdq()]).run(after).changed == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from graph_helpers import apply, error, run_ort
 from onnx import ModelProto, TensorProto, numpy_helper
-from test_fuse_qdq import FP8, INT8, TYPES, Net, counts
+from qdq_networks import FP8, INT8, TYPES, Net, counts
 
 from passes import PassError, Pipeline
 from passes.fuse_qdq import FuseQdq
@@ -86,6 +86,14 @@ def test_places_that_share_a_pair_get_one_scale():
     assert scales(apply(net.model(), ShareScales()).model) == [np.float32(0.05)] * 6
 
 
+def test_equal_scales_that_meet_stay_equal():
+    net = Net()
+    a, b, c = net.pair("x", "a", 0.05), net.pair("x", "b", 0.03), net.pair("x", "c", 0.03)
+    net.matmul(net.add("Concat", [b, c], axis=1), 8, "y0")
+    net.matmul(net.add("Add", [a, b]), 8, "y1")
+    assert scales(apply(net.model(), ShareScales()).model) == [np.float32(0.05)] * 6
+
+
 def test_only_where_asked():
     net = Net()
     net.matmul(net.add("Add", list(two(net))), 8, "y")
@@ -126,6 +134,13 @@ class TestRefused:
         small = net.add("QuantizeLinear", ["x", *net.scale("small", 0.02)], "codes")
         net.outputs["codes"] = INT8
         net.matmul(net.add("Add", [two(net)[0], net.dq(small, "small", 0.02)]), 8, "y")
+        assert "read with another scale" in refusal(net)
+
+    def test_the_quantized_tensor_is_read_with_another_scale(self):
+        net = Net()
+        codes = net.q("x", "small", 0.02)
+        net.matmul(net.dq(codes, "twice", 0.04), 8, "y0")
+        net.matmul(net.add("Add", [two(net)[0], net.dq(codes, "small", 0.02)]), 8, "y1")
         assert "read with another scale" in refusal(net)
 
     def test_different_types(self):
