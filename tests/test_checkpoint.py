@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import re
@@ -15,7 +16,9 @@ import modelopt.torch.quantization as mtq
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from modelopt.torch.opt.config_loader import load_config
+from modelopt.torch.quantization.config import QuantizeConfig
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -24,10 +27,10 @@ from diffc.models import tiny
 from diffc.models.specs import SPECS
 from diffc.quantize import fingerprint
 from diffc.quantize.checkpoint import Checkpoint
-from diffc.quantize.convert import enabled_quantizers, insert_quantizers
+from diffc.quantize.convert import enabled_quantizers, insert_quantizers, role_of
 from diffc.quantize.fingerprint import hash_weights
 from diffc.quantize.formats import FORMATS
-from diffc.quantize.state import usable_amax
+from diffc.quantize.state import kind_of, settings_of, usable_amax
 
 BACKBONES = {
     "sd3": (diffusers.SD3Transformer2DModel, tiny.SD35 | {"num_layers": 2}),
@@ -86,7 +89,7 @@ def calibrated(family: str, format: str, dtype: torch.dtype = torch.float32) -> 
     """A backbone calibrated by ModelOpt on one random input."""
     backbone = backbone_of(family, dtype)
     insert_quantizers(backbone, FORMATS[format], SPECS[family].unquantized)
-    mtq.calibrate(backbone, FORMATS[format].config()["algorithm"], lambda b: forward(b, family, seed=0))
+    mtq.calibrate(backbone, FORMATS[format].algorithm, lambda b: forward(b, family, seed=0))
     make_portable(backbone)
     return backbone
 
@@ -95,9 +98,10 @@ def make_portable(backbone: nn.Module) -> None:
     """Give every quantizer the amax that a checkpoint keeps of it (`state.portable`)."""
     for name, quantizer in enabled_quantizers(backbone).items():
         amax = getattr(quantizer, "_amax", None)
+        kind = kind_of(settings_of(quantizer.get_modelopt_state()))
         if amax is not None:
             quantizer.reset_amax()
-            quantizer.amax = usable_amax(name, amax, quantizer.num_bits)
+            quantizer.amax = usable_amax(name, amax, kind)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +202,25 @@ def change_record(folder: Path, **changed: Any) -> None:
     (folder / "checkpoint.json").write_text(json.dumps(record), encoding="utf-8")
 
 
+def drop_setting(folder: Path) -> None:
+    record = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+    name = next(name for name in record["settings"] if "to_q" in name)
+    settings = {key: value for key, value in record["settings"].items() if key != name}
+    change_record(folder, settings=settings)
+
+
+def rename_tensor(folder: Path, old: str, new: str | None) -> None:
+    """Rename the first tensor whose name has `old` in it, or drop it; the hash in the record fits again."""
+    path = folder / "quantizers.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if old in name)
+    array = tensors.pop(name)
+    if new is not None:
+        tensors[name.replace(old, new)] = array
+    save_file(tensors, path)
+    change_record(folder, tensors_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
 def flip_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -219,7 +242,12 @@ def flip_byte(path: Path) -> None:
         (lambda c: change_record(c, schema=99), "has schema 99; this diffc reads schema 1"),
         (lambda c: change_record(c, family=None), "damaged: checkpoint.json lacks 'family'"),
         (lambda c: change_record(c, tensors_sha256=None), "damaged: checkpoint.json lacks 'tensors_sha256'"),
-        (lambda c: change_record(c, settings={"x": {}}), "damaged: checkpoint.json and .* disagree on"),
+        (lambda c: change_record(c, settings={"x": {}}), "damaged: the settings of x are not those"),
+        (lambda c: change_record(c, settings={"x": 1}), "damaged: the settings of x are not those"),
+        (lambda c: change_record(c, settings={}), "damaged: checkpoint.json and .* disagree on"),
+        (lambda c: drop_setting(c), "damaged: checkpoint.json and .* disagree on .*to_q"),
+        (lambda c: rename_tensor(c, "to_q", "to_x"), "damaged: checkpoint.json and .* disagree on .*to_q"),
+        (lambda c: rename_tensor(c, "to_q", None), "damaged: checkpoint.json and .* disagree on .*to_q"),
         (lambda c: (c / "quantizers.safetensors").unlink(), "damaged: quantizers.safetensors cannot be read"),
         (
             lambda c: flip_byte(c / "quantizers.safetensors"),
@@ -267,6 +295,12 @@ def test_an_uncalibrated_backbone_makes_no_checkpoint() -> None:
         Checkpoint.from_backbone(backbone, family="flux", format="fp8")
 
 
+def preset(name: str) -> dict[str, Any]:
+    """A quantization config that ModelOpt ships for diffusion models."""
+    loaded = load_config(f"configs/ptq/presets/diffusers/{name}", schema_type=QuantizeConfig)
+    return dict(loaded.model_dump(exclude_unset=True))
+
+
 def modelopt_model(family: str, config: dict[str, Any]) -> nn.Module:
     """As ModelOpt's script does it: everything is calibrated, then the filter switches layers off."""
     backbone = backbone_of(family)
@@ -277,7 +311,7 @@ def modelopt_model(family: str, config: dict[str, Any]) -> nn.Module:
 
 @pytest.mark.parametrize(("family", "format"), [("sd3", "int8"), ("sdxl", "fp8"), ("flux", "fp8")])
 def test_modelopt_files_are_read(family: str, format: str, tmp_path: Path) -> None:
-    theirs = modelopt_model(family, FORMATS[format].config())
+    theirs = modelopt_model(family, preset(format))
     mto.save(theirs, tmp_path / "backbone.pt")
     with FakeTensorMode():
         fake = backbone_of(family)
@@ -334,7 +368,7 @@ def test_other_files_of_torch_are_refused(tmp_path: Path) -> None:
 
 
 def attention_quantized() -> dict[str, Any]:
-    config = FORMATS["fp8"].config()
+    config = preset("fp8")
     fp8 = {"num_bits": (4, 3), "axis": None}
     return config | {
         "quant_cfg": [*config["quant_cfg"], {"quantizer_name": "*[qkv]_bmm_quantizer", "cfg": fp8}]
@@ -344,8 +378,8 @@ def attention_quantized() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (attention_quantized, r"quantizes attention \(\S+[qkv]_bmm_quantizer\)"),
-        (lambda: mtq.INT8_SMOOTHQUANT_CFG, "SmoothQuant, AWQ"),
+        (attention_quantized, None),
+        (lambda: mtq.MXFP4_DEFAULT_CFG, "no format of diffc has quantizers like"),
         (lambda: mtq.INT8_WEIGHT_ONLY_CFG, None),
         (lambda: mtq.FP8_PER_CHANNEL_PER_TOKEN_CFG, "no format of diffc has quantizers like"),
     ],
@@ -353,16 +387,16 @@ def attention_quantized() -> dict[str, Any]:
 def test_kinds_that_do_not_compile_are_refused(config: Any, message: str | None, tmp_path: Path) -> None:
     mto.save(modelopt_model("flux", config()), tmp_path / "b.pt")
     if message is None:
-        assert (
-            Checkpoint.from_modelopt(tmp_path / "b.pt", backbone_of("flux"), family="flux").format == "int8"
-        )
+        found = Checkpoint.from_modelopt(tmp_path / "b.pt", backbone_of("flux"), family="flux")
+        assert found.format == ("fp8" if config is attention_quantized else "int8")
+        assert any(role_of(n) == "q_bmm_quantizer" for n in found.settings) == (found.format == "fp8")
         return
     with pytest.raises(UnsupportedError, match=message):
         Checkpoint.from_modelopt(tmp_path / "b.pt", backbone_of("flux"), family="flux")
 
 
 def test_a_modelopt_file_of_another_model_is_refused(tmp_path: Path) -> None:
-    mto.save(modelopt_model("flux", FORMATS["fp8"].config()), tmp_path / "b.pt")
+    mto.save(modelopt_model("flux", preset("fp8")), tmp_path / "b.pt")
     with FakeTensorMode():
         shallower = backbone_of("flux", num_single_layers=1)
         wider = backbone_of("flux", num_attention_heads=3)

@@ -134,11 +134,12 @@ class Checkpoint:
         named = {name.rpartition(".")[::2]: array for name, array in tensors.items()}
         amax = {path: named[path, "amax"] for path in record["settings"] if (path, "amax") in named}
         scaling = {f"{path}.{kind}": array for (path, kind), array in named.items() if kind in SCALING}
-        for path, settings in record["settings"].items():
-            if (path in amax) == (kind_of(settings) == "mxfp8"):
-                raise folder.damaged(directory, f"it has no amax for {path}, or one that it has no use for")
-        if len(amax) + len(scaling) != len(tensors):
-            raise folder.damaged(directory, "its tensors belong to quantizers that it does not list")
+        expected = {path for path in record["settings"] if _keeps_amax(directory, record["settings"], path)}
+        strange = tensors.keys() - scaling.keys() - {f"{path}.amax" for path in amax}
+        if differing := sorted((expected ^ amax.keys()) | strange):
+            raise folder.damaged(
+                directory, f"{folder.RECORD} and {folder.TENSORS} disagree on {', '.join(differing[:3])}"
+            )
         return cls(amax=amax, scaling=scaling, **record)
 
     def check(self, backbone: nn.Module, family: str, source: str = "") -> None:
@@ -189,6 +190,14 @@ class Checkpoint:
             if name in self.amax:
                 quantizer.amax = tensor_of(self.amax[name], like)
         apply_scaling(backbone, self.scaling)
+
+
+def _keeps_amax(directory: Path, settings: Mapping[str, Settings], path: str) -> bool:
+    """Whether the quantizer at `path` has an amax; the folder is damaged when its settings do not say."""
+    try:
+        return kind_of(settings[path]) != "mxfp8"
+    except (KeyError, TypeError, AttributeError, DiffcError) as error:
+        raise folder.damaged(directory, f"the settings of {path} are not those of a quantizer") from error
 
 
 def _make_sequences(backbone: nn.Module, settings: Mapping[str, Settings]) -> None:
