@@ -39,6 +39,9 @@ class QuantizeSoftmax(Pass):
     5. MatMul with the values. Rows with everything masked are set to zero here, not after the Softmax: a node
        between Softmax and its pair keeps TensorRT from fusing.
 
+    TensorRT-RTX 1.7 fuses this for SM 89 and 120, float16 and bfloat16, head sizes 8 to 256, where the profile's
+    usual sequence is long enough to gain by it (128 tokens are, 80 are not).
+
     Not with softcap, softmax_precision or a second output, heads above `max_head_dim`, and where
     decompose-attention cannot either.
     """
