@@ -18,6 +18,8 @@ E4M3_MAX = 448.0
 E8M0_BIAS = 127
 SMALLEST_BLOCK_SCALE = 1e-5
 """Below it, ModelOpt's kernel takes 1 for the scale of an NVFP4 block."""
+NVFP4_KERNEL_BLOCK = 16
+"""The only block size of ModelOpt's NVFP4 kernel."""
 
 
 def nvfp4_fake_quant(x: torch.Tensor, amax: torch.Tensor, block_size: int = 16) -> torch.Tensor:
@@ -113,7 +115,9 @@ def _ceil_log2(ratio: torch.Tensor) -> torch.Tensor:
 def cpu_block_quant() -> Iterator[None]:
     """ModelOpt's dynamic block quantizers run on CPU tensors while this is open; CUDA ones keep its kernels.
 
-    Raises NotImplementedError, as ModelOpt does, for a block format that is neither NVFP4 nor MXFP8.
+    With one exception: its NVFP4 kernel takes blocks of 16 whatever the quantizer says, so other sizes are
+    simulated here on any device. Raises NotImplementedError, as ModelOpt does, for a block format that is neither
+    NVFP4 nor MXFP8.
     """
     from modelopt.torch.quantization import tensor_quant
 
@@ -129,10 +133,11 @@ def cpu_block_quant() -> Iterator[None]:
         scale_exponent_bits: int,
     ) -> torch.Tensor:
         bits = (num_bits, exponent_bits, scale_num_bits, scale_exponent_bits)
-        if inputs.device.type != "cpu":
+        nvfp4 = bits == (4, 2, 8, 4)
+        if inputs.device.type != "cpu" and (not nvfp4 or block_size == NVFP4_KERNEL_BLOCK):
             result: torch.Tensor = on_cuda(inputs, block_size, amax, *bits)
             return result
-        if bits == (4, 2, 8, 4) and amax is not None:
+        if nvfp4 and amax is not None:
             return nvfp4_fake_quant(inputs, amax, block_size)
         if bits == (8, 4, 9, 8):
             return mxfp8_fake_quant(inputs, block_size)

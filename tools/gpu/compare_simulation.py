@@ -90,20 +90,46 @@ def differing(mine: Tensor, theirs: Tensor) -> Tensor:
 
 
 def described(case: Case, differ: Tensor) -> str:
-    """How many differ, of those how many inputs are zero; NVFP4: how far the others are from a tie of E2M1."""
+    """How many differ, and how many of those for each of the known reasons (see tests/data/README.md)."""
     x, differ = case.x.cpu(), differ.cpu()
-    text = f"{int(differ.sum())} of {differ.numel()} differ, {int((differ & (x == 0)).sum())} of them zeros"
-    if case.amax is None or not differ.any():
-        return text
-    scale = case.amax.cpu().amax() * (1 / 2688)
+    counts = {"of zeros": differ & (x == 0)}
+    if case.amax is not None and differ.any():
+        counts |= beside_ties(x, case.amax.cpu(), differ)
+    known = torch.stack(list(counts.values())).any(0)
+    reasons = [f"{int(where.sum())} {reason}" for reason, where in counts.items() if where.any()]
+    other = [f"{int((differ & ~known).sum())} OTHERS"] if (differ & ~known).any() else []
+    return " ".join([f"{int(differ.sum())} of {differ.numel()} differ:", ", ".join(reasons + other)])
+
+
+def beside_ties(x: Tensor, amax: Tensor, differ: Tensor) -> dict[str, Tensor]:
+    """Which differing elements of NVFP4 an approximate division explains: the block's scale, or x over it."""
     rows = torch.nn.functional.pad(x.float().reshape(-1, x.shape[-1]), (0, -x.shape[-1] % 16)).abs()
     blocks = rows.reshape(len(rows), -1, 16)
-    steps = (blocks.amax(-1, keepdim=True) / (6 * scale)).clamp(max=448).to(
-        torch.float8_e4m3fn
-    ).float() * scale
-    quotient = (blocks.double() / torch.where(steps >= 1e-5, steps, 1.0)).flatten(1)[:, : x.shape[-1]]
-    distance = (quotient.reshape(x.shape)[differ][:, None] / E2M1_TIES - 1).abs().amin(-1) * 2**24
-    return f"{text}, the farthest {float(distance.max()):.2f} * 2^-24 from a tie"
+    here = torch.nn.functional.pad(differ.reshape(-1, x.shape[-1]), (0, -x.shape[-1] % 16)).reshape(
+        blocks.shape
+    )
+    chosen, inside = blocks[here.any(-1)], here[here.any(-1)]
+    scale = amax.amax() * (1 / 2688)
+    ratio = chosen.amax(-1, keepdim=True).double() / (6 * scale)
+    steps = ratio.float().clamp(max=448).to(torch.float8_e4m3fn).float() * scale
+    quotient = chosen.double() / torch.where(steps >= 1e-5, steps, 1.0)
+    every = torch.arange(1, 0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
+    of_scale = is_beside(ratio, (every[1:] + every[:-1]) / 2).expand_as(chosen) & inside
+    of_values = is_beside(quotient, E2M1_TIES) & inside & ~of_scale
+    found = {}
+    for reason, where in (
+        ("beside ties of E2M1", of_values),
+        ("in blocks with a scale beside a tie", of_scale),
+    ):
+        whole = torch.zeros_like(here)
+        whole[here.any(-1)] = where
+        found[reason] = whole.flatten(1)[:, : x.shape[-1]].reshape(x.shape)
+    return found
+
+
+def is_beside(value: Tensor, ties: Tensor) -> Tensor:
+    """Whether a value is within what `div.full.f32` and a rounding may be off, 4 * 2^-24, of one of the ties."""
+    return (value[..., None] / ties - 1).abs().amin(-1) <= 4 * 2.0**-24
 
 
 def report_cases(cases: list[Case], results: list[Tensor]) -> None:
