@@ -15,13 +15,14 @@ from modelopt.torch.quantization.nn import TensorQuantizer
 from torch import nn
 
 from diffc.backends.ort import OrtSession
+from diffc.errors import DiffcError
 from diffc.frontend.inputs import forward_kwargs, random_inputs
 from diffc.frontend.quantizers import describe, quantize_dequantize, traceable
 from diffc.frontend.translations import translations
 from diffc.models import tiny
 from diffc.models.spec import Shape
 from diffc.models.specs import SPECS
-from diffc.quantize.state import portable
+from diffc.quantize.state import portable, settings_of
 
 CONFIGS: dict[str, dict[str, Any]] = {"sd3": tiny.SD35, "flux": tiny.FLUX, "sdxl": tiny.SDXL}
 BITS: dict[str, Any] = {"int8": 8, "fp8": (4, 3)}
@@ -42,7 +43,7 @@ def test_the_operator_rounds_as_modelopt_does(kind: str, axis: int | None) -> No
     amax = x.abs().amax() if axis is None else x.abs().amax(1, keepdim=True)
     amax = portable(amax * 0.7, BOUNDS[kind])  # some values saturate
     ours = quantize_dequantize(
-        x, (amax / BOUNDS[kind]).flatten() if axis == 0 else amax / BOUNDS[kind], kind, axis
+        x, (amax / BOUNDS[kind]).flatten() if axis == 0 else amax / BOUNDS[kind], kind, axis, 0
     )
     theirs = quantizer_of(kind, axis, amax)(x)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
@@ -51,9 +52,12 @@ def test_the_operator_rounds_as_modelopt_does(kind: str, axis: int | None) -> No
 
 
 def test_a_quantizer_without_translation_is_refused() -> None:
-    config = QuantizerAttributeConfig(num_bits=4, block_sizes={-1: 16})
-    with pytest.raises(TypeError, match="no ONNX translation for a quantizer of 4 bits"):
-        describe(TensorQuantizer(config))
+    quantizer = TensorQuantizer(QuantizerAttributeConfig(num_bits=6, axis=0))
+    with pytest.raises(DiffcError, match="a quantizer of 6 bits with blocks None is of no kind"):
+        describe(settings_of(quantizer.get_modelopt_state()), 8, (8, 8))
+    blocks = TensorQuantizer(QuantizerAttributeConfig(num_bits=4, block_sizes={-1: 16}))
+    with pytest.raises(TypeError, match="blocks of INT4 are for weights"):
+        describe(settings_of(blocks.get_modelopt_state()), 8, None)
 
 
 def test_modelopts_forward_comes_back_after_a_trace() -> None:

@@ -64,7 +64,9 @@ def _pump(process: subprocess.Popen[str], message: str, lines: queue.Queue[str |
             with contextlib.suppress(OSError):
                 process.stdin.write(message + "\n")
                 process.stdin.flush()
-            for line in process.stdout:
-                lines.put(line)
+            # Ctrl-C closes the pipe under the reader.
+            with contextlib.suppress(ValueError):
+                for line in process.stdout:
+                    lines.put(line)
     finally:
         lines.put(None)

@@ -31,7 +31,8 @@ def given(plan: Plan) -> Checkpoint:
     with FakeTensorMode(allow_non_fake_inputs=True):
         backbone = build_backbone(plan.spec, plan.source.config, DTYPES[plan.dtype])
     if path.is_file():
-        checkpoint = Checkpoint.from_modelopt(path, backbone, family=plan.spec.family)
+        with quiet_libraries():
+            checkpoint = Checkpoint.from_modelopt(path, backbone, family=plan.spec.family)
     else:
         checkpoint = Checkpoint.load(path)
         checkpoint.check(backbone, plan.spec.family, hash_weights(plan.source.weights.values()))
@@ -87,7 +88,7 @@ def uncalibrated(plan: Plan) -> Checkpoint:
     """The checkpoint of a format whose scales are all found at run time: settings alone, from a fake backbone."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with quiet_libraries(), FakeTensorMode(allow_non_fake_inputs=True):
         backbone = build_backbone(plan.spec, plan.source.config, DTYPES[plan.dtype])
         insert_quantizers(backbone, plan.format, plan.spec.unquantized, plan.request.options)
     return Checkpoint.from_backbone(

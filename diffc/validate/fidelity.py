@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, role_of
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.quantize.state import BOUNDS, kind_of, settings_of
+from diffc.validate.attention import quantized_softmax, quantizes_softmax
 from diffc.validate.compare import OutputComparison, compare, save_inputs, save_json, save_outputs
 from diffc.validate.tolerances import SMOOTH_REL_L2, tolerance_of
 from diffc.validate.twin import cpu_session, feed, float32_twin, runs_on_cpu, smooth_twin
@@ -91,7 +93,9 @@ def torch_outputs(
 ) -> dict[str, npt.NDArray[Any]]:
     """The torch model's output under the graph output's name, as float32."""
     spec = find_spec(source.family)
-    with torch.no_grad(), cpu_block_quant():
+    # A model with quantizers has imported ModelOpt; for any other, its seconds and its warning are not worth it.
+    quantizers_run = cpu_block_quant if "modelopt" in sys.modules else nullcontext
+    with torch.no_grad(), quantizers_run():
         out = model(**forward_kwargs(spec, source.config, values), return_dict=False)[0]
     return {spec.output: out.float().numpy()}
 
@@ -114,13 +118,22 @@ class Reference:
     def __init__(self, source: ModelSource, dtype: str, checkpoint: Checkpoint | None):
         self.source, self.dtype, self.quantized = source, dtype, checkpoint is not None
         self.model = reference_model(source, dtype, checkpoint)
+        self.softmax_quantized = False
         self._known: dict[Any, tuple[dict[str, torch.Tensor], dict[str, npt.NDArray[Any]]]] = {}
+
+    @contextmanager
+    def with_quantized_softmax(self, quantized: bool) -> Iterator[None]:
+        """Attention quantizes its probabilities while this is open, as the pass quantize-softmax makes graphs do."""
+        self.softmax_quantized = quantized
+        with quantized_softmax() if quantized else nullcontext():
+            yield
+        self.softmax_quantized = False
 
     def outputs(
         self, shape: Shape, seed: int, *, smooth: bool
     ) -> tuple[dict[str, torch.Tensor], dict[str, npt.NDArray[Any]]]:
         """Random inputs at `shape`, and the outputs for them; `smooth`: activations are not rounded."""
-        key = (shape, seed, smooth)
+        key = (shape, seed, smooth, self.softmax_quantized and not smooth)
         if key not in self._known:
             spec = find_spec(self.source.family)
             drawn = random_inputs(spec, self.source.config, shape, dtype=DTYPES[self.dtype], seed=seed)
@@ -163,7 +176,8 @@ def validate(
     """
     reports = []
     for case in _cases(model, reference, format):
-        with cpu_session(case.graph) as session:
+        quantized = quantizes_softmax(model) and case.arithmetic != SMOOTH
+        with cpu_session(case.graph) as session, reference.with_quantized_softmax(quantized):
             for i, shape in enumerate(shapes):
                 reports.append(_judge(case, session, reference, shape, seed + i * DRAWS))
     return reports
