@@ -48,7 +48,7 @@ def nvfp4_values(x: Array, scale: Array, block_size: int) -> Array:
 
 def mxfp8_exponents(amax: Array) -> Array:
     """ceil(log2(amax / 448)) in -127 to 127; 0 where amax is 0 or not finite. Exact: read off the exponent bits."""
-    mantissa, exponent = np.frexp(amax.astype(np.float32) / np.float32(E4M3_MAX))
+    mantissa, exponent = np.frexp(amax.astype(np.float64) / E4M3_MAX)
     power = np.clip(np.where(mantissa == 0.5, exponent - 1, exponent), -127, 127)
     return np.where((amax == 0) | ~np.isfinite(amax), 0, power).astype(np.int32)
 

@@ -42,13 +42,13 @@ class WidenTypes(Pass):
         changed = 0
         for part in walk(graph):
             tensors = {id(t): t for t in (*part.inputs, *part.outputs, *part.tensors().values())}
-            changed += sum(_widen(tensor, source, to) for tensor in tensors.values())
-            changed += sum(_widen_attributes(node, source, to) for node in part.nodes)
+            changed += sum(retype(tensor, source, to) for tensor in tensors.values())
+            changed += sum(retype_attributes(node, source, to) for node in part.nodes)
         notes = (f"{changed} tensors and attributes from {self.source} to {self.to}",) if changed else ()
         return PassResult(changed, notes)
 
 
-def _widen(tensor: gs.Tensor, source: int, to: int) -> bool:
+def retype(tensor: gs.Tensor, source: int, to: int) -> bool:
     """Change the type of one tensor; whether it had type `source`."""
     if dtype_of(tensor) != source:
         return False
@@ -66,7 +66,7 @@ def _widen(tensor: gs.Tensor, source: int, to: int) -> bool:
     return True
 
 
-def _widen_attributes(node: gs.Node, source: int, to: int) -> int:
+def retype_attributes(node: gs.Node, source: int, to: int) -> int:
     """Change the types that the attributes of a node name or hold; how many."""
     changed = 0
     for key in _TYPE_ATTRIBUTES:
@@ -75,7 +75,7 @@ def _widen_attributes(node: gs.Node, source: int, to: int) -> int:
             node.attrs[key] = to
             changed += 1
     held = [value for value in node.attrs.values() if isinstance(value, gs.Tensor)]
-    return changed + sum(_widen(tensor, source, to) for tensor in held)
+    return changed + sum(retype(tensor, source, to) for tensor in held)
 
 
 def _as_type(value: object) -> int | None:
