@@ -44,13 +44,16 @@ def test_the_builder_knows_these_compute_capabilities():
 
 def test_types_decide_the_oldest_compute_capability():
     assert required_sm(set()) == (75, "")
-    assert required_sm({FP16, FP32, INT8, TensorProto.INT4}) == (75, "")
+    assert required_sm({FP16, FP32, INT8, TensorProto.UINT8}) == (75, "")
+    assert required_sm({FP16, TensorProto.INT4}) == (80, "INT4")
     assert required_sm({FP16, TensorProto.BFLOAT16}) == (80, "BFLOAT16")
     assert required_sm({TensorProto.BFLOAT16, FP8}) == (89, "FP8 (FLOAT8E4M3FN)")
     assert required_sm({TensorProto.FLOAT8E8M0}) == (89, "MXFP8 scales (FLOAT8E8M0)")
     assert required_sm({FP8, TensorProto.FLOAT4E2M1}) == (120, "FP4 (FLOAT4E2M1)")
     check_sms({FP8}, (89, 120))
-    with pytest.raises(UnsupportedError, match=r"FP4.*SM120 or newer; too old: SM86, SM89.*none, int8\n"):
+    with pytest.raises(
+        UnsupportedError, match=r"FP4.*SM120 or newer; too old: SM86, SM89.*none, int8, .*int4_awq\n"
+    ):
         check_sms({TensorProto.FLOAT4E2M1}, (120, 89, 86))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,12 +135,13 @@ network of its own, made by `tools/compat_*.py`. {versions}.
 
 - **TensorRT-RTX**: built for each compute capability without a GPU, so "all" or "SM89+" says that it builds there, not
   that it is fast. Bits are those of the whole engine per weight.
-- **ONNX Runtime**: loaded and run on the CPU as diffc opens a session, once more as validation does ("exact"), and
-  loaded without any option ("plain"). In brackets the relative L2 distance to `onnx.reference`, rounded up to a power
-  of ten; none where one of the two has no such operator.
+- **ONNX Runtime**: loaded and run on the CPU as diffc opens a session, once more as validation does ("cpu-exact"), and
+  loaded without any option ("cpu-plain"). In brackets the relative L2 distance to `onnx.reference`, rounded up to a
+  power of ten; none where one of the two has no such operator. Quantizers in float16 differ where a value lies between
+  two steps: the reference evaluator divides by the scale in float16, ONNX Runtime in float32.
 - f16, bf16, f32: the compute type, named where the types differ.
 
-Oldest compute capability that builds a model with the type: {types}.
+{types}.
 """
 
 
@@ -148,6 +150,7 @@ def document(probes: Sequence[Probe], table: dict[str, Any]) -> str:
     names = {number: onnx.TensorProto.DataType.Name(int(number)) for number in table["min_sm"]}
     types = ", ".join(f"{names[n]} {f'SM{sm}' if sm else 'none'}" for n, sm in table["min_sm"].items())
     said = ", ".join(f"{TITLES.get(name, name)} {version}" for name, version in table["versions"].items())
+    types = textwrap.fill(f"Oldest compute capability that builds a model with the type: {types}", 119)
     lines = [INTRODUCTION.format(versions=said, types=types)]
     found = compat_table.rows(probes, table)
     targets = [t for t in TARGETS if any(t in row.cells for row in found)]

@@ -61,7 +61,7 @@ def reason(text: str, otherwise: str = "no reason given") -> str:
     line = line.strip(" .")
     if line.count(")") > line.count("("):
         line = line.removesuffix(")")
-    return line.strip(" .")[:160] or otherwise
+    return line.strip(" .")[:200] or otherwise
 
 
 def probe_engine(
@@ -129,7 +129,9 @@ def probe_session(columns: Sequence[str], model: bytes, ranges: Ranges) -> Itera
         verdict, results = _run(model, provider, mode == "exact", feed)
         yield column, verdict
         if mode == "exact" and results is not None:
-            yield from _compare(model, feed, results)
+            found = _compare(model, feed, results)
+            figure = "distance" if short == "cpu" else f"{short} distance"
+            yield from [] if found is None else [(figure, found)]
 
 
 def _provider(short: str) -> str:
@@ -169,14 +171,13 @@ def _run(model: bytes, provider: str, exact: bool, feed: Mapping[str, Any]) -> t
         return f"run: {reason(str(error))}", None
 
 
-def _compare(model: bytes, feed: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Said]:
-    """The relative L2 distance to onnx.reference, as the power of ten above it; nothing where that cannot run."""
+def _compare(model: bytes, feed: Mapping[str, Any], results: Mapping[str, Any]) -> str | None:
+    """The relative L2 distance to onnx.reference, as the power of ten above it; None where that cannot run."""
     try:
         wanted = ReferenceEvaluator(onnx.load_from_string(model)).run(None, dict(feed))
     except Exception:  # an operator or type that the evaluator lacks: no reference
-        return
-    worst = max(distance(np.asarray(w), results[n]) for w, n in zip(wanted, results, strict=True))
-    yield "distance", _power(worst)
+        return None
+    return _power(max(distance(np.asarray(w), results[n]) for w, n in zip(wanted, results, strict=True)))
 
 
 def _power(value: float) -> str:

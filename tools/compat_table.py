@@ -81,9 +81,8 @@ def differences(before: Table, after: Table, names: Iterable[str], targets: Iter
                 yield f"{name}: {target}: {'not stored' if old is None else 'not probed'}"
                 continue
             was, now = _by_column(old), _by_column(new)
-            for column in dict.fromkeys((*was, *now)):
-                if was.get(column) != now.get(column):
-                    yield f"{name}: {target} {column}: {was.get(column)} -> {now.get(column)}"
+            for column in (c for c in was if c in now and was[c] != now[c]):  # a new provider is no change
+                yield f"{name}: {target} {column}: {was[column]} -> {now[column]}"
             yield from _figure_differences(
                 f"{name}: {target}", old.get("figures", {}), new.get("figures", {})
             )
@@ -95,7 +94,9 @@ def _by_column(found: Mapping[str, Any]) -> dict[str, str]:
 
 def _figure_differences(where: str, was: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
     """Figures that moved: more than half a bit of a weight, more than one power of ten of a distance."""
-    for name in dict.fromkeys((*was, *now)):
+    for name in ("bits", "distance"):
+        if name not in was and name not in now:
+            continue
         a, b = float(was.get(name, "nan")), float(now.get(name, "nan"))
         same = (
             abs(a - b) <= 0.5 if name == "bits" else max(a, 1e-6) <= 11 * max(b, 1e-6) <= 121 * max(a, 1e-6)
