@@ -32,11 +32,7 @@ def optimize(
     """
     if check not in CHECKS:
         raise unknown("check", check, CHECKS)
-    taken = [path for path in (output, output.with_name(output.name + "_data")) if path.exists()]
-    if taken and (not force or output.resolve() == model.resolve()):
-        raise DiffcError(f"{taken[0]} exists", mend="choose another -o, or give --force")
-    if not output.parent.is_dir():
-        raise DiffcError(f"no such folder: {output.parent}", mend="make it, or choose another -o")
+    check_output(model, output, force)
     from passes import Pipeline
     from passes.check import Check, check_structure
     from passes.storage import load, save
@@ -54,6 +50,15 @@ def optimize(
     with ui.stage("write weights") as update:
         save(result.model, output, lambda done, total, name: update(done, total))
     return result
+
+
+def check_output(model: Path, output: Path, force: bool) -> None:
+    """Raise DiffcError when `output` cannot be written: it exists (or is `model` itself), or has no folder."""
+    taken = [path for path in (output, output.with_name(output.name + "_data")) if path.exists()]
+    if taken and (not force or output.resolve() == model.resolve()):
+        raise DiffcError(f"{taken[0]} exists", mend="choose another -o, or give --force")
+    if not output.parent.is_dir():
+        raise DiffcError(f"no such folder: {output.parent}", mend="make it, or choose another -o")
 
 
 def known_passes() -> Sequence[tuple[str, str, str]]:

@@ -92,6 +92,10 @@ class _Work:
             raise _CannotError("the Cast widens it, and it would be stored in more bytes")
         new = getattr(recipe, op)(argument) if op != "identity" else recipe
         axes = [_moved_axis(node, op, argument, recipe.shape) for node in scales]
+        for node, axis in zip(scales, axes, strict=True):  # nothing has changed before the last refusal
+            for tensor in node.inputs[1:] if axis is not None else ():
+                if recipe_of(tensor) is None and array_of(tensor) is None:
+                    raise _CannotError(f"its scale {tensor.name!r} is not constant")
         for node, axis in zip(scales, axes, strict=True):
             self._move_scale(node, axis, op, argument, new.shape)
         weight.values = RecipeValues(new.to_tensor(weight.name))

@@ -56,6 +56,15 @@ def _scale_of_amax(x: Array, args: Mapping[str, Any]) -> Array:
     return x.astype(np.float32) / np.float32(args["bound"])
 
 
+def _amax(x: Array, args: Mapping[str, Any]) -> Array:
+    del args
+    return np.abs(x.astype(np.float32)).max(initial=0.0).reshape(())
+
+
+def _spread_blocks(x: Array, args: Mapping[str, Any]) -> Array:
+    return np.repeat(x, args["times"], axis=-1)[..., : args["length"]]
+
+
 def _scaled(x: Array, args: Mapping[str, Any]) -> Array:
     """x / scale in float32; where the scale was made of an amax, by the factor that ModelOpt multiplies with."""
     wide, scale = x.astype(np.float32), Recipe.from_json(args["scale"])
@@ -111,6 +120,8 @@ KERNELS: dict[str, Callable[[Array, Mapping[str, Any]], Array]] = {
     "reshape": _reshape,
     "multiply": _multiply,
     "scale_of_amax": _scale_of_amax,
+    "amax": _amax,
+    "spread_blocks": _spread_blocks,
     "quantize": _quantize,
     "dequantize": _dequantize,
     **{name: _block_kernel(name) for name in BLOCK_KERNELS},

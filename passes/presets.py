@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from passes.add_functions import AddTrtFunctions
 from passes.base import Pass
 from passes.decompose_attention import DecomposeAttention
+from passes.emulate_fp4 import EmulateFp4
 from passes.fold_constants import FoldConstants
+from passes.fold_int4_weights import FoldInt4Weights
 from passes.fold_weight_layout import FoldWeightLayout
 from passes.fold_weight_qdq import FoldWeightQdq
+from passes.fuse_qdq import FuseQdq
+from passes.match_types import MatchTypes
+from passes.normalize_qdq import NormalizeQdq
+from passes.quantize_softmax import QuantizeSoftmax
 from passes.remove_unused import RemoveUnused
+from passes.rewrite_opset import RewriteOpset
 from passes.split_sequences import SplitSequences
+from passes.type_trt_ops import TypeTrtOps
 
 # What every traced model gets, whatever the target.
 CANONICAL: tuple[Pass, ...] = (
@@ -19,12 +28,53 @@ CANONICAL: tuple[Pass, ...] = (
     RemoveUnused(),  # last: drops the scales, shapes and weights that nothing reads any more
 )
 
+# What an ONNX file from ModelOpt's scripts gets to reach the canonical form. It may be no valid ONNX at first.
+IMPORT: tuple[Pass, ...] = (
+    FoldConstants(),  # the scales of ModelOpt are Constant nodes, the shapes around INT4 weights chains of them
+    FoldInt4Weights(),  # before normalize-qdq, which cannot say what a dequantized float weight means
+    NormalizeQdq(),  # standard quantizers wherever ONNX has them
+    FoldWeightQdq(),  # before match-types: weights are rounded by the scale as it is, not as the compute type has it
+    MatchTypes(),  # before rewrite-opset, which needs types; from here on ONNX's own inference works
+    RewriteOpset(),  # blocks need opset 21, FLOAT4E2M1 23
+    FoldConstants(),  # casts that match-types made pointless, and shapes that are static now that types are known
+    SplitSequences(),  # the legacy exporter writes sequences
+    FoldWeightLayout(),  # as in CANONICAL
+    RemoveUnused(),  # as in CANONICAL
+)
+
+# What every target wants of quantizers; exact.
+_FUSED: tuple[Pass, ...] = (
+    FuseQdq(),  # a tensor is quantized once, right where the kernels are that take it in
+    RemoveUnused(),  # what merging left without readers
+)
+_TENSORRT: tuple[Pass, ...] = (
+    *_FUSED,
+    DecomposeAttention(),  # the compiler has no float32 kernel and none above 256 (16-bit stays one node)
+    FoldConstants(),  # the causal mask and the shapes that decomposing adds are often static
+    RemoveUnused(),  # what folding left, and the doubled scales and axes of many attention layers
+    TypeTrtOps(),  # last: what is typed must not change any more
+)
+_EMULATED: tuple[Pass, ...] = (
+    *_FUSED,
+    EmulateFp4(),  # ONNX Runtime's own providers have no FP4; FP8 holds its values exactly
+    AddTrtFunctions(),  # after it, since the bodies give the type that the values have by now
+    TypeTrtOps(),
+)
+
 # What a target asks for on top of the canonical form.
 TARGETS: dict[str, tuple[Pass, ...]] = {
-    "trt-rtx": (
-        DecomposeAttention(),  # the compiler has no float32 kernel and none above 256 (16-bit stays one node)
-        FoldConstants(),  # the causal mask and the shapes that decomposing adds are often static
-        RemoveUnused(),  # what folding left, and the doubled scales and axes of many attention layers
-    ),
-    "ort": (),  # ONNX Runtime on CPU runs the canonical form as it is
+    "trt-rtx": _TENSORRT,
+    "tensorrt": _TENSORRT,
+    "ort": _EMULATED,
+    "ort-cuda": _EMULATED,
+    "ort-trt-rtx": _TENSORRT,  # TensorRT-RTX behind ONNX Runtime, which cannot infer types behind its operators
 }
+_HAS_FP8_ATTENTION = ("trt-rtx", "tensorrt", "ort-trt-rtx")
+
+
+def target_passes(target: str, *, quantized_attention: bool = False) -> tuple[Pass, ...]:
+    """The passes of a target; with FP8 attention, in the form that TensorRT has a kernel for (changes numbers)."""
+    if quantized_attention and target in _HAS_FP8_ATTENTION:
+        # First: it wants q, k and v as they are traced, with their quantizers right at the attention.
+        return (QuantizeSoftmax(), *TARGETS[target])
+    return TARGETS[target]

@@ -68,11 +68,16 @@ def load(path: Path) -> onnx.ModelProto:
     if not model.graph.node and not model.graph.output:
         raise PassError(f"{path} holds no graph: not an ONNX model")
     for tensor in initializers(model):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            tensor.CopyFrom(_external_recipe(tensor, path.resolve().parent).to_tensor(tensor.name))
-        elif tensor.ByteSize() > INLINE_BYTES * 4:
-            tensor.CopyFrom(keep(onnx.numpy_helper.to_array(tensor)).to_tensor(tensor.name))
+        make_recipe(tensor, path.resolve().parent)
     return model
+
+
+def make_recipe(tensor: TensorProto, folder: Path) -> None:
+    """Turn a tensor with external data in `folder`, or a large one, into a recipe; small ones stay."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        tensor.CopyFrom(_external_recipe(tensor, folder).to_tensor(tensor.name))
+    elif tensor.ByteSize() > INLINE_BYTES * 4:
+        tensor.CopyFrom(keep(onnx.numpy_helper.to_array(tensor)).to_tensor(tensor.name))
 
 
 def _external_recipe(tensor: TensorProto, folder: Path) -> Recipe:

@@ -139,6 +139,15 @@ class Recipe:
         args = {"scale": scale.to_json(), "axis": axis, "block_size": block_size, "to": scale.dtype}
         return self._then("dequantize", args, scale.dtype, self.shape)
 
+    def amax(self) -> Recipe:
+        """The largest magnitude of the whole tensor, a float32 scalar."""
+        return self._then("amax", {}, TensorProto.FLOAT, ())
+
+    def spread_blocks(self, times: int, length: int) -> Recipe:
+        """Each element of the last axis `times` times, the first `length` of them: scales of smaller blocks."""
+        args = {"times": times, "length": length}
+        return self._then("spread_blocks", args, self.dtype, (*self.shape[:-1], length))
+
     def scale_of_amax(self, bound: float) -> Recipe:
         """A quantizer's scale, amax / bound, in float32; `bound` is the type's largest magnitude (127, 448)."""
         return self._then("scale_of_amax", {"bound": bound}, TensorProto.FLOAT, self.shape)
