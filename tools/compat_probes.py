@@ -82,6 +82,7 @@ def _word(option: str, value: Any) -> str:
 
 def load() -> dict[str, Probe]:
     """All probes by name, in the order of the sections; the modules that hold them register on import."""
+    import compat_domains  # noqa: F401
     import compat_formats  # noqa: F401
     import compat_operators  # noqa: F401
     import compat_quantizers  # noqa: F401
