@@ -88,13 +88,13 @@ class Graphs:
 def rewrite(plan: Plan, model: onnx.ModelProto, ui: Reporter) -> Graphs:
     """The canonical passes, then each target's own on what they made; every one checked in numbers.
 
-    Targets that want the same model share model.onnx. Otherwise that is the canonical one, and a target that wants
-    another has its own, over the same file of weights.
+    model.onnx is the first target's. Targets that want the same share it; one that wants another has its own, over
+    the same file of weights.
     """
     from diffc.validate.fidelity import validation_arrays
     from diffc.validate.pass_check import NumericCheck
     from passes import Pipeline
-    from passes.presets import CANONICAL, TARGETS
+    from passes.presets import CANONICAL, target_passes
 
     checker = NumericCheck(lambda: validation_arrays(plan.source, plan.dtype, plan.request.seed))
     with ui.stage("rewrite the graph") as update:
@@ -103,31 +103,29 @@ def rewrite(plan: Plan, model: onnx.ModelProto, ui: Reporter) -> Graphs:
         )
     records, wanted = list(canonical.records), {}
     for target in plan.targets:
+        steps = target_passes(target.name, quantized_attention=plan.request.options.quantizes_attention)
         with ui.stage(f"legalize for {target.name}") as update:
             dump = None if plan.request.dump is None else plan.request.dump / target.name
-            result = Pipeline(TARGETS[target.name]).run(
+            result = Pipeline(steps).run(
                 canonical.model, check=checker, dump=dump, on_event=lambda e: update(e.index, e.total)
             )
         records += result.records
-        wanted[target.name] = result.model if result.changed else canonical.model
+        wanted[target.name] = result.model
     ui.note(f"{len(model.graph.node)} -> {len(canonical.model.graph.node)} nodes")
-    return Graphs(*_share(canonical.model, wanted), records)
+    return Graphs(*_share(wanted), records)
 
 
-def _share(
-    canonical: onnx.ModelProto, wanted: Mapping[str, onnx.ModelProto]
-) -> tuple[dict[str, onnx.ModelProto], dict[str, str]]:
+def _share(wanted: Mapping[str, onnx.ModelProto]) -> tuple[dict[str, onnx.ModelProto], dict[str, str]]:
     """File names for the distinct models, and which file each target takes."""
-    texts = {name: model.SerializeToString(deterministic=True) for name, model in wanted.items()}
-    if len(set(texts.values())) == 1:
-        return {"model.onnx": next(iter(wanted.values()))}, dict.fromkeys(wanted, "model.onnx")
-    known = {canonical.SerializeToString(deterministic=True): "model.onnx"}
-    models = {"model.onnx": canonical}
-    for target, text in texts.items():
+    known: dict[bytes, str] = {}
+    models, files = {}, {}
+    for target, model in wanted.items():
+        text = model.SerializeToString(deterministic=True)
         if text not in known:
-            known[text] = f"model-{target}.onnx"
-            models[known[text]] = wanted[target]
-    return models, {target: known[text] for target, text in texts.items()}
+            known[text] = f"model-{target}.onnx" if known else "model.onnx"
+            models[known[text]] = model
+        files[target] = known[text]
+    return models, files
 
 
 def write(graphs: Graphs, folder: Path, ui: Reporter) -> dict[str, str]:

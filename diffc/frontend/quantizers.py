@@ -55,9 +55,9 @@ def block_quantize_dequantize(x: torch.Tensor, scale: torch.Tensor, kind: str) -
 
     `scale` is the float32 scalar amax / (6 * 448) of NVFP4; MXFP8 has no use for it.
     """
-    from diffc.quantize.simulate import mxfp8_fake_quant, nvfp4_fake_quant
+    from diffc.quantize.simulate import mxfp8_fake_quant, nvfp4_round_trip
 
-    return nvfp4_fake_quant(x, scale * BOUNDS["nvfp4"]) if kind == "nvfp4" else mxfp8_fake_quant(x)
+    return nvfp4_round_trip(x, scale) if kind == "nvfp4" else mxfp8_fake_quant(x)
 
 
 @block_quantize_dequantize.register_fake

@@ -75,10 +75,8 @@ def calibrate(
     insert_quantizers(backbone, fmt, unquantized, options)
     if fmt.algorithm is None:
         return
-    if options.collect_method != "default":
-        from diffc.quantize.percentile import use_percentile
-
-        use_percentile(backbone, options.percentile, steps, options.collect_method)
+    if options.percentile != 1.0 or options.collect_method != "default":
+        _use_percentile(pipe, backbone, steps, options)
     pipe.set_progress_bar_config(disable=True)
     passes = Passes(progress, _PASSES[fmt.algorithm])
 
@@ -88,6 +86,21 @@ def calibrate(
 
     _collect(backbone, _algorithm(fmt, options), run_prompts)
     _finish(backbone)
+
+
+def _use_percentile(pipe: Any, backbone: nn.Module, steps: int, options: QuantOptions) -> None:
+    """Collect the inputs of convolutions by step. Raises DiffcError where none is quantized."""
+    from diffc.quantize.percentile import use_percentile
+
+    pipe.scheduler.set_timesteps(steps)  # schedulers of second order call the backbone more often than that
+    calls = len(pipe.scheduler.timesteps)
+    method = "global_min" if options.collect_method == "default" else options.collect_method
+    if not use_percentile(backbone, options.percentile, calls, method):
+        raise DiffcError(
+            f"--percentile and --collect-method are for inputs of convolutions, and this {type(backbone).__name__}"
+            " has none that is quantized",
+            mend="leave both out",
+        )
 
 
 _PASSES = {"max": 1, "smoothquant": 1, "awq_lite": 2, "svdquant": 3}

@@ -26,7 +26,7 @@ from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, role_of
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.quantize.state import BOUNDS, kind_of, settings_of
-from diffc.validate.attention import quantized_softmax, quantizes_softmax
+from diffc.validate.attention import quantized_softmax, softmax_scale
 from diffc.validate.compare import OutputComparison, compare, save_inputs, save_json, save_outputs
 from diffc.validate.tolerances import SMOOTH_REL_L2, tolerance_of
 from diffc.validate.twin import cpu_session, feed, float32_twin, runs_on_cpu, smooth_twin
@@ -118,22 +118,22 @@ class Reference:
     def __init__(self, source: ModelSource, dtype: str, checkpoint: Checkpoint | None):
         self.source, self.dtype, self.quantized = source, dtype, checkpoint is not None
         self.model = reference_model(source, dtype, checkpoint)
-        self.softmax_quantized = False
+        self._softmax_scale: float | None = None
         self._known: dict[Any, tuple[dict[str, torch.Tensor], dict[str, npt.NDArray[Any]]]] = {}
 
     @contextmanager
-    def with_quantized_softmax(self, quantized: bool) -> Iterator[None]:
+    def with_quantized_softmax(self, scale: float | None) -> Iterator[None]:
         """Attention quantizes its probabilities while this is open, as the pass quantize-softmax makes graphs do."""
-        self.softmax_quantized = quantized
-        with quantized_softmax() if quantized else nullcontext():
+        self._softmax_scale = scale
+        with nullcontext() if scale is None else quantized_softmax(scale):
             yield
-        self.softmax_quantized = False
+        self._softmax_scale = None
 
     def outputs(
         self, shape: Shape, seed: int, *, smooth: bool
     ) -> tuple[dict[str, torch.Tensor], dict[str, npt.NDArray[Any]]]:
         """Random inputs at `shape`, and the outputs for them; `smooth`: activations are not rounded."""
-        key = (shape, seed, smooth, self.softmax_quantized and not smooth)
+        key = (shape, seed, smooth, self._softmax_scale)
         if key not in self._known:
             spec = find_spec(self.source.family)
             drawn = random_inputs(spec, self.source.config, shape, dtype=DTYPES[self.dtype], seed=seed)
@@ -176,8 +176,8 @@ def validate(
     """
     reports = []
     for case in _cases(model, reference, format):
-        quantized = quantizes_softmax(model) and case.arithmetic != SMOOTH
-        with cpu_session(case.graph) as session, reference.with_quantized_softmax(quantized):
+        scale = None if case.arithmetic == SMOOTH else softmax_scale(model)
+        with cpu_session(case.graph) as session, reference.with_quantized_softmax(scale):
             for i, shape in enumerate(shapes):
                 reports.append(_judge(case, session, reference, shape, seed + i * DRAWS))
     return reports
