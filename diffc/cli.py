@@ -180,6 +180,26 @@ def opt_command(
     optimized(optimize(model, passes, output, check=check, dump=dump, force=force, ui=ui), output, ui.console)
 
 
+@app.command("import")
+def import_command(
+    model: Annotated[
+        Path, typer.Argument(help="An .onnx file that ModelOpt exported, its weights beside it.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
+    dump: Annotated[
+        Path | None, typer.Option(help="Write the graph after every pass to this folder.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output file.")] = False,
+) -> None:
+    """Bring an ONNX model of ModelOpt's scripts to the canonical form, its weights compressed."""
+    from diffc.importing import import_file
+    from diffc.report import optimized
+    from diffc.ui import Terminal
+
+    ui = Terminal()
+    optimized(import_file(model, output, dump=dump, force=force, ui=ui), output, ui.console)
+
+
 @app.command("passes")
 def passes_command() -> None:
     """List the passes, their options and what they do."""

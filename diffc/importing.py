@@ -64,6 +64,7 @@ def import_result(
 
         result = Pipeline(IMPORT).run(imported.model, check=check, dump=dump, on_event=follow)
     _require_canonical(result.model, path)
+    _drop_imports(result.model)
     check_structure(None, result.model, None)
     return result
 
@@ -77,6 +78,16 @@ def import_file(
     with ui.stage("write weights") as update:
         save(result.model, output, lambda done, total, name: update(done, total))
     return result
+
+
+def _drop_imports(model: onnx.ModelProto) -> None:
+    """Drop the import of TensorRT's domain where nothing of it is left."""
+    if not model.functions and all(node.domain != DOMAIN for node in model.graph.node):
+        kept = [
+            onnx.helper.make_opsetid(i.domain, i.version) for i in model.opset_import if i.domain != DOMAIN
+        ]
+        del model.opset_import[:]
+        model.opset_import.extend(kept)
 
 
 def _require_canonical(model: onnx.ModelProto, path: Path) -> None:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from passes import PipelineResult
 
 
+_REFUSALS = 5
+"""Refusals that a pass shows; a large model has hundreds of the same."""
+
+
 def compiled(result: CompileResult, console: Console) -> None:
     """The validation table, the engines, and where the artifact lies."""
     manifest, folder = result.artifact.manifest, result.artifact.folder
@@ -55,8 +59,10 @@ def optimized(result: PipelineResult, output: Path, console: Console) -> None:
     for record in result.records:
         for note in record.notes:
             console.print(f"  {record.name}: {note}", markup=False)
-        for refusal in record.refusals:
+        for refusal in record.refusals[:_REFUSALS]:
             console.print(f"  {record.name} left {refusal.node}: {refusal.reason}", markup=False)
+        if len(record.refusals) > _REFUSALS:
+            console.print(f"  {record.name} left {len(record.refusals) - _REFUSALS} more", markup=False)
     console.print(f"Wrote {output}")
 
 

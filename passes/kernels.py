@@ -58,7 +58,7 @@ def _scale_of_amax(x: Array, args: Mapping[str, Any]) -> Array:
 
 def _amax(x: Array, args: Mapping[str, Any]) -> Array:
     del args
-    return np.abs(x.astype(np.float32)).max(initial=0.0).reshape(())
+    return np.asarray(np.abs(x.astype(np.float32)).max(initial=0.0))
 
 
 def _spread_blocks(x: Array, args: Mapping[str, Any]) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import ClassVar
@@ -30,7 +30,11 @@ _NORMS = frozenset(
     ]
 )
 # Type variables that ONNX keeps apart and compilers do not.
-_JOINED = {"Pow": ("T", "T1"), "Attention": ("T1", "T2"), "RMSNormalization": ("T", "V")}
+_JOINED: Mapping[str, tuple[str, str]] = {
+    "Pow": ("T", "T1"),
+    "Attention": ("T1", "T2"),
+    "RMSNormalization": ("T", "V"),
+}
 _BLOCK_QUANTIZERS = ("TRT_FP4DynamicQuantize", "TRT_MXFP8DynamicQuantize")
 _STORED = (TensorProto.INT8, TensorProto.UINT8, TensorProto.FLOAT8E4M3FN, TensorProto.INT4)
 
@@ -104,8 +108,8 @@ class _Work:
         schema = schema_of(node.op) if node.domain in (None, "", "ai.onnx") else None
         if schema is None or node.op in ("QuantizeLinear", "DequantizeLinear"):
             return
-        joined = _JOINED.get(node.op, ())
-        found = [(joined[0] if s.type_str in joined else s.type_str, s.index) for s in slots(node, schema)]
+        one, other = _JOINED.get(node.op, ("", ""))
+        found = [(one if s.type_str == other else s.type_str, s.index) for s in slots(node, schema)]
         for _, group in groupby(sorted(found), key=lambda pair: pair[0]):
             indices = [i for _, i in group if dtype_of(node.inputs[i]) in FLOATS]
             types = {dtype_of(node.inputs[i]) for i in indices}

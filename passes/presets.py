@@ -40,6 +40,7 @@ IMPORT: tuple[Pass, ...] = (
     SplitSequences(),  # the legacy exporter writes sequences
     FoldWeightLayout(),  # as in CANONICAL
     RemoveUnused(),  # as in CANONICAL
+    TypeTrtOps(),  # last: ONNX knows no shapes behind operators of TensorRT
 )
 
 # What every target wants of quantizers; exact.

@@ -78,11 +78,18 @@ def _hoist_constants(model: ModelProto, path: Path) -> int:
 
 def fix_domains(model: ModelProto) -> None:
     """Operators of TensorRT that were written without their domain, as its parser accepts, get it and its version."""
-    for graph in _graphs(model.graph):
-        for node in graph.node:
-            if node.op_type in TRT_OPS and node.op_type.startswith("TRT_"):
-                node.domain = DOMAIN
-    if DOMAIN not in [item.domain for item in model.opset_import]:
+    functions = {(function.domain, function.name) for function in model.functions}
+    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
+    for node in nodes:
+        if (
+            node.op_type.startswith("TRT_")
+            and node.op_type in TRT_OPS
+            and (node.domain, node.op_type) not in functions
+        ):
+            node.domain = DOMAIN
+    if any(node.domain == DOMAIN for node in nodes) and DOMAIN not in [
+        item.domain for item in model.opset_import
+    ]:
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
 
 
