@@ -49,8 +49,7 @@ class AddTrtFunctions(Pass):
                 f"add-trt-functions needs opset {_OLDEST} or later, and the model has {graph.opset}; "
                 "run rewrite-opset first"
             )
-        given = {op: {key for node in used if node.op == op for key in node.attrs} for op in wanted}
-        graph.functions = [*graph.functions, *(_import(op, graph, given[op]) for op in wanted)]
+        graph.functions = [*graph.functions, *(_function(op, used, graph) for op in wanted)]
         notes = (f"functions for {', '.join(wanted)}",) if wanted else ()
         return PassResult(len(wanted), notes, tuple(refusals))
 
@@ -62,8 +61,12 @@ def _remove(graph: gs.Graph) -> PassResult:
     return PassResult(changed, (f"{changed} functions removed",) if changed else ())
 
 
-def _import(op: str, graph: gs.Graph, given: set[str]) -> gs.Function:
-    return OnnxImporter.import_function(function(op, graph.opset, given), graph.opset, graph.import_domains)
+def _function(op: str, used: list[gs.Node], graph: gs.Graph) -> gs.Function:
+    """The function of `op` with the attributes and inputs that its nodes have."""
+    nodes = [node for node in used if node.op == op]
+    attributes = {key for node in nodes for key in node.attrs}
+    made = function(op, graph.opset, attributes, max(len(node.inputs) for node in nodes))
+    return OnnxImporter.import_function(made, graph.opset, graph.import_domains)
 
 
 def _reason(node: gs.Node) -> str:

@@ -178,11 +178,11 @@ BODIES: dict[str, str] = {
 """By operator: attributes with their defaults, inputs, outputs and nodes."""
 
 
-def function(op: str, opset: int, given: Collection[str]) -> FunctionProto:
+def function(op: str, opset: int, given: Collection[str], inputs: int) -> FunctionProto:
     """The function that computes operator `op` of TensorRT's domain with ONNX operators of version `opset`.
 
-    `given` are the attributes that nodes have. The others become numbers in the body: onnx.reference does not know
-    the defaults of a function's attributes.
+    `given` are the attributes that nodes have and `inputs` is how many inputs. Other attributes become numbers in the
+    body and other inputs go: onnx.reference knows no defaults of a function's attributes and no optional inputs.
     """
     text = f'<domain: "{DOMAIN}", opset_import: ["": {opset}]> {op} {BODIES[op]}'
     made: FunctionProto = onnx.parser.parse_function(text)
@@ -193,6 +193,11 @@ def function(op: str, opset: int, given: Collection[str]) -> FunctionProto:
     kept = [item for item in made.attribute_proto if item.name in given]
     del made.attribute_proto[:]
     made.attribute_proto.extend(kept)
+    dropped = set(made.input[inputs:])
+    del made.input[inputs:]
+    for node in made.node:
+        if dropped & set(node.input):  # trailing ones of QuantizeLinear and DequantizeLinear
+            del node.input[-1]
     if any("powers" in node.input for node in made.node):
         made.node.insert(0, _powers())
     for index, node in enumerate(made.node):

@@ -17,6 +17,7 @@ from passes.trt_ops import TRT_OPS, Output, is_trt, trt_op
 from passes.weights import dtype_of
 
 _END = 2**31 - 1  # Slice: to the end
+_NAMELESS = "unk__"  # how ONNX's inference calls a dimension that it knows nothing of
 
 
 @register
@@ -27,7 +28,7 @@ class TypeTrtOps(Pass):
     1. Output of such an operator -> the type of `passes.trt_ops`, by operator and place; a wrong one that an exporter
        wrote is replaced (UINT8 where the operator makes E4M3).
     2. Every other tensor -> the type that ONNX infers from there.
-    3. Shapes likewise: what is a known number becomes one, symbols of the exporter stay.
+    3. Shapes likewise, in numbers and symbols; what ONNX cannot know stays as the exporter wrote it.
 
     For this, a copy in which standard operators of the same types and shapes stand in goes through ONNX's inference
     once, so the cost is linear. Subgraphs too.
@@ -65,7 +66,7 @@ def _take(tensor: gs.Variable, value: ValueInfoProto) -> bool:
         tensor.shape = tensor.shape if found.shape is None else found.shape
     else:
         tensor.shape = [
-            new if isinstance(new, int) or old is None else old
+            old if new is None or (old is not None and str(new).startswith(_NAMELESS)) else new
             for old, new in zip(tensor.shape, found.shape, strict=True)
         ]
     return before != (dtype_of(tensor), tensor.shape)
@@ -115,17 +116,29 @@ def _bodies(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def _forget_types(body: GraphProto) -> None:
-    """Drop the element types that ONNX or the table can find anew; those of operators unknown to both stay."""
-    foreign = {
-        name
-        for node in body.node
-        if node.domain not in ("", "ai.onnx") and trt_op(node.domain, node.op_type) is None
-        for name in node.output
-    }
-    foreign |= {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+    """Drop the element types that ONNX or the table can find anew; those of operators unknown to both stay.
+
+    So do the symbols that an exporter made up for TensorRT's outputs: theirs are those of the input. What graphsurgeon
+    lists in a subgraph of the graph around it goes altogether: it would hide what is found there.
+    """
+    makers = {name: node for node in body.node for name in node.output}
+    kept = [value for value in body.value_info if value.name in makers]
+    del body.value_info[:]
+    body.value_info.extend(kept)
     for value in (*body.value_info, *body.output):
-        if value.name not in foreign and value.type.HasField("tensor_type"):
+        maker = makers.get(value.name)
+        if maker is None or not value.type.HasField("tensor_type"):
+            continue
+        if maker.domain in ("", "ai.onnx") or _is_trt(maker):
             value.type.tensor_type.elem_type = onnx.TensorProto.UNDEFINED
+    for value in body.value_info:
+        if _is_trt(makers[value.name]):
+            for dim in value.type.tensor_type.shape.dim:
+                dim.ClearField("dim_param")
+
+
+def _is_trt(node: NodeProto) -> bool:
+    return trt_op(node.domain, node.op_type) is not None
 
 
 def _stand_ins(node: NodeProto) -> Iterator[NodeProto]:

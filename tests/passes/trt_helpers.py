@@ -84,5 +84,12 @@ def hard_inputs(seed: int, dtype: Any = np.float32, columns: int = 128) -> dict[
     steps = near.astype(np.float32)
     steps[::3] = np.nextafter(steps[::3], np.float32(np.inf))
     steps[1::3] = np.nextafter(steps[1::3], np.float32(0))
-    arrays = {"spread": spread, "ties": ties, "tiny": tiny, "huge": huge, "powers of two": steps, "sparse": sparse}
+    arrays = {
+        "spread": spread,
+        "ties": ties,
+        "tiny": tiny,
+        "huge": huge,
+        "powers of two": steps,
+        "sparse": sparse,
+    }
     return {name: array.astype(dtype) for name, array in arrays.items()}
