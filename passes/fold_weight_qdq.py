@@ -33,7 +33,8 @@ class FoldWeightQdq(Pass):
        become constants, computed as ModelOpt does.
     4. With `deep`, a weight that is dequantized first and then quantized again (INT4 blocks computed with in FP8)
        becomes one constant of the second type: what a compiler does when it builds, and what validation
-       does; it is not done for storage, since the first type is the smaller one.
+       does; it is not done for storage, since the first type is the smaller one. A Transpose between the two
+       goes along (fuse-qdq puts it there).
 
     Two QuantizeLinear nodes that ask for the same bytes share one constant.
 
@@ -155,7 +156,7 @@ def _target(node: gs.Node) -> int:
 def _resolve(tensor: gs.Tensor, deep: bool = False) -> tuple[str, Recipe] | None:
     """Name and recipe of the constant behind a tensor, through Identity and Cast; None when there is none.
 
-    With `deep`, through DequantizeLinear as well.
+    With `deep`, through DequantizeLinear and Transpose as well.
     """
     node = producer(tensor)
     if node is None:
@@ -163,6 +164,9 @@ def _resolve(tensor: gs.Tensor, deep: bool = False) -> tuple[str, Recipe] | None
         return None if recipe is None else (tensor.name, recipe)
     if deep and node.op == "DequantizeLinear":
         return _dequantized(node)
+    if deep and node.op == "Transpose" and (found := _resolve(node.inputs[0], deep)) is not None:
+        perm = node.attrs.get("perm") or reversed(range(len(found[1].shape)))
+        return found[0], found[1].transpose(tuple(perm))
     if node.op not in ("Identity", "Cast") or (found := _resolve(node.inputs[0], deep)) is None:
         return None
     return found if node.op == "Identity" else (found[0], found[1].cast(node.attrs["to"]))
