@@ -1,7 +1,7 @@
 """Graph passes for diffusion backbones: ONNX in, ONNX out, without torch."""
 
 from passes import (
-    add_functions,
+    add_trt_functions,
     decompose_attention,
     emulate_fp4,
     fold_constants,
@@ -31,7 +31,7 @@ __all__ = [
     "Pipeline",
     "PipelineResult",
     "Refusal",
-    "add_functions",
+    "add_trt_functions",
     "all_passes",
     "decompose_attention",
     "emulate_fp4",

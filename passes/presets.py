@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from passes.add_functions import AddTrtFunctions
+from passes.add_trt_functions import AddTrtFunctions
 from passes.base import Pass
 from passes.decompose_attention import DecomposeAttention
 from passes.emulate_fp4 import EmulateFp4

@@ -331,8 +331,15 @@ def test_the_presets_clean_the_blocks() -> None:
     assert {r.nbytes for r in recipes(result.model).values()} == {64}
 
 
-# In a graph of float32 at opset 23 whose quantizers are all on weights.
-NOTHING_TO_DO = ("widen-types", "smooth-qdq", "rewrite-opset")
+# In a graph of float32 at opset 23 whose quantizers are all on weights, and without TensorRT's operators.
+NOTHING_TO_DO = (
+    "widen-types",
+    "smooth-qdq",
+    "rewrite-opset",
+    "type-trt-ops",
+    "emulate-fp4",
+    "add-trt-functions",
+)
 
 
 @pytest.mark.parametrize("name", ["import", *sorted(all_passes())])

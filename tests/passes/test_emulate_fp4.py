@@ -9,7 +9,7 @@ from onnx import TensorProto
 from trt_helpers import E2M1_GRID, mxfp8, nvfp4, trt_model
 
 from passes import PassError, Pipeline
-from passes.add_functions import AddTrtFunctions
+from passes.add_trt_functions import AddTrtFunctions
 from passes.emulate_fp4 import EmulateFp4
 from passes.fold_weight_qdq import FoldWeightQdq
 from passes.remove_unused import RemoveUnused

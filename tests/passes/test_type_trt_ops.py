@@ -9,8 +9,10 @@ from graph_helpers import apply, count_calls, model
 from onnx import TensorProto
 from trt_helpers import trt_model
 
-from passes import PassError, Pipeline
+from passes import Pass, PassError, Pipeline
+from passes.add_trt_functions import AddTrtFunctions
 from passes.check import shell
+from passes.emulate_fp4 import EmulateFp4
 from passes.fold_constants import FoldConstants
 from passes.trt_ops import TRT_OPS
 from passes.type_trt_ops import TypeTrtOps
@@ -200,10 +202,13 @@ def test_a_chain_of_hundreds_is_typed_in_one_inference(monkeypatch: pytest.Monke
     assert len(runs) == 1
 
 
-def test_work_is_linear_in_nodes() -> None:
-    graphs = [import_graph(chain(count)) for count in (50, 200)]
-    few, many = (count_calls(lambda graph=graph: TypeTrtOps().run(graph)) for graph in graphs)
-    assert many < 4.5 * few
+@pytest.mark.parametrize("step", [TypeTrtOps(), EmulateFp4(), AddTrtFunctions()], ids=lambda step: step.name)
+def test_work_is_linear_in_nodes(step: Pass) -> None:
+    graphs = [import_graph(chain(count)) for count in (100, 500)]
+    for graph in graphs if step.name != "type-trt-ops" else ():
+        TypeTrtOps().run(graph)
+    few, many = (count_calls(lambda graph=graph: step.run(graph)) for graph in graphs)
+    assert 2 * few < many < 5.5 * few
 
 
 def test_subgraphs() -> None:

@@ -9,7 +9,7 @@ from graph_helpers import apply, run_ort, run_reference
 from trt_helpers import E4M3_GRID, hard_inputs, mxfp8, nvfp4, round_to, trt_model
 
 from passes import PassError, Pipeline
-from passes.add_functions import AddTrtFunctions
+from passes.add_trt_functions import AddTrtFunctions
 from passes.block_kernels import mxfp8_scales, mxfp8_values, nvfp4_scales, nvfp4_values
 from passes.emulate_fp4 import EmulateFp4
 from passes.trt_functions import BODIES
