@@ -27,7 +27,7 @@ app.add_typer(models_app, name="models")
 
 @app.command("compile")
 def compile_command(
-    model: Annotated[str, typer.Argument(help="A pipeline folder, a backbone folder, or an embedded model.")],
+    model: Annotated[str, typer.Argument(help="A pipeline or backbone folder, an .onnx file, or an embedded model.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the artifact.")],
     format: Annotated[str, typer.Option(help="A format of `diffc formats`, such as fp8 or nvfp4.")] = "none",
     target: Annotated[

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffc.artifact import Artifact, staging, write_manifest
-from diffc.backends.base import Profile
+from diffc.backends.base import Profile, Target
 from diffc.manifest import manifest
-from diffc.plan import CompileRequest, Plan, check, describe
+from diffc.plan import CompileRequest, Plan, check, check_targets, describe
 from diffc.ui import Reporter, Silent
 
 if TYPE_CHECKING:
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from diffc.backends.engine import EngineReport
     from diffc.quantize.checkpoint import Checkpoint
     from diffc.validate.fidelity import ShapeReport
+    from passes.check import Check
     from passes.pipeline import PassRecord
 
-__all__ = ["CompileRequest", "CompileResult", "Plan", "check", "compile_model"]
+__all__ = ["CompileRequest", "CompileResult", "Plan", "check", "check_targets", "compile_model"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
     Raises DiffcError or PassError for what the user can mend, MismatchError when outputs differ.
     """
     ui = ui or Silent()
+    if request.model.endswith(".onnx"):
+        from diffc.compile_onnx import compile_onnx
+
+        return compile_onnx(request, ui)
     plan = check(request)
     ui.note(describe(plan))
     with staging(request.output, force=request.force) as folder:
@@ -94,24 +99,45 @@ def rewrite(plan: Plan, model: onnx.ModelProto, ui: Reporter) -> Graphs:
     from diffc.validate.fidelity import validation_arrays
     from diffc.validate.pass_check import NumericCheck
     from passes import Pipeline
-    from passes.presets import CANONICAL, target_passes
+    from passes.presets import CANONICAL
 
     checker = NumericCheck(lambda: validation_arrays(plan.source, plan.dtype, plan.request.seed))
     with ui.stage("rewrite the graph") as update:
         canonical = Pipeline(CANONICAL).run(
             model, check=checker, dump=plan.request.dump, on_event=lambda e: update(e.index, e.total)
         )
-    records, wanted = list(canonical.records), {}
-    for target in plan.targets:
-        steps = target_passes(target.name, quantized_attention=plan.request.options.quantizes_attention)
+    ui.note(f"{len(model.graph.node)} -> {len(canonical.model.graph.node)} nodes")
+    attention = plan.request.options.quantizes_attention
+    graphs = legalize(canonical.model, plan.targets, checker, plan.request.dump, ui, attention=attention)
+    return replace(graphs, records=[*canonical.records, *graphs.records])
+
+
+def legalize(
+    model: onnx.ModelProto,
+    targets: Sequence[Target],
+    check: Check,
+    dump: Path | None,
+    ui: Reporter,
+    *,
+    attention: bool = False,
+) -> Graphs:
+    """Each target's own passes on the canonical `model`; `attention`: it is quantized."""
+    from passes import Pipeline
+    from passes.presets import target_passes
+
+    records: list[PassRecord] = []
+    wanted = {}
+    for target in targets:
+        steps = target_passes(target.name, quantized_attention=attention)
         with ui.stage(f"legalize for {target.name}") as update:
-            dump = None if plan.request.dump is None else plan.request.dump / target.name
             result = Pipeline(steps).run(
-                canonical.model, check=checker, dump=dump, on_event=lambda e: update(e.index, e.total)
+                model,
+                check=check,
+                dump=None if dump is None else dump / target.name,
+                on_event=lambda e: update(e.index, e.total),
             )
         records += result.records
         wanted[target.name] = result.model
-    ui.note(f"{len(model.graph.node)} -> {len(canonical.model.graph.node)} nodes")
     return Graphs(*_share(wanted), records)
 
 
@@ -167,20 +193,27 @@ def validate(
 
 def build(plan: Plan, graphs: Graphs, folder: Path, ui: Reporter) -> Sequence[EngineReport]:
     """One engine per target and compute capability, in `folder`/engines."""
+    return build_engines(plan.targets, plan.request.sms, graphs, folder, (engine_profile(plan),), ui)
+
+
+def build_engines(
+    targets: Sequence[Target],
+    sms: Sequence[int],
+    graphs: Graphs,
+    folder: Path,
+    profiles: tuple[Profile, ...],
+    ui: Reporter,
+) -> Sequence[EngineReport]:
+    """One engine per target and compute capability, from the file that the target takes."""
     from diffc.backends.engine import EngineRequest, build_engine
 
     engines = []
-    for target in (t for t in plan.targets if t.is_engine):
+    for target in (t for t in targets if t.is_engine):
         (folder / "engines").mkdir(exist_ok=True)
-        for sms in [(sm,) for sm in plan.request.sms] if target.ahead_of_time else [()]:
-            name = target.name + "".join(f"-sm{sm}" for sm in sms)
-            request = EngineRequest(
-                target.name,
-                folder / graphs.files[target.name],
-                folder / "engines" / f"{name}.engine",
-                sms,
-                (engine_profile(plan),),
-            )
+        for group in [(sm,) for sm in sms] if target.ahead_of_time else [()]:
+            name = target.name + "".join(f"-sm{sm}" for sm in group)
+            output = folder / "engines" / f"{name}.engine"
+            request = EngineRequest(target.name, folder / graphs.files[target.name], output, group, profiles)
             with ui.stage(f"build {name}") as update:
                 report = build_engine(request, on_progress=lambda _, done, total: update(done, total))
             engines.append(report)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffc.backends.engine import EngineReport
     from diffc.compile import Graphs
     from diffc.validate.fidelity import ShapeReport
+    from passes.pipeline import PassRecord
 
 LIBRARIES = (
     "torch",
@@ -48,13 +49,9 @@ def manifest(
         "dtype": plan.dtype,
         "targets": dict(graphs.files),
         "opset": model.opset_import[0].version,
-        "inputs": [_value(v) for v in model.graph.input],
-        "outputs": [_value(v) for v in model.graph.output],
+        **described_values(model),
         "profile": asdict(plan.profile),
-        "passes": [
-            {"name": r.name, "changed": r.changed, "notes": list(r.notes), "check": r.check}
-            for r in graphs.records
-        ],
+        "passes": described_passes(graphs.records),
         "validation": [
             {
                 "model": v.model,
@@ -66,18 +63,36 @@ def manifest(
             }
             for v in validation
         ],
-        "engines": [
-            {
-                "file": f"engines/{e.path.name}",
-                "target": e.target,
-                "version": e.version,
-                "sms": list(e.sms),
-                "layers": e.layers,
-                "seconds": e.seconds,
-            }
-            for e in engines
-        ],
+        "engines": described_engines(engines),
     }
+
+
+def described_values(model: onnx.ModelProto) -> dict[str, Any]:
+    """Inputs and outputs of a model: names, types and dimensions."""
+    return {
+        "inputs": [_value(v) for v in model.graph.input],
+        "outputs": [_value(v) for v in model.graph.output],
+    }
+
+
+def described_passes(records: Sequence[PassRecord]) -> list[dict[str, Any]]:
+    """What each pass did, and how it was checked."""
+    return [{"name": r.name, "changed": r.changed, "notes": list(r.notes), "check": r.check} for r in records]
+
+
+def described_engines(engines: Sequence[EngineReport]) -> list[dict[str, Any]]:
+    """The engines, by file."""
+    return [
+        {
+            "file": f"engines/{e.path.name}",
+            "target": e.target,
+            "version": e.version,
+            "sms": list(e.sms),
+            "layers": e.layers,
+            "seconds": e.seconds,
+        }
+        for e in engines
+    ]
 
 
 def _value(value: onnx.ValueInfoProto) -> Mapping[str, Any]:

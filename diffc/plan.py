@@ -71,15 +71,12 @@ def check(request: CompileRequest) -> Plan:
     """Everything that can be refused is refused here, before any expensive work."""
     fmt = find_format(request.format)
     targets = tuple(find_target(name) for name in dict.fromkeys(request.targets))
-    if not targets:
-        raise DiffcError("no target", mend="name one: --target trt-rtx or --target ort")
     request.options.check(fmt)
     check_format_sms(fmt.name, fmt.min_sm, request.sms)
     if request.dtype not in ("auto", *DTYPES):
         raise unknown("dtype", request.dtype, ("auto", *DTYPES))
-    _check_sms(targets, request.sms)
+    check_targets(targets, request.sms)
     for target in targets:
-        target.require()
         target.check_format(fmt.name)
     check_output(request.output, force=request.force)
     source = locate(request.model)
@@ -125,6 +122,15 @@ def _check_memory(source: ModelSource) -> None:
             f" memory, and {free / 1e9:.0f} GB are free",
             mend="compile on a machine with more memory, or give --skip-validation (the manifest then says so)",
         )
+
+
+def check_targets(targets: Sequence[Target], sms: Sequence[int]) -> None:
+    """Raise DiffcError when there is no target, one is not installed, or they and the GPUs do not go together."""
+    if not targets:
+        raise DiffcError("no target", mend="name one: --target trt-rtx or --target ort")
+    _check_sms(targets, sms)
+    for target in targets:
+        target.require()
 
 
 def _check_sms(targets: Sequence[Target], sms: Sequence[int]) -> None:

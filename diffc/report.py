@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+IMPORTED = "as imported"
+"""The format of an artifact that was compiled from an ONNX file."""
+
 if TYPE_CHECKING:
     from diffc.backends.base import Target
     from diffc.compile import CompileResult
@@ -34,14 +37,17 @@ def compiled(result: CompileResult, console: Console) -> None:
                 f"{row.tolerance:.0e}" if row.passed else f"3 x {report.floor:.1e} (*)",
                 f"{row.cosine:.6f}",
             )
-    console.print(table if result.validation else "[yellow]Not validated[/yellow]")
+    imported = manifest["format"] == IMPORTED
+    without = "Every pass was checked in numbers" if imported else "[yellow]Not validated[/yellow]"
+    console.print(table if result.validation else without)
     if any(report.chaotic for report in result.validation):
         console.print(
             "(*) roundings in its layers move torch's own output by as much; the unrounded rows decide"
         )
     sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
-    console.print(f"[green]Compiled[/green] {manifest['model']['name']} to {manifest['format']} in {folder}")
-    models = [name for name in sizes if name.startswith("model") and name.endswith(".onnx")]
+    kind = IMPORTED if imported else f"to {manifest['format']}"
+    console.print(f"[green]Compiled[/green] {manifest['model']['name']} {kind} in {folder}")
+    models = [name for name in sorted(sizes, key=len) if name.startswith("model") and name.endswith(".onnx")]
     shown = [*models, "model.onnx_data", *(e["file"] for e in manifest["engines"])]
     for name in (n for n in shown if n in sizes):
         console.print(f"  {name:32} {sizes[name] / 1e6:9.2f} MB")

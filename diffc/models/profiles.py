@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -44,12 +44,8 @@ def parse_profile(text: str, spec: ModelSpec, config: Mapping[str, Any]) -> Shap
     of order, and for shapes that the model cannot run.
     """
     profile = default_profile(spec, config)
-    known = [field.name for field in fields(Shape)]
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        axis, _, value = part.partition("=")
-        if axis not in known:
-            raise DiffcError(f"profile {part!r}: unknown axis {axis!r}. Known: {', '.join(known)}")
-        low, middle, high = _sizes(part, value)
+    sizes = parse_sizes(text, [field.name for field in fields(Shape)])
+    for axis, (low, middle, high) in sizes.items():
         profile = ShapeProfile(
             replace(profile.minimum, **{axis: low}),
             replace(profile.optimum, **{axis: middle}),
@@ -58,6 +54,20 @@ def parse_profile(text: str, spec: ModelSpec, config: Mapping[str, Any]) -> Shap
     for shape in (profile.minimum, profile.optimum, profile.maximum):
         spec.check(config, shape)
     return profile
+
+
+def parse_sizes(text: str, known: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """Minimum, optimum and maximum by axis, from `axis=size` or `axis=min:opt:max`, comma separated.
+
+    Raises DiffcError for an axis that is not `known`, and for sizes out of order.
+    """
+    sizes = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        axis, _, value = part.partition("=")
+        if axis not in known:
+            raise DiffcError(f"profile {part!r}: unknown axis {axis!r}. Known: {', '.join(known) or 'none'}")
+        sizes[axis] = _sizes(part, value)
+    return sizes
 
 
 def _sizes(part: str, value: str) -> tuple[int, int, int]:

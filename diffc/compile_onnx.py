@@ -1,0 +1,140 @@
+"""`diffc compile model.onnx`: an existing ONNX file through the same stages, from the import on.
+
+The file says what is quantized and in which type it computes, so nothing is calibrated and no torch model stands
+beside it: every pass is checked in numbers against the graph before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffc
+from diffc.artifact import Artifact, check_output, staging, write_manifest
+from diffc.backends.base import Profile, Target, check_sms, find_target
+from diffc.compile import CompileResult, Graphs, build_engines, check_targets, legalize, write
+from diffc.errors import DiffcError
+from diffc.manifest import described_engines, described_passes, described_values, versions
+from diffc.models.profiles import parse_sizes
+from diffc.plan import CompileRequest
+from diffc.report import IMPORTED
+from diffc.ui import Reporter
+
+if TYPE_CHECKING:
+    import onnx
+
+_FROM_FILE = {
+    "format": "--format",
+    "dtype": "--dtype",
+    "from_checkpoint": "--from-checkpoint",
+    "options": "the options of quantization",
+    "prompts": "--prompts-file",
+    "calib_size": "--calib-size",
+    "component_dtypes": "--component-dtype",
+    "image_size": "--image-size",
+}
+
+
+def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
+    """Import `request.model`, an .onnx file, and compile it for the targets asked for.
+
+    Raises DiffcError, PassError and MismatchError as `diffc.compile.compile_model` does.
+    """
+    from diffc.importing import import_result
+
+    path = Path(request.model)
+    targets = check_request(request)
+    imported = import_result(path, ui=ui)
+    _check_types(imported.model, request.sms)
+    profile = profile_of(imported.model, request.profile, targets)
+    with staging(request.output, force=request.force) as folder:
+        graphs = _legalized(imported.model, targets, request, ui)
+        hashes = write(graphs, folder, ui)
+        engines = build_engines(targets, request.sms, graphs, folder, profile, ui)
+        records = [*imported.records, *graphs.records]
+        content = {
+            **_manifest(request, graphs, profile),
+            "passes": described_passes(records),
+            "engines": described_engines(engines),
+        }
+        written = write_manifest(folder, content, hashes)
+    artifact = Artifact(request.output, written)
+    return CompileResult(artifact, records, (), [e.moved(request.output / "engines") for e in engines])
+
+
+def check_request(request: CompileRequest) -> tuple[Target, ...]:
+    """The targets. Raises DiffcError for options that an ONNX file leaves no room for, before any work."""
+    default = {field.name: field.default for field in fields(CompileRequest)}
+    given = [option for name, option in _FROM_FILE.items() if getattr(request, name) != default[name]]
+    if given:
+        raise DiffcError(
+            f"{request.model} is compiled as it is quantized, and {', '.join(given)} would change that",
+            mend="leave it out, or compile the diffusers model instead of the ONNX file",
+        )
+    targets = tuple(find_target(name) for name in dict.fromkeys(request.targets))
+    check_targets(targets, request.sms)
+    check_output(request.output, force=request.force)
+    return targets
+
+
+def _check_types(model: onnx.ModelProto, sms: Sequence[int]) -> None:
+    from diffc.backends.graph import element_types
+
+    check_sms(element_types(model), tuple(sms))
+
+
+def profile_of(model: onnx.ModelProto, text: str, targets: Sequence[Target]) -> tuple[Profile, ...]:
+    """The engine's shapes from `--profile dim=min:opt:max,...`, by the names of the file's dynamic dimensions.
+
+    Empty when no dimension is dynamic or no target builds an engine. Raises DiffcError that lists what is
+    missing or unknown.
+    """
+    shapes = {
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input
+    }
+    known = list(dict.fromkeys(d for dims in shapes.values() for d in dims if isinstance(d, str)))
+    sizes = parse_sizes(text, known)
+    if not known or not any(target.is_engine for target in targets):
+        return ()
+    if missing := [name for name in known if name not in sizes]:
+        raise DiffcError(
+            f"the file has dynamic dimensions without a range: {', '.join(missing)}",
+            mend=f"give --profile {','.join(f'{name}=min:opt:max' for name in missing)}",
+        )
+
+    def at(index: int) -> Mapping[str, Sequence[int]]:
+        return {
+            name: [sizes[d][index] if isinstance(d, str) else d for d in dims]
+            for name, dims in shapes.items()
+        }
+
+    return (Profile.of(at(0), at(1), at(2)),)
+
+
+def _legalized(
+    model: onnx.ModelProto, targets: Sequence[Target], request: CompileRequest, ui: Reporter
+) -> Graphs:
+    from diffc.validate.pass_check import NumericCheck, random_feeds
+
+    feeds = random_feeds(model, seed=request.seed)
+    return legalize(model, targets, NumericCheck(lambda: feeds), request.dump, ui)
+
+
+def _manifest(request: CompileRequest, graphs: Graphs, profile: Sequence[Profile]) -> dict[str, Any]:
+    from diffc.artifact import file_sha256
+
+    path = Path(request.model)
+    model = graphs.models["model.onnx"]
+    return {
+        "diffc": diffc.__version__,
+        "versions": versions(),
+        "model": {"name": path.name, "sha256": file_sha256(path)},
+        "format": IMPORTED,
+        "targets": dict(graphs.files),
+        "opset": model.opset_import[0].version,
+        **described_values(model),
+        "profile": [asdict(p) for p in profile],
+        "validation": [],
+    }
