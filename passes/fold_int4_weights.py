@@ -131,7 +131,7 @@ class _Blocks:
     shape: tuple[int, ...]
 
     def values(self) -> Recipe:
-        """INT4 values by ModelOpt's own factor, 7 / amax."""
+        """INT4 values by ModelOpt's own factor, 7 / amax, from the scale that the export holds, amax / 7."""
         scale = self.scale
         if scale.dtype == TensorProto.FLOAT:
             scale = scale.multiply(Recipe.of_array(np.array(BOUND, np.float32))).scale_of_amax(BOUND)
