@@ -333,6 +333,12 @@ def test_the_presets_clean_the_blocks() -> None:
 
 # In a graph of float32 at opset 23 whose quantizers are all on weights, and without TensorRT's operators.
 NOTHING_TO_DO = (
+    "fold-int4-weights",
+    "fuse-qdq",
+    "match-types",
+    "normalize-qdq",
+    "quantize-softmax",
+    "share-scales",
     "widen-types",
     "smooth-qdq",
     "rewrite-opset",
