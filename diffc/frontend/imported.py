@@ -45,6 +45,7 @@ def read_model(path: Path) -> Imported:
     notes = [f"{count} Constant nodes are weights" for count in [_hoist_constants(model, path)] if count]
     fix_domains(model)
     check_operators(model, path)
+    _raise_ir_version(model)
     fake = _drop_weight_inputs(model.graph)
     notes += [f"{fake} weights were listed as graph inputs"] if fake else []
     _forget_types(model.graph)
@@ -123,6 +124,12 @@ def _is_known(node: NodeProto, opset: int, functions: set[tuple[str, str]]) -> b
     # FLOAT4E2M1 models of ModelOpt are stamped with a newer opset than their nodes are of, and the other way round.
     newest = onnx.defs.onnx_opset_version()
     return node.domain in STANDARD and onnx.defs.has(node.op_type, max(opset, min(newest, 23)), "")
+
+
+def _raise_ir_version(model: ModelProto) -> None:
+    """ModelOpt stamps a newer opset on a file and leaves its IR version behind; they came out together."""
+    opset = default_opset(model.opset_import) or 0
+    model.ir_version = max(model.ir_version, onnx.helper.OP_SET_ID_VERSION_MAP.get(("ai.onnx", opset), 0))
 
 
 def _drop_weight_inputs(graph: GraphProto) -> int:
