@@ -11,39 +11,64 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from passes.rounding import nearest
 from passes.weights import Array
 
 E4M3_MAX, E2M1_MAX = 448.0, 6.0
 _TINY_SCALE = 1e-5
 """Below it ModelOpt divides by 1 instead: such a block becomes zeros."""
+_E4M3, _E2M1 = np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float4_e2m1fn)
+_PIECE = 1 << 18
 
 
-def _block_amax(x: Array, block_size: int) -> tuple[Array, Array]:
-    """x in float32 as [..., blocks, block_size], and the amax of each block [..., blocks, 1]."""
-    wide = x.astype(np.float32).reshape(*x.shape[:-1], -1, block_size)
-    return wide, np.abs(wide).max(axis=-1, keepdims=True)
+def _magnitudes(x: Array) -> Array:
+    """|x| as unsigned integers in the same order: the bits of a float without its sign (NaN is the largest)."""
+    unsigned = np.dtype(f"u{x.dtype.itemsize}")
+    bits = np.ascontiguousarray(x).view(unsigned)
+    return bits & unsigned.type((1 << 8 * x.dtype.itemsize - 1) - 1)
+
+
+def block_amax(x: Array, block_size: int) -> Array:
+    """The amax of each block of the last axis, float32 [..., blocks, 1]; `x` is float32, float16 or bfloat16."""
+    blocks = _magnitudes(x).reshape(*x.shape[:-1], -1, block_size)
+    amax = np.maximum.reduce([blocks[..., i] for i in range(block_size)])  # far faster than along the axis
+    return amax.view(x.dtype).astype(np.float32)[..., np.newaxis]
+
+
+def largest(x: Array) -> Array:
+    """The largest magnitude of the whole array, a float32 scalar; 0 when it is empty."""
+    if x.dtype not in (np.float32, np.float16, ml_dtypes.bfloat16):
+        return np.asarray(np.abs(x.astype(np.float32)).max(initial=0.0))
+    rows = x.reshape(1, 1) if x.ndim == 0 else x
+    size = max(1, _PIECE // max(1, rows[:1].size))
+    parts = [_magnitudes(rows[i : i + size]).max(initial=0) for i in range(0, len(rows), size)]
+    bits = np.asarray(max(parts, default=0), np.dtype(f"u{x.dtype.itemsize}"))
+    return bits.view(x.dtype).astype(np.float32)
+
+
+def _wide(x: Array, block_size: int) -> Array:
+    """x in float32 as [..., blocks, block_size]."""
+    return x.astype(np.float32).reshape(*x.shape[:-1], -1, block_size)
 
 
 def nvfp4_scales(x: Array, scale: Array, block_size: int) -> Array:
     """E4M3 block scales: blockamax / (6 * scale), saturated at 448."""
-    _, amax = _block_amax(x, block_size)
-    return _nvfp4_scales(amax, scale)[..., 0]
+    return _nvfp4_scales(block_amax(x, block_size), scale)[..., 0]
 
 
 def _nvfp4_scales(amax: Array, scale: Array) -> Array:
     ratio = amax / (np.float32(E2M1_MAX) * scale.astype(np.float32).reshape(()))
-    scales: Array = np.minimum(ratio, np.float32(E4M3_MAX)).astype(ml_dtypes.float8_e4m3fn)
-    return scales
+    return nearest(np.minimum(ratio, np.float32(E4M3_MAX)), _E4M3)
 
 
 def nvfp4_values(x: Array, scale: Array, block_size: int) -> Array:
     """E2M1 values: x over its block's scale, to nearest with ties to even, saturated at 6."""
-    wide, amax = _block_amax(x, block_size)
     scale = scale.astype(np.float32).reshape(())
-    step = _nvfp4_scales(amax, scale).astype(np.float32) * scale
+    step = _nvfp4_scales(block_amax(x, block_size), scale).astype(np.float32) * scale
+    wide = _wide(x, block_size)
     wide /= np.where(step >= np.float32(_TINY_SCALE), step, np.float32(1))
     np.clip(wide, -E2M1_MAX, E2M1_MAX, out=wide)
-    return wide.astype(ml_dtypes.float4_e2m1fn).reshape(x.shape)
+    return nearest(wide, _E2M1).reshape(x.shape)
 
 
 def mxfp8_exponents(amax: Array) -> Array:
@@ -55,16 +80,15 @@ def mxfp8_exponents(amax: Array) -> Array:
 
 def mxfp8_scales(x: Array, block_size: int) -> Array:
     """UINT8 exponents + 127 of the blocks."""
-    _, amax = _block_amax(x, block_size)
-    return (mxfp8_exponents(amax)[..., 0] + 127).astype(np.uint8)
+    return (mxfp8_exponents(block_amax(x, block_size))[..., 0] + 127).astype(np.uint8)
 
 
 def mxfp8_values(x: Array, block_size: int) -> Array:
     """E4M3 values: x over its block's power of two, to nearest with ties to even."""
-    wide, amax = _block_amax(x, block_size)
-    wide = np.ldexp(wide, -mxfp8_exponents(amax))
+    wide = _wide(x, block_size)
+    wide *= np.ldexp(np.float32(1), -mxfp8_exponents(block_amax(x, block_size)))
     np.clip(wide, -E4M3_MAX, E4M3_MAX, out=wide)
-    return wide.astype(ml_dtypes.float8_e4m3fn).reshape(x.shape)
+    return nearest(wide, _E4M3).reshape(x.shape)
 
 
 def subtract_product(x: Array, left: Array, right: Array) -> Array:
@@ -73,14 +97,14 @@ def subtract_product(x: Array, left: Array, right: Array) -> Array:
     return (x.astype(np.float64) - product).astype(np.float32).astype(x.dtype)
 
 
-BLOCK_KERNELS: dict[str, tuple[Callable[..., Array], tuple[str, ...]]] = {
-    "nvfp4_scales": (nvfp4_scales, ("scale",)),
-    "nvfp4_values": (nvfp4_values, ("scale",)),
-    "mxfp8_scales": (mxfp8_scales, ()),
-    "mxfp8_values": (mxfp8_values, ()),
-    "subtract_product": (subtract_product, ("left", "right")),
+BLOCK_KERNELS: dict[str, tuple[Callable[..., Array], tuple[str, ...], bool]] = {
+    "nvfp4_scales": (nvfp4_scales, ("scale",), True),
+    "nvfp4_values": (nvfp4_values, ("scale",), False),
+    "mxfp8_scales": (mxfp8_scales, (), True),
+    "mxfp8_values": (mxfp8_values, (), False),
+    "subtract_product": (subtract_product, ("left", "right"), False),
 }
-"""Name of the operation -> its function, and which of its arguments are recipes."""
+"""Name of the operation -> its function, which of its arguments are recipes, and whether it gives one per block."""
 
 
 def plain_arguments(args: dict[str, Any]) -> dict[str, Any]:

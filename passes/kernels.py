@@ -1,155 +1,151 @@
-"""The operations of recipes on arrays: small, vectorized, and each with the ONNX operator it must equal."""
+"""Evaluating recipes: whole, or as tasks that each compute some rows, in memory near that of the result.
+
+Rows are computed in pieces that fit the cache, on every core: numpy lets go of Python's lock while it works.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import ml_dtypes
 import numpy as np
-from onnx import TensorProto
 
-from passes.base import PassError
-from passes.block_kernels import BLOCK_KERNELS, plain_arguments
-from passes.sources import np_dtype, read
+from passes.operations import BOUNDS, Shape, Step, bind
+from passes.rounding import all_codes, lookup
+from passes.sources import read
 from passes.weights import Array, Recipe, RecipeValues
 
-# The largest magnitude of each quantized type; ONNX QuantizeLinear saturates there.
-BOUNDS: dict[int, tuple[float, float]] = {
-    TensorProto.INT8: (-128.0, 127.0),
-    TensorProto.INT4: (-8.0, 7.0),
-    TensorProto.FLOAT8E4M3FN: (-448.0, 448.0),
-    TensorProto.FLOAT4E2M1: (-6.0, 6.0),
-}
+__all__ = ["BOUNDS", "THREADS", "Task", "evaluate", "tasks", "to_bytes"]
 
+THREADS = min(8, os.cpu_count() or 1)
+_PIECE = 1 << 17
+"""Elements that pass through all steps before the next: as float32, half a megabyte."""
+_TASK = 1 << 22
+"""Elements of a task: enough for one thread to work a few milliseconds."""
+_FOUR_BITS = (np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4), np.dtype(ml_dtypes.float4_e2m1fn))
 
-def _cast(x: Array, args: Mapping[str, Any]) -> Array:
-    target = np_dtype(args["to"])
-    if args["to"] == TensorProto.FLOAT8E4M3FN:  # ml_dtypes overflows to NaN where ONNX Cast saturates
-        x = np.clip(x.astype(np.float32), -448.0, 448.0)
-    return x.astype(target)
-
-
-def _transpose(x: Array, args: Mapping[str, Any]) -> Array:
-    return x.transpose(args["perm"])
-
-
-def _reshape(x: Array, args: Mapping[str, Any]) -> Array:
-    return x.reshape(args["shape"])
-
-
-def _multiply(x: Array, args: Mapping[str, Any]) -> Array:
-    by = evaluate(Recipe.from_json(args["by"])).astype(np.float32)
-    return (x.astype(np.float32) * by).astype(x.dtype)
-
-
-def _spread(scale: Array, shape: tuple[int, ...], axis: int | None, block_size: int) -> Array:
-    """A scale as QuantizeLinear broadcasts it: per tensor, per channel on `axis`, or per block."""
-    if axis is None or scale.ndim == 0:
-        return scale.reshape(())
-    if block_size:
-        return np.repeat(scale, block_size, axis=axis)[tuple(slice(n) for n in shape)]
-    return scale.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
-
-
-def _scale_of_amax(x: Array, args: Mapping[str, Any]) -> Array:
-    return x.astype(np.float32) / np.float32(args["bound"])
-
-
-def _amax(x: Array, args: Mapping[str, Any]) -> Array:
-    del args
-    return np.asarray(np.abs(x.astype(np.float32)).max(initial=0.0))
-
-
-def _spread_blocks(x: Array, args: Mapping[str, Any]) -> Array:
-    return np.repeat(x, args["times"], axis=-1)[..., : args["length"]]
-
-
-def _scaled(x: Array, args: Mapping[str, Any]) -> Array:
-    """x / scale in float32; where the scale was made of an amax, by the factor that ModelOpt multiplies with."""
-    wide, scale = x.astype(np.float32), Recipe.from_json(args["scale"])
-    axis, block_size = args["axis"], args["block_size"]
-    for i, op in enumerate(scale.ops):
-        if op.name == "scale_of_amax" and all(o.name == "cast" for o in scale.ops[i + 1 :]):
-            amax = evaluate(Recipe(scale.source, scale.ops[:i], scale.source.dtype, scale.shape))
-            factor = _modelopt_factor(amax.astype(np.float32), op.args["bound"], args["to"])
-            wide *= _spread(factor, x.shape, axis, block_size)
-            return wide
-    wide /= _spread(evaluate(scale).astype(np.float32), x.shape, axis, block_size)
-    return wide
-
-
-def _modelopt_factor(amax: Array, bound: float, to: int) -> Array:
-    """bound / amax to the last bit of ModelOpt's tensor_quant.py: 16-bit weights often fall on an exact tie.
-
-    Its FP8 code divides a Python number by a tensor, which torch computes as reciprocal times number.
-    """
-    if to == TensorProto.FLOAT8E4M3FN:
-        return np.float32(1) / amax * np.float32(bound)
-    return np.float32(bound) / amax
-
-
-def _quantize(x: Array, args: Mapping[str, Any]) -> Array:
-    low, high = BOUNDS[args["to"]]
-    scaled = _scaled(x, args)
-    np.clip(scaled, low, high, out=scaled)
-    if args["to"] in (TensorProto.INT8, TensorProto.INT4):
-        np.rint(scaled, out=scaled)
-    return scaled.astype(np_dtype(args["to"]))  # ml_dtypes rounds to nearest even
-
-
-def _dequantize(x: Array, args: Mapping[str, Any]) -> Array:
-    scale = evaluate(Recipe.from_json(args["scale"])).astype(np.float32)
-    wide = x.astype(np.float32) * _spread(scale, x.shape, args["axis"], args["block_size"])
-    return wide.astype(np_dtype(args["to"]))
-
-
-def _block_kernel(name: str) -> Callable[[Array, Mapping[str, Any]], Array]:
-    function, recipes = BLOCK_KERNELS[name]
-
-    def kernel(x: Array, args: Mapping[str, Any]) -> Array:
-        arrays = {key: evaluate(Recipe.from_json(args[key])) for key in recipes}
-        return function(x, **arrays, **plain_arguments(dict(args)))
-
-    return kernel
-
-
-KERNELS: dict[str, Callable[[Array, Mapping[str, Any]], Array]] = {
-    "cast": _cast,
-    "transpose": _transpose,
-    "reshape": _reshape,
-    "multiply": _multiply,
-    "scale_of_amax": _scale_of_amax,
-    "amax": _amax,
-    "spread_blocks": _spread_blocks,
-    "quantize": _quantize,
-    "dequantize": _dequantize,
-    **{name: _block_kernel(name) for name in BLOCK_KERNELS},
-}
+Task = Callable[[], Array]
 
 
 def evaluate(recipe: Recipe) -> Array:
-    """The array that a recipe describes. Needs memory for one tensor. Raises PassError on unknown operations."""
-    array = read(recipe.source)
+    """The array that a recipe describes. Raises PassError on unknown operations and missing files."""
+    array, steps = _prepared(recipe)
+    return _whole(array, steps) if steps else array
+
+
+def tasks(recipe: Recipe) -> Iterator[Task]:
+    """Functions that compute the rows of `evaluate(recipe)` one part after another, and may run at the same time.
+
+    Parts are contiguous and hold an even count of elements, the last one excepted. What must be known as a
+    whole, such as the input of a transpose, is computed here, before the first task.
+    """
+    array, steps = _prepared(recipe)
+    array, shape = _flat(array, steps)
+    for rows in _split(_row_size(array, shape), 0, shape[0] if shape else 1, _TASK):
+        yield partial(_rows, array, steps, rows)
+
+
+def _prepared(recipe: Recipe) -> tuple[Array, list[Step]]:
+    """An array and the steps from it to the result, each of which works on rows."""
+    array, steps = read(recipe.source), list[Step]()
     for op in recipe.ops:
-        if op.name not in KERNELS:
-            raise PassError(f"unknown weight operation {op.name!r}. Known: {', '.join(KERNELS)}")
-        array = KERNELS[op.name](array, op.args)
-    return array
+        step = bind(op, _result_shape(array, steps), evaluate)
+        if step.by_rows:
+            steps.append(step)
+        else:
+            array, steps = step.run(_whole(array, steps), slice(0, 0)), []
+    return array, _tabled(array, steps)
+
+
+def _result_shape(array: Array, steps: list[Step]) -> Shape:
+    return steps[-1].shape if steps else array.shape
+
+
+def _whole(array: Array, steps: list[Step]) -> Array:
+    """The result of all steps, computed part by part into one array."""
+    if not steps:
+        return array
+    wanted = _result_shape(array, steps)
+    array, shape = _flat(array, steps)
+    first, *others = _split(_row_size(array, shape), 0, shape[0] if shape else 1, _TASK)
+    done = _rows(array, steps, first)
+    if not others:
+        return done.reshape(wanted)
+    result = np.empty(shape, done.dtype)
+    result[first] = done
+
+    def fill(rows: slice) -> None:
+        result[rows] = _rows(array, steps, rows)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(fill, others))
+    return result.reshape(wanted)
+
+
+def _flat(array: Array, steps: list[Step]) -> tuple[Array, Shape]:
+    """The same as one row of elements where no step minds, so that it can be cut anywhere; the result's shape."""
+    if array.ndim and array.flags.c_contiguous and all(step.by_element for step in steps):
+        array = array.reshape(-1)
+        return array, array.shape
+    return array, _result_shape(array, steps)
+
+
+def _row_size(array: Array, shape: Shape) -> int:
+    """Elements of a row, before or after the steps, whatever is more."""
+    return max(1, math.prod(array.shape[1:]), math.prod(shape[1:]))
+
+
+def _split(row: int, start: int, stop: int, elements: int) -> Iterator[slice]:
+    """Rows of `row` elements in slices of about `elements` elements; an even number of rows, the last excepted."""
+    size = max(2, elements // row // 2 * 2)
+    for begin in range(start, max(stop, start + 1), size):
+        yield slice(begin, min(begin + size, stop))
+
+
+def _rows(array: Array, steps: list[Step], rows: slice) -> Array:
+    """The rows `rows` of the result, or all of it where there are no rows."""
+    if array.ndim == 0:
+        return _run(array, steps, rows)
+    pieces = list(_split(_row_size(array, ()), rows.start, rows.stop, _PIECE))
+    if not steps or len(pieces) == 1:
+        return _run(array[rows], steps, rows)
+    return np.concatenate([_run(array[piece], steps, piece) for piece in pieces])
+
+
+def _run(x: Array, steps: list[Step], rows: slice) -> Array:
+    for step in steps:
+        x = step.run(x, rows)
+    return x
+
+
+def _tabled(array: Array, steps: list[Step]) -> list[Step]:
+    """The steps with a table in place of the first ones, where these map single 16-bit elements to as few bits."""
+    leading = 0
+    while leading < len(steps) and steps[leading].by_element:
+        leading += 1
+    if not leading or array.dtype.itemsize != 2 or array.size < _PIECE:
+        return steps
+    with np.errstate(all="ignore"):
+        table = _run(all_codes(array.dtype), steps[:leading], slice(0, 1))
+    if table.dtype.itemsize > 2:
+        return steps
+    by_table = Step(lambda x, _: lookup(table, x), array.shape, by_element=True)
+    return [by_table, *steps[leading:]]
 
 
 def to_bytes(array: Array) -> memoryview:
     """The bytes of an array as ONNX stores them: little endian, 4-bit types packed low nibble first."""
     array = np.ascontiguousarray(array)
-    if array.dtype in (
-        np.dtype(ml_dtypes.int4),
-        np.dtype(ml_dtypes.uint4),
-        np.dtype(ml_dtypes.float4_e2m1fn),
-    ):
-        nibbles = array.view(np.uint8).reshape(-1) & 15
+    if array.dtype in _FOUR_BITS:
+        nibbles = array.view(np.uint8).reshape(-1) & np.uint8(15)
         if nibbles.size % 2:
             nibbles = np.append(nibbles, np.uint8(0))
-        array = nibbles[0::2] | (nibbles[1::2] << 4)
+        pairs = nibbles.view("<u2")
+        array = (pairs | pairs >> np.uint16(4)).astype(np.uint8)
     return array.reshape(-1).view(np.uint8).data
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from diffc.validate.pass_check import NumericCheck, random_feeds
 from passes import Pass, PassCheckError, PassResult, Pipeline, presets
 from passes.fold_weight_qdq import FoldWeightQdq
 from passes.graphs import weight_recipe
-from passes.kernels import KERNELS
+from passes.operations import BINDERS, Step
 from passes.storage import load, materialize
 from passes.weights import Recipe, constant
 
@@ -267,11 +267,13 @@ def test_weights_that_are_not_rounded_to_nearest_are_caught(monkeypatch: pytest.
     after = Pipeline([FoldWeightQdq()]).run(before).model
     assert check_folded_weights(before, after) == 1
 
-    def towards_zero(x: Any, args: Any) -> Any:
-        return KERNELS_QUANTIZE(np.asarray(x) * 0.95, args)
+    rounding = BINDERS["quantize"]
 
-    KERNELS_QUANTIZE = KERNELS["quantize"]
-    monkeypatch.setitem(KERNELS, "quantize", towards_zero)
+    def towards_zero(*arguments: Any) -> Step:
+        step = rounding(*arguments)
+        return replace(step, run=lambda x, rows: step.run(np.asarray(x) * 0.95, rows))
+
+    monkeypatch.setitem(BINDERS, "quantize", towards_zero)
     with pytest.raises(PassCheckError, match=r"weight 'w2_q.*' was quantized wrongly"):
         check_folded_weights(before, after)
 
