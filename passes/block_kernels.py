@@ -25,13 +25,14 @@ def _magnitudes(x: Array) -> Array:
     """|x| as unsigned integers in the same order: the bits of a float without its sign (NaN is the largest)."""
     unsigned = np.dtype(f"u{x.dtype.itemsize}")
     bits = np.ascontiguousarray(x).view(unsigned)
-    return bits & unsigned.type((1 << 8 * x.dtype.itemsize - 1) - 1)
+    magnitudes: Array = bits & unsigned.type((1 << 8 * x.dtype.itemsize - 1) - 1)
+    return magnitudes
 
 
 def block_amax(x: Array, block_size: int) -> Array:
     """The amax of each block of the last axis, float32 [..., blocks, 1]; `x` is float32, float16 or bfloat16."""
     blocks = _magnitudes(x).reshape(*x.shape[:-1], -1, block_size)
-    amax = np.maximum.reduce([blocks[..., i] for i in range(block_size)])  # far faster than along the axis
+    amax: Array = np.maximum.reduce([blocks[..., i] for i in range(block_size)])  # faster than along the axis
     return amax.view(x.dtype).astype(np.float32)[..., np.newaxis]
 
 

@@ -26,6 +26,8 @@ _PIECE = 1 << 17
 """Elements that pass through all steps before the next: as float32, half a megabyte."""
 _TASK = 1 << 22
 """Elements of a task: enough for one thread to work a few milliseconds."""
+_TILE = 32
+"""Rows that are transposed at a time: so many columns of the result are written a cache line each."""
 _FOUR_BITS = (np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4), np.dtype(ml_dtypes.float4_e2m1fn))
 
 Task = Callable[[], Array]
@@ -56,8 +58,10 @@ def _prepared(recipe: Recipe) -> tuple[Array, list[Step]]:
         step = bind(op, _result_shape(array, steps), evaluate)
         if step.by_rows:
             steps.append(step)
+        elif op.name == "transpose" and len(step.shape) == 2 and math.prod(step.shape) > _PIECE:
+            array, steps = _transposed(array, _tabled(array, steps)), []
         else:
-            array, steps = step.run(_whole(array, steps), slice(0, 0)), []
+            array, steps = step.run(_whole(array, _tabled(array, steps)), slice(0, 0)), []
     return array, _tabled(array, steps)
 
 
@@ -71,19 +75,34 @@ def _whole(array: Array, steps: list[Step]) -> Array:
         return array
     wanted = _result_shape(array, steps)
     array, shape = _flat(array, steps)
-    first, *others = _split(_row_size(array, shape), 0, shape[0] if shape else 1, _TASK)
-    done = _rows(array, steps, first)
-    if not others:
-        return done.reshape(wanted)
-    result = np.empty(shape, done.dtype)
-    result[first] = done
+    if array.size <= _PIECE or array.ndim == 0:
+        return _run(array, steps, slice(0, shape[0] if shape else 1)).reshape(wanted)
+    result = np.empty(shape, _run(array[:1], steps, slice(0, 1)).dtype)
 
     def fill(rows: slice) -> None:
-        result[rows] = _rows(array, steps, rows)
+        for piece in _split(_row_size(array, shape), rows.start, rows.stop, _PIECE):
+            result[piece] = _run(array[piece], steps, piece)
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(fill, others))
+    _at_once(fill, _split(_row_size(array, shape), 0, shape[0], _TASK))
     return result.reshape(wanted)
+
+
+def _transposed(array: Array, steps: list[Step]) -> Array:
+    """The transpose of a result [N, K], each piece turned while it is in the cache."""
+    rows, columns = _result_shape(array, steps)
+    result = np.empty((columns, rows), _run(array[:1], steps, slice(0, 1)).dtype)
+
+    def fill(part: slice) -> None:
+        for piece in _split(1, part.start, part.stop, _TILE):
+            result[:, piece] = np.ascontiguousarray(_run(array[piece], steps, piece)).T
+
+    _at_once(fill, _split(_row_size(array, (rows, columns)), 0, rows, _TASK))
+    return result
+
+
+def _at_once(work: Callable[[slice], None], parts: Iterator[slice]) -> None:
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(work, parts))
 
 
 def _flat(array: Array, steps: list[Step]) -> tuple[Array, Shape]:
