@@ -27,7 +27,9 @@ app.add_typer(models_app, name="models")
 
 @app.command("compile")
 def compile_command(
-    model: Annotated[str, typer.Argument(help="A pipeline or backbone folder, an .onnx file, or an embedded model.")],
+    model: Annotated[
+        str, typer.Argument(help="A pipeline or backbone folder, an .onnx file, or an embedded model.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the artifact.")],
     format: Annotated[str, typer.Option(help="A format of `diffc formats`, such as fp8 or nvfp4.")] = "none",
     target: Annotated[
@@ -47,6 +49,10 @@ def compile_command(
     steps: Annotated[
         int, typer.Option("--steps", "--n-steps", help="Denoising steps a calibration prompt.", min=1)
     ] = 20,
+    calibrate: Annotated[
+        str,
+        typer.Option(help="pipeline (on prompts), or synthetic (random inputs, layer by layer, no room)."),
+    ] = "pipeline",
     calib_size: Annotated[
         int | None, typer.Option(help="How many prompts to calibrate with. [default: all]", min=1)
     ] = None,
@@ -115,6 +121,7 @@ def compile_command(
             tuple(keep or ()),
         ),
         calib_size=calib_size,
+        calibrate=calibrate,
         component_dtypes=tuple(_component_dtype(text) for text in component_dtype or []),
         prompts=_prompts(prompts_file),
         steps=steps,

@@ -28,6 +28,7 @@ class CompileRequest:
     """Everything that a compile depends on; the defaults are those of the command line.
 
     `dtype` "auto" is the type in which the backbone's weights are stored. `profile` is the text of --profile.
+    `calibrate` "synthetic" runs random inputs layer by layer in the place of the pipeline on prompts.
     `image_size` (pixels) is that of the calibration images, None for the model's own. `calib_size` is how many
     prompts are used, None for all; more than there are repeat with other noise. `component_dtypes` are
     (component, type) pairs for calibration on a GPU; the rest of the pipeline has the compute type.
@@ -44,6 +45,7 @@ class CompileRequest:
     options: QuantOptions = DEFAULT_OPTIONS
     prompts: tuple[str, ...] | None = None
     calib_size: int | None = None
+    calibrate: str = "pipeline"
     component_dtypes: tuple[tuple[str, str], ...] = ()
     steps: int = 20
     batch_size: int = 4
@@ -145,16 +147,19 @@ def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource
     for name, dtype in request.component_dtypes:
         if dtype not in DTYPES:
             raise unknown(f"dtype of component {name!r}", dtype, DTYPES)
+    if request.calibrate not in ("pipeline", "synthetic"):
+        raise unknown("way to calibrate", request.calibrate, ("pipeline", "synthetic"))
     if not fmt.quantizes:
         if request.from_checkpoint is not None:
             raise DiffcError("format 'none' takes no checkpoint", mend="give its --format, or leave it out")
         return
-    if fmt.algorithm is None:
-        return  # nothing is calibrated
+    if fmt.algorithm is None or request.calibrate == "synthetic":
+        return  # no pipeline is needed
     if request.from_checkpoint is None and source.pipeline_dir is None:
         raise DiffcError(
             f"{source.backbone_dir} is a backbone alone, and calibration runs the whole pipeline on prompts",
-            mend="give the pipeline's folder, or --from-checkpoint with an earlier calibration",
+            mend="give the pipeline's folder, --from-checkpoint with an earlier calibration, or, to try a compile,"
+            " --calibrate synthetic",
         )
 
 

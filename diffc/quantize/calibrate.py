@@ -84,7 +84,7 @@ def calibrate(
         _run(pipe, prompts, batch_size, seed, {**call_args, "num_inference_steps": steps}, passes)
         passes.done += 1
 
-    _collect(backbone, _algorithm(fmt, options), run_prompts)
+    _collect(backbone, algorithm_of(fmt, options), run_prompts)
     _finish(backbone)
 
 
@@ -120,7 +120,7 @@ class Passes:
         self.progress(self.done * steps + step, max(self.total, self.done + 1) * steps)
 
 
-def _algorithm(fmt: Format, options: QuantOptions) -> dict[str, Any]:
+def algorithm_of(fmt: Format, options: QuantOptions) -> dict[str, Any]:
     """ModelOpt's `algorithm`: the method and what it takes."""
     extra: dict[str, dict[str, Any]] = {
         "smoothquant": {"alpha": options.alpha},

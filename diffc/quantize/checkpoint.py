@@ -41,7 +41,7 @@ from diffc.quantize.state import (
 if TYPE_CHECKING:
     from torch import nn
 
-_LIBRARIES = ("nvidia-modelopt", "torch", "diffusers")
+LIBRARIES = ("nvidia-modelopt", "torch", "diffusers")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Checkpoint:
             {name: value.detach().cpu().numpy() for name, value in amax.items()},
             source,
             json.loads(json.dumps(calibration or {})),
-            {library: metadata.version(library) for library in _LIBRARIES},
+            {library: metadata.version(library) for library in LIBRARIES},
             _scaling(backbone),
         )
 

@@ -31,7 +31,8 @@ def portable_scaling() -> Iterator[None]:
         smooth(linear, portable_values(pre_quant_scale))
 
     def svd_portably(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, ...]:
-        return tuple(portable_values(part).to(weight.dtype) for part in svd(weight, rank))
+        parts = svd(weight, rank) if weight.numel() <= EXACT_SVD or weight.is_cuda else low_rank(weight, rank)
+        return tuple(portable_values(part).to(weight.dtype) for part in parts)
 
     model_calib.apply_pre_quant_scale_and_smooth = smooth_portably
     model_calib.svd = svd_portably
@@ -40,6 +41,24 @@ def portable_scaling() -> Iterator[None]:
     finally:
         model_calib.apply_pre_quant_scale_and_smooth = smooth
         model_calib.svd = svd
+
+
+EXACT_SVD = 1 << 20
+"""Elements of a weight up to which its whole decomposition is worth its time on a CPU (a second at this size)."""
+
+
+def low_rank(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The leading part of a singular value decomposition, u * s [out, rank] and v [rank, in], in float32.
+
+    By random projections with four power iterations (Halko et al. 2011, algorithm 4.4), seeded: the whole
+    decomposition of one FLUX weight takes minutes.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        u, s, v = torch.svd_lowrank(weight.float(), q=min(rank + 16, *weight.shape), niter=4)
+    return u[:, :rank] * s[:rank], v[:, :rank].T
 
 
 def apply_scaling(backbone: nn.Module, scaling: Scaling) -> None:

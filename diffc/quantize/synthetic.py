@@ -1,0 +1,197 @@
+"""Calibration without a pipeline, a GPU or room for the model: one forward of random inputs, layer by layer.
+
+The backbone has no weights; accelerate loads each module's from the files when it runs, and drops them after.
+ModelOpt's methods look at one layer at a time, at its weight and at inputs that no quantizer has touched. So each
+layer is calibrated by ModelOpt itself, as a model of its own, at the moment when its input is there: the
+result is that of ModelOpt on the whole model and the same batch. Random inputs are no prompts: the scales serve to
+compile and to measure at full size, not to judge images.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from functools import lru_cache
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffc.quantize.convert import (
+    attention_layers,
+    chosen_layers,
+    convert_layers,
+    enabled_quantizers,
+    insert_quantizers,
+)
+from diffc.quantize.formats import Format
+from diffc.quantize.options import QuantOptions
+from diffc.quantize.scaling import portable_scaling
+from diffc.quantize.simulate import cpu_block_quant
+from diffc.quantize.state import SCALING, Amax, Settings, kind_of, settings_of, usable_amax
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Progress = Callable[[int, int], None]
+
+
+class FileWeights(Mapping[str, Any]):
+    """The tensors of safetensors files by name, read when asked for, in float32."""
+
+    def __init__(self, files: Mapping[str, Path]):
+        self._files = files
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return _open(self._files[name]).get_tensor(name).float()  # type: ignore[no-any-return]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+@lru_cache(maxsize=64)
+def _open(file: Path) -> Any:
+    from safetensors import safe_open
+
+    return safe_open(file, framework="pt")
+
+
+def calibrate_synthetic(
+    empty: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    inputs: Mapping[str, Any],
+    fmt: Format,
+    unquantized: str,
+    options: QuantOptions,
+    progress: Progress,
+) -> tuple[dict[str, Settings], dict[str, Amax], dict[str, Amax]]:
+    """Settings, amax and scaling of every quantizer, as `Checkpoint` holds them.
+
+    `empty` has parameters on the meta device and real buffers; `weights` are its tensors by name. `inputs` are the
+    keyword arguments of one forward, in float32. Raises DiffcError as `usable_amax` does.
+    """
+    import torch
+    from accelerate import cpu_offload
+
+    paths = chosen_layers(empty, fmt, unquantized, options)
+    attentions = attention_layers(empty) if options.quantizes_attention else []
+    found = _Found()
+    total = len(paths)
+
+    def calibrate_layer(path: str) -> Callable[..., None]:
+        def before(layer: Any, arguments: Any) -> None:
+            if path not in found.done:
+                _calibrate_layer(path, layer, weights, arguments[0], fmt, options, found)
+                progress(len(found.done), total)
+
+        return before
+
+    for path in paths:
+        empty.get_submodule(path).register_forward_pre_hook(calibrate_layer(path))
+    convert_layers(empty, attentions)
+    with _collecting(empty, fmt, options), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cpu_offload(empty, execution_device=torch.device("cpu"), state_dict=weights)
+        with torch.no_grad():
+            empty(**inputs, return_dict=False)
+    for name, quantizer in enabled_quantizers(empty).items():
+        found.add(name, quantizer)
+    return found.settings, found.amax, found.scaling
+
+
+class _Found:
+    """What calibration has found so far, and the layers that are done."""
+
+    def __init__(self) -> None:
+        self.settings: dict[str, Settings] = {}
+        self.amax: dict[str, Amax] = {}
+        self.scaling: dict[str, Amax] = {}
+        self.done: set[str] = set()
+
+    def add(self, name: str, quantizer: Any) -> None:
+        """Take over the state of one quantizer under its path in the whole model."""
+        self.settings[name] = settings_of(quantizer.get_modelopt_state())
+        kind = kind_of(self.settings[name])
+        if kind != "mxfp8":
+            self.amax[name] = usable_amax(name, getattr(quantizer, "_amax", None), kind).numpy()
+        for item in SCALING:
+            value = getattr(quantizer, f"_{item}", None)
+            if value is not None:
+                self.scaling[f"{name}.{item}"] = value.float().numpy()
+
+
+def _calibrate_layer(
+    path: str,
+    layer: Any,
+    weights: Mapping[str, torch.Tensor],
+    x: torch.Tensor,
+    fmt: Format,
+    options: QuantOptions,
+    found: _Found,
+) -> None:
+    """Let ModelOpt calibrate one layer, with its weight and the input that it has in the model."""
+    import modelopt.torch.quantization as mtq
+    import torch
+
+    from diffc.quantize.calibrate import algorithm_of
+
+    alone = torch.nn.Sequential()
+    alone.add_module("layer", _copy_of(layer, path, weights))
+    level = QuantOptions(**{**vars(options), "level": 3.0, "keep": (), "mha": False})
+    insert_quantizers(alone, fmt, r"$^", level)
+    if fmt.algorithm is not None:
+        with cpu_block_quant(), portable_scaling(), redirect_stdout(StringIO()):
+            mtq.calibrate(alone, algorithm_of(fmt, options), forward_loop=lambda model: model(x))
+    for name, quantizer in enabled_quantizers(alone).items():
+        found.add(path + name.removeprefix("layer"), quantizer)
+    for name, quantizer in alone.named_modules():  # an input that is scaled and not quantized: int4_awq
+        if hasattr(quantizer, "_pre_quant_scale") and not quantizer.is_enabled:
+            key = f"{path}{name.removeprefix('layer')}.pre_quant_scale"
+            found.scaling[key] = quantizer._pre_quant_scale.float().numpy()
+    found.done.add(path)
+
+
+def _copy_of(layer: Any, path: str, weights: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The linear layer or convolution at `path`, with its weights and nothing else that hangs on it."""
+    import torch
+
+    has_bias = layer.bias is not None
+    copy: Any
+    with torch.device("meta"):
+        if isinstance(layer, torch.nn.Linear):
+            copy = torch.nn.Linear(layer.in_features, layer.out_features, has_bias)
+        else:
+            copy = torch.nn.Conv2d(
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel_size,
+                layer.stride,
+                layer.padding,
+                layer.dilation,
+                layer.groups,
+                has_bias,
+            )
+    copy.weight = torch.nn.Parameter(weights[f"{path}.weight"], requires_grad=False)
+    if has_bias:
+        copy.bias = torch.nn.Parameter(weights[f"{path}.bias"], requires_grad=False)
+    return copy.eval()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _collecting(backbone: nn.Module, fmt: Format, options: QuantOptions) -> Iterator[None]:
+    """The quantizers of attention watch q, k and v while this is open, and have their amax after."""
+    from modelopt.torch.quantization.conversion import set_quantizer_by_cfg
+    from modelopt.torch.quantization.model_calib import enable_stats_collection, finish_stats_collection
+
+    if not options.quantizes_attention:
+        yield
+        return
+    rules = [rule for rule in options.rules(fmt) if "bmm" in rule["quantizer_name"]]
+    set_quantizer_by_cfg(backbone, rules)
+    enable_stats_collection(backbone)
+    yield
+    finish_stats_collection(backbone)
