@@ -1,0 +1,252 @@
+"""The one writer that computes weights and streams them to disk, in bounded memory and resumable after a kill.
+
+Where each tensor lies is known before any is computed. Tasks compute parts of tensors on every core; this thread hashes
+and writes them in order. Files appear under their final names only when complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from passes.base import PassError
+from passes.initializers import INLINE_BYTES, initializers, inline
+from passes.journal import Journal, code_version, fingerprint
+from passes.kernels import THREADS, Task, tasks, to_bytes
+from passes.weights import Recipe
+
+_PAGE, _LINE = 4096, 64  # alignment of large and small tensors: mappable pages, cache lines
+_AHEAD = 2
+"""Tasks per thread that may be finished before they are written."""
+
+Progress = Callable[[int, int, str], None]
+"""Called with bytes done, bytes in all, and the tensor just written."""
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """A file as it was written: path, size in bytes and SHA-256."""
+
+    path: Path
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a recipe's result lies in the file of weights; `name` is the first tensor's that has it."""
+
+    name: str
+    recipe: Recipe
+    offset: int
+
+    @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.offset + self.recipe.nbytes
+
+
+def save(model: onnx.ModelProto, path: Path, progress: Progress | None = None) -> list[SavedFile]:
+    """Write `path` and, for weights over 1 KiB, `path` + "_data".
+
+    Equal recipes are stored once. Raises PassError when the disk has no room; then nothing is left behind. After a
+    kill, the same call goes on where the killed one was.
+    """
+    return save_all({path: model}, progress)
+
+
+def save_all(
+    models: Mapping[Path, onnx.ModelProto], progress: Progress | None = None, journal: Path | None = None
+) -> list[SavedFile]:
+    """Write several models of one folder that share one file of weights: that of the first, + "_data".
+
+    With `journal`, the journal is there and stays: a later call verifies the file and computes nothing.
+    """
+    first = next(iter(models))
+    data = first.with_name(first.name + "_data")
+    if not first.parent.is_dir():
+        raise PassError(f"no such folder: {first.parent}")
+    copies = {path: _copy(model) for path, model in models.items()}
+    places = _layout(copies.values())
+    notes = Journal(journal or _beside(data, ".journal"), _identity(places))
+    partial = {final: _beside(final, ".partial") for final in (*copies, data)}
+    try:
+        weights = _stream(places, partial[data], data, notes, progress)
+        for model in copies.values():
+            _resolve(model, places, data.name)
+        saved = {path: _write(partial[path], model) for path, model in copies.items()}
+        saved |= {data: weights} if weights else {}
+        for final, written in reversed(saved.items()):  # what names the data comes last
+            written.path.replace(final)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise PassError(f"no space left on {first.parent}: {_total(places)} bytes are needed") from error
+        raise
+    finally:
+        for file in partial.values():
+            file.unlink(missing_ok=True)
+        if journal is None:
+            notes.path.unlink(missing_ok=True)
+    return [SavedFile(final, f.nbytes, f.sha256) for final, f in saved.items()]
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _key(recipe: Recipe) -> str:
+    return json.dumps(recipe.to_json(), sort_keys=True)
+
+
+def _layout(models: Iterable[onnx.ModelProto]) -> dict[str, Place]:
+    """The place of every distinct recipe that goes to the file of weights, in its order there."""
+    places: dict[str, Place] = {}
+    end = 0
+    for tensor in (tensor for model in models for tensor in initializers(model)):
+        recipe = Recipe.of_tensor(tensor)
+        if recipe is None or recipe.nbytes <= INLINE_BYTES or (key := _key(recipe)) in places:
+            continue
+        offset = end + -end % (_PAGE if recipe.nbytes >= 1 << 16 else _LINE)
+        places[key] = Place(tensor.name, recipe, offset)
+        end = places[key].end
+    return places
+
+
+def _total(places: Mapping[str, Place]) -> int:
+    return max((place.end for place in places.values()), default=0)
+
+
+def _identity(places: Mapping[str, Place]) -> str:
+    """A hash of all that the bytes depend on: recipes, the files that they read, and this code."""
+    paths = {path for place in places.values() for path in _paths(place.recipe.to_json())}
+    content = [code_version(), [fingerprint(path) for path in sorted(paths)]]
+    return hashlib.sha256(json.dumps([*content, *places]).encode()).hexdigest()
+
+
+def _paths(value: object) -> Iterator[str]:
+    """Every file that a recipe, as JSON values, reads, its arguments' files included."""
+    if isinstance(value, dict):
+        if value.get("path"):
+            yield value["path"]
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _paths(item)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed * 1.02 + (1 << 20):
+        raise PassError(
+            f"no room on {folder}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+        )
+
+
+def _stream(
+    places: Mapping[str, Place], partial: Path, final: Path, notes: Journal, progress: Progress | None
+) -> SavedFile | None:
+    """Compute every place into `partial`; what an earlier process put there or into `final` is taken over."""
+    if not places:
+        return None
+    total = _total(places)
+    if notes.matches() and final.is_file() and not partial.exists():
+        final.replace(partial)  # killed after the file got its name, but before all was done
+    _check_room(final.parent, total - (partial.stat().st_size if partial.exists() else 0))
+    partial.open("ab").close()  # before the journal: one without this file means that it has its final name
+    length, digest = notes.begin(partial)
+    with partial.open("r+b", buffering=0) as file:
+        file.truncate(length)
+        file.seek(length)
+        for place, part, last in _computed([place for place in places.values() if place.end > length]):
+            chunk = bytes(max(0, place.offset - length))
+            for data in (memoryview(chunk), part):
+                _write_all(file, data)
+                digest.update(data)
+                length += len(data)
+            if last:
+                notes.record(length, digest, force=length == total)
+            if progress:
+                progress(length, total, place.name)
+        os.fsync(file.fileno())
+    return SavedFile(partial, length, digest.hexdigest())
+
+
+def _computed(places: Iterable[Place]) -> Iterator[tuple[Place, memoryview, bool]]:
+    """The bytes of every place, part by part and in order, each with whether it is the place's last."""
+    waiting: deque[tuple[Place, Future[memoryview], bool]] = deque()
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        for place in places:
+            for task, last in _marked(tasks(place.recipe)):
+                if len(waiting) >= _AHEAD * THREADS:
+                    yield _taken(waiting)
+                waiting.append((place, pool.submit(_bytes, task), last))
+        while waiting:
+            yield _taken(waiting)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _taken(waiting: deque[tuple[Place, Future[memoryview], bool]]) -> tuple[Place, memoryview, bool]:
+    place, future, last = waiting.popleft()
+    return place, future.result(), last
+
+
+def _marked(parts: Iterator[Task]) -> Iterator[tuple[Task, bool]]:
+    """Each task with whether it is the last."""
+    held = next(parts)
+    for task in parts:
+        yield held, False
+        held = task
+    yield held, True
+
+
+def _bytes(task: Task) -> memoryview:
+    return to_bytes(task())
+
+
+def _write_all(file: io.RawIOBase, data: memoryview) -> None:
+    while len(data):  # a raw file writes 2 GB at most at a time
+        data = data[file.write(data) or 0 :]
+
+
+def _resolve(model: onnx.ModelProto, places: Mapping[str, Place], location: str) -> None:
+    """Give every recipe of `model` its values, or the place in the file `location` where they are."""
+    for tensor in initializers(model):
+        recipe = Recipe.of_tensor(tensor)
+        if recipe is None:
+            continue
+        place = places.get(_key(recipe))
+        if place is None:
+            tensor.CopyFrom(inline(tensor.name, recipe))
+            continue
+        del tensor.external_data[:]
+        entries = {"location": location, "offset": place.offset, "length": recipe.nbytes}
+        for key, value in entries.items():
+            tensor.external_data.add(key=key, value=str(value))
+
+
+def _write(partial: Path, model: onnx.ModelProto) -> SavedFile:
+    data = model.SerializeToString(deterministic=True)
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return SavedFile(partial, len(data), hashlib.sha256(data).hexdigest())
