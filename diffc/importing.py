@@ -121,7 +121,7 @@ class ImportCheck:
         line = self._structure(before, after, step)
         if not self.numbers or before is None or step is None:
             return line
-        if weight_bytes(after) > NUMERIC_LIMIT:
+        if max(weight_bytes(before), weight_bytes(after)) > NUMERIC_LIMIT:
             return f"{line}; numbers not compared (weights over {NUMERIC_LIMIT >> 20} MiB)"
         return f"{line}; {self._compare(before, after, step)}"
 
