@@ -1,0 +1,271 @@
+"""The writer after a kill: it goes on where it was, gives the bytes of an undisturbed run, and trusts nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from passes import journal as journal_module
+from passes import writer
+from passes.base import PassError
+from passes.journal import Journal
+from passes.kernels import Task, tasks
+from passes.storage import save, save_all
+from passes.weights import Recipe, Source
+
+COUNT, SHAPE = 24, (256, 512)
+
+
+def weights(folder: Path) -> dict[str, Recipe]:
+    """Weights of every kind of format over one file of random bfloat16 values, made when it is not there."""
+    file = folder / "source.bin"
+    if not file.exists():
+        rng = np.random.default_rng(11)
+        values = rng.standard_normal((COUNT, *SHAPE), dtype=np.float32) * 0.03
+        file.write_bytes(values.astype(ml_dtypes.bfloat16).tobytes())
+    length = SHAPE[0] * SHAPE[1] * 2
+    scale = Recipe.of_array(np.float32(1e-4))
+    found = {}
+    for i in range(COUNT):
+        raw = Recipe.of_source(
+            Source("raw", str(file), TensorProto.BFLOAT16, SHAPE, f"w{i}", i * length, length)
+        )
+        found |= {
+            f"plain{i}": raw,
+            f"fp8{i}": raw.quantize(scale, TensorProto.FLOAT8E4M3FN).transpose((1, 0)),
+            f"fp4{i}": raw.nvfp4_values(scale),
+            f"blocks{i}": raw.nvfp4_scales(scale),
+            f"scale{i}": raw.amax().scale_of_amax(448.0),
+        }
+    return found
+
+
+def model(recipes: dict[str, Recipe]) -> onnx.ModelProto:
+    nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in recipes]
+    outputs = [helper.make_tensor_value_info(f"{n}_out", r.dtype, r.shape) for n, r in recipes.items()]
+    graph = helper.make_graph(nodes, "g", [], outputs, [r.to_tensor(n) for n, r in recipes.items()])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """The recipes of which tasks were made, in order."""
+    seen: list[Recipe] = []
+
+    def counting(recipe: Recipe) -> object:
+        seen.append(recipe)
+        return tasks(recipe)
+
+    monkeypatch.setattr(writer, "tasks", counting)
+    monkeypatch.setattr(journal_module, "EVERY", 1 << 16)
+    return seen
+
+
+@pytest.fixture
+def expected(tmp_path: Path) -> dict[str, bytes]:
+    (tmp_path / "expected").mkdir()
+    save(model(weights(tmp_path)), tmp_path / "expected" / "m.onnx")
+    return contents(tmp_path / "expected")
+
+
+class Killed(BaseException):
+    """Stands for a kill in this process: the writer's own clearing up is left out with it."""
+
+
+def stop_after(count: int, recipes: dict[str, Recipe], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write until `count` tensors are on disk, then end as a kill does: with no clearing up."""
+
+    def stop(*_: object) -> None:
+        nonlocal count
+        count -= 1
+        if not count:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            save(model(recipes), path, stop)
+
+
+@pytest.mark.parametrize("count", [1, 7, 40, COUNT * 4])
+def test_what_is_on_disk_is_not_computed_again(
+    count: int,
+    tmp_path: Path,
+    expected: dict[str, bytes],
+    counted: list[Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "out").mkdir()
+    stop_after(count, weights(tmp_path), tmp_path / "out" / "m.onnx", monkeypatch)
+    counted.clear()
+    save(model(weights(tmp_path)), tmp_path / "out" / "m.onnx")
+    assert contents(tmp_path / "out") == expected
+    assert len(counted) <= COUNT * 4 - count + 3  # those since the last line of the journal are done again
+
+
+@pytest.mark.parametrize("damage", ["data", "cut", "journal", "line", "source", "recipe", "code", "grown"])
+def test_what_does_not_fit_is_not_taken(
+    damage: str,
+    tmp_path: Path,
+    expected: dict[str, bytes],
+    counted: list[Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    stop_after(50, weights(tmp_path), out / "m.onnx", monkeypatch)
+    partial, notes = out / "m.onnx_data.partial", out / "m.onnx_data.journal"
+    recipes = weights(tmp_path)
+    if damage == "data":
+        data = bytearray(partial.read_bytes())
+        data[100] ^= 1
+        partial.write_bytes(data)
+    elif damage == "cut":
+        os.truncate(partial, partial.stat().st_size // 2)
+    elif damage == "grown":
+        partial.write_bytes(partial.read_bytes() + b"more" * 1000)
+    elif damage == "journal":
+        notes.write_bytes(b"\xff{")
+    elif damage == "line":
+        notes.write_text(notes.read_text()[:-20])
+    elif damage == "source":
+        source = tmp_path / "source.bin"
+        source.write_bytes(source.read_bytes()[2:] + bytes(2))
+    elif damage == "recipe":
+        recipes["plain0"] = recipes["plain0"].transpose((1, 0))
+    elif damage == "code":
+        monkeypatch.setattr(writer, "code_version", lambda: "another")
+    (tmp_path / "fresh").mkdir()
+    save(model(recipes), tmp_path / "fresh" / "m.onnx")
+    counted.clear()
+    save(model(recipes), out / "m.onnx")
+    assert contents(out) == contents(tmp_path / "fresh")
+    assert (contents(out) == expected) == (damage not in ("source", "recipe"))
+    partly = {"cut": COUNT * 4 - 5, "line": 60, "grown": 60}
+    assert len(counted) <= partly.get(damage, COUNT * 4)
+    if damage not in partly:
+        assert len(counted) == COUNT * 4
+
+
+def test_a_journal_that_is_given_stays_and_saves_all_work(tmp_path: Path, counted: list[Recipe]) -> None:
+    out, notes = tmp_path / "out", tmp_path / "notes"
+    out.mkdir()
+    first = save_all({out / "m.onnx": model(weights(tmp_path))}, journal=notes)
+    assert notes.is_file()
+    counted.clear()
+    again = save_all({out / "m.onnx": model(weights(tmp_path))}, journal=notes)
+    assert (again, counted) == (first, [])
+    (out / "m.onnx_data").write_bytes(bytes(first[1].nbytes))
+    assert save_all({out / "m.onnx": model(weights(tmp_path))}, journal=notes) == first
+    assert len(counted) == COUNT * 4
+
+
+@pytest.mark.usefixtures("counted")
+def test_an_error_leaves_neither_data_nor_journal(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(PassError, match="no space left"):
+        save(model(weights(tmp_path)), tmp_path / "out" / "m.onnx", full)
+    assert contents(tmp_path / "out") == {}
+
+
+def test_the_journal_counts_what_is_verified_only(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.write_bytes(b"")
+    notes = Journal(tmp_path / "journal", "one")
+    length, digest = notes.begin(data)
+    for part in (b"a" * 1000, b"b" * 2000):
+        with data.open("ab") as file:
+            file.write(part)
+        digest.update(part)
+        length += len(part)
+        notes.record(length, digest, force=True)
+    later = Journal(tmp_path / "journal", "one")
+    assert later.matches()
+    assert later.begin(data)[0] == 3000
+    assert Journal(tmp_path / "journal", "one").begin(data)[1].hexdigest() == digest.hexdigest()
+    data.write_bytes(b"a" * 1000 + b"c" * 2000)
+    assert Journal(tmp_path / "journal", "one").begin(data)[0] == 1000
+    assert not Journal(tmp_path / "journal", "two").matches()
+    assert Journal(tmp_path / "journal", "two").begin(data)[0] == 0
+
+
+CHILD = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_writer import model, weights
+from passes import journal
+from passes.storage import save
+journal.EVERY = 1 << 16
+folder = Path({folder!r})
+print("ready", flush=True)
+save(model(weights(folder)), folder / "killed" / "m.onnx", lambda *_: time.sleep(0.002))
+"""
+
+
+def test_killed_at_random_moments_gives_the_same_bytes(tmp_path: Path, expected: dict[str, bytes]) -> None:
+    (tmp_path / "killed").mkdir()
+    code = CHILD.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    rng, lengths = np.random.default_rng(3), []
+    for _ in range(4):
+        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(rng.uniform(0.02, 0.25))
+        child.kill()
+        child.communicate()
+        partial = tmp_path / "killed" / "m.onnx_data.partial"
+        lengths.append(partial.stat().st_size if partial.exists() else -1)
+    assert any(length > 0 for length in lengths), "no kill came while it wrote"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    assert contents(tmp_path / "killed") == expected
+
+
+@pytest.mark.usefixtures("counted")
+def test_room_that_the_partial_file_has_already_is_not_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    stop_after(60, weights(tmp_path), tmp_path / "out" / "m.onnx", monkeypatch)
+    asked: list[int] = []
+    monkeypatch.setattr(writer, "_check_room", lambda folder, needed: asked.append(needed))
+    save(model(weights(tmp_path)), tmp_path / "out" / "m.onnx")
+    total = (tmp_path / "out" / "m.onnx_data").stat().st_size
+    assert 0 < asked[0] < total * 0.6
+
+
+@pytest.mark.usefixtures("counted")
+def test_the_journal_is_lines_of_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    stop_after(20, weights(tmp_path), tmp_path / "out" / "m.onnx", monkeypatch)
+    identity, *lines = map(json.loads, (tmp_path / "out" / "m.onnx_data.journal").read_text().splitlines())
+    assert len(identity) == 64
+    assert [length for length, _ in lines] == sorted(length for length, _ in lines)
+
+
+def test_tasks_are_the_result_in_parts() -> None:
+    rng = np.random.default_rng(2)
+    source = Recipe.of_array(rng.standard_normal((37, 5)).astype(np.float32))
+    parts: list[Task] = list(tasks(source.cast(TensorProto.FLOAT16)))
+    whole = np.concatenate([part() for part in parts]).reshape(37, 5)
+    assert (
+        whole.tobytes() == np.frombuffer(bytes.fromhex(source.source.key), np.float32).astype("f2").tobytes()
+    )
