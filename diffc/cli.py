@@ -225,6 +225,16 @@ def formats_command() -> None:
     list_formats(Terminal().console)
 
 
+@app.command("doctor")
+def doctor_command() -> None:
+    """Say what works on this machine, why the rest does not, and what mends it."""
+    from diffc.doctor import examine
+    from diffc.report import examined
+    from diffc.ui import Terminal
+
+    examined(examine(), Terminal().console)
+
+
 @models_app.command("list")
 def models_list() -> None:
     """List the embedded models."""

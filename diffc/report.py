@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ IMPORTED = "as imported"
 if TYPE_CHECKING:
     from diffc.backends.base import Target
     from diffc.compile import CompileResult
+    from diffc.doctor import Finding
     from passes import PipelineResult
 
 
@@ -111,6 +113,19 @@ def _taken(name: str, target: Target) -> str:
     if name in target.refuses:
         return "no"
     return "emulated" if name in target.emulates else "yes"
+
+
+def examined(findings: Sequence[Finding], console: Console) -> None:
+    """What `diffc doctor` found, and below it the command for everything that can be mended."""
+    table = Table("what", "", "")
+    for finding in findings:
+        table.add_row(
+            finding.what, "[green]works[/green]" if finding.works else "[yellow]no[/yellow]", finding.detail
+        )
+    console.print(table)
+    for finding in findings:
+        if not finding.works and finding.mend:
+            console.print(f"{finding.what}: {finding.mend}", markup=False, soft_wrap=True)
 
 
 def list_models(console: Console) -> None:
