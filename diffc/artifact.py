@@ -1,7 +1,8 @@
 """What a compile leaves: a folder with model.onnx, its weights, engines, checks, and a manifest of it all.
 
 The folder is built beside its final place and renamed when it is complete; a compile that ends early, by an
-error, Ctrl-C or a crash, leaves nothing under the final name.
+error, Ctrl-C or a crash, leaves nothing under the final name. What a killed one leaves beside it, the next one
+of the same request takes up.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from diffc.errors import DiffcError
+from diffc.resume import RESUME, take_up
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -77,9 +79,10 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def staging(output: Path, *, force: bool) -> Iterator[Path]:
+def staging(output: Path, *, force: bool, key: str = "") -> Iterator[Path]:
     """A folder to build an artifact in; it takes the place of `output` when the block ends without an error.
 
+    It is empty, or holds what a killed compile of the same `key` left (see `diffc.resume`).
     Raises DiffcError before any work when `output` exists (unless `force` and it is an artifact), or when
     another process is writing it. A full disk inside the block becomes a DiffcError too.
     """
@@ -98,9 +101,10 @@ def staging(output: Path, *, force: bool) -> Iterator[Path]:
             f"cannot write to {output.parent}: {error.strerror}", mend="choose another -o"
         ) from error
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a compile that was killed
-        partial.mkdir()
+        partial.mkdir(exist_ok=True)
+        take_up(partial, key)
         yield partial
+        shutil.rmtree(partial / RESUME, ignore_errors=True)
         _swap(partial, output)
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -144,7 +148,8 @@ def _swap(partial: Path, output: Path) -> None:
 def write_manifest(folder: Path, content: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
     """Write manifest.json: `content` and every file's size and hash. `hashes` holds those known already."""
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+    found = (p for p in folder.rglob("*") if p.is_file() and RESUME not in p.parts)
+    for path in sorted(p for p in found if p.name != MANIFEST):
         name = path.relative_to(folder).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": hashes.get(name) or file_sha256(path)}
     manifest = {"schema": SCHEMA, **content, "files": files}

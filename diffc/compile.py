@@ -11,6 +11,7 @@ from diffc.artifact import Artifact, staging, write_manifest
 from diffc.backends.base import Profile, Target
 from diffc.manifest import manifest
 from diffc.plan import CompileRequest, Plan, check, check_targets, describe
+from diffc.resume import journal, kept_checkpoint, request_key
 from diffc.ui import Reporter, Silent
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
         return compile_onnx(request, ui)
     plan = check(request)
     ui.note(describe(plan))
-    with staging(request.output, force=request.force) as folder:
+    key = request_key(
+        request, [plan.source.pipeline_dir or plan.source.backbone_dir], plan.source.weights.values()
+    )
+    with staging(request.output, force=request.force, key=key) as folder:
         checkpoint = quantize(plan, folder, ui)
         traced = trace(plan, checkpoint, ui)
         graphs = rewrite(plan, traced, ui)
@@ -68,6 +72,9 @@ def quantize(plan: Plan, folder: Path, ui: Reporter) -> Checkpoint | None:
         return None
     from diffc.quantize.run import calibrated, given
 
+    if (kept := kept_checkpoint(folder)) is not None:
+        ui.note("calibration is taken over from a compile that was stopped")
+        return kept
     checkpoint = given(plan) if plan.request.from_checkpoint else calibrated(plan, ui)
     checkpoint.save(folder / "checkpoint")
     return checkpoint
@@ -160,7 +167,7 @@ def write(graphs: Graphs, folder: Path, ui: Reporter) -> dict[str, str]:
 
     models = {folder / name: model for name, model in graphs.models.items()}
     with ui.stage("write weights") as update:
-        files = save_all(models, lambda done, total, name: update(done, total))
+        files = save_all(models, lambda done, total, name: update(done, total), journal(folder))
     return {file.path.name: file.sha256 for file in files}
 
 

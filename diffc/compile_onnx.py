@@ -20,6 +20,7 @@ from diffc.manifest import described_engines, described_passes, described_values
 from diffc.models.profiles import parse_sizes
 from diffc.plan import CompileRequest
 from diffc.report import IMPORTED
+from diffc.resume import request_key
 from diffc.ui import Reporter
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
     imported = import_result(path, ui=ui)
     _check_types(imported.model, request.sms)
     profile = profile_of(imported.model, request.profile, targets)
-    with staging(request.output, force=request.force) as folder:
+    key = request_key(request, [path])
+    with staging(request.output, force=request.force, key=key) as folder:
         graphs = _legalized(imported.model, targets, request, ui)
         hashes = write(graphs, folder, ui)
         engines = build_engines(targets, request.sms, graphs, folder, profile, ui)
