@@ -1,4 +1,4 @@
-"""normalize-qdq: TensorRT's spellings of quantizers against the standard ones, and marks against what they stand for."""
+"""normalize-qdq: TensorRT's spellings of quantizers against the standard ones, marks against what they mean."""
 
 from typing import Any
 
