@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 models_app = typer.Typer(
-    help="The embedded models: list them, or write one as a pipeline folder.", no_args_is_help=True
+    help="The models that diffc knows by name: list them, or write one as a folder.", no_args_is_help=True
 )
 app.add_typer(models_app, name="models")
 
@@ -237,7 +237,7 @@ def doctor_command() -> None:
 
 @models_app.command("list")
 def models_list() -> None:
-    """List the embedded models."""
+    """List the embedded models, and the real ones whose configurations diffc has."""
     from diffc.report import list_models
     from diffc.ui import Terminal
 
@@ -246,13 +246,19 @@ def models_list() -> None:
 
 @models_app.command("make")
 def models_make(
-    name: Annotated[str, typer.Argument(help="An embedded model; see `diffc models list`.")],
+    name: Annotated[str, typer.Argument(help="A model of `diffc models list`.")],
     directory: Annotated[Path, typer.Argument(help="The folder to write.")],
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="A real model's backbone, in full size, with random weights.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of random weights.", min=0)] = 0,
 ) -> None:
-    """Write an embedded model as a diffusers pipeline folder."""
-    from diffc.models.embedded import make
+    """Write an embedded model as a diffusers pipeline folder, or a real one's backbone with random weights."""
+    from diffc.models.real import make
+    from diffc.ui import Terminal
 
-    typer.echo(f"{name} is in {make(name, directory.expanduser().absolute())}")
+    place, ui = directory.expanduser().absolute(), Terminal()
+    typer.echo(f"{name} is in {make(name, place, random_weights=random_weights, seed=seed, ui=ui)}")
 
 
 def _version(value: bool) -> None:

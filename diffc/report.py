@@ -129,10 +129,16 @@ def examined(findings: Sequence[Finding], console: Console) -> None:
 
 
 def list_models(console: Console) -> None:
-    """The embedded models."""
+    """The embedded models, and the real ones that `diffc models make --random-weights` writes."""
     from diffc.models.embedded import EMBEDDED
+    from diffc.models.real import REAL
 
     table = Table("name", "family", "stored in", "what it is")
     for model in EMBEDDED.values():
         table.add_row(model.name, model.family, model.dtype, model.description)
+    table.add_section()
+    for real in REAL.values():
+        size = f"{real.description}, {real.parameters / 1e9:.2f} B parameters (*)"
+        table.add_row(real.name, real.family, real.dtype, size)
     console.print(table)
+    console.print("(*) the configuration. With random weights: diffc models make NAME DIR --random-weights")
