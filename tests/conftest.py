@@ -1,9 +1,12 @@
-"""Compiles that many tests read: each cell of model, format and type is made once a session."""
+"""Compiles that many tests read: each cell of model, format and type is made once for all test processes."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
+import os
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,17 +17,25 @@ from typing import Any
 
 import onnx
 import pytest
+from filelock import FileLock
 
 from diffc.artifact import Artifact
 from diffc.compile import CompileRequest, CompileResult, Plan, check, compile_model
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.formats import FORMATS
+from diffc.quantize.options import QuantOptions
 
 # pytest would keep every line that torch's tracer thinks.
 logging.getLogger("torch.__trace").propagate = False
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 SMS = (86, 89, 120)
+MHA = {"options": QuantOptions(mha=True)}
+CELLS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in FORMATS} | {
+    "fp8+mha": ("fp8", MHA),
+    "nvfp4+mha": ("nvfp4", MHA),
+}
+"""What compiles are named by in tests -> format and changes of the request."""
 PROMPTS = ("a red fox asleep in fresh snow", "a wooden sign that reads OPEN")
 
 
@@ -58,9 +69,10 @@ class Cell:
 
 
 class Cells:
-    """`cells(model, format, **changes of the request)`: the finished cell, compiled on its first use.
+    """`cells(model, cell, **changes of the request)`: the finished cell, compiled on its first use.
 
     Two processes compile, since tracing keeps one core busy; `start` queues a cell without waiting for it.
+    Test processes of one session (pytest -n) share `root`: who comes second takes what is there.
     """
 
     def __init__(self, root: Path) -> None:
@@ -69,16 +81,17 @@ class Cells:
         self._started: dict[Any, tuple[CompileRequest, Future[CompileResult]]] = {}
         self._done: dict[Any, Cell] = {}
 
-    def start(self, model: str, format: str, **changed: Any) -> Any:
-        key = (model, format, *sorted(changed.items()))
+    def start(self, model: str, cell: str, **changed: Any) -> Any:
+        key = (model, cell, *sorted(changed.items()))
         if key not in self._started:
-            output = self._root / f"{len(self._started)}-{model}-{format}"
-            request = small_request(model, format, output, **changed)
-            self._started[key] = request, self._pool.submit(compile_model, request)
+            digest = hashlib.sha256(repr(key).encode()).hexdigest()[:8]
+            output = self._root / f"{model}-{cell}-{digest}" / "artifact"
+            request = small_request(model, cell, output, **changed)
+            self._started[key] = request, self._pool.submit(compiled_once, request)
         return key
 
-    def __call__(self, model: str, format: str, **changed: Any) -> Cell:
-        key = self.start(model, format, **changed)
+    def __call__(self, model: str, cell: str, **changed: Any) -> Cell:
+        key = self.start(model, cell, **changed)
         if key not in self._done:
             request, future = self._started[key]
             self._done[key] = Cell(request, future.result())
@@ -88,8 +101,21 @@ class Cells:
         self._pool.shutdown(cancel_futures=True)
 
 
-def small_request(model: str, format: str, output: Path, **changed: Any) -> CompileRequest:
+def compiled_once(request: CompileRequest) -> CompileResult:
+    """Compile, or take what another test process has compiled."""
+    folder = request.output.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "result.pickle"
+    with FileLock(folder / "lock"):
+        if not kept.exists():
+            kept.write_bytes(pickle.dumps(compile_model(request)))
+    result: CompileResult = pickle.loads(kept.read_bytes())
+    return result
+
+
+def small_request(model: str, cell: str, output: Path, **changed: Any) -> CompileRequest:
     """Two prompts, two steps, small images; all GPUs that the format exists on where there is a builder."""
+    format, options = CELLS[cell]
     sms = tuple(sm for sm in SMS if sm >= FORMATS[format].min_sm) if HAS_RTX else ()
     request = CompileRequest(
         model,
@@ -101,16 +127,14 @@ def small_request(model: str, format: str, output: Path, **changed: Any) -> Comp
         steps=2,
         image_size=64,
     )
-    return replace(request, **changed)
+    return replace(request, **options, **changed)
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cells]:
-    """The cells of this session; those that collected tests are parametrized with start at once."""
-    cells = Cells(tmp_path_factory.mktemp("compiled"))
-    for item in request.session.items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        if "cell" in params:
-            cells.start(*params["cell"])
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cells]:
+    """The cells of this session, of all its test processes."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    cells = Cells(root / "compiled")
     yield cells
     cells.close()

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import PROMPTS, Cell, Cells, small_request
+from conftest import CELLS, HAS_RTX, PROMPTS, Cell, Cells, small_request
 
 from diffc.compile import compile_model
 from diffc.errors import DiffcError
@@ -21,26 +21,74 @@ from diffc.frontend.inputs import random_inputs
 from diffc.models.backbone import DTYPES, load_backbone
 from diffc.models.embedded import EMBEDDED
 from diffc.models.spec import Shape
-from diffc.quantize.formats import FORMATS
+from diffc.quantize.convert import layer_of, role_of
 from diffc.validate.fidelity import torch_outputs
 from diffc.validate.twin import cpu_session, feed, float32_twin
 from passes.storage import load
 
-ONE_BYTE = (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN)
-STORED_AS = {"int8": onnx.TensorProto.INT8, "fp8": onnx.TensorProto.FLOAT8E4M3FN}
+NARROW = (
+    onnx.TensorProto.INT8,
+    onnx.TensorProto.INT4,
+    onnx.TensorProto.FLOAT8E4M3FN,
+    onnx.TensorProto.FLOAT4E2M1,
+    onnx.TensorProto.UINT8,
+)
+STORED_AS = {
+    "int8": onnx.TensorProto.INT8,
+    "int8_smoothquant": onnx.TensorProto.INT8,
+    "fp8": onnx.TensorProto.FLOAT8E4M3FN,
+    "int4_awq": onnx.TensorProto.INT4,
+    "w4a8_awq": onnx.TensorProto.INT4,
+    "nvfp4": onnx.TensorProto.FLOAT4E2M1,
+    "nvfp4_svdquant": onnx.TensorProto.FLOAT4E2M1,
+    "mxfp8": onnx.TensorProto.FLOAT8E4M3FN,
+}
+BLOCK_SCALES = {
+    "nvfp4": (onnx.TensorProto.FLOAT8E4M3FN, 16),
+    "nvfp4_svdquant": (onnx.TensorProto.FLOAT8E4M3FN, 16),
+    "mxfp8": (onnx.TensorProto.UINT8, 32),
+}
+"""Formats whose block scales are stored in a narrow type, too -> that type, and elements of a block."""
+BITS = {onnx.TensorProto.INT4: 4, onnx.TensorProto.FLOAT4E2M1: 4}
+QUANTIZERS = ("QuantizeLinear", "TRT_FP4DynamicQuantize", "TRT_MXFP8DynamicQuantize")
+
+# Every format on one transformer. Of the other models, the cells that reach what SD3 does not have: RMS norms and
+# dual attention (SD3.5), bfloat16, joint blocks and rotary positions (FLUX), convolutions (SDXL). Everything else is
+# slow; tools/matrix.py runs the full product as well, with more types.
+QUICK = {("tiny-sd3", cell) for cell in CELLS} | {
+    *(("tiny-sd35", "fp8"),),
+    *(("tiny-flux", cell) for cell in ("int8", "fp8", "nvfp4_svdquant")),
+    *(("tiny-sdxl", cell) for cell in ("int8", "w4a8_awq")),
+}
+PRODUCT = [
+    pytest.param(
+        (model, cell), marks=[] if (model, cell) in QUICK else pytest.mark.slow, id=f"{model}-{cell}"
+    )
+    for model in EMBEDDED
+    for cell in CELLS
+]
 
 
-@pytest.fixture(params=[(m, f) for m in EMBEDDED for f in FORMATS], ids=lambda p: "-".join(p), scope="module")
-def cell(request: pytest.FixtureRequest, compiled: Cells) -> Cell:
-    """Each of the twelve cells in turn."""
-    return compiled(*request.param)
+@pytest.fixture(scope="module")
+def queued(compiled: Cells, request: pytest.FixtureRequest) -> Cells:
+    """All cells of this file that are asked for, begun."""
+    for item in request.session.items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if "cell" in params:
+            compiled.start(*params["cell"])
+    return compiled
+
+
+@pytest.fixture(params=PRODUCT, scope="module")
+def cell(request: pytest.FixtureRequest, queued: Cells) -> Cell:
+    """Each cell in turn."""
+    return queued(*request.param)
 
 
 def quantized_layers(cell: Cell) -> list[str]:
     """Module paths whose weights the checkpoint quantizes."""
     settings = cell.checkpoint.settings if cell.checkpoint else {}
-    suffix = ".weight_quantizer"
-    return [name.removesuffix(suffix) for name in settings if name.endswith(suffix)]
+    return list(dict.fromkeys(layer_of(name) for name in settings if role_of(name) == "weight_quantizer"))
 
 
 def initializers(cell: Cell) -> dict[str, onnx.TensorProto]:
@@ -48,31 +96,44 @@ def initializers(cell: Cell) -> dict[str, onnx.TensorProto]:
 
 
 def bytes_of(tensor: onnx.TensorProto) -> int:
-    return int(onnx.numpy_helper.to_array(tensor).nbytes)
+    """What the tensor takes, from its type and shape."""
+    width = BITS.get(tensor.data_type) or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return (int(np.prod(tensor.dims)) * width + 7) // 8
 
 
 def test_one_engine_for_each_gpu_with_the_weights_in_it(cell: Cell) -> None:
     pytest.importorskip("tensorrt_rtx")
-    sms = [86, 89, 120] if cell.request.format != "fp8" else [89, 120]
-    weights = sum(bytes_of(t) for t in initializers(cell).values() if t.data_type in ONE_BYTE)
+    sms = [sm for sm in (86, 89, 120) if sm >= FIRST_SM.get(cell.request.format, 86)]
+    weights = sum(bytes_of(t) for t in initializers(cell).values() if t.data_type in NARROW)
     if cell.request.format == "none":
         weights = sum(bytes_of(t) for t in initializers(cell).values() if len(t.dims) > 1) // 2
-    assert weights > 500_000
+    assert weights > (500_000 if STORED_AS.get(cell.request.format) not in BITS else 250_000)
     assert [report.sms for report in cell.result.engines] == [(sm,) for sm in sms]
     for sm in sms:
         assert (cell.folder / "engines" / f"trt-rtx-sm{sm}.engine").stat().st_size >= weights
 
 
-def test_quantized_weights_are_stored_in_one_byte_and_only_so(cell: Cell) -> None:
+FIRST_SM = {"fp8": 89, "w4a8_awq": 89, "mxfp8": 89, "nvfp4": 120, "nvfp4_svdquant": 120}
+
+
+def test_quantized_weights_are_stored_in_their_bits_and_only_so(cell: Cell) -> None:
     tensors, layers = initializers(cell), quantized_layers(cell)
-    matrices = {n for n, t in tensors.items() if t.data_type in ONE_BYTE and len(t.dims) in (2, 4)}
-    assert matrices == {f"{layer}.weight_q" for layer in layers}
+    matrices = {n for n, t in tensors.items() if t.data_type in NARROW and len(t.dims) in (2, 4)}
+    wanted = {f"{layer}.weight_q" for layer in layers}
+    if cell.request.format in BLOCK_SCALES:
+        wanted |= {f"{layer}.weight_scale" for layer in layers}
+    assert matrices == wanted
     assert bool(layers) == (cell.request.format != "none")
     for layer in layers:
         stored, original = tensors[f"{layer}.weight_q"], cell.plan.source.weights[f"{layer}.weight"]
         assert stored.data_type == STORED_AS[cell.request.format]
         assert f"{layer}.weight" not in tensors
-        assert bytes_of(stored) == np.prod(stored.dims) == elements(original, f"{layer}.weight")
+        assert np.prod(stored.dims) == elements(original, f"{layer}.weight")
+        assert len(stored.raw_data) == bytes_of(stored)
+        if cell.request.format in BLOCK_SCALES:
+            kind, size = BLOCK_SCALES[cell.request.format]
+            scales = tensors[f"{layer}.weight_scale"]
+            assert (scales.data_type, np.prod(scales.dims)) == (kind, np.prod(stored.dims) // size)
 
 
 def elements(file: Path, key: str) -> int:
@@ -82,21 +143,65 @@ def elements(file: Path, key: str) -> int:
         return int(np.prod(tensors.get_slice(key).get_shape()))
 
 
-def test_weights_take_one_byte_an_element_on_disk(cell: Cell) -> None:
-    """The file is no larger than its tensors at their own widths, and page alignment of each."""
-    tensors = initializers(cell).values()
-    expected = sum(bytes_of(t) for t in tensors)
-    assert expected <= (cell.folder / "model.onnx_data").stat().st_size + 1024 * len(tensors)
-    assert (cell.folder / "model.onnx_data").stat().st_size <= expected + 4096 * len(tensors)
+def test_weights_take_their_own_width_on_disk(cell: Cell) -> None:
+    """The file is no larger than its tensors at their own widths, and page alignment of each; models share it."""
+    places: dict[str, int] = {}
+    for path in cell.folder.glob("*.onnx"):
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                place = {e.key: e.value for e in tensor.external_data}
+                assert place["location"] == "model.onnx_data"
+                assert int(place["length"]) == bytes_of(tensor)
+                places[place["offset"]] = bytes_of(tensor)
+    size = (cell.folder / "model.onnx_data").stat().st_size
+    assert 250_000 < sum(places.values()) <= size <= sum(places.values()) + 4096 * len(places)
 
 
 def test_no_weight_is_quantized_in_the_graph(cell: Cell) -> None:
+    """But for the second quantization of W4A8, from INT4 to FP8, which is a kernel's work."""
     tensors = initializers(cell)
     constants = set(tensors) | {o for n in cell.model.graph.node if n.op_type == "Constant" for o in n.output}
-    quantize = [n for n in cell.model.graph.node if n.op_type == "QuantizeLinear"]
+    quantize = [n for n in cell.model.graph.node if n.op_type in QUANTIZERS]
     assert not [n.name for n in quantize if n.input[0] in constants]
-    inputs = [n for n in cell.checkpoint.settings if n.endswith("input_quantizer")] if cell.checkpoint else []
-    assert sorted(n.name.removesuffix("/QuantizeLinear") for n in quantize) == sorted(inputs)
+    found = {n.name.partition("/")[0] for n in quantize}
+    settings = cell.checkpoint.settings if cell.checkpoint else {}
+    activations = {n for n in settings if role_of(n) != "weight_quantizer"}
+    assert {n for n in found if role_of(n) == "weight_quantizer"} == {n for n in settings if n[-2:] == ".1"}
+    assert {n for n in found if role_of(n) != "weight_quantizer"} <= activations
+    assert bool(found) == (bool(activations) or cell.request.format == "w4a8_awq")
+
+
+def test_every_quantized_layer_takes_quantized_inputs(cell: Cell) -> None:
+    """As its format says; equal quantizers of one tensor may be one node, and data may move behind it."""
+    producers = {o: n for n in cell.model.graph.node for o in n.output}
+    settings = cell.checkpoint.settings if cell.checkpoint else {}
+    found = {}
+    for node in cell.model.graph.node:
+        layer, _, rest = node.name.partition("/")
+        if node.op_type in ("MatMul", "Gemm", "Conv") and rest.partition("_")[0] == node.op_type:
+            sources = [ancestor(producers, name) for name in node.input[:2]]
+            if sources[1] is not None and f"{layer}.weight" in " ".join([*sources[1].input, sources[1].name]):
+                found[layer] = sources[0] is not None
+    layers = quantized_layers(cell)
+    assert found.keys() >= set(layers)
+    assert {layer for layer in layers if found[layer]} == {
+        layer for layer in layers if f"{layer}.input_quantizer" in settings
+    }
+
+
+def ancestor(producers: dict[str, onnx.NodeProto], name: str) -> onnx.NodeProto | None:
+    """The dequantizer that a tensor comes from through nothing but movement of data."""
+    while name in producers:
+        node = producers[name]
+        if node.op_type in ("DequantizeLinear", "TRT_MXFP8DequantizeLinear"):
+            return node
+        if node.op_type not in MOVEMENT:
+            return None
+        name = node.input[0]
+    return None
+
+
+MOVEMENT = ("Cast", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Split", "Concat", "Identity")
 
 
 def test_validation_passed_at_two_different_shapes(cell: Cell) -> None:
@@ -110,7 +215,8 @@ def test_validation_passed_at_two_different_shapes(cell: Cell) -> None:
         for row in report.rows:
             assert row.passed
             assert row.rel_l2 is not None
-            assert row.rel_l2 <= row.tolerance <= 2e-2  # 0 where FP8 sums are exact
+            limit = 5e-2 if cell.plan.format.input_bits == 4 else 2e-2
+            assert row.rel_l2 <= row.tolerance <= limit  # 0 where FP8 sums are exact
     recorded = [(v["shape"], v["arithmetic"]) for v in cell.artifact.manifest["validation"]]
     assert recorded == [(asdict(report.shape), report.arithmetic) for report in reports]
     assert len(list((cell.folder / "validation").glob("*-inputs.json"))) == len(reports)
@@ -150,9 +256,11 @@ def described(value: onnx.ValueInfoProto) -> tuple[str, int, list[str | int]]:
 
 def test_model_is_valid_and_nodes_are_named_by_module(cell: Cell) -> None:
     model = cell.model
-    assert [(o.domain, o.version) for o in model.opset_import] == [("", 23)]
+    trt = [("trt", 1)] if cell.request.format in BLOCK_SCALES else []
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 23), *trt]
     assert model.ir_version == 11
-    onnx.checker.check_model(str(cell.folder / "model.onnx"), full_check=True)
+    for path in cell.folder.glob("*.onnx"):
+        onnx.checker.check_model(str(path), full_check=True)
     names = [node.name for node in model.graph.node]
     assert len(set(names)) == len(names)
     modules = {name for name, _ in load_backbone(cell.plan.source, torch.float32).named_modules()}
@@ -166,7 +274,8 @@ def test_model_is_valid_and_nodes_are_named_by_module(cell: Cell) -> None:
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_every_size_is_dynamic(name: str, compiled: Cells) -> None:
     """Far from the shape of the trace and from those of validation; batch 1 and one token as well."""
-    cell = compiled(name, "none")
+    changes = {} if (name, "none") in QUICK else {"targets": ("ort",), "sms": (), "skip_validation": True}
+    cell = compiled(name, "none", **changes)
     spec, config, dtype = cell.plan.spec, cell.plan.source.config, DTYPES[cell.plan.dtype]
     step = spec.pixel_multiple(config)
     reference = load_backbone(cell.plan.source, dtype).float()
@@ -182,10 +291,18 @@ def test_every_size_is_dynamic(name: str, compiled: Cells) -> None:
             assert error < 2e-5, shape
 
 
-@pytest.mark.parametrize(("dtype", "sm"), [("float32", 89), ("bfloat16", 120)])
-def test_other_compute_types(dtype: str, sm: int, compiled: Cells) -> None:
-    changes = {"dtype": dtype} | ({"sms": (sm,)} if compiled("tiny-sd3", "fp8").request.sms else {})
-    cell = compiled("tiny-sd3", "fp8", **changes)
+@pytest.mark.parametrize(
+    ("format", "dtype", "sm"),
+    [
+        ("fp8", "float32", 89),
+        ("fp8", "bfloat16", 120),
+        pytest.param("nvfp4", "float32", 120, marks=pytest.mark.slow),
+        pytest.param("mxfp8", "bfloat16", 120, marks=pytest.mark.slow),
+        pytest.param("w4a8_awq", "bfloat16", 89, marks=pytest.mark.slow),
+    ],
+)
+def test_other_compute_types(format: str, dtype: str, sm: int, compiled: Cells) -> None:
+    cell = compiled("tiny-sd3", format, **{"dtype": dtype} | ({"sms": (sm,)} if HAS_RTX else {}))
     element = {"float32": onnx.TensorProto.FLOAT, "bfloat16": onnx.TensorProto.BFLOAT16}[dtype]
     assert {t.data_type for t in cell.model.graph.initializer if t.name.endswith("norm_out.linear.bias")} == {
         element
