@@ -111,12 +111,11 @@ def make(
 def shapes_of(model: RealModel) -> dict[str, tuple[int, ...]]:
     """Every tensor of the backbone's state by its name; no weight is allocated."""
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
     from diffc.models.backbone import build_backbone
     from diffc.models.specs import find_spec
 
-    with FakeTensorMode():
+    with torch.device("meta"):
         backbone = build_backbone(find_spec(model.family), model.config, torch.float16)
     return {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
 

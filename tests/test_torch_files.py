@@ -1,0 +1,123 @@
+"""Files of torch.save as places in a file: what torch reads, nothing run, nothing copied."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from passes.base import PassError
+from passes.kernels import evaluate
+from passes.torch_files import torch_tensors
+
+TYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+]
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(hash(shape) % 1000)
+    return (torch.randn(shape, generator=generator) * 5).to(dtype)
+
+
+def check(path: Path, expected: dict[str, torch.Tensor]) -> None:
+    found = torch_tensors(path)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        array = evaluate(found[name])
+        assert array.shape == tuple(tensor.shape)
+        assert (
+            array.tobytes() == tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        ), name
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_every_type(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = {"a": random(3, 5, dtype=dtype), "b": random(7, dtype=dtype), "c": random(0, 4, dtype=dtype)}
+    torch.save(tensors, tmp_path / "w.pt")
+    check(tmp_path / "w.pt", tensors)
+
+
+def test_views_parameters_and_shared_storage(tmp_path: Path) -> None:
+    base = random(6, 8, 3, 3)
+    tensors = {
+        "whole": base,
+        "transposed": random(5, 9).t(),
+        "channels_last": base.clone().to(memory_format=torch.channels_last),
+        "part": base[2:4],
+        "parameter": torch.nn.Parameter(random(4, 4)),
+        "scalar": torch.tensor(2.5),
+        "ones": random(1, 5, 1).transpose(0, 2),
+    }
+    torch.save(tensors, tmp_path / "w.pt")
+    check(tmp_path / "w.pt", tensors)
+    torch.save({"gaps": base[:, ::2]}, tmp_path / "gaps.pt")
+    with pytest.raises(PassError, match="'gaps' is a view with gaps"):
+        torch_tensors(tmp_path / "gaps.pt")
+
+
+def test_a_checkpoint_of_modelopt(tmp_path: Path) -> None:
+    """mto.save's dict: settings with objects of its own, which stay closed, beside the state of the model."""
+    import modelopt.torch.opt as mto
+    import modelopt.torch.quantization as mtq
+
+    model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Linear(8, 4)).to(torch.bfloat16)
+    mtq.quantize(model, mtq.FP8_DEFAULT_CFG, lambda m: m(random(2, 16, dtype=torch.bfloat16)))
+    mto.save(model, tmp_path / "m.pt")
+    state: dict[str, Any] = torch.load(tmp_path / "m.pt", weights_only=False)["model_state_dict"]
+    found = torch_tensors(tmp_path / "m.pt")
+    for name, tensor in state.items():
+        array = evaluate(found[f"model_state_dict.{name}"])
+        np.testing.assert_array_equal(array.astype(np.float32), tensor.float().numpy())
+    assert any(name.endswith("input_quantizer._amax") for name in found)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch was-run",)
+
+
+def test_no_code_of_the_file_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"evil": Evil(), "w": random(4)}, tmp_path / "w.pt")
+    check(tmp_path / "w.pt", {"w": random(4)})
+    assert not (tmp_path / "was-run").exists()
+    torch.load(tmp_path / "w.pt", weights_only=False)
+    assert (tmp_path / "was-run").exists()  # the file is as evil as this test says
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PassError, match="no such file"):
+        torch_tensors(tmp_path / "none.pt")
+    (tmp_path / "bytes.pt").write_bytes(np.random.default_rng(1).bytes(1000))
+    with pytest.raises(PassError, match=r"no file of torch\.save"):
+        torch_tensors(tmp_path / "bytes.pt")
+    torch.save({"w": random(1000)}, tmp_path / "w.pt")
+    whole = (tmp_path / "w.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(PassError, match=r"no file of torch\.save"):
+        torch_tensors(tmp_path / "cut.pt")
+    torch.save({"w": random(10)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(PassError, match=r"torch of 1\.6 or later"):
+        torch_tensors(tmp_path / "old.pt")
+    with zipfile.ZipFile(tmp_path / "w.pt") as source, zipfile.ZipFile(tmp_path / "zip.pt", "w") as target:
+        for info in source.infolist():
+            target.writestr(info.filename, source.read(info), zipfile.ZIP_DEFLATED)
+    with pytest.raises(PassError, match="compressed"):
+        torch_tensors(tmp_path / "zip.pt")
