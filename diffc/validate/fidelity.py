@@ -28,6 +28,7 @@ from diffc.quantize.simulate import cpu_block_quant
 from diffc.quantize.state import BOUNDS, kind_of, settings_of
 from diffc.validate.attention import quantized_softmax, softmax_scale
 from diffc.validate.compare import OutputComparison, compare, save_inputs, save_json, save_outputs
+from diffc.validate.sequences import quantize_twice_as_graphs_do
 from diffc.validate.tolerances import SMOOTH_REL_L2, tolerance_of
 from diffc.validate.twin import cpu_session, feed, float32_twin, runs_on_cpu, smooth_twin
 
@@ -109,6 +110,7 @@ def reference_model(source: ModelSource, dtype: str, checkpoint: Checkpoint | No
     model = load_backbone(source, DTYPES[dtype])
     if checkpoint is not None:
         checkpoint.apply(model, source.family)
+        quantize_twice_as_graphs_do(model, DTYPES[dtype])
     return model.float()
 
 
