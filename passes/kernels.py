@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from passes.operations import BOUNDS, Shape, Step, bind
-from passes.rounding import all_codes, lookup
+from passes.rounding import all_codes, lookup, scratch
 from passes.sources import read
 from passes.weights import Array, Recipe, RecipeValues
 
@@ -132,7 +132,12 @@ def _rows(array: Array, steps: list[Step], rows: slice) -> Array:
     pieces = list(_split(_row_size(array, ()), rows.start, rows.stop, _PIECE))
     if not steps or len(pieces) == 1:
         return _run(array[rows], steps, rows)
-    return np.concatenate([_run(array[piece], steps, piece) for piece in pieces])
+    first = _run(array[pieces[0]], steps, pieces[0])
+    result = np.empty((rows.stop - rows.start, *first.shape[1:]), first.dtype)
+    result[: len(first)] = first
+    for piece in pieces[1:]:
+        result[piece.start - rows.start : piece.stop - rows.start] = _run(array[piece], steps, piece)
+    return result
 
 
 def _run(x: Array, steps: list[Step], rows: slice) -> Array:
@@ -160,12 +165,23 @@ def to_bytes(array: Array) -> memoryview:
     """The bytes of an array as ONNX stores them: little endian, 4-bit types packed low nibble first."""
     array = np.ascontiguousarray(array)
     if array.dtype in _FOUR_BITS:
-        nibbles = array.view(np.uint8).reshape(-1) & np.uint8(15)
-        if nibbles.size % 2:
-            nibbles = np.append(nibbles, np.uint8(0))
-        pairs = nibbles.view("<u2")
-        array = (pairs | pairs >> np.uint16(4)).astype(np.uint8)
+        array = _packed(array.view(np.uint8).reshape(-1))
     return array.reshape(-1).view(np.uint8).data
+
+
+def _packed(codes: Array) -> Array:
+    """Two of the lower nibbles of `codes` to a byte, the first one low; the last byte may be half empty."""
+    packed = np.empty((codes.size + 1) // 2, np.uint8)
+    for begin in range(0, codes.size, _PIECE):
+        piece = codes[begin : begin + _PIECE]
+        nibbles = scratch("nibbles", (piece.size + piece.size % 2,), np.uint8)
+        nibbles[-1] = 0
+        np.bitwise_and(piece, np.uint8(15), out=nibbles[: piece.size])
+        pairs = nibbles.view("<u2")
+        both = np.right_shift(pairs, np.uint16(4), out=scratch("pairs", pairs.shape, np.uint16))
+        both |= pairs
+        np.copyto(packed[begin // 2 : begin // 2 + both.size], both, casting="unsafe")  # the lower byte
+    return packed
 
 
 RecipeValues.evaluate = staticmethod(evaluate)

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from passes.base import PassError
 from passes.block_kernels import BLOCK_KERNELS, largest, plain_arguments
-from passes.rounding import nearest
+from passes.rounding import nearest, scratch
 from passes.sources import np_dtype
 from passes.weights import Array, Op, Recipe
 
@@ -157,7 +157,9 @@ def _quantize(args: Mapping[str, Any], shape: Shape, evaluate: Evaluate) -> Step
     apply = np.multiply if multiplies else np.divide
 
     def run(x: Array, rows: slice) -> Array:
-        scaled = np.asarray(apply(x.astype(np.float32), spread(rows)))
+        scaled = scratch("wide", x.shape, np.float32)
+        scaled[...] = x
+        apply(scaled, spread(rows), out=scaled)
         np.clip(scaled, low, high, out=scaled)
         if args["to"] in (TensorProto.INT8, TensorProto.INT4):
             np.rint(scaled, out=scaled)
