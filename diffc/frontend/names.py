@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from diffc.models.spec import ModelSpec
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where the exporter keeps the module paths of a node, outermost first."""
 
 
 def name_graph(model: ir.Model, spec: ModelSpec, config: Mapping[str, Any]) -> None:
@@ -22,18 +23,19 @@ def name_graph(model: ir.Model, spec: ModelSpec, config: Mapping[str, Any]) -> N
     graph = model.graph
     count: Counter[str] = Counter()
     for node in graph.all_nodes():
-        node.name = _unique(f"{_module(node)}/{node.op_type}".lstrip("/"), count)
+        node.name = _unique(f"{module_of(node)}/{node.op_type}".lstrip("/"), count)
         for i, value in enumerate(node.outputs):
             value.name = f"{node.name}_out" + (str(i) if i else "")
-        node.metadata_props.clear()
     dims = _name_inputs(graph, spec, config)
     _name_output(graph, spec, config)
     _name_dims(graph, dims)
     graph.name = spec.family
+    _forget_notes(graph)
 
 
-def _module(node: ir.Node) -> str:
-    scopes = re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES, ""))
+def module_of(node: ir.Node) -> str:
+    """The path of the module whose forward made the node; empty for the backbone itself."""
+    scopes = re.findall(r"'([^']*)'", node.metadata_props.get(SCOPES, ""))
     # The last scope is the operation itself; one that torch added (`_empty_nn_...`) is no module.
     modules = [s for s in scopes[:-1] if s and not s.startswith("_")]
     return modules[-1] if modules else ""
@@ -42,6 +44,17 @@ def _module(node: ir.Node) -> str:
 def _unique(name: str, count: Counter[str]) -> str:
     count[name] += 1
     return name if count[name] == 1 else f"{name}_{count[name] - 1}"
+
+
+def _forget_notes(graph: ir.Graph) -> None:
+    """Drop what the exporter notes about everything: stack traces and signatures, more bytes than the graph."""
+    graph.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
 
 
 def _name_inputs(graph: ir.Graph, spec: ModelSpec, config: Mapping[str, Any]) -> dict[str, str]:

@@ -38,7 +38,7 @@ def attach_recipes(
             recipe = _weight(source.weights[name], name)
             if checkpoint is not None and leaf == "weight":
                 recipe = scaled_weight(recipe.cast(_element_type(value)), path, checkpoint)
-        elif _is_real(value):
+        elif is_real(value):
             continue
         else:
             raise DiffcError(
@@ -59,7 +59,8 @@ def _element_type(value: ir.Value) -> int:
     return int(value.dtype)
 
 
-def _is_real(value: ir.Value) -> bool:
+def is_real(value: ir.Value) -> bool:
+    """Whether an initializer holds values of its own, as constants do that the exporter made."""
     raw = getattr(value.const_value, "raw", None)
     return raw is not None and not isinstance(raw, torch._subclasses.fake_tensor.FakeTensor)
 

@@ -16,11 +16,13 @@ import onnx
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from diffc.frontend.blocks import find_runs, shortened
 from diffc.frontend.inputs import forward_kwargs, random_inputs
 from diffc.frontend.names import name_graph
 from diffc.frontend.quantizer_nodes import TRT
 from diffc.frontend.quantizers import TracedQuantizer, describe, traceable
 from diffc.frontend.recipes import attach_recipes
+from diffc.frontend.stamp import StampError, stamp
 from diffc.frontend.translations import translations
 from diffc.models.backbone import DTYPES, build_backbone
 from diffc.models.locate import ModelSource
@@ -30,18 +32,22 @@ from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import layer_of, role_of
 
 OPSET = 23
+_LOG = logging.getLogger(__name__)
 IR_VERSION = 11  # what opset 23 came with; ONNX Runtime 1.31 refuses newer ones
 
 
-def trace(source: ModelSource, *, dtype: str, checkpoint: Checkpoint | None) -> onnx.ModelProto:
+def trace(
+    source: ModelSource, *, dtype: str, checkpoint: Checkpoint | None, whole: bool = False
+) -> onnx.ModelProto:
     """The backbone as an opset-23 model whose weights are recipes over `source` and `checkpoint`.
 
-    `dtype` is the compute type ("float32", "float16", "bfloat16"). Batch, image size and text length are
-    dynamic. Inputs, outputs and dimensions carry the spec's names; nodes those of their modules.
+    `dtype` is the compute type ("float32", "float16", "bfloat16"). Batch, image size and text length are dynamic.
+    Inputs, outputs and dimensions carry the spec's names; nodes those of their modules. Of many equal blocks in a row
+    a few are traced and the others stamped, with the same result as a `whole` trace (`diffc.frontend.stamp`).
     """
     spec = find_spec(source.family)
     with _quiet():
-        program, traced = _export(spec, source, DTYPES[dtype], checkpoint)
+        program, traced = _export(spec, source, DTYPES[dtype], checkpoint, whole)
     name_graph(program.model, spec, source.config)
     attach_recipes(program.model, source, traced, checkpoint)
     if any(quantizer.dynamic for quantizer in traced.values()):
@@ -53,7 +59,7 @@ def trace(source: ModelSource, *, dtype: str, checkpoint: Checkpoint | None) -> 
 
 
 def _export(
-    spec: ModelSpec, source: ModelSource, dtype: torch.dtype, checkpoint: Checkpoint | None
+    spec: ModelSpec, source: ModelSource, dtype: torch.dtype, checkpoint: Checkpoint | None, whole: bool
 ) -> tuple[Any, dict[str, TracedQuantizer]]:
     shape = trace_shape(spec, source.config)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -65,18 +71,34 @@ def _export(
         values = random_inputs(spec, source.config, shape, dtype=dtype, seed=0)
         kwargs = forward_kwargs(spec, source.config, values) | {"return_dict": False}
         with traceable(quantizers, traced), torch.no_grad():
-            exported = torch.export.export(
-                backbone, (), kwargs=kwargs, dynamic_shapes=_dynamic(spec, source.config), strict=False
-            )
-            program = torch.onnx.export(
-                exported,
-                dynamo=True,
-                opset_version=OPSET,
-                optimize=False,  # its constant folder wants values; passes.fold-constants does this work
-                verbose=False,
-                custom_translation_table=translations(),
-            )
-    return program, traced
+            dynamic = _dynamic(spec, source.config)
+            program = None if whole else _stamped(backbone, kwargs, dynamic)
+            return program or _to_onnx(backbone, kwargs, dynamic), traced
+
+
+def _stamped(backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any]) -> Any:
+    """The ONNX program of which few of many equal blocks were traced; None where that is not possible."""
+    runs = find_runs(backbone)
+    with shortened(backbone, runs):
+        program = _to_onnx(backbone, kwargs, dynamic)
+    try:
+        stamp(program.model, runs)
+    except StampError as error:
+        _LOG.info("tracing every block: %s", error)
+        return None
+    return program
+
+
+def _to_onnx(backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any]) -> Any:
+    """torch's ONNX program of a backbone as it is."""
+    return torch.onnx.export(
+        torch.export.export(backbone, (), kwargs=kwargs, dynamic_shapes=dynamic, strict=False),
+        dynamo=True,
+        opset_version=OPSET,
+        optimize=False,  # its constant folder wants values; passes.fold-constants does this work
+        verbose=False,
+        custom_translation_table=translations(),
+    )
 
 
 def traced_quantizers(backbone: torch.nn.Module, checkpoint: Checkpoint | None) -> dict[str, TracedQuantizer]:
