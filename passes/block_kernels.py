@@ -22,11 +22,13 @@ _PIECE = 1 << 18
 
 
 def _magnitudes(x: Array) -> Array:
-    """|x| as unsigned integers in the same order: the bits of a float without its sign (NaN is the largest); scratch."""
+    """|x| as unsigned integers in the same order: a float's bits without the sign (NaN is the largest); scratch."""
     unsigned = np.dtype(f"u{x.dtype.itemsize}")
     bits = np.ascontiguousarray(x).view(unsigned)
     mask = unsigned.type((1 << 8 * x.dtype.itemsize - 1) - 1)
-    return np.bitwise_and(bits, mask, out=scratch("magnitudes", x.shape, unsigned))
+    magnitudes = scratch("magnitudes", x.shape, unsigned)
+    np.bitwise_and(bits, mask, out=magnitudes)
+    return magnitudes
 
 
 def block_amax(x: Array, block_size: int) -> Array:
