@@ -45,7 +45,8 @@ def write(directory: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax
 
 
 def _fill(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax]) -> None:
-    data = safetensors.numpy.save({name: np.array(array) for name, array in tensors.items()})
+    # safetensors writes memory as it lies; matrices of an SVD lie column by column.
+    data = safetensors.numpy.save({name: np.array(array, order="C") for name, array in tensors.items()})
     content = {**record, "schema": SCHEMA, "tensors_sha256": hashlib.sha256(data).hexdigest()}
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     (folder / TENSORS).write_bytes(data)

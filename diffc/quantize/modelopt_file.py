@@ -19,7 +19,16 @@ from diffc.quantize.convert import (
     weighted_layers,
 )
 from diffc.quantize.formats import FORMATS, Format
-from diffc.quantize.state import SCALING, Amax, Scaling, Settings, kind_of, settings_of, usable_amax
+from diffc.quantize.state import (
+    SCALING,
+    Amax,
+    Scaling,
+    Settings,
+    block_size_of,
+    kind_of,
+    settings_of,
+    usable_amax,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,6 +64,7 @@ def read(path: Path, backbone: nn.Module) -> Found:
     attention = set(attention_layers(backbone))
     kept = [name for name in enabled if _is_used(name, layers, attention)]
     settings: dict[str, Settings] = {name: settings_of(enabled[name]) for name in kept}
+    _check_blocks(path, backbone, settings)
     format = _format_of(path, settings, tensors)
     scaling = _scaling(kept, tensors)
     amax = {
@@ -146,6 +156,20 @@ def _check_model(
                 f"{path} is of another model: the weight of {name} is {there and list(there)} in it and"
                 f" {here and list(here)} in this {type(backbone).__name__}",
                 mend="give the checkpoint of this model",
+            )
+
+
+def _check_blocks(path: Path, backbone: nn.Module, settings: Mapping[str, Settings]) -> None:
+    """Raises UnsupportedError for a weight that is no whole blocks: ModelOpt pads it, and no kernel does."""
+    for name, value in settings.items():
+        size = block_size_of(value)
+        if size is None or role_of(name) != "weight_quantizer":
+            continue
+        shape = list(backbone.get_parameter(f"{layer_of(name)}.weight").shape)
+        if len(shape) != 2 or shape[-1] % size:
+            raise UnsupportedError(
+                f"{path}: the weight of {layer_of(name)} {shape} is not whole blocks of {size}",
+                mend="quantize again with this layer disabled (mtq.disable_quantizer), or calibrate with diffc",
             )
 
 
