@@ -269,3 +269,46 @@ def test_tasks_are_the_result_in_parts() -> None:
     assert (
         whole.tobytes() == np.frombuffer(bytes.fromhex(source.source.key), np.float32).astype("f2").tobytes()
     )
+
+
+MEASURED = """
+import sys
+sys.path.insert(0, {tests!r})
+import resource
+from pathlib import Path
+import numpy as np
+from onnx import TensorProto
+from test_writer import model
+from passes.storage import save
+from passes.weights import Recipe, Source
+folder, (rows, columns) = Path({folder!r}), {shape!r}
+source = Source("raw", str(folder / "large.bin"), TensorProto.FLOAT, (rows, columns), "w", 0, rows * columns * 4)
+scale = Recipe.of_array(np.float32(0.01))
+save(model({{"small": Recipe.of_array(np.ones(2000, np.float32))}}), folder / "small.onnx")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+weight = Recipe.of_source(source)
+save(model({{"w": weight.{operation}}}), folder / "large.onnx")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+@pytest.mark.parametrize(
+    "operation",
+    [
+        "quantize(scale, TensorProto.FLOAT8E4M3FN)",
+        "quantize(scale, TensorProto.FLOAT8E4M3FN).transpose((1, 0))",
+        "nvfp4_values(scale)",
+        "cast(TensorProto.BFLOAT16)",
+    ],
+)
+def test_a_large_weight_needs_no_more_than_its_own_size(operation: str, tmp_path: Path) -> None:
+    """Of 15360 x 1024 in float32: the mapped source, 63 MB, a transposed result, and 40 MB for parts under way."""
+    shape = (15360, 1024)
+    rng = np.random.default_rng(1)
+    (tmp_path / "large.bin").write_bytes(rng.standard_normal(shape, dtype=np.float32).tobytes())
+    code = MEASURED.format(
+        tests=str(Path(__file__).parent), folder=str(tmp_path), shape=shape, operation=operation
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(done.stdout) * 1024 < 1.25 * shape[0] * shape[1] * 4 + 40e6
