@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter, get_onnx_tensor_shape
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.base import PassError, walk
@@ -125,13 +125,14 @@ def fill_types(graph: gs.Graph, model: onnx.ModelProto) -> None:
     for name, tensor in graph.tensors().items():
         if not isinstance(tensor, gs.Variable) or name not in inferred:
             continue
-        found = OnnxImporter.import_tensor(inferred[name])
-        tensor.dtype = found.dtype if tensor.dtype is None else tensor.dtype
-        if tensor.shape is None or found.shape is None or len(tensor.shape) != len(found.shape):
-            tensor.shape = found.shape if tensor.shape is None else tensor.shape
+        if tensor.dtype is None:  # rare, and slow
+            tensor.dtype = OnnxImporter.import_tensor(inferred[name]).dtype
+        shape = get_onnx_tensor_shape(inferred[name])
+        if tensor.shape is None or shape is None or len(tensor.shape) != len(shape):
+            tensor.shape = shape if tensor.shape is None else tensor.shape
             continue
         tensor.shape = [
-            new if isinstance(new, int) else old for old, new in zip(tensor.shape, found.shape, strict=True)
+            new if isinstance(new, int) else old for old, new in zip(tensor.shape, shape, strict=True)
         ]
 
 
