@@ -21,6 +21,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines() if line]
 QUICK = ["--steps", "1"]
+VERBS = "fold|remove|split|decompose|widen|smooth|fuse|share|rewrite|emulate|normalize|match|type"
 
 
 def script() -> ModuleType:
@@ -98,7 +99,7 @@ def test_files_and_passes_named_in_documents_exist(document: Path) -> None:
         assert (ROOT / name).exists(), name
     for name in re.findall(r"`((?:models|backends|quantize|frontend|validate)/[\w/.]+)`", text):
         assert (ROOT / "diffc" / name).exists(), name
-    for name in re.findall(r"\b((?:fold|remove|split|decompose|widen|smooth)-[a-z]+(?:-[a-z]+)?)\b", text):
+    for name in re.findall(rf"(?<![-\w.])((?:{VERBS})-[a-z0-9]+(?:-[a-z0-9]+)?)\b", text):
         assert name in all_passes(), name
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (document.parent / target).exists(), target

@@ -20,6 +20,8 @@ from diffc.errors import MismatchError
 from diffc.frontend.trace import trace
 from diffc.models.backbone import DTYPES, load_backbone
 from diffc.models.locate import locate
+from diffc.quantize.convert import layer_of, role_of
+from diffc.quantize.simulate import cpu_block_quant
 from diffc.validate import fidelity
 from diffc.validate.folded import check_folded_weights
 from diffc.validate.pass_check import NumericCheck, random_feeds
@@ -313,3 +315,45 @@ def test_stored_weights_are_those_of_modelopt_bit_for_bit(name: str, format: str
         step = 1.0 if format == "int8" else np.maximum(np.abs(chosen) * 2.0**-4, 2.0**-9)
         assert (np.abs(codes.astype(np.float32) - chosen) < 1e-3 * step).all(), path
         assert len(np.unique(codes)) > 100, path
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("tiny-sd3", "int4_awq"),
+        ("tiny-sd3", "nvfp4"),
+        ("tiny-sd3", "mxfp8"),
+        ("tiny-flux", "nvfp4_svdquant"),
+    ],
+)
+def test_stored_blocks_are_those_of_modelopt(name: str, format: str, compiled: Cells) -> None:
+    """Values times scales of blocks are the weight that ModelOpt simulates, from the same scaled weight."""
+    cell = compiled(name, format)
+    assert cell.checkpoint is not None
+    backbone = load_backbone(cell.plan.source, DTYPES[cell.plan.dtype])
+    cell.checkpoint.apply(backbone, cell.plan.spec.family)
+    backbone.float()
+    tensors = {t.name: numpy_helper.to_array(t) for t in cell.model.graph.initializer}
+    nodes = {n.input[0]: n for n in cell.model.graph.node if "DequantizeLinear" in n.op_type}
+    layers = {layer_of(n) for n in cell.checkpoint.settings if role_of(n) == "weight_quantizer"}
+    assert len(layers) > 15
+    for path in sorted(layers):
+        layer: Any = backbone.get_submodule(path)
+        with torch.no_grad(), cpu_block_quant():
+            expected = layer.weight_quantizer(layer.weight).numpy()
+        stored = tensors[f"{path}.weight_q"].astype(np.float32)
+        if format == "int4_awq":
+            node = nodes[f"{path}.weight_q"]
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            scale = tensors[node.input[1]].astype(np.float32)
+            values = stored * np.repeat(scale, 128, axis=axis)
+            values = values if values.shape == expected.shape and axis == 1 else values.T
+            np.testing.assert_array_max_ulp(values, expected, maxulp=2)
+            continue
+        scales = tensors[f"{path}.weight_scale"]
+        if format == "mxfp8":
+            steps = np.ldexp(np.float32(1), scales.astype(np.int32) - 127)
+        else:
+            steps = scales.astype(np.float32) * tensors[nodes[f"{path}.weight_scale"].input[1]]
+        values = stored * np.repeat(steps, expected.shape[-1] // steps.shape[-1], axis=-1)
+        assert np.array_equal(values, expected), path

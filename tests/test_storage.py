@@ -1,5 +1,6 @@
 """Recipes, kernels and the writer: results equal ONNX Runtime's operators; files are atomic and repeatable."""
 
+import hashlib
 from pathlib import Path
 
 import ml_dtypes
@@ -12,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from passes.base import PassError
 from passes.kernels import evaluate, to_bytes
 from passes.sources import keep, np_dtype, safetensors_source
-from passes.storage import INLINE_BYTES, initializers, load, materialize, save, weight_bytes
-from passes.weights import Recipe, constant, export_graph, import_graph, recipe_of
+from passes.storage import INLINE_BYTES, initializers, load, materialize, save, save_all, weight_bytes
+from passes.weights import Op, Recipe, constant, export_graph, import_graph, recipe_of
 
 RNG = np.random.default_rng(7)
 
@@ -204,3 +205,36 @@ def test_materialize_runs() -> None:
     model = materialize(_model({"w": keep(x).transpose((1, 0))}))
     np.testing.assert_array_equal(_run(model, {}), x.T)
     assert bytes(to_bytes(x)) == x.tobytes()
+
+
+def test_models_of_one_folder_share_their_weights(tmp_path: Path) -> None:
+    """What both have is stored once; each finds its own again."""
+    both = keep(RNG.standard_normal((200, 300)).astype(np.float32))
+    left, right = (keep(RNG.standard_normal((64, 100)).astype(np.float32)) for _ in range(2))
+    weights = {"m.onnx": {"a": both, "l": left}, "m-other.onnx": {"r": right, "b": both, "c": both}}
+    seen: list[tuple[int, int]] = []
+    files = save_all(
+        {tmp_path / name: _model(given) for name, given in weights.items()},
+        lambda done, total, name: seen.append((done, total)),
+    )
+    assert {f.path.name for f in files} == {"m.onnx", "m-other.onnx", "m.onnx_data"}
+    assert {p.name for p in tmp_path.iterdir()} == {f.path.name for f in files}
+    whole = both.nbytes + left.nbytes + right.nbytes
+    data = next(f for f in files if f.path.name == "m.onnx_data")
+    assert whole <= data.nbytes <= whole + 4 * 4096
+    assert seen[-1] == (whole, whole)
+    for name, given in weights.items():
+        for tensor in initializers(onnx.load(tmp_path / name)):
+            np.testing.assert_array_equal(numpy_helper.to_array(tensor), evaluate(given[tensor.name]))
+    for file in files:
+        assert hashlib.sha256(file.path.read_bytes()).hexdigest() == file.sha256
+
+
+def test_a_model_that_fails_leaves_no_other_behind(tmp_path: Path) -> None:
+    good = keep(RNG.standard_normal((200, 300)).astype(np.float32))
+    bad = Recipe(
+        keep(RNG.standard_normal((3, 3000))).source, (Op("no-such", {}),), TensorProto.FLOAT, (3, 3000)
+    )
+    with pytest.raises(PassError, match="unknown weight operation 'no-such'"):
+        save_all({tmp_path / "a.onnx": _model({"w": good}), tmp_path / "b.onnx": _model({"v": bad})})
+    assert not list(tmp_path.glob("*.onnx"))

@@ -79,3 +79,60 @@ def test_other_zero_points_and_channels_are_refused() -> None:
     channels = Pipeline.parse("smooth-qdq").run(model(TensorProto.INT8, TensorProto.FLOAT, per_channel=True))
     assert channels.changed == 0
     assert "only one number" in channels.records[0].refusals[0].reason
+
+
+NVFP4 = """g (KIND[b,64] x, float s) => (float[b,64] y, float[b,64] z) {
+    q, t = trt.TRT_FP4DynamicQuantize<axis = -1, block_size = 16, scale_type = 17>(x, s)
+    wide = DequantizeLinear(t, s)
+    d = DequantizeLinear<axis = -1, block_size = 16>(q, wide)
+    y = Cast<to = 1>(d)
+    e = DequantizeLinear<axis = -1, block_size = 16>(q, wide)
+    z = Neg(e)
+}"""
+MXFP8 = """g (KIND[b,64] x) => (float[b,64] y) {
+    q, t = trt.TRT_MXFP8DynamicQuantize<axis = -1, block_size = 32, output_dtype = 17>(x)
+    d = trt.TRT_MXFP8DequantizeLinear<axis = -1, block_size = 32, output_dtype = TYPE>(q, t)
+    y = Cast<to = 1>(d)
+}"""
+
+
+def dynamic(text: str, kind: str) -> onnx.ModelProto:
+    number = {"float": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}[kind]
+    head = '<ir_version: 11, opset_import: ["": 23, "trt": 1]>'
+    parsed: onnx.ModelProto = onnx.parser.parse_model(
+        f"{head} {text.replace('KIND', kind).replace('TYPE', str(int(number)))}"
+    )
+    types = [("d", number if "MXFP8" in text else TensorProto.FLOAT), ("e", TensorProto.FLOAT)]
+    parsed.graph.value_info.extend(helper.make_tensor_value_info(n, t, ["b", 64]) for n, t in types)
+    return parsed
+
+
+@pytest.mark.parametrize("kind", ["float", "float16"])
+@pytest.mark.parametrize("text", [NVFP4, MXFP8], ids=["nvfp4", "mxfp8"])
+def test_dynamic_blocks_pass_values_through(text: str, kind: str) -> None:
+    """They scale to what is there, so nothing saturates; what is left is the change of type."""
+    before = dynamic(text, kind)
+    result = Pipeline.parse("smooth-qdq").run(before)
+    assert result.changed == text.count("= -1, block_size") - 1
+    assert {n.op_type for n in result.model.graph.node} <= {"Cast", "Neg"}
+    x = (RNG.standard_normal((3, 64)) * 100).astype(
+        np_dtype(before.graph.input[0].type.tensor_type.elem_type)
+    )
+    session = ort.InferenceSession(result.model.SerializeToString())
+    feeds = {"x": x} | ({"s": np.array(0.1, np.float32)} if len(before.graph.input) > 1 else {})
+    found = session.run(None, feeds)
+    assert np.array_equal(found[0], x.astype(np.float32))
+    if len(found) > 1:
+        assert np.array_equal(found[1], -x.astype(np.float32))
+    assert Pipeline.parse("smooth-qdq").run(result.model).changed == 0
+
+
+def test_dynamic_blocks_of_weights_stay() -> None:
+    text = MXFP8.replace("(x)", "(w)").replace("KIND[b,64] x", "float unused")
+    before = dynamic(text, "float")
+    before.graph.initializer.append(
+        numpy_helper.from_array(RNG.standard_normal((4, 64)).astype(np.float32), "w")
+    )
+    result = Pipeline.parse("smooth-qdq").run(before)
+    assert result.changed == 0
+    assert [n.op_type for n in result.model.graph.node] == [n.op_type for n in before.graph.node]
