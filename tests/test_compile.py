@@ -167,7 +167,9 @@ def test_no_weight_is_quantized_in_the_graph(cell: Cell) -> None:
     settings = cell.checkpoint.settings if cell.checkpoint else {}
     activations = {n for n in settings if role_of(n) != "weight_quantizer"}
     assert {n for n in found if role_of(n) == "weight_quantizer"} == {n for n in settings if n[-2:] == ".1"}
-    assert {n for n in found if role_of(n) != "weight_quantizer"} <= activations
+    attention = {layer_of(n) for n in settings if role_of(n) == "q_bmm_quantizer"}
+    assert bool(attention) == cell.request.options.quantizes_attention
+    assert {n for n in found if role_of(n) != "weight_quantizer"} <= activations | attention
     assert bool(found) == (bool(activations) or cell.request.format == "w4a8_awq")
 
 
@@ -265,6 +267,8 @@ def test_model_is_valid_and_nodes_are_named_by_module(cell: Cell) -> None:
     assert len(set(names)) == len(names)
     modules = {name for name, _ in load_backbone(cell.plan.source, torch.float32).named_modules()}
     quantizers = set(cell.checkpoint.settings) if cell.checkpoint else set()
+    if cell.checkpoint:  # an input that is scaled, and not quantized
+        quantizers |= {name.rpartition(".")[0] for name in cell.checkpoint.scaling}
     paths = [name.rpartition("/")[0] for name in names]
     strange = {path for path in paths if path and path.partition("/")[0] not in modules | quantizers}
     assert not strange
