@@ -55,8 +55,8 @@ def _stats(places: Iterable[Path]) -> Iterator[list[Any]]:
     for place in places:
         files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
         for file in files:
-            stat = file.stat()
-            yield [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
+            stat = file.stat() if file.exists() else None  # what is missing is refused where it is read
+            yield [str(file.resolve()), *((stat.st_size, stat.st_mtime_ns) if stat else ())]
 
 
 @lru_cache(maxsize=1)
