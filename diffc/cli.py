@@ -249,7 +249,8 @@ def models_make(
     name: Annotated[str, typer.Argument(help="A model of `diffc models list`.")],
     directory: Annotated[Path, typer.Argument(help="The folder to write.")],
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="A real model's backbone, in full size, with random weights.")
+        bool,
+        typer.Option("--random-weights", help="A real model's backbone, in full size, with random weights."),
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of random weights.", min=0)] = 0,
 ) -> None:

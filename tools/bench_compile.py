@@ -1,0 +1,212 @@
+"""The same backbone to ONNX through diffc and through ModelOpt's own route, side by side: time, memory, bytes, nodes.
+
+    python tools/bench_compile.py [--model flux-dev] [--depths 2 4] [--format fp8] [--routes diffc modelopt]
+                                  [--folder DIR] [--json FILE] [--plot FILE.png]
+
+A depth is how many transformer blocks are kept of each kind (of every kind, FLUX: twice as many single ones); "full" is
+the release. Weights are random and on disk before anything is measured; both routes get amax 1 everywhere, so that
+calibration is no part of it. Each route runs in a process of its own, sampled while it runs. The ModelOpt route is what
+its diffusers example does: the model in memory, mtq.quantize, torch.onnx.export at opset 20, for NVFP4 its exporter,
+one file of external data. It wants a GPU at full size, and for NVFP4 at any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from diffc.models import real
+from diffc.models.real import REAL, RealModel
+from diffc.ui import Silent
+
+ROUTES = Path(__file__).with_name("bench_routes.py")
+COLUMNS = (
+    "route",
+    "parameters",
+    "stage",
+    "wall s",
+    "CPU s",
+    "peak RSS, GB",
+    "read, GB",
+    "written, GB",
+    "on disk, GB",
+    "nodes",
+)
+
+
+@dataclass(frozen=True)
+class Shallow(RealModel):
+    """A real model with fewer blocks."""
+
+    depth: int = 0
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:  # type: ignore[override]  # a property there, kept here
+        """The release's config with `depth` blocks of each kind."""
+        config = dict(REAL[self.name].config)
+        if "num_single_layers" in config:
+            config["num_single_layers"] = 2 * self.depth
+        if "num_layers" not in config:
+            raise SystemExit(f"{self.name} has no depth to change; give --depths full")
+        return config | {"num_layers": self.depth}
+
+
+def main() -> int:
+    """Run every depth through every route; 1 when one failed."""
+    options = _options()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="diffc-bench-", dir=options.folder) as folder:
+        for depth in options.depths:
+            source = weights(options.model, depth, Path(folder) / f"{options.model}-{depth}")
+            for route in options.routes:
+                rows.append(measure(route, source, options.format, Path(folder) / f"out-{depth}-{route}"))
+                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            shutil.rmtree(source)
+    Console(width=160).print(table(rows))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if options.plot:
+        plot(rows, options.plot)
+    return int(any(row["error"] for row in rows))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="flux-dev", choices=list(REAL))
+    parser.add_argument("--depths", nargs="+", default=["2", "4"], help="numbers of blocks, or full")
+    parser.add_argument("--format", default="fp8", choices=("fp8", "nvfp4"))
+    parser.add_argument("--routes", nargs="+", default=["diffc", "modelopt"], choices=("diffc", "modelopt"))
+    parser.add_argument("--folder", type=Path, help="where the weights and results lie while it runs")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument(
+        "--plot", type=Path, help="draw time and memory against parameters (needs matplotlib)"
+    )
+    return parser.parse_args()
+
+
+def weights(name: str, depth: str, folder: Path) -> Path:
+    """A backbone folder with random weights."""
+    if depth == "full":
+        return real.make_random(name, folder)
+    folder.mkdir(parents=True)
+    known = REAL[name]
+    model = Shallow(name, known.family, known.dtype, 0, known.description, depth=int(depth))
+    real._write(model, folder, 0, Silent())
+    return folder
+
+
+def measure(route: str, source: Path, format: str, output: Path) -> dict[str, Any]:
+    """One route in a process of its own; its stages, and what the process took."""
+    output.mkdir()
+    report = output / "report.json"
+    command = [sys.executable, str(ROUTES), route, str(source), format, str(output), str(report)]
+    started = time.perf_counter()
+    with (output / "log.txt").open("w", encoding="utf-8") as log:
+        process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        watcher = Watcher(process)
+        watcher.start()
+        code = process.wait()
+        watcher.join()
+    row: dict[str, Any] = {
+        "route": route,
+        "format": format,
+        "error": "",
+        "wall": time.perf_counter() - started,
+    }
+    if code or not report.is_file():
+        row["error"] = (output / "log.txt").read_text(encoding="utf-8", errors="replace")[
+            -800:
+        ] or f"exit code {code}"
+    else:
+        row |= json.loads(report.read_text(encoding="utf-8"))
+    files = [file for file in output.rglob("*") if file.is_file() and file != report]
+    row |= {"on_disk": sum(file.stat().st_size for file in files), **watcher.seen}
+    shutil.rmtree(output)
+    return row
+
+
+class Watcher(threading.Thread):
+    """Samples a process until it ends: peak memory with its children's, CPU seconds, bytes read and written."""
+
+    def __init__(self, process: psutil.Popen):
+        super().__init__(daemon=True)
+        self.process = process
+        self.seen: dict[str, float] = {"peak_rss": 0.0, "cpu": 0.0, "read": 0.0, "written": 0.0}
+
+    def run(self) -> None:
+        """Sample every 50 ms."""
+        while True:
+            try:
+                self._sample()
+            except psutil.Error:
+                return
+            time.sleep(0.05)
+
+    def _sample(self) -> None:
+        memory = self.process.memory_info().rss
+        memory += sum(child.memory_info().rss for child in self.process.children(recursive=True))
+        self.seen["peak_rss"] = max(self.seen["peak_rss"], memory)
+        times = self.process.cpu_times()
+        self.seen["cpu"] = times.user + times.system
+        if hasattr(self.process, "io_counters"):
+            counters = self.process.io_counters()
+            self.seen["read"] = getattr(counters, "read_chars", counters.read_bytes)
+            self.seen["written"] = getattr(counters, "write_chars", counters.write_bytes)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """A line for each stage and one for the whole process."""
+    out = Table(*COLUMNS)
+    for row in rows:
+        parameters = f"{row.get('parameters', 0) / 1e9:.2f} B"
+        for stage in row.get("stages", []):
+            out.add_row(
+                row["route"], parameters, stage["name"], f"{stage['wall']:.1f}", f"{stage['cpu']:.1f}"
+            )
+        out.add_row(
+            *(row["route"], parameters, "[bold]all[/bold]", f"{row['wall']:.1f}", f"{row['cpu']:.1f}"),
+            *(f"{row[key] / 1e9:.2f}" for key in ("peak_rss", "read", "written", "on_disk")),
+            str(row.get("nodes", "")) if not row["error"] else row["error"].splitlines()[-1][:60],
+        )
+    return out
+
+
+def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Wall time and peak memory against parameters, a line for each route."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5))
+    for axis, key, label, unit in (
+        (axes[0], "wall", "wall time, s", 1.0),
+        (axes[1], "peak_rss", "peak memory, GB", 1e9),
+    ):
+        for route in dict.fromkeys(row["route"] for row in rows):
+            done = sorted(
+                (r for r in rows if r["route"] == route and not r["error"]), key=lambda r: r["parameters"]
+            )
+            axis.plot([r["parameters"] / 1e9 for r in done], [r[key] / unit for r in done], "o-", label=route)
+        axis.set(xlabel="parameters, billion", ylabel=label, ylim=(0, None))
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
