@@ -47,19 +47,29 @@ class Run:
 def find_runs(backbone: nn.Module) -> list[Run]:
     """Runs of more than `KEPT` equal blocks. Quantizers count: what `traceable` notes at them is compared.
 
-    A list below a list that has a run is left alone.
+    A list below a list that has a run is left alone, and so is one in which blocks share weights.
     """
     runs: list[Run] = []
     for path, module in backbone.named_modules():
         if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{r.path}.") for r in runs):
             continue
-        if len(module) <= KEPT:
+        if len(module) <= KEPT or _shares(module):
             continue
         for _, group in groupby(enumerate(module), key=lambda item: signature(item[1])):
             numbers = [number for number, _ in group]
             if len(numbers) > KEPT:
                 runs.append(Run(path, numbers[0], numbers[-1]))
     return runs
+
+
+def _shares(blocks: nn.ModuleList) -> bool:
+    """Whether one tensor is part of several modules: who shares it with whom is not in the blocks' signatures."""
+    tensors = [
+        tensor
+        for named in (blocks.named_parameters, blocks.named_buffers)
+        for _, tensor in named(remove_duplicate=False)
+    ]
+    return len({id(tensor) for tensor in tensors}) < len(tensors)
 
 
 @contextmanager

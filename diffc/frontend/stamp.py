@@ -105,11 +105,11 @@ def _prove_readers(traced: _Traced, after: Sequence[ir.Node], places: Sequence[_
     run = traced.run
     chain = {places[1][id(v)] for n in traced.segments[2] for v in n.inputs if id(v) in places[1]}
     for node in after:
-        for value in node.inputs:
+        for value in (v for v in node.inputs if v is not None):
             place = places[2].get(id(value))
             allowed = place in chain and _below(module_of(node), run.traced[-1])
             if id(value) in places[1] or (place is not None and not allowed):
-                raise StampError(f"{node.name} ({node.op_type}) reads {value.name} inside {run.path}")  # type: ignore[union-attr]  # None has no place
+                raise StampError(f"{node.name} ({node.op_type}) reads {value.name} inside {run.path}")
     if any(value.is_graph_output() for segment in traced.segments for n in segment for value in n.outputs):
         raise StampError(f"an output of the model comes from the middle of {run.path}")
 
