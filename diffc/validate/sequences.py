@@ -28,7 +28,7 @@ def quantize_twice_as_graphs_do(model: torch.nn.Module, dtype: torch.dtype) -> N
 
     def to_fp8(quantizer: Any, inputs: Any, _: Any) -> torch.Tensor:
         x: torch.Tensor = inputs[0]
-        scale = quantizer.amax.float() / BOUNDS["fp8"]
+        scale: torch.Tensor = quantizer.amax.float() / BOUNDS["fp8"]
         bound = BOUNDS["fp8"]
         steps = (x.float() / scale).clamp(-bound, bound).to(torch.float8_e4m3fn).float()
         return (steps * scale).to(x.dtype)
