@@ -19,7 +19,7 @@ def quantize_twice_as_graphs_do(model: torch.nn.Module, dtype: torch.dtype) -> N
     from modelopt.torch.quantization.nn import SequentialQuantizer
 
     def dequantized(quantizer: Any, _: Any, out: torch.Tensor) -> torch.Tensor:
-        scale = quantizer.amax.float() / BOUNDS["int4"]
+        scale: torch.Tensor = quantizer.amax.float() / BOUNDS["int4"]
         blocks = out.float().reshape(scale.shape[0], -1)
         values = (
             blocks / scale
