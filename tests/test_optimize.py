@@ -74,10 +74,10 @@ def test_dump_writes_the_graph_after_every_pass(model: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["-p", "fold-everything"], "unknown pass 'fold-everything'. Known passes: decompose-attention"),
+        (["-p", "fold-everything"], "unknown pass 'fold-everything'. Known passes: add-trt-functions, decompose"),
         (["-p", ""], "the pipeline is empty"),
         (["-p", "fold-weight-qdq{"], "cannot read the pipeline"),
-        (["-p", "fold-weight-qdq{fast=yes}"], "has no option 'fast=yes'. Known options: none"),
+        (["-p", "fold-weight-qdq{fast=yes}"], "has no option 'fast=yes'. Known options: deep=bool"),
         (["-p", "widen-types{source=float16,target=7,x=1}"], "has no option"),
         (["-p", PASSES, "--check", "hope"], "unknown check 'hope'. Known: structure, numeric"),
         (["-p", PASSES, "-o", "no/such/folder/out.onnx"], "no such folder"),
