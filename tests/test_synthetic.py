@@ -28,8 +28,8 @@ from diffc.ui import Silent
 CASES = [
     ("tiny-sd3", "fp8", QuantOptions(mha=True)),
     ("tiny-sd3", "int8_smoothquant", QuantOptions(alpha=0.6)),
-    ("tiny-flux", "w4a8_awq", QuantOptions(level=2.0)),
-    ("tiny-sdxl", "fp8", QuantOptions()),
+    pytest.param("tiny-flux", "w4a8_awq", QuantOptions(level=2.0), marks=pytest.mark.slow),
+    pytest.param("tiny-sdxl", "fp8", QuantOptions(), marks=pytest.mark.slow),
 ]
 
 
@@ -51,7 +51,7 @@ def whole(plan: Plan) -> Checkpoint:
     return Checkpoint.from_backbone(model, family=plan.spec.family, format=plan.format.name)
 
 
-@pytest.mark.parametrize(("model", "format", "options"), CASES, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(("model", "format", "options"), CASES, ids=lambda v: v if isinstance(v, str) else "")
 def test_layer_by_layer_is_modelopt_on_the_whole_model(
     model: str, format: str, options: QuantOptions, tmp_path: Path
 ) -> None:
