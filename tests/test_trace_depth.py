@@ -82,7 +82,7 @@ def scaling_of(source: ModelSource, of: dict[str, str], settings: Any) -> dict[s
 
 @pytest.mark.parametrize(
     "family",
-    ["flux", pytest.param("sd3", marks=pytest.mark.slow), pytest.param("sdxl", marks=pytest.mark.slow)],
+    [pytest.param(family, marks=pytest.mark.slow) for family in ("flux", "sd3", "sdxl")],
 )
 def test_a_stamped_trace_is_the_whole_trace_byte_for_byte(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
