@@ -1,14 +1,22 @@
-"""What the trained embedded models learn from: scikit-learn's digits as ink on paper, and prompts that name them."""
+"""What the trained embedded models learn from: scikit-learn's digits as ink on paper, and prompts that name them.
+
+python tools/train_data.py tests/data/digits.npz    # writes 200 images that the reader of digits never saw
+"""
 
 from __future__ import annotations
 
 import math
 import random
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffc.models.digits import PIXELS, WORDS
 
@@ -117,3 +125,14 @@ def _filler(source: random.Random) -> str:
         return source.choice(FILLERS)
     word = "".join(source.choices("etaoinshrdlucmfwypvbgkxqjz", k=source.randint(2, 9)))
     return word if word not in WORDS else "x"
+
+
+def write_unseen(path: Path) -> None:
+    """200 images of half 1 for the tests: uint8 [200, 16, 16] of grey and the digits [200]."""
+    images, labels = load(1, torch.device("cpu")).plain()
+    grey = functional.adaptive_avg_pool2d(images[:200].mean(dim=1), 16)
+    np.savez_compressed(path, images=(grey * 255).round().byte().numpy(), digits=labels[:200].byte().numpy())
+
+
+if __name__ == "__main__":
+    write_unseen(Path(sys.argv[1]))

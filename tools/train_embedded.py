@@ -37,7 +37,7 @@ STEPS = {
     "vae4": 4000,
     "sd3": 10000,
     "flux": 10000,
-    "sdxl": 8000,
+    "sdxl": 6000,
 }
 SHARED = ("reader", "clip_l", "clip_g", "vae16", "vae4")
 IMAGES, SAMPLING_STEPS = 200, 25

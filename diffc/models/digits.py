@@ -24,6 +24,7 @@ SDXL: dict[str, Any] = tiny.SDXL | {
     "block_out_channels": (32, 64, 64),
     "attention_head_dim": (1, 1, 1),  # diffusers' name for the number of heads
     "transformer_layers_per_block": (1, 1, 1),
+    "norm_num_groups": 8,  # with one channel a group, a norm would take away what the time embedding adds
 }
 BACKBONES = {"digits-sd3": "transformer", "digits-flux": "transformer", "digits-sdxl": "unet"}
 """The component that was trained for one model alone."""

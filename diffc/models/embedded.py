@@ -1,8 +1,8 @@
-"""The embedded models: tiny pipelines that diffc makes itself, known by name, without a download.
+"""The embedded models: small pipelines that diffc makes itself, known by name, without a download.
 
-Their data is here and needs no torch; `diffc.models.tiny` builds them on the first use. A finished folder
-holds a manifest of its files, written last and renamed into place with the rest: a folder either is complete
-or does not exist.
+Their data is here and needs no torch; `diffc.models.tiny` and `diffc.models.digits` build them on the first use.
+A finished folder holds a manifest of its files, written last and renamed into place with the rest: a folder
+either is complete or does not exist.
 """
 
 from __future__ import annotations
@@ -54,6 +54,17 @@ EMBEDDED: dict[str, EmbeddedModel] = {
         EmbeddedModel(
             "tiny-sdxl", "sdxl", "unet", "float16", "SDXL style: UNet of three levels, text and time ids"
         ),
+        EmbeddedModel(
+            "digits-sd3", "sd3", "transformer", "float16", "trained: paints digits, SD3-medium style, 64 px"
+        ),
+        EmbeddedModel(
+            "digits-flux",
+            "flux",
+            "transformer",
+            "bfloat16",
+            "trained: paints digits, FLUX.1-dev style, 64 px",
+        ),
+        EmbeddedModel("digits-sdxl", "sdxl", "unet", "float16", "trained: paints digits, SDXL style, 64 px"),
     )
 }
 
@@ -88,16 +99,20 @@ def make(name: str, directory: Path) -> Path:
 def materialize(name: str) -> Path:
     """The pipeline folder of an embedded model in the user's cache, made on the first call.
 
-    The folder's name carries `recipe_key()`, so a folder of another diffc is never taken. Processes that
+    The folder's name carries `recipe_key(name)`, so a folder of another diffc is never taken. Processes that
     make it at the same time build apart; the first to finish wins. Raises DiffcError as `make` does.
     """
-    return make(name, cache_dir() / "models" / f"{name}-{recipe_key()}")
+    return make(name, cache_dir() / "models" / f"{name}-{recipe_key(name)}")
 
 
-def recipe_key() -> str:
-    """Twelve hex digits that change with the code here that makes the models and the libraries under it."""
+def recipe_key(name: str) -> str:
+    """Twelve hex digits that change with the code and weights here that make the model, and the libraries under it."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("tiny*.py")):
+    here = Path(__file__).parent
+    sources = sorted(here.glob("tiny*.py"))
+    if name.startswith("digits-"):
+        sources += [here / "digits.py", *sorted((here / "data" / "digits").glob("*.safetensors"))]
+    for path in sources:
         digest.update(path.read_bytes())
     for library in ("diffusers", "transformers", "tokenizers", "safetensors", "torch", "numpy"):
         digest.update(f"{library} {metadata.version(library)}".encode())
@@ -117,11 +132,12 @@ def cache_dir() -> Path:
 
 def _write(name: str, directory: Path) -> None:
     """Build the pipeline into `directory`; the manifest, which says that it is complete, comes last."""
-    from diffc.models.tiny import build
+    from diffc.models import digits, tiny
 
+    build = digits.build if name in digits.BACKBONES else tiny.build
     with _quiet():
         build(name).save_pretrained(directory, safe_serialization=True)
-    content = {"name": name, "recipe": recipe_key(), "files": _sizes(directory)}
+    content = {"name": name, "recipe": recipe_key(name), "files": _sizes(directory)}
     (directory / MANIFEST).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
 
 
@@ -154,7 +170,7 @@ def _holds(directory: Path, name: str) -> bool:
     except (OSError, ValueError):
         return False
     files = content.get("files") if isinstance(content, dict) else None
-    if not isinstance(files, dict) or (content["name"], content["recipe"]) != (name, recipe_key()):
+    if not isinstance(files, dict) or (content["name"], content["recipe"]) != (name, recipe_key(name)):
         return False
     return files.items() <= _sizes(directory).items()
 
