@@ -4,85 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
-import modelopt.torch.opt as mto
 import modelopt.torch.quantization as mtq
 import numpy as np
 import pytest
 import torch
-from modelopt.torch.opt.config_loader import load_config
-from modelopt.torch.quantization.config import QuantizeConfig
+from backbones import backbone_of, forward, make_portable
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from diffc.errors import DiffcError, UnsupportedError
-from diffc.models import tiny
+from diffc.errors import DiffcError
 from diffc.models.specs import SPECS
 from diffc.quantize import fingerprint
 from diffc.quantize.checkpoint import Checkpoint
-from diffc.quantize.convert import enabled_quantizers, insert_quantizers, role_of
+from diffc.quantize.convert import enabled_quantizers, insert_quantizers
 from diffc.quantize.fingerprint import hash_weights
 from diffc.quantize.formats import FORMATS
-from diffc.quantize.state import kind_of, settings_of, usable_amax
 
-BACKBONES = {
-    "sd3": (diffusers.SD3Transformer2DModel, tiny.SD35 | {"num_layers": 2}),
-    "flux": (diffusers.FluxTransformer2DModel, tiny.FLUX | {"num_layers": 1, "num_single_layers": 2}),
-    "sdxl": (diffusers.UNet2DConditionModel, tiny.SDXL),
-}
 NAMES = {"checkpoint.json", "quantizers.safetensors"}
-
-
-def backbone_of(family: str, dtype: torch.dtype = torch.float32, **changed: Any) -> nn.Module:
-    torch.manual_seed(11)
-    cls, config = BACKBONES[family]
-    backbone = cls(**(config | changed)).eval()
-    return backbone if dtype == torch.float32 else backbone.to(dtype)  # torch cannot cast fake parameters
-
-
-def inputs_of(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    generator, config = torch.Generator().manual_seed(seed), BACKBONES[family][1]
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
-
-    if family == "sd3":
-        return {
-            "hidden_states": normal(2, 16, 8, 8),
-            "encoder_hidden_states": normal(2, 5, config["joint_attention_dim"]),
-            "pooled_projections": normal(2, config["pooled_projection_dim"]),
-            "timestep": torch.tensor([500.0, 20.0]),
-        }
-    if family == "flux":
-        return {
-            "hidden_states": normal(1, 16, 64),
-            "encoder_hidden_states": normal(1, 5, config["joint_attention_dim"]),
-            "pooled_projections": normal(1, config["pooled_projection_dim"]),
-            "timestep": torch.tensor([0.5]),
-            "guidance": torch.tensor([3.5]),
-            "img_ids": torch.stack([torch.zeros(16), torch.arange(16) // 4, torch.arange(16) % 4], dim=1),
-            "txt_ids": torch.zeros(5, 3),
-        }
-    text = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-    return {
-        "sample": normal(1, 4, 8, 8),
-        "timestep": torch.tensor(300.0),
-        "encoder_hidden_states": normal(1, 5, config["cross_attention_dim"]),
-        "added_cond_kwargs": {"text_embeds": normal(1, text), "time_ids": normal(1, 6)},
-    }
-
-
-def forward(backbone: nn.Module, family: str, seed: int = 1) -> torch.Tensor:
-    dtype = next(backbone.parameters()).dtype
-    with torch.no_grad():
-        return backbone(**inputs_of(family, seed, dtype), return_dict=False)[0]
 
 
 def calibrated(family: str, format: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -92,16 +35,6 @@ def calibrated(family: str, format: str, dtype: torch.dtype = torch.float32) -> 
     mtq.calibrate(backbone, FORMATS[format].algorithm, lambda b: forward(b, family, seed=0))
     make_portable(backbone)
     return backbone
-
-
-def make_portable(backbone: nn.Module) -> None:
-    """Give every quantizer the amax that a checkpoint keeps of it (`state.portable`)."""
-    for name, quantizer in enabled_quantizers(backbone).items():
-        amax = getattr(quantizer, "_amax", None)
-        kind = kind_of(settings_of(quantizer.get_modelopt_state()))
-        if amax is not None:
-            quantizer.reset_amax()
-            quantizer.amax = usable_amax(name, amax, kind)
 
 
 @pytest.mark.parametrize(
@@ -293,116 +226,6 @@ def test_an_uncalibrated_backbone_makes_no_checkpoint() -> None:
     insert_quantizers(backbone, FORMATS["fp8"], SPECS["flux"].unquantized)
     with pytest.raises(DiffcError, match="input_quantizer was never run"):
         Checkpoint.from_backbone(backbone, family="flux", format="fp8")
-
-
-def preset(name: str) -> dict[str, Any]:
-    """A quantization config that ModelOpt ships for diffusion models."""
-    loaded = load_config(f"configs/ptq/presets/diffusers/{name}", schema_type=QuantizeConfig)
-    return dict(loaded.model_dump(exclude_unset=True))
-
-
-def modelopt_model(family: str, config: dict[str, Any]) -> nn.Module:
-    """As ModelOpt's script does it: everything is calibrated, then the filter switches layers off."""
-    backbone = backbone_of(family)
-    mtq.quantize(backbone, config, lambda b: forward(b, family, seed=0))
-    mtq.disable_quantizer(backbone, lambda name: bool(re.match(SPECS[family].unquantized, name)))
-    return backbone
-
-
-@pytest.mark.parametrize(("family", "format"), [("sd3", "int8"), ("sdxl", "fp8"), ("flux", "fp8")])
-def test_modelopt_files_are_read(family: str, format: str, tmp_path: Path) -> None:
-    theirs = modelopt_model(family, preset(format))
-    mto.save(theirs, tmp_path / "backbone.pt")
-    with FakeTensorMode():
-        fake = backbone_of(family)
-    read = Checkpoint.from_modelopt(tmp_path / "backbone.pt", fake, family=family)
-    assert read.format == format
-    ours = backbone_of(family)
-    read.apply(ours, family)
-    by_accident = {
-        name
-        for name in enabled_quantizers(theirs)
-        if isinstance(theirs.get_submodule(name.rpartition(".")[0]), nn.LayerNorm)
-    }
-    assert by_accident  # ModelOpt's presets still quantize the inputs of norms
-    assert not by_accident & enabled_quantizers(ours).keys()
-    for name in by_accident:
-        theirs.get_submodule(name).disable()
-    make_portable(theirs)
-    assert torch.equal(forward(ours, family), forward(theirs, family))
-
-
-class Evil:
-    """Unpickling it creates a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
-def test_modelopt_files_never_run_code(tmp_path: Path) -> None:
-    torch.save({"modelopt_state": Evil(tmp_path / "ran"), "model_state_dict": {}}, tmp_path / "evil.pt")
-    with pytest.raises(DiffcError, match="objects that could run code"):
-        Checkpoint.from_modelopt(tmp_path / "evil.pt", nn.Linear(1, 1), family="flux")
-    assert not (tmp_path / "ran").exists()
-    (tmp_path / "old.pt").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(DiffcError, match=r"damaged, or not a file of torch\.save"):
-        Checkpoint.from_modelopt(tmp_path / "old.pt", nn.Linear(1, 1), family="flux")
-
-
-def test_other_files_of_torch_are_refused(tmp_path: Path) -> None:
-    backbone = backbone_of("flux")
-    with pytest.raises(DiffcError, match="no such file"):
-        Checkpoint.from_modelopt(tmp_path / "none.pt", backbone, family="flux")
-    torch.save({"weight": torch.ones(3)}, tmp_path / "plain.pt")
-    mto.save(backbone, tmp_path / "unquantized.pt")
-    for name in ("plain.pt", "unquantized.pt"):
-        with pytest.raises(DiffcError, match="not a checkpoint of a model that ModelOpt quantized"):
-            Checkpoint.from_modelopt(tmp_path / name, backbone, family="flux")
-    content = (tmp_path / "unquantized.pt").read_bytes()
-    (tmp_path / "cut.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DiffcError, match="damaged"):
-        Checkpoint.from_modelopt(tmp_path / "cut.pt", backbone, family="flux")
-
-
-def attention_quantized() -> dict[str, Any]:
-    config = preset("fp8")
-    fp8 = {"num_bits": (4, 3), "axis": None}
-    return config | {
-        "quant_cfg": [*config["quant_cfg"], {"quantizer_name": "*[qkv]_bmm_quantizer", "cfg": fp8}]
-    }
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (attention_quantized, None),
-        (lambda: mtq.MXFP4_DEFAULT_CFG, "no format of diffc has quantizers like"),
-        (lambda: mtq.INT8_WEIGHT_ONLY_CFG, None),
-        (lambda: mtq.FP8_PER_CHANNEL_PER_TOKEN_CFG, "no format of diffc has quantizers like"),
-    ],
-)
-def test_kinds_that_do_not_compile_are_refused(config: Any, message: str | None, tmp_path: Path) -> None:
-    mto.save(modelopt_model("flux", config()), tmp_path / "b.pt")
-    if message is None:
-        found = Checkpoint.from_modelopt(tmp_path / "b.pt", backbone_of("flux"), family="flux")
-        assert found.format == ("fp8" if config is attention_quantized else "int8")
-        assert any(role_of(n) == "q_bmm_quantizer" for n in found.settings) == (found.format == "fp8")
-        return
-    with pytest.raises(UnsupportedError, match=message):
-        Checkpoint.from_modelopt(tmp_path / "b.pt", backbone_of("flux"), family="flux")
-
-
-def test_a_modelopt_file_of_another_model_is_refused(tmp_path: Path) -> None:
-    mto.save(modelopt_model("flux", preset("fp8")), tmp_path / "b.pt")
-    with FakeTensorMode():
-        shallower = backbone_of("flux", num_single_layers=1)
-        wider = backbone_of("flux", num_attention_heads=3)
-    for other in (shallower, wider):
-        with pytest.raises(DiffcError, match="is of another model: the weight of"):
-            Checkpoint.from_modelopt(tmp_path / "b.pt", other, family="flux")
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import diffusers
-import modelopt.torch.opt as mto
 import modelopt.torch.quantization as mtq
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from diffc.errors import DiffcError, UnsupportedError
+from diffc.errors import DiffcError
 from diffc.frontend.recipes import scaled_weight
 from diffc.models import tiny
 from diffc.models.specs import SPECS
@@ -302,79 +301,6 @@ def test_formats_without_scaling_have_none() -> None:
     for format in ("fp8", "nvfp4"):
         backbone = _kept.setdefault(format, calibrated(format))
         assert not Checkpoint.from_backbone(backbone, family="flux", format=format).scaling
-
-
-PRESETS: dict[str, Any] = {
-    "int8_smoothquant": mtq.INT8_SMOOTHQUANT_CFG,
-    "int4_awq": mtq.INT4_AWQ_CFG,
-    "w4a8_awq": mtq.W4A8_AWQ_BETA_CFG,
-    "nvfp4": mtq.NVFP4_DEFAULT_CFG,
-    "nvfp4_svdquant": mtq.NVFP4_SVDQUANT_DEFAULT_CFG,
-    "mxfp8": mtq.MXFP8_DEFAULT_CFG,
-}
-
-
-def modelopt_model(config: Any, backbone: nn.Module | None = None) -> nn.Module:
-    """As ModelOpt's script does it: everything is calibrated, then the filter switches layers off."""
-    import re
-
-    theirs = backbone or backbone_of()
-
-    def loop(model: nn.Module) -> None:
-        model(**inputs_of(40, torch.float32))
-
-    with torch.no_grad(), cpu_block_quant(), redirect_stdout(StringIO()):
-        mtq.quantize(theirs, config, forward_loop=loop)
-    mtq.disable_quantizer(theirs, lambda name: bool(re.match(SPECS["flux"].unquantized, name)))
-    return theirs
-
-
-@pytest.mark.parametrize("format", PRESETS)
-def test_files_of_modelopt_are_read(format: str, tmp_path: Path) -> None:
-    theirs = modelopt_model(PRESETS[format])
-    mto.save(theirs, tmp_path / "b.pt")
-    with FakeTensorMode():
-        fake = diffusers.FluxTransformer2DModel(**CONFIG)
-    read = Checkpoint.from_modelopt(tmp_path / "b.pt", fake, family="flux")
-    assert read.format == format
-    read.save(tmp_path / "c")
-    ours = backbone_of()
-    Checkpoint.load(tmp_path / "c").apply(ours, "flux")
-    layers = layers_of(ours)
-    assert len(layers) > 8
-    for path in layers:
-        expected = linear(theirs, path).weight
-        torch.testing.assert_close(linear(ours, path).weight, expected, rtol=1e-5, atol=1e-6)
-    for name in enabled_quantizers(theirs):  # ModelOpt's presets quantize the inputs of norms by accident
-        if layer_of(name) not in layers:
-            theirs.get_submodule(name).disable()
-    difference = forward(ours) - forward(theirs)
-    # amax become portable: a grid up to 1/128 wider moves values by a part of a step.
-    assert float(difference.norm() / forward(theirs).norm()) < 0.02
-    exact = forward(backbone_of())
-    loss = [float((forward(b) - exact).norm() / exact.norm()) for b in (ours, theirs)]
-    assert loss[0] == pytest.approx(loss[1], rel=0.15)
-    assert loss[1] > 1e-3
-
-
-def test_blocks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    """ModelOpt fills a partial block of INT4 up; no kernel does."""
-    quantize_all = {
-        "quant_cfg": [
-            {"quantizer_name": "*", "enable": False},
-            {
-                "quantizer_name": "*weight_quantizer",
-                "cfg": {"num_bits": 4, "block_sizes": {-1: 128, "type": "static"}},
-            },
-        ],
-        "algorithm": "max",
-    }
-    theirs = backbone_of()
-    with torch.no_grad(), redirect_stdout(StringIO()):
-        mtq.quantize(theirs, quantize_all)
-    mto.save(theirs, tmp_path / "b.pt")
-    with pytest.raises(UnsupportedError, match=r"linear_1 \[128, 64\] is not whole blocks of 128"):
-        Checkpoint.from_modelopt(tmp_path / "b.pt", backbone_of(), family="flux")
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
