@@ -74,7 +74,10 @@ def test_dump_writes_the_graph_after_every_pass(model: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["-p", "fold-everything"], "unknown pass 'fold-everything'. Known passes: add-trt-functions, decompose"),
+        (
+            ["-p", "fold-everything"],
+            "unknown pass 'fold-everything'. Known passes: add-trt-functions, decompose",
+        ),
         (["-p", ""], "the pipeline is empty"),
         (["-p", "fold-weight-qdq{"], "cannot read the pipeline"),
         (["-p", "fold-weight-qdq{fast=yes}"], "has no option 'fast=yes'. Known options: deep=bool"),
