@@ -220,7 +220,11 @@ def _judge(case: _Case, session: OrtSession, reference: Reference, shape: Shape,
 
 @contextmanager
 def _noisy(reference: torch.nn.Module, rounding: float, seed: int) -> Iterator[None]:
-    """Every layer's output is off by up to `rounding`, relative to it, while this is open; quantizers are exact."""
+    """What every layer gives and every quantizer of activations takes is off by up to `rounding` while this is open.
+
+    The second because ModelOpt multiplies by bound / amax where ONNX divides by the scale: 16-bit inputs of the graph,
+    which no layer made, often lie exactly between two steps, and the two then take one each.
+    """
     from modelopt.torch.quantization.nn import TensorQuantizer
 
     generator = torch.Generator().manual_seed(seed)
@@ -232,6 +236,10 @@ def _noisy(reference: torch.nn.Module, rounding: float, seed: int) -> Iterator[N
 
     layers = (m for m in reference.modules() if hasattr(m, "weight") or not list(m.children()))
     handles = [m.register_forward_hook(disturb) for m in layers if not isinstance(m, TensorQuantizer)]
+    for name, quantizer in enabled_quantizers(reference).items():
+        if role_of(name) != "weight_quantizer":
+            before = quantizer.register_forward_pre_hook(lambda q, x: (disturb(q, x, x[0]), *x[1:]))
+            handles.append(before)
     try:
         yield
     finally:
