@@ -224,8 +224,14 @@ def build_engines(
             with ui.stage(f"build {name}") as update:
                 report = build_engine(request, on_progress=lambda _, done, total: update(done, total))
             engines.append(report)
-            ui.note(f"{report.nbytes / 1e6:.1f} MB, {report.layers} layers")
+            ui.note(_built(report))
     return engines
+
+
+def _built(report: EngineReport) -> str:
+    """What the user reads of an engine: its size, and what the builder took."""
+    memory = "" if report.peak_rss is None else f", builder's peak {report.peak_rss / 1e9:.1f} GB"
+    return f"{report.nbytes / 1e6:.1f} MB, {report.layers} layers{memory}"
 
 
 def engine_profile(plan: Plan) -> Profile:

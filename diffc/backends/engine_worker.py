@@ -22,7 +22,6 @@ from typing import Any, TextIO
 from diffc.backends.network import describe
 
 Send = Callable[..., None]
-_CHUNK = 1 << 24
 
 
 class Rejected(Exception):
@@ -74,21 +73,21 @@ def build(request: Mapping[str, Any], send: Send) -> None:
     layers = describe(network)
     config = _config(trt, builder, request)
     config.progress_monitor = _monitor(trt, send)
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
+    partial = Path(request["partial"])
+    digest, nbytes = _serialize(trt, builder, network, config, partial, send)
+    if not nbytes:
         raise Rejected("builder", logger.errors)
-    digest = _write(memoryview(engine), Path(request["partial"]), send)
     send(
         "done",
         sha256=digest,
-        nbytes=engine.nbytes,
+        nbytes=nbytes,
         seconds=time.perf_counter() - started,
         peak_rss=peak_rss(),
         version=trt.__version__,
         layers=layers,
     )
     # After "done": whatever goes wrong in here, the engine is built.
-    send("inspected", layers=_inspect(trt, logger, engine) if request["has_device"] else None)
+    send("inspected", layers=_inspect(trt, logger, partial) if request["has_device"] else None)
 
 
 def _parse(parser: Any, model: str, send: Send) -> None:
@@ -170,22 +169,40 @@ def _monitor(trt: Any, send: Send) -> Any:
     return Monitor()
 
 
-def _write(engine: memoryview, partial: Path, send: Send) -> str:
-    digest, total = hashlib.sha256(), engine.nbytes
+def _serialize(
+    trt: Any, builder: Any, network: Any, config: Any, partial: Path, send: Send
+) -> tuple[str, int]:
+    """Build, and write the engine as the builder streams it: memory for a second copy is not needed.
+
+    Returns its SHA-256 and length in bytes, 0 where the builder gave up.
+    """
+    digest = hashlib.sha256()
     with partial.open("wb") as file:
-        for start in range(0, total, _CHUNK):
-            chunk = engine[start : start + _CHUNK]
-            file.write(chunk)
-            digest.update(chunk)
-            send("progress", phase="Writing engine", done=start + chunk.nbytes, total=total)
+
+        class Writer(trt.IStreamWriter):  # type: ignore[misc]  # the module is known only now
+            """Writes and hashes what it is given."""
+
+            def __init__(self) -> None:
+                trt.IStreamWriter.__init__(self)
+                self.total = 0
+
+            def write(self, data: bytes) -> int:
+                file.write(data)
+                digest.update(data)
+                self.total += len(data)
+                send("progress", phase="Writing engine", done=self.total, total=self.total)
+                return len(data)
+
+        writer = Writer()
+        done = builder.build_serialized_network_to_stream(network, config, writer)
         file.flush()
         os.fsync(file.fileno())
-    return digest.hexdigest()
+    return digest.hexdigest(), writer.total if done else 0
 
 
-def _inspect(trt: Any, logger: Any, engine: Any) -> Any:
+def _inspect(trt: Any, logger: Any, engine: Path) -> Any:
     """The inspector's account of the engine, or None: only a machine whose GPU fits can load it."""
-    loaded = trt.Runtime(logger).deserialize_cuda_engine(engine)
+    loaded = trt.Runtime(logger).deserialize_cuda_engine(engine.read_bytes())
     if loaded is None:
         return None
     inspector = loaded.create_engine_inspector()
