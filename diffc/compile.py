@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from diffc.backends.engine import EngineReport
     from diffc.quantize.checkpoint import Checkpoint
-    from diffc.validate.fidelity import ShapeReport
+    from diffc.validate.reports import ShapeReport
     from passes.check import Check
     from passes.pipeline import PassRecord
 
@@ -179,6 +179,7 @@ def validate(
         ui.note("not validated, as --skip-validation asks")
         return ()
     from diffc.validate import fidelity
+    from diffc.validate.reports import require_match, save_reports
     from passes.storage import load
 
     reports = []
@@ -193,8 +194,8 @@ def validate(
                 seed=plan.request.seed + 1,
             )
         reports += [replace(report, model=name) for report in found]
-    fidelity.save_reports(reports, folder / "validation")
-    fidelity.require_match(reports)
+    save_reports(reports, folder / "validation")
+    require_match(reports)
     return reports
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from diffc.backends.engine import EngineReport
     from diffc.compile import Graphs
-    from diffc.validate.fidelity import ShapeReport
+    from diffc.validate.reports import ShapeReport
     from passes.pipeline import PassRecord
 
 LIBRARIES = (

@@ -25,6 +25,7 @@ from diffc.quantize.simulate import cpu_block_quant
 from diffc.validate import fidelity
 from diffc.validate.folded import check_folded_weights
 from diffc.validate.pass_check import NumericCheck, random_feeds
+from diffc.validate.reports import ShapeReport, require_match
 from passes import Pass, PassCheckError, PassResult, Pipeline, presets
 from passes.fold_weight_qdq import FoldWeightQdq
 from passes.graphs import weight_recipe
@@ -86,7 +87,7 @@ def reference_of(cell: Cell) -> fidelity.Reference:
     return _references[cell.folder]
 
 
-def validate(cell: Cell, change: Change | None = None) -> list[fidelity.ShapeReport]:
+def validate(cell: Cell, change: Change | None = None) -> list[ShapeReport]:
     """Validation of the cell's model, at the first shape, after `change`."""
     model = materialize(load(cell.folder / "model.onnx"))
     if change is not None:
@@ -102,7 +103,7 @@ def validate(cell: Cell, change: Change | None = None) -> list[fidelity.ShapeRep
 
 @pytest.mark.parametrize("format", ["none", "fp8"])
 def test_the_undamaged_model_matches_on_other_inputs(format: str, compiled: Cells) -> None:
-    fidelity.require_match(validate(compiled("tiny-sd3", format)))
+    require_match(validate(compiled("tiny-sd3", format)))
 
 
 @pytest.mark.parametrize(
@@ -122,14 +123,14 @@ def test_the_undamaged_model_matches_on_other_inputs(format: str, compiled: Cell
 )
 def test_a_damaged_model_is_a_mismatch(format: str, change: Change, compiled: Cells) -> None:
     with pytest.raises(MismatchError, match=r"the compiled model\.onnx differs from torch: output") as raised:
-        fidelity.require_match(validate(compiled("tiny-sd3", format), change))
+        require_match(validate(compiled("tiny-sd3", format), change))
     assert raised.value.exit_code == 3
 
 
 def test_an_input_scale_that_cuts_values_off_is_a_mismatch(compiled: Cells) -> None:
     change = scale_of("transformer_blocks.1.ff.net.2", "input_quantizer", 0.25)
     with pytest.raises(MismatchError):
-        fidelity.require_match(validate(compiled("tiny-sd3", "fp8"), change))
+        require_match(validate(compiled("tiny-sd3", "fp8"), change))
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
 
-from diffc.backends.ort import OrtSession
-from diffc.errors import MismatchError
 from diffc.frontend.inputs import forward_kwargs, random_inputs
 from diffc.models.backbone import DTYPES, load_backbone
 from diffc.models.locate import ModelSource
@@ -27,48 +24,45 @@ from diffc.quantize.convert import enabled_quantizers, role_of
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.quantize.state import BOUNDS, kind_of, settings_of
 from diffc.validate.attention import quantized_softmax, softmax_scale
-from diffc.validate.compare import OutputComparison, compare, save_inputs, save_json, save_outputs
+from diffc.validate.compare import compare
+from diffc.validate.reports import SMOOTH, ShapeReport, Sizes
 from diffc.validate.sequences import quantize_twice_as_graphs_do
 from diffc.validate.tolerances import SMOOTH_REL_L2, tolerance_of
 from diffc.validate.twin import cpu_session, feed, float32_twin, runs_on_cpu, smooth_twin
 
-SMOOTH = "float32, activations not rounded"
 DRAWS = 5
 """How many random inputs are tried at a shape until one meets no flip that its reference is sensitive to."""
 FLOOR_RUNS = 5
 """How often the reference is disturbed to see what roundings decide: a flip is a matter of chance."""
 
 
-@dataclass(frozen=True)
-class ShapeReport:
-    """The comparison at one shape, with the inputs and outputs behind it.
+class Session(Protocol):
+    """What runs a compiled model: arrays in the types of its inputs -> its outputs."""
 
-    `arithmetic` says what ONNX Runtime computed: SMOOTH, "float32" (the model or its twin), or "float16" (a
-    float16 model itself). `draw` counts the inputs that were drawn until this one, from 1. `floor` is the
-    relative L2 change of the reference itself under roundings in its layers, measured when it was needed.
-    `model` is the name of the file that was run.
-    """
+    def run(self, feed: Mapping[str, npt.NDArray[Any]]) -> Mapping[str, npt.NDArray[Any]]:
+        """The outputs by name."""
+        ...
 
-    shape: Shape
-    arithmetic: str
-    rows: list[OutputComparison]
-    inputs: dict[str, npt.NDArray[Any]]
-    reference: dict[str, npt.NDArray[Any]]
-    result: dict[str, npt.NDArray[Any]]
-    draw: int = 1
-    floor: float | None = None
-    model: str = "model.onnx"
 
-    @property
-    def passed(self) -> bool:
-        """Whether every output is within its limit."""
-        return all(row.passed for row in self.rows)
+class AnyReference(Protocol):
+    """What a compiled model is held against: torch (`Reference`), or another graph."""
 
-    @property
-    def chaotic(self) -> bool:
-        """Whether it is over its limit, and by no more than roundings move the reference itself."""
-        floor = self.floor or 0.0
-        return not self.passed and all(r.rel_l2 is not None and r.rel_l2 <= 3 * floor for r in self.rows)
+    dtype: str
+    quantized: bool
+
+    def outputs(
+        self, shape: Any, seed: int, *, smooth: bool
+    ) -> tuple[dict[str, torch.Tensor], dict[str, npt.NDArray[Any]]]:
+        """Random inputs, and the outputs for them; `smooth`: activations are not rounded."""
+        ...
+
+    def floor(self, shape: Any, seed: int, rounding: float) -> float:
+        """Largest relative L2 change of the outputs when values are off by a rounding."""
+        ...
+
+    def with_quantized_softmax(self, scale: float | None) -> AbstractContextManager[None]:
+        """Attention quantizes its probabilities while this is open."""
+        ...
 
 
 def validation_shapes(source: ModelSource) -> tuple[Shape, Shape]:
@@ -137,12 +131,18 @@ class Reference:
         """Random inputs at `shape`, and the outputs for them; `smooth`: activations are not rounded."""
         key = (shape, seed, smooth, self._softmax_scale)
         if key not in self._known:
-            spec = find_spec(self.source.family)
-            drawn = random_inputs(spec, self.source.config, shape, dtype=DTYPES[self.dtype], seed=seed)
-            with _unrounded(self.model) if smooth else nullcontext():
-                expected = torch_outputs(self.model, self.source, {k: v.float() for k, v in drawn.items()})
-            self._known[key] = drawn, expected
+            self._known[key] = self.forward(shape, seed, smooth=smooth)
         return self._known[key]
+
+    def forward(
+        self, shape: Shape, seed: int, *, smooth: bool, watched: AbstractContextManager[Any] | None = None
+    ) -> tuple[dict[str, torch.Tensor], dict[str, npt.NDArray[Any]]]:
+        """The same, computed anew; `watched` (hooks, which see what quantizers give here) is open around the run."""
+        spec = find_spec(self.source.family)
+        drawn = random_inputs(spec, self.source.config, shape, dtype=DTYPES[self.dtype], seed=seed)
+        with _unrounded(self.model) if smooth else nullcontext(), watched or nullcontext():
+            expected = torch_outputs(self.model, self.source, {k: v.float() for k, v in drawn.items()})
+        return drawn, expected
 
     def floor(self, shape: Shape, seed: int, rounding: float) -> float:
         """Largest relative L2 change of the output when every layer's output is off by a rounding."""
@@ -168,16 +168,23 @@ class _Case:
 
 
 def validate(
-    model: onnx.ModelProto, reference: Reference, *, format: str, shapes: Sequence[Shape], seed: int
+    model: onnx.ModelProto,
+    reference: AnyReference,
+    *,
+    format: str,
+    shapes: Sequence[Sizes],
+    seed: int,
+    limit: float | None = None,
 ) -> list[ShapeReport]:
     """Run both at every shape on the same random inputs and compare the outputs.
 
     First without rounding of activations on either side: any wrong weight, scale or wire shows, at any depth.
     Then quantized: the float32 twin at the float32 tolerance, and a float16 model itself at the 16-bit one,
-    which shows overflow and 16-bit types in wrong places.
+    which shows overflow and 16-bit types in wrong places. `limit` takes the place of all tolerances.
     """
     reports = []
     for case in _cases(model, reference, format):
+        case = case if limit is None else replace(case, limit=limit)
         scale = None if case.arithmetic == SMOOTH else softmax_scale(model)
         with cpu_session(case.graph) as session, reference.with_quantized_softmax(scale):
             for i, shape in enumerate(shapes):
@@ -185,7 +192,23 @@ def validate(
     return reports
 
 
-def _cases(model: onnx.ModelProto, reference: Reference, format: str) -> list[_Case]:
+def validate_session(
+    name: str,
+    model: onnx.ModelProto,
+    session: Session,
+    reference: AnyReference,
+    *,
+    limit: float,
+    shapes: Sequence[Sizes],
+    seed: int,
+) -> list[ShapeReport]:
+    """The same for a runtime that computes as `model` says: `name` is how the reports call it."""
+    case = _Case(name, model, limit, {"float32": 2.0**-23, "float16": 2.0**-11}.get(reference.dtype, 2.0**-8))
+    with reference.with_quantized_softmax(softmax_scale(model)):
+        return [_judge(case, session, reference, shape, seed + i * DRAWS) for i, shape in enumerate(shapes)]
+
+
+def _cases(model: onnx.ModelProto, reference: AnyReference, format: str) -> list[_Case]:
     dtype = reference.dtype
     twin = model if dtype == "float32" else float32_twin(model)
     cases = [_Case("float32", twin, tolerance_of(format, "float32"), 2.0**-23)]
@@ -196,7 +219,7 @@ def _cases(model: onnx.ModelProto, reference: Reference, format: str) -> list[_C
     return cases
 
 
-def _judge(case: _Case, session: OrtSession, reference: Reference, shape: Shape, seed: int) -> ShapeReport:
+def _judge(case: _Case, session: Session, reference: AnyReference, shape: Sizes, seed: int) -> ShapeReport:
     """The report at one shape: of the first draw that passes, or of the first that the reference condemns.
 
     Quantizers make a network chaotic: a value on the edge between two steps goes either way by the last bit,
@@ -209,7 +232,9 @@ def _judge(case: _Case, session: OrtSession, reference: Reference, shape: Shape,
         arrays = _arrays(drawn)
         result = dict(session.run(feed(case.graph, arrays)))
         rows = compare(expected, result, case.limit)
-        report = ShapeReport(shape, case.arithmetic, rows, arrays, expected, result, draw)
+        report = ShapeReport(
+            shape, case.arithmetic, rows, arrays, expected, result, draw, seed=seed + draw - 1
+        )
         if report.passed or case.arithmetic == SMOOTH:
             return report
         report = replace(report, floor=reference.floor(shape, seed + draw - 1, case.rounding))
@@ -273,39 +298,3 @@ def _saturate(quantizer: Any, inputs: Any, _: Any) -> torch.Tensor:
     low = -high - 1 if kind == "int8" else -high
     scale = quantizer.amax.float() / high
     return x.clamp(low * scale, high * scale)
-
-
-def require_match(reports: Sequence[ShapeReport]) -> None:
-    """Raise MismatchError (exit code 3) naming the first output and shape out of tolerance.
-
-    A chaotic report is no mismatch: the smooth comparison at the same shape has shown that the graph is right.
-    """
-    for report in (r for r in reports if not r.chaotic):
-        for row in report.rows:
-            if not row.passed:
-                raise MismatchError(
-                    f"the compiled {report.model} differs from torch: output {row.name!r} at {report.shape}"
-                    f" in {report.arithmetic}: {row.reason}{_floor_note(report)}",
-                    mend="the artifact was not written; compile with --dump DIR to see every pass,"
-                    " and report this with the command",
-                )
-
-
-def save_reports(reports: Sequence[ShapeReport], folder: Path) -> None:
-    """Write per shape the comparison (JSON), and inputs and outputs as `polygraphy run` loads them."""
-    folder.mkdir(exist_ok=True)
-    for report in reports:
-        shape = report.shape
-        kind = "smooth" if report.arithmetic == SMOOTH else report.arithmetic
-        prefix = "" if report.model == "model.onnx" else f"{Path(report.model).stem}-"
-        name = f"{prefix}b{shape.batch}-{shape.height}x{shape.width}-t{shape.text}-{kind}"
-        save_json(report.rows, folder / f"{name}.json")
-        save_inputs(report.inputs, folder / f"{name}-inputs.json")
-        save_outputs(report.reference, "torch", folder / f"{name}-torch.json")
-        save_outputs(report.result, "onnxruntime", folder / f"{name}-onnxruntime.json")
-
-
-def _floor_note(report: ShapeReport) -> str:
-    if report.floor is None:
-        return ""
-    return f" (draw {report.draw}; roundings in its layers move the reference by {report.floor:.1e})"

@@ -1,0 +1,111 @@
+"""What a comparison at one shape found, as it is kept, judged and written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from diffc.errors import MismatchError
+from diffc.models.spec import Shape
+from diffc.validate.compare import OutputComparison, save_inputs, save_json, save_outputs
+
+SMOOTH = "float32, activations not rounded"
+
+
+@dataclass(frozen=True)
+class GraphSizes:
+    """What an imported graph is run at: the sizes of its dynamic dimensions, by their names."""
+
+    dims: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {size}" for name, size in self.dims) or "fixed"
+
+
+Sizes = Shape | GraphSizes
+
+
+@dataclass(frozen=True)
+class ShapeReport:
+    """The comparison at one shape, with the inputs and outputs behind it.
+
+    `arithmetic` says what ONNX Runtime computed: SMOOTH, "float32" (the model or its twin), or "float16" (a
+    float16 model itself). `draw` counts the inputs that were drawn until this one, from 1. `floor` is the
+    relative L2 change of the reference itself under roundings in its layers, measured when it was needed.
+    `model` is the name of the file that was run, `seed` that of the inputs.
+    """
+
+    shape: Sizes
+    arithmetic: str
+    rows: list[OutputComparison]
+    inputs: dict[str, npt.NDArray[Any]]
+    reference: dict[str, npt.NDArray[Any]]
+    result: dict[str, npt.NDArray[Any]]
+    draw: int = 1
+    floor: float | None = None
+    model: str = "model.onnx"
+    seed: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output is within its limit."""
+        return all(row.passed for row in self.rows)
+
+    @property
+    def chaotic(self) -> bool:
+        """Whether it is over its limit, and by no more than roundings move the reference itself."""
+        floor = self.floor or 0.0
+        return not self.passed and all(r.rel_l2 is not None and r.rel_l2 <= 3 * floor for r in self.rows)
+
+
+NOT_WRITTEN = (
+    "the artifact was not written; compile with --dump DIR to see every pass,"
+    " and report this with the command"
+)
+
+
+def require_match(reports: Sequence[ShapeReport], *, against: str = "torch", mend: str = NOT_WRITTEN) -> None:
+    """Raise MismatchError (exit code 3) naming the first output and shape out of tolerance.
+
+    A chaotic report is no mismatch: the smooth comparison at the same shape has shown that the graph is right.
+    """
+    for report in (r for r in reports if not r.chaotic):
+        for row in report.rows:
+            if not row.passed:
+                raise MismatchError(
+                    f"the compiled {report.model} differs from {against}: output {row.name!r} at {report.shape}"
+                    f" in {report.arithmetic}: {row.reason}{_floor_note(report)}",
+                    mend=mend,
+                )
+
+
+def save_reports(reports: Sequence[ShapeReport], folder: Path) -> None:
+    """Write per shape the comparison (JSON), and inputs and outputs as `polygraphy run` loads them."""
+    folder.mkdir(exist_ok=True)
+    for report in reports:
+        name = file_name(report)
+        save_json(report.rows, folder / f"{name}.json")
+        save_inputs(report.inputs, folder / f"{name}-inputs.json")
+        save_outputs(report.reference, "torch", folder / f"{name}-torch.json")
+        save_outputs(report.result, "onnxruntime", folder / f"{name}-onnxruntime.json")
+
+
+def file_name(report: ShapeReport) -> str:
+    """What a report's files begin with: model, shape and arithmetic."""
+    shape = report.shape
+    kind = "smooth" if report.arithmetic == SMOOTH else report.arithmetic
+    prefix = "" if report.model == "model.onnx" else f"{Path(report.model).stem}-"
+    if isinstance(shape, Shape):
+        return f"{prefix}b{shape.batch}-{shape.height}x{shape.width}-t{shape.text}-{kind}"
+    return f"{prefix}{re.sub(r'[^A-Za-z0-9]+', '-', str(shape))}-{kind}"
+
+
+def _floor_note(report: ShapeReport) -> str:
+    if report.floor is None:
+        return ""
+    return f" (draw {report.draw}; roundings in its layers move the reference by {report.floor:.1e})"
