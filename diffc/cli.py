@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from diffc.cli_validate import validate_command
+
 app = typer.Typer(
     name="diffc",
     help="Compile diffusion backbones: diffusers + ModelOpt -> ONNX -> TensorRT, TensorRT-RTX, ONNX Runtime.",
@@ -23,6 +25,7 @@ models_app = typer.Typer(
     help="The models that diffc knows by name: list them, or write one as a folder.", no_args_is_help=True
 )
 app.add_typer(models_app, name="models")
+app.command("validate")(validate_command)
 
 
 @app.command("compile")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from diffc.backends.base import Target
     from diffc.compile import CompileResult
     from diffc.doctor import Finding
+    from diffc.validate.bisect import Bisection
+    from diffc.validate.reports import ShapeReport
     from passes import PipelineResult
 
 
+_FINDINGS, _NODES = 10, 6
+"""Modules that are off, and nodes of each, that a table shows."""
 _REFUSALS = 5
 """Refusals that a pass shows; a large model has hundreds of the same."""
 
@@ -26,26 +30,12 @@ _REFUSALS = 5
 def compiled(result: CompileResult, console: Console) -> None:
     """The validation table, the engines, and where the artifact lies."""
     manifest, folder = result.artifact.manifest, result.artifact.folder
-    table = Table(
-        "model", "shape", "computed in", "rel. L2", "limit", "cosine", title="ONNX Runtime against torch"
-    )
-    for report in result.validation:
-        for row in report.rows:
-            table.add_row(
-                report.model,
-                str(report.shape),
-                report.arithmetic,
-                f"{row.rel_l2:.2e}",
-                f"{row.tolerance:.0e}" if row.passed else f"3 x {report.floor:.1e} (*)",
-                f"{row.cosine:.6f}",
-            )
     imported = manifest["format"] == IMPORTED
     without = "Every pass was checked in numbers" if imported else "[yellow]Not validated[/yellow]"
-    console.print(table if result.validation else without)
-    if any(report.chaotic for report in result.validation):
-        console.print(
-            "(*) roundings in its layers move torch's own output by as much; the unrounded rows decide"
-        )
+    if result.validation:
+        compared(result.validation, console, "ONNX Runtime against torch")
+    else:
+        console.print(without)
     sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
     kind = IMPORTED if imported else f"to {manifest['format']}"
     console.print(f"[green]Compiled[/green] {manifest['model']['name']} {kind} in {folder}")
@@ -54,6 +44,52 @@ def compiled(result: CompileResult, console: Console) -> None:
     for name in (n for n in shown if n in sizes):
         console.print(f"  {name:32} {sizes[name] / 1e6:9.2f} MB")
     console.print("  manifest.json, validation/        how it was made and checked")
+
+
+def compared(reports: Sequence[ShapeReport], console: Console, title: str) -> None:
+    """One row for every output at every shape: how far it is off, and how far it may be."""
+    table = Table("model", "shape", "computed in", "rel. L2", "limit", "cosine", title=title)
+    for report in reports:
+        for row in report.rows:
+            limit = f"3 x {report.floor or 0:.1e} (*)" if report.chaotic else f"{row.tolerance:.0e}"
+            figures = (
+                "-" if row.rel_l2 is None else f"{row.rel_l2:.2e}",
+                limit if row.passed or report.chaotic else f"{limit} [red]FAILED[/red]",
+                "-" if row.cosine is None else f"{row.cosine:.6f}",
+            )
+            table.add_row(report.model, str(report.shape), report.arithmetic, *figures)
+    console.print(table)
+    if any(report.chaotic for report in reports):
+        console.print(
+            "(*) roundings in its layers move the reference's own output by as much; the unrounded rows decide"
+        )
+
+
+def bisected(bisections: Mapping[str, Sequence[Bisection]], console: Console) -> None:
+    """The modules that are off, first one first, and how many were looked at."""
+    for model, found in bisections.items():
+        for bisection in found:
+            title = f"{model}, {bisection.pieces} modules in {bisection.arithmetic}, each by itself"
+            if not bisection.findings:
+                console.print(f"{title}: [green]all within their limit[/green]", soft_wrap=True)
+            else:
+                console.print(_findings(title, bisection))
+            if bisection.chance:
+                console.print(
+                    f"    {bisection.chance} more differ by no more than roundings of their inputs do"
+                )
+
+
+def _findings(title: str, bisection: Bisection) -> Table:
+    table = Table("module", "node", "operator", "rel. L2", "limit", "nodes of the piece", title=title)
+    for finding in bisection.findings[:_FINDINGS]:
+        figures = f"{finding.error:.2e}", f"{finding.limit:.0e}"
+        nodes = "\n".join(finding.nodes[:_NODES])
+        more = f"\nand {len(finding.nodes) - _NODES} more" if len(finding.nodes) > _NODES else ""
+        table.add_row(finding.point.module, finding.point.node, finding.point.op, *figures, nodes + more)
+    if len(bisection.findings) > _FINDINGS:
+        table.caption = f"and {len(bisection.findings) - _FINDINGS} more"
+    return table
 
 
 def optimized(result: PipelineResult, output: Path, console: Console) -> None:

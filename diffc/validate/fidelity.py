@@ -17,7 +17,7 @@ import torch
 from diffc.frontend.inputs import forward_kwargs, random_inputs
 from diffc.models.backbone import DTYPES, load_backbone
 from diffc.models.locate import ModelSource
-from diffc.models.spec import Shape
+from diffc.models.spec import Config, ModelSpec, Shape
 from diffc.models.specs import find_spec
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, role_of
@@ -67,7 +67,12 @@ class AnyReference(Protocol):
 
 def validation_shapes(source: ModelSource) -> tuple[Shape, Shape]:
     """Two small shapes that differ in batch, height, width and text length."""
-    step = math.lcm(32, find_spec(source.family).pixel_multiple(source.config))
+    return usual_shapes(find_spec(source.family), source.config)
+
+
+def usual_shapes(spec: ModelSpec, config: Config) -> tuple[Shape, Shape]:
+    """The same for a backbone of `spec` with `config`."""
+    step = math.lcm(32, spec.pixel_multiple(config))
     return Shape(1, 2 * step, 3 * step, 24), Shape(2, 4 * step, 2 * step, 40)
 
 
@@ -111,9 +116,16 @@ def reference_model(source: ModelSource, dtype: str, checkpoint: Checkpoint | No
 class Reference:
     """The torch model that graphs are held against, with what it gave so far: every case asks for it again."""
 
-    def __init__(self, source: ModelSource, dtype: str, checkpoint: Checkpoint | None):
+    def __init__(
+        self,
+        source: ModelSource,
+        dtype: str,
+        checkpoint: Checkpoint | None,
+        *,
+        model: torch.nn.Module | None = None,
+    ):
         self.source, self.dtype, self.quantized = source, dtype, checkpoint is not None
-        self.model = reference_model(source, dtype, checkpoint)
+        self.model = reference_model(source, dtype, checkpoint) if model is None else model
         self._softmax_scale: float | None = None
         self._known: dict[Any, tuple[dict[str, torch.Tensor], dict[str, npt.NDArray[Any]]]] = {}
 

@@ -63,11 +63,12 @@ def random_feeds(model: onnx.ModelProto, *, seed: int, count: int = 2) -> list[A
     feeds: list[Arrays] = []
     for i in range(count):
         sizes: dict[str, int] = {}
-        feeds.append({v.name: _random(v, sizes, rng, 2 + 2 * i) for v in model.graph.input})
+        feeds.append({v.name: random_array(v, sizes, rng, 2 + 2 * i) for v in model.graph.input})
     return feeds
 
 
-def _random(value: onnx.ValueInfoProto, sizes: dict[str, int], rng: Any, size: int) -> npt.NDArray[Any]:
+def random_array(value: onnx.ValueInfoProto, sizes: dict[str, int], rng: Any, size: int) -> npt.NDArray[Any]:
+    """A value for a graph input: normal floats, integers 0 or 1; dimensions by name from `sizes`, else `size`."""
     tensor = value.type.tensor_type
     names = [
         d.dim_param or (d.dim_value if d.HasField("dim_value") else value.name) for d in tensor.shape.dim

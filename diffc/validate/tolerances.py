@@ -48,3 +48,9 @@ SMOOTH_REL_L2 = 1e-5
 
 PASS_REL_L2 = 1e-5
 """Change of an output that a pass with tolerance 0 may cause (smooth float32 twins before and after)."""
+
+PIECE_REL_L2 = 1e-4
+"""Limit of a piece of a graph by itself, fed what the reference gives in front of it (`diffc validate --bisect`).
+
+Most pieces agree to 3e-7. Sine and cosine of a timestep near 1000 do to 3e-5: a float32 has no more digits there.
+"""

@@ -1,0 +1,124 @@
+"""`diffc validate --script`: the comparisons as files that `polygraphy run` repeats without diffc."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+
+from diffc.errors import DiffcError
+from diffc.validate.compare import save_inputs, save_outputs
+from diffc.validate.reports import SMOOTH, ShapeReport, file_name
+from diffc.validate.twin import emulated, float32_twin, runs_on_cpu, smooth_twin
+from passes.storage import save
+
+_LOADER = '''"""The inputs of {name}, for `polygraphy run --data-loader-script`."""
+
+from pathlib import Path
+
+from polygraphy.json import load_json
+
+INPUTS = Path(__file__).with_name("{name}-inputs.json")
+TYPES = {types!r}
+
+
+def load_data():
+    for values in load_json(str(INPUTS)):
+        yield {{name: array.astype(TYPES[name]) for name, array in values.items()}}
+'''
+
+_COMPARE = '''"""Relative L2 error in float64, for `polygraphy run --compare-func-script`; the limit is {limit:g}."""
+
+import numpy as np
+
+
+def compare_outputs(first, second):
+    """Whether each output passes. First is the run, second the reference: --load-outputs comes last."""
+    passed = {{}}
+    for name in dict.fromkeys([*first.keys(), *second.keys()]):
+        if name not in first or name not in second:
+            print(f"{{name}}: missing on one side")
+            passed[name] = False
+            continue
+        result, reference = (np.asarray(side[name], np.float64) for side in (first, second))
+        norm = np.linalg.norm(reference)
+        error = np.linalg.norm(result - reference) / norm if result.shape == reference.shape and norm else np.nan
+        passed[name] = bool(error <= {limit!r})
+        print(f"{{name}}: relative L2 error {{error:.3g}}, limit {limit:g}")
+    return passed
+'''
+
+
+def check_folder(folder: Path) -> None:
+    """Raise DiffcError when `folder` holds something already: nothing of anyone's is overwritten."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DiffcError(f"{folder} is there already, and not empty", mend="name a new folder")
+
+
+def write_script(folder: Path, models: Mapping[str, onnx.ModelProto], reports: Sequence[ShapeReport]) -> None:
+    """Per comparison its inputs, reference outputs, data loader and comparison; the graphs; and run.sh for them all.
+
+    run.sh needs a POSIX shell and Polygraphy with ONNX Runtime. Chaotic comparisons are left out: roundings decide
+    them, which `polygraphy run` cannot judge.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written: dict[str, onnx.ModelProto] = {}
+    lines = []
+    for report in (r for r in reports if not r.chaotic):
+        graph = f"{Path(report.model).stem}-{_kind(report)}.onnx"
+        if graph not in written:
+            written[graph] = _graph(models[report.model], report)
+            save(written[graph], folder / graph)
+        name = f"{file_name(report)}-seed{report.seed}"
+        _write_case(folder, name, written[graph], report)
+        lines.append(_command(name, graph))
+    text = '#!/bin/sh\nset -e\ncd "$(dirname "$0")"\n' + "\n".join(lines) + "\n"
+    (folder / "run.sh").write_text(text, encoding="utf-8")
+
+
+def _kind(report: ShapeReport) -> str:
+    return "smooth" if report.arithmetic == SMOOTH else report.arithmetic.replace(", ", "-")
+
+
+def _graph(model: onnx.ModelProto, report: ShapeReport) -> onnx.ModelProto:
+    """What the report ran, for ONNX Runtime on the CPU."""
+    if report.arithmetic == SMOOTH:
+        return emulated(smooth_twin(model))
+    own = report.arithmetic != "float32" and runs_on_cpu(model)
+    return emulated(model if own else float32_twin(model))
+
+
+def _write_case(folder: Path, name: str, graph: onnx.ModelProto, report: ShapeReport) -> None:
+    types = {
+        v.name: str(onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type))
+        for v in graph.graph.input
+    }
+    save_inputs(report.inputs, folder / f"{name}-inputs.json")
+    save_outputs(report.reference, "reference", folder / f"{name}-reference.json")
+    limit = report.rows[0].tolerance
+    for suffix, text in (
+        ("load", _LOADER.format(name=name, types=types)),
+        ("compare", _COMPARE.format(limit=limit)),
+    ):
+        (folder / f"{name}-{suffix}.py").write_text(text, encoding="utf-8")
+
+
+def _command(name: str, graph: str) -> str:
+    return shlex.join(
+        (
+            "polygraphy",
+            "run",
+            graph,
+            "--onnxrt",
+            "--graph-optimization-level",
+            "ORT_ENABLE_BASIC",
+            "--data-loader-script",
+            f"{name}-load.py",
+            "--load-outputs",
+            f"{name}-reference.json",
+            "--compare-func-script",
+            f"{name}-compare.py",
+        )
+    )

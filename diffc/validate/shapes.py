@@ -1,0 +1,40 @@
+"""What `--shape batch=2,height=128,...` means: for a model of a known family, and for an imported graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import onnx
+
+from diffc.errors import DiffcError
+from diffc.models.profiles import parse_sizes
+from diffc.models.spec import Config, ModelSpec, Shape
+from diffc.validate.reports import GraphSizes
+
+
+def parse_shape(text: str, spec: ModelSpec, config: Config, default: Shape) -> Shape:
+    """`default` with the axes of `text`: batch, height, width (pixels), text (tokens).
+
+    Raises DiffcError for anything else, and for shapes that the model cannot run.
+    """
+    sizes = _single(text, list(asdict(default)))
+    return spec.check(config, Shape(**{**asdict(default), **sizes}))
+
+
+def parse_graph_sizes(text: str, model: onnx.ModelProto, default: int) -> GraphSizes:
+    """The sizes of the dynamic dimensions of `model` by name; `default` for those that `text` leaves out."""
+    names = [d.dim_param for v in model.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param]
+    sizes = _single(text, list(dict.fromkeys(names)))
+    return GraphSizes(tuple((name, sizes.get(name, default)) for name in dict.fromkeys(names)))
+
+
+def _single(text: str, known: Sequence[str]) -> dict[str, int]:
+    sizes = {}
+    for axis, (low, _, high) in parse_sizes(text, known).items():
+        if low != high or low < 1:
+            raise DiffcError(
+                f"--shape {text!r}: {axis} is no size", mend=f"write one number above 0: {axis}=2"
+            )
+        sizes[axis] = low
+    return sizes
