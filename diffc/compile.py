@@ -214,6 +214,7 @@ def build_engines(
 ) -> Sequence[EngineReport]:
     """One engine per target and compute capability, from the file that the target takes."""
     from diffc.backends.engine import EngineRequest, build_engine
+    from diffc.runtime.epcontext import write_context
 
     engines = []
     for target in (t for t in targets if t.is_engine):
@@ -225,6 +226,10 @@ def build_engines(
             with ui.stage(f"build {name}") as update:
                 report = build_engine(request, on_progress=lambda _, done, total: update(done, total))
             engines.append(report)
+            if target.ahead_of_time:
+                write_context(
+                    graphs.models[graphs.files[target.name]], output, version=report.version, sm=group[0]
+                )
             ui.note(_built(report))
     return engines
 

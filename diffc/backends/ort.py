@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -95,14 +95,7 @@ def _open(source: str | bytes, providers: list[str], types: set[int], exact: boo
     for provider in providers:
         if provider not in ort.get_available_providers():
             raise unknown("ONNX Runtime provider", provider, ort.get_available_providers())
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors; they also come as exceptions
-    if exact:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    if exact or types & _FLOAT8:
-        # The optimizer's QDQ rewrites turn a float8 MatMul into MatMulIntegerToFloat, which exists for 8-bit
-        # integers only (INVALID_GRAPH). Everything else it does stays on; integer graphs keep their kernels.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options = session_options(types, exact=exact)
     try:
         session = ort.InferenceSession(source, sess_options=options, providers=providers)
     except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
@@ -111,6 +104,21 @@ def _open(source: str | bytes, providers: list[str], types: set[int], exact: boo
     if session.get_providers()[0] != providers[0]:
         raise DiffcError(f"ONNX Runtime took {session.get_providers()[0]} instead of {providers[0]}")
     return session
+
+
+def session_options(types: Collection[int], *, exact: bool = False) -> Any:
+    """onnxruntime.SessionOptions for a graph that holds these onnx.TensorProto types; `exact` as in `OrtSession`."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors; they also come as exceptions
+    if exact:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if exact or _FLOAT8.intersection(types):
+        # The optimizer's QDQ rewrites turn a float8 MatMul into MatMulIntegerToFloat, which exists for 8-bit
+        # integers only (INVALID_GRAPH). Everything else it does stays on; integer graphs keep their kernels.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
 
 
 def _np_dtype(element_type: int) -> np.dtype[Any]:

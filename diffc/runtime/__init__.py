@@ -1,0 +1,1 @@
+"""Running an artifact: sessions over ONNX Runtime and TensorRT engines, and the module that diffusers calls."""

@@ -1,0 +1,209 @@
+"""TensorRT and TensorRT-RTX engines over torch tensors: bound where they lie, on the caller's stream.
+
+An engine's scratch memory is allocated once, for its largest profile, and one run at a time uses it: threads take
+turns on the processor, and runs of different streams are put in order on the GPU by an event.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffc.backends.base import TARGETS, Profile
+from diffc.errors import DiffcError
+from diffc.runtime.signature import Signature, pick_profile
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """What to open: an engine file for target trt-rtx or tensorrt, on a CUDA device.
+
+    `cache` is the file of TensorRT-RTX's compiled kernels, read at the start and written by `close`; None keeps
+    none. `cuda_graph`: TensorRT-RTX records each shape's launches and replays them.
+    """
+
+    file: Path
+    target: str
+    device: torch.device
+    profiles: tuple[Profile, ...]
+    cache: Path | None = None
+    cuda_graph: bool = False
+
+
+class Engine:
+    """A `Session` of TensorRT or TensorRT-RTX. Raises DiffcError when the engine does not load on this GPU."""
+
+    def __init__(self, plan: EnginePlan, signature: Signature):
+        if plan.cuda_graph and plan.target != "trt-rtx":
+            raise DiffcError(
+                "CUDA graphs are there for TensorRT-RTX engines only", mend="leave out cuda_graph=True"
+            )
+        self._plan = plan
+        self._types = {v.name: v.dtype for v in signature.outputs}
+        self._lock = threading.Lock()
+        trt = _module(plan.target)
+        with torch.cuda.device(plan.device):
+            self._runtime, self._engine = deserialize(trt, plan.file)
+            self._cache, self._context = _context(trt, self._engine, plan)
+            size = int(self._engine.device_memory_size_v2)
+            self._memory = torch.empty(max(size, 1), dtype=torch.uint8, device=plan.device)
+            self._context.set_device_memory(self._memory.data_ptr(), size)
+            self._last = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch does not type it
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs and outputs live."""
+        return self._plan.device
+
+    def run(
+        self, inputs: Mapping[str, Tensor], output_shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, Tensor]:
+        """The outputs by name, in new tensors, queued on the current stream. Raises DiffcError on failure."""
+        device = self._plan.device
+        with self._lock, torch.cuda.device(device):
+            if self._context is None:
+                raise DiffcError(
+                    "this compiled backbone is closed", mend="load it again: diffc.load(artifact)"
+                )
+            stream = torch.cuda.current_stream(device)
+            outputs = {
+                name: torch.empty(shape, dtype=self._types[name], device=device)
+                for name, shape in output_shapes.items()
+            }
+            stream.wait_event(self._last)  # the scratch memory may still serve a run of another stream
+            self._bind(inputs, outputs, stream)
+            if not self._context.execute_async_v3(stream.cuda_stream):
+                raise DiffcError(f"TensorRT failed to run {self._plan.file.name}; its log is on stderr")
+            self._last.record(stream)
+            self._memory.record_stream(stream)
+        return outputs
+
+    def close(self) -> None:
+        """Keep the compiled kernels, then free the engine and its memory."""
+        with self._lock:
+            if self._context is None:
+                return
+            if self._cache is not None and self._plan.cache is not None:
+                _keep(self._plan.cache, bytes(self._cache.serialize()))
+            torch.cuda.synchronize(self._plan.device)
+            # In this order: each belongs to the one after it.
+            self._context = None
+            self._cache = self._engine = self._runtime = None
+            self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def _bind(
+        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], stream: torch.cuda.Stream
+    ) -> None:
+        shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+        profile = pick_profile(self._plan.profiles, shapes) if self._plan.profiles else 0
+        if self._context.active_optimization_profile != profile:
+            self._context.set_optimization_profile_async(profile, stream.cuda_stream)
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise DiffcError(f"{self._plan.file.name} takes no {name} of shape {list(shape)}")
+        for name, tensor in (*inputs.items(), *outputs.items()):
+            if not self._context.set_tensor_address(name, tensor.data_ptr()):
+                raise DiffcError(
+                    f"{self._plan.file.name} has no input or output {name!r}", mend="compile again"
+                )
+
+
+def why_not(target: str) -> tuple[str, str]:
+    """Why the target cannot be used here and what mends it; empty when it can."""
+    try:
+        TARGETS[target].require()
+    except DiffcError as error:
+        return error.what, error.mend
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device", "install the NVIDIA driver and a CUDA build of torch"
+    return "", ""
+
+
+def pick_engine(engines: Sequence[Mapping[str, Any]], target: str, sm: int) -> Mapping[str, Any]:
+    """The entry of the manifest's engines that a GPU of compute capability `sm` runs.
+
+    An engine without compute capabilities was built by TensorRT for the GPU of the compile. Raises DiffcError that
+    tells what there is.
+    """
+    mine = [e for e in engines if e["target"] == target]
+    for engine in mine:
+        if sm in engine["sms"] or not engine["sms"]:
+            return engine
+    there = ", ".join(f"SM{s}" for e in mine for s in e["sms"]) or "none"
+    raise DiffcError(
+        f"this GPU is SM{sm}, and the artifact's {target} engines are for: {there}",
+        mend=f"compile with --target {target} --sm {sm}, if `diffc formats` lists that GPU",
+    )
+
+
+def deserialize(trt: Any, file: Path) -> tuple[Any, Any]:
+    """The runtime and the engine of `file`, whose versions must be those of the library.
+
+    `trt` is the module tensorrt_rtx or tensorrt. Raises DiffcError with what the library says.
+    """
+    said: list[str] = []
+
+    class Logger(trt.ILogger):  # type: ignore[misc]  # a native class
+        """Keeps errors for the message."""
+
+        def log(self, severity: Any, text: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                said.append(text.strip())
+
+    logger = Logger()
+    try:
+        runtime = trt.Runtime(logger)
+        engine = runtime.deserialize_cuda_engine(file.read_bytes())
+    except TypeError:  # the binding's word for a runtime that could not be made
+        runtime = engine = None
+    if engine is None:
+        told = said[-1] if said else "no reason given"
+        raise DiffcError(
+            f"{trt.__name__} {trt.__version__} does not load {file}: {told}",
+            mend="engines run under the version that built them, on their compute capability, with the NVIDIA driver:"
+            " compare manifest.json, then compile again or install that version",
+        )
+    return (logger, runtime), engine
+
+
+def _module(target: str) -> Any:
+    reason, mend = why_not(target)
+    if reason:
+        raise DiffcError(f"target {target!r} does not run here: {reason}", mend=mend)
+    return importlib.import_module(TARGETS[target].module)
+
+
+def _context(trt: Any, engine: Any, plan: EnginePlan) -> tuple[Any, Any]:
+    """The runtime cache (None without one) and an execution context whose memory is ours to give."""
+    ours = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if plan.target != "trt-rtx":
+        return None, engine.create_execution_context(ours)
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(ours)
+    if plan.cuda_graph:
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    cache = None
+    if plan.cache is not None:
+        cache = config.create_runtime_cache()
+        if plan.cache.is_file():
+            cache.deserialize(plan.cache.read_bytes())
+        config.set_runtime_cache(cache)
+    return cache, engine.create_execution_context(config)
+
+
+def _keep(file: Path, content: bytes) -> None:
+    """Write a cache that other processes may read at any time; one that cannot be written is done without."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)

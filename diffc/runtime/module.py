@@ -1,0 +1,180 @@
+"""The module that takes the place of `pipe.transformer` or `pipe.unet`: torch in and out, a compiled graph inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace, TracebackType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from diffc.errors import DiffcError
+from diffc.models.spec import ModelSpec
+from diffc.runtime.session import Session
+from diffc.runtime.signature import Signature
+
+_HOOKS = ("_hf_hook", "_diffusers_hook")
+_NO_OFFLOAD = (
+    "a compiled backbone cannot be offloaded: its weights belong to the runtime, and stay where they are"
+)
+
+
+class CompiledBackbone(nn.Module):
+    """A compiled backbone as diffusers calls it; `diffc.load` makes it.
+
+    Inputs are cast to the graph's types and made contiguous; nothing is padded, and what the graph has no input
+    for is refused. The output is a new tensor, of the type of the first input. Threads may call it at the same time. It has no
+    parameters: `.to()` changes the type at its edge, and raises DiffcError for another device.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        signature: Signature,
+        spec: ModelSpec,
+        config: Mapping[str, Any],
+        dtype: torch.dtype,
+        target: str,
+    ):
+        super().__init__()
+        self.target, self._spec, self._signature = target, spec, signature
+        self.config = _full_config(spec, config)
+        self._session, self._dtype = session, dtype
+        self._paths = {item.path or (item.name,): item.name for item in spec.inputs(config)}
+        self._positions = [path[0] for path in self._paths if len(path) == 1]
+        if spec.family == "sdxl":
+            width = config["projection_class_embeddings_input_dim"]
+            self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+        self.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the pipeline makes its tensors in."""
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs and outputs live."""
+        return self._session.device
+
+    @torch.no_grad()
+    def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        """As the diffusers backbone of this family; `return_dict=False` gives a tuple of one tensor.
+
+        Raises DiffcError for a missing or unknown argument, for one that the graph has no input for, and for
+        tensors whose shape or device does not fit.
+        """
+        given = self._named(args, kwargs)
+        inputs = self._tensors(given)
+        sizes = self._signature.check({name: tuple(tensor.shape) for name, tensor in inputs.items()})
+        outputs = self._session.run(inputs, self._signature.output_shapes(sizes))
+        sample = outputs[self._spec.output].to(given[self._signature.inputs[0].name].dtype)
+        return _output_class(self._spec)(sample=sample) if return_dict else (sample,)
+
+    @contextmanager
+    def cache_context(self, name: str) -> Iterator[None]:
+        """diffusers' name for the branch of guidance that runs ("cond", "uncond"); nothing is kept per branch."""
+        del name
+        yield
+
+    def close(self) -> None:
+        """Free the session: weights, memory and caches. A closed module runs no more."""
+        self._session.close()
+
+    def __enter__(self) -> CompiledBackbone:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HOOKS:
+            raise DiffcError(
+                _NO_OFFLOAD,
+                mend="call pipe.remove_all_hooks(), then move the other components with pipe.to(device)",
+            )
+        super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompiledBackbone:
+        """What .to(), .half(), .cuda() and their like come down to."""
+        del recurse
+        moved = fn(torch.empty(0, dtype=self._dtype, device=self.device))
+        if moved.device != self.device:
+            raise DiffcError(
+                f"a compiled backbone stays where it was loaded, on {self.device}, and cannot go to {moved.device}",
+                mend=f'load it there: diffc.load(artifact, device="{moved.device}")',
+            )
+        self._dtype = moved.dtype
+        return self
+
+    def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The value of every graph input."""
+        if len(args) > len(self._positions):
+            raise DiffcError(f"give all but {', '.join(self._positions)} by name")
+        given: dict[tuple[str, ...], Any] = {
+            (name,): value for name, value in zip(self._positions, args, strict=False)
+        }
+        for name, value in kwargs.items():
+            nested = isinstance(value, Mapping) and any(path[0] == name for path in self._paths)
+            entries = [((name, key), v) for key, v in value.items()] if nested else [((name,), value)]
+            given |= {path: v for path, v in entries if not _empty(v)}
+        refused = [".".join(path) for path in given if path not in self._paths]
+        missing = [".".join(path) for path in self._paths if given.get(path) is None]
+        if refused:
+            raise DiffcError(
+                f"the compiled {self._spec.family} backbone has no input for {', '.join(refused)}",
+                mend="leave it out (compile LoRA, ControlNet or IP adapters into the model), or run it in torch",
+            )
+        if missing:
+            raise DiffcError(f"no value for {', '.join(missing)}", mend="call it as diffusers' pipeline does")
+        return {self._paths[path]: value for path, value in given.items()}
+
+    def _tensors(self, given: Mapping[str, Any]) -> dict[str, Tensor]:
+        """In graph order and of the graph's types, contiguous, on the device."""
+        tensors = {}
+        for value in self._signature.inputs:
+            tensor = torch.as_tensor(given[value.name])
+            if not value.dims and tensor.numel() == 1:
+                tensor = tensor.reshape(
+                    ()
+                )  # as UNet2DConditionModel takes times: a number, or one of any rank
+            if tensor.device != self.device:
+                if tensor.numel() != 1:
+                    raise DiffcError(
+                        f"input {value.name} is on {tensor.device}, and the compiled backbone on {self.device}",
+                        mend=f'pipe.to("{self.device}")',
+                    )
+                tensor = tensor.to(self.device)
+            tensors[value.name] = tensor.to(value.dtype).contiguous()
+        return tensors
+
+
+def _empty(value: Any) -> bool:
+    """Not given: None, or a container with nothing in it, as pipelines pass `joint_attention_kwargs`."""
+    return value is None or (isinstance(value, Mapping | list | tuple) and not value)
+
+
+def _full_config(spec: ModelSpec, config: Mapping[str, Any]) -> Any:
+    """The config as diffusers' FrozenDict, with the defaults of what an older config.json leaves out."""
+    import inspect
+
+    import diffusers
+    from diffusers.configuration_utils import FrozenDict
+
+    parameters = inspect.signature(getattr(diffusers, spec.backbone_class).__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return FrozenDict(defaults | dict(config))
+
+
+def _output_class(spec: ModelSpec) -> Any:
+    if spec.component == "unet":
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+
+        return UNet2DConditionOutput
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return cast(Any, Transformer2DModelOutput)

@@ -1,0 +1,235 @@
+"""ONNX Runtime over torch tensors: bound where they lie, on every provider, and never on another than asked for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnx import TensorProto
+from torch import Tensor
+
+from diffc.backends.base import TARGETS
+from diffc.backends.graph import element_types, read
+from diffc.backends.ort import session_options
+from diffc.errors import DiffcError
+from diffc.runtime.signature import TORCH_TYPES, Signature
+
+PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+"""The package whose library adds NvTensorRTRTXExecutionProvider to ONNX Runtime."""
+
+CONTEXT = "model_ctx.onnx"
+"""File name of a model whose one EPContext node refers to an engine."""
+
+_ONNX_TYPES = {dtype: TensorProto.DataType.Value(name) for name, dtype in TORCH_TYPES.items()}
+_ASYNC = "disable_synchronize_execution_providers"
+_BUILT_IN: Mapping[str, tuple[str, str]] = {
+    "ort": ("CPUExecutionProvider", "pip uninstall -y onnxruntime; pip install onnxruntime"),
+    "ort-cuda": ("CUDAExecutionProvider", "pip uninstall -y onnxruntime; pip install onnxruntime-gpu"),
+    "ort-tensorrt": (
+        "TensorrtExecutionProvider",
+        "pip uninstall -y onnxruntime; pip install onnxruntime-gpu tensorrt-cu13",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class OrtPlan:
+    """What to open: a model file for a runtime target, on a device, with the provider's options as strings.
+
+    `context`: a folder in which the TensorRT-RTX provider's compiled model is kept; None compiles each time.
+    """
+
+    model: Path
+    target: str
+    device: torch.device
+    options: Mapping[str, str] = field(default_factory=dict)
+    context: Path | None = None
+
+
+class OrtModel:
+    """A `Session` of ONNX Runtime.
+
+    On CUDA the graph runs on a stream of its own, which waits for the caller's current stream and is waited for
+    by it: any stream may call. Raises DiffcError when the model is broken or the provider does not come up.
+    """
+
+    def __init__(self, plan: OrtPlan, signature: Signature):
+        TARGETS["ort"].require()
+        self._device = plan.device
+        self._types = {v.name: v.dtype for v in signature.outputs}
+        self._stream: torch.cuda.Stream | None = None
+        if plan.device.type == "cuda":
+            self._stream = torch.cuda.Stream(plan.device)  # type: ignore[no-untyped-call]  # torch does not type it
+        self._session: Any = _open(plan, self._stream)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs and outputs live."""
+        return self._device
+
+    def run(
+        self, inputs: Mapping[str, Tensor], output_shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, Tensor]:
+        """The outputs by name, in new tensors. Raises DiffcError when ONNX Runtime fails."""
+        if self._session is None:
+            raise DiffcError("this compiled backbone is closed", mend="load it again: diffc.load(artifact)")
+        outputs = {
+            name: torch.empty(shape, dtype=self._types[name], device=self._device)
+            for name, shape in output_shapes.items()
+        }
+        binding = self._session.io_binding()
+        for name, tensor in inputs.items():
+            binding.bind_input(name, *_place(tensor))
+        for name, tensor in outputs.items():
+            binding.bind_output(name, *_place(tensor))
+        self._run(binding, [*inputs.values(), *outputs.values()])
+        return outputs
+
+    def close(self) -> None:
+        """Free the session and its weights."""
+        self._session = None
+
+    def _run(self, binding: Any, tensors: list[Tensor]) -> None:
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        stream = self._stream
+        if stream is not None:
+            options.add_run_config_entry(_ASYNC, "1")  # order comes from the streams, not from waiting
+            stream.wait_stream(torch.cuda.current_stream(self._device))
+            for tensor in tensors:
+                tensor.record_stream(stream)
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
+            raise DiffcError(f"ONNX Runtime failed to run the model: {error}") from error
+        if stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(stream)
+
+
+def why_not(target: str) -> tuple[str, str]:
+    """Why the runtime target cannot be used here and what mends it; empty when it can."""
+    TARGETS["ort"].require()
+    import onnxruntime as ort
+
+    if target == "ort-trt-rtx":
+        try:
+            plugin_devices()
+        except DiffcError as error:
+            return error.what, error.mend
+        return "", ""
+    provider, mend = _BUILT_IN[target]
+    if provider not in ort.get_available_providers():
+        return f"ONNX Runtime {ort.__version__} has no {provider}", mend
+    if target != "ort" and not torch.cuda.is_available():
+        return "torch sees no CUDA device", "install the NVIDIA driver and a CUDA build of torch"
+    return "", ""
+
+
+def plugin_devices() -> list[Any]:
+    """The GPUs of NvTensorRTRTXExecutionProvider, registered from its package. Raises DiffcError without one."""
+    import onnxruntime as ort
+
+    try:
+        plugin = importlib.import_module(PLUGIN)
+    except ImportError as error:
+        raise DiffcError(
+            "the package of ONNX Runtime's TensorRT-RTX provider is not installed",
+            mend="pip install onnxruntime-ep-nv-tensorrt-rtx-cu13",
+        ) from error
+    name = plugin.get_ep_name()
+    try:
+        if not any(d.ep_name == name for d in ort.get_ep_devices()):
+            ort.register_execution_provider_library(name, plugin.get_library_path())
+    except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
+        raise DiffcError(
+            f"{name} cannot be loaded: {error}", mend="install the NVIDIA driver (570 or newer)"
+        ) from error
+    devices = [d for d in ort.get_ep_devices() if d.ep_name == name]
+    if not devices:
+        raise DiffcError(f"{name} finds no RTX GPU (compute capability 8.6, 8.9, or 12.0 and newer)")
+    return devices
+
+
+def _open(plan: OrtPlan, stream: torch.cuda.Stream | None) -> Any:
+    import onnxruntime as ort
+
+    reason, mend = why_not(plan.target)
+    if reason:
+        raise DiffcError(f"target {plan.target!r} does not run here: {reason}", mend=mend)
+    options = session_options(element_types(read(plan.model)))
+    settings = dict(plan.options)
+    if stream is not None:
+        settings |= {"device_id": str(plan.device.index or 0), "user_compute_stream": str(stream.cuda_stream)}
+    try:
+        if plan.target == "ort-trt-rtx":
+            devices = plugin_devices()
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            options.add_provider_for_devices([devices[plan.device.index or 0]], settings)
+            model = plan.model if plan.context is None else _compiled(plan.model, plan.context, options)
+            session = ort.InferenceSession(str(model), sess_options=options)
+            expected = devices[0].ep_name
+        else:
+            expected = _BUILT_IN[plan.target][0]
+            wanted = _with_helpers(expected, settings)
+            session = ort.InferenceSession(str(plan.model), sess_options=options, providers=wanted)
+    except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
+        raise DiffcError(f"ONNX Runtime rejects {plan.model}: {error}") from error
+    session.disable_fallback()
+    if session.get_providers()[0] != expected:
+        # ONNX Runtime warns and goes on when a provider's libraries do not load.
+        raise DiffcError(
+            f"{expected} did not come up: ONNX Runtime took {session.get_providers()[0]} instead",
+            mend='install the CUDA libraries of this ONNX Runtime: pip install "onnxruntime-gpu[cuda,cudnn]"',
+        )
+    return session
+
+
+def _compiled(model: Path, folder: Path, options: Any) -> Path:
+    """`model` as the provider of `options` has compiled it, in `folder`, which appears when all of it is written."""
+    import onnxruntime as ort
+
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}")
+        partial.mkdir()
+        try:
+            compiler = ort.ModelCompiler(
+                options,
+                str(model),
+                embed_compiled_data_into_model=False,
+                flags=ort.OrtCompileApiFlags.ERROR_IF_NO_NODES_COMPILED,
+            )
+            compiler.compile_to_file(str(partial / CONTEXT))
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():  # otherwise another process was first
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder / CONTEXT
+
+
+def _with_helpers(provider: str, settings: Mapping[str, str]) -> list[Any]:
+    """The provider with its options, and CUDA behind TensorRT's for what TensorRT leaves over."""
+    chosen: list[Any] = [(provider, dict(settings))]
+    if provider == "TensorrtExecutionProvider":
+        shared = {k: v for k, v in settings.items() if not k.startswith("trt_")}
+        chosen.append(("CUDAExecutionProvider", shared))
+    return chosen
+
+
+def _place(tensor: Tensor) -> tuple[str, int, int, list[int], int]:
+    """Device, its number, ONNX type, shape and address, as an I/O binding takes them."""
+    return (
+        tensor.device.type,
+        tensor.device.index or 0,
+        _ONNX_TYPES[tensor.dtype],
+        list(tensor.shape),
+        tensor.data_ptr(),
+    )
