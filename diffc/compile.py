@@ -226,10 +226,9 @@ def build_engines(
             with ui.stage(f"build {name}") as update:
                 report = build_engine(request, on_progress=lambda _, done, total: update(done, total))
             engines.append(report)
-            if target.ahead_of_time:
-                write_context(
-                    graphs.models[graphs.files[target.name]], output, version=report.version, sm=group[0]
-                )
+            for sm in group:
+                model = graphs.models[graphs.files[target.name]]
+                write_context(model, output, version=report.version, sm=sm)
             ui.note(_built(report))
     return engines
 
