@@ -2,6 +2,7 @@
 
 from passes import (
     add_trt_functions,
+    cast_io,
     decompose_attention,
     emulate_fp4,
     fold_constants,
@@ -33,6 +34,7 @@ __all__ = [
     "Refusal",
     "add_trt_functions",
     "all_passes",
+    "cast_io",
     "decompose_attention",
     "emulate_fp4",
     "fold_constants",
