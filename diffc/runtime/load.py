@@ -63,14 +63,21 @@ def load(
             mend="compile the diffusers model, or run model.onnx in a session of your own",
         )
     spec = find_spec(model["family"])
-    where = None if device is None else _device(torch.device(device))
-    chosen = _choose(found, target, where)
-    where = where or _device(torch.device("cpu" if chosen == "ort" else "cuda"))
+    chosen, where = resolve(found, target, device)
     profiles = (_profile(found, spec),) if chosen in (*_ENGINES, *_PREFIX) else ()
     signature = Signature.of(found.manifest, spec.dims(model["config"]), profiles)
     session = _open(found, chosen, where, signature, cuda_graph)
     own = TORCH_TYPES[{"float32": "FLOAT"}.get(found.manifest["dtype"], found.manifest["dtype"].upper())]
     return CompiledBackbone(session, signature, spec, model["config"], dtype or own, chosen)
+
+
+def resolve(
+    artifact: Artifact, target: str | None = None, device: str | torch.device | None = None
+) -> tuple[str, torch.device]:
+    """The runtime target and the device that `load` takes for these; nothing is opened. Raises as `load` does."""
+    where = None if device is None else _device(torch.device(device))
+    chosen = _choose(artifact, target, where)
+    return chosen, where or _device(torch.device("cpu" if chosen == "ort" else "cuda"))
 
 
 def _check_paths(artifact: Artifact) -> None:
