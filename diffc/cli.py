@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from diffc.cli_bench import bench_command
+from diffc.cli_generate import generate_command
 from diffc.cli_validate import validate_command
 
 app = typer.Typer(
@@ -26,6 +28,8 @@ models_app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 app.command("validate")(validate_command)
+app.command("generate")(generate_command)
+app.command("bench")(bench_command)
 
 
 @app.command("compile")

@@ -43,7 +43,6 @@ def validate_command(
     from diffc.report import bisected, compared
     from diffc.ui import Terminal
     from diffc.validate.artifact import ValidateRequest, validate_artifact
-    from diffc.validate.reports import require_match
 
     request = ValidateRequest(
         artifact.expanduser().absolute(),
@@ -61,4 +60,4 @@ def validate_command(
         bisected(result.bisections, ui.console)
     if script is not None:
         ui.console.print(f"Repeat it with: sh {script / 'run.sh'}", soft_wrap=True)
-    require_match(result.reports, against=result.against, mend=result.mend)
+    result.require_match()

@@ -16,7 +16,7 @@ from diffc.artifact import Artifact
 from diffc.backends.base import TARGETS, find_target
 from diffc.backends.graph import element_types
 from diffc.backends.ort import OrtSession
-from diffc.errors import DiffcError, UnsupportedError
+from diffc.errors import DiffcError, MismatchError, UnsupportedError
 from diffc.frontend.inputs import random_inputs
 from diffc.models.backbone import DTYPES
 from diffc.models.specs import find_spec
@@ -27,7 +27,7 @@ from diffc.validate import fidelity
 from diffc.validate.bisect import Bisection
 from diffc.validate.bisect import bisect as modules_off
 from diffc.validate.graph_reference import Draw, GraphReference, draw_by_graph
-from diffc.validate.reports import ShapeReport, Sizes
+from diffc.validate.reports import ShapeReport, Sizes, require_match
 from diffc.validate.script import check_folder, write_script
 from diffc.validate.shapes import parse_graph_sizes, parse_shape
 from diffc.validate.tolerances import tolerance_of
@@ -79,18 +79,33 @@ class Validated:
     bisections: Mapping[str, Sequence[Bisection]]
     against: str
 
-    @property
-    def mend(self) -> str:
-        """What to do about outputs that differ."""
-        if not self.bisections:
-            return "find out where: give --bisect"
-        return "compile again; if it differs again, report this with the command"
+    def require_match(self) -> None:
+        """Raise MismatchError (exit code 3) naming the first module that is off, or else the first output.
+
+        Modules by themselves are the sharper test: outputs can be within their limit, or beyond it by no more than
+        roundings explain, with a module that is off.
+        """
+        mend = "compile again; if it differs again, report this with the command"
+        for model, found in self.bisections.items():
+            for bisection in (b for b in found if b.findings):
+                first = bisection.findings[0]
+                raise MismatchError(
+                    f"{first.point.module} of the compiled {model} differs from {self.against}: {first.point.node}"
+                    f" ({first.point.op}) is off by {first.error:.2e} at {bisection.shape} in"
+                    f" {bisection.arithmetic}, over the limit {first.limit:.0e}",
+                    mend=mend,
+                )
+        require_match(
+            self.reports,
+            against=self.against,
+            mend=mend if self.bisections else "find out where: give --bisect",
+        )
 
 
 def validate_artifact(
     request: ValidateRequest, ui: Reporter | None = None, *, bisect: bool = False, script: Path | None = None
 ) -> Validated:
-    """The comparisons of every model, seed and shape; see `diffc.validate.reports.require_match`.
+    """The comparisons of every model, seed and shape; see `Validated.require_match`.
 
     `bisect`: every module by itself too, at the first shape and seed. `script` is a folder to write what `polygraphy
     run` repeats the comparisons with. Raises DiffcError when a file of the artifact was changed, when there is

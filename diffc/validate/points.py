@@ -31,12 +31,15 @@ class Point:
 def points_of(model: onnx.ModelProto) -> list[Point]:
     """One point for each module that nodes are named after (`<module>/<op>`), in the order of the nodes.
 
-    Behind them those of the graph's outputs.
+    Behind them those of the graph's outputs. Of float32 values only; without a noted type they are taken for that.
     """
+    types = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
     weights = {t.name for t in model.graph.initializer}
     last: dict[str, tuple[int, Point]] = {}
     for index, node in enumerate(model.graph.node):
         module, slash, _ = node.name.partition("/")
+        if types.get(node.output[0], TensorProto.FLOAT) != TensorProto.FLOAT:
+            continue
         if slash and module and not all(name in weights for name in node.input if name):
             last[module] = index, Point(module, node.name, node.op_type, node.output[0])
     points = [point for _, point in sorted(last.values(), key=lambda entry: entry[0])]

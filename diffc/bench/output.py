@@ -1,0 +1,158 @@
+"""What `diffc bench` leaves: a table, JSON that names the machine, and a plot."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffc.bench.run import Row
+from diffc.bench.worker import MIB
+from diffc.errors import DiffcError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def check_plot(path: Path | None) -> None:
+    """Raise DiffcError when a plot is asked for and cannot be drawn: before anything is measured."""
+    if path is None:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        raise DiffcError("--plot needs matplotlib, which is not installed", mend='pip install "diffc[plot]"')
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise DiffcError(f"{path} is no name of a plot", mend="end it in .png, .svg or .pdf")
+
+
+def check_folder(path: Path | None) -> None:
+    """Raise DiffcError when `path` cannot be written because its folder does not exist."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise DiffcError(f"the folder of {path} does not exist", mend="make it, or name another place")
+
+
+def tables(rows: Sequence[Row]) -> Iterator[Table]:
+    """For every shape: median and spread, throughput, memory, and how far the outputs are apart."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    for shape in dict.fromkeys(row.shape for row in rows):
+        mine = [row for row in rows if row.shape == shape]
+        table = Table("", *_HEAD, title=str(shape), box=box.SIMPLE_HEAD, title_justify="left")
+        for row in (row for row in mine if row.seconds):
+            table.add_row(row.side, *_figures(row, mine))
+        failed = [row for row in mine if not row.seconds]
+        table.caption = "\n".join(f"{row.side} was not measured: {escape(row.reason)}" for row in failed)
+        table.caption_justify = "left"
+        yield table
+
+
+_HEAD = ("median", "quartiles", "least", "images/s", "to eager", "MiB", "first call", "rel. L2")
+
+
+def _figures(row: Row, rows: Sequence[Row]) -> list[str]:
+    low, median, high = row.quartiles
+    base = next((r.quartiles[1] for r in rows if r.side == "eager" and r.seconds), None)
+    memory = (row.memory.gpu or row.memory.rss) if row.memory else 0
+    return [
+        f"{_ms(median)} ms",
+        f"{_ms(low)}-{_ms(high)}",
+        _ms(min(row.seconds)),
+        f"{row.shape.batch / median:.3g}",
+        "-" if base is None else f"{base / median:.2f} x",
+        f"{memory / MIB:.0f}",
+        f"{row.first or 0.0:.2f} s",
+        "-" if row.rel_l2 is None else f"{row.rel_l2:.1e}",
+    ]
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f}"
+
+
+def described(rows: Sequence[Row], artifact: Path) -> dict[str, Any]:
+    """All figures, with the machine and the versions that they belong to."""
+    from diffc.artifact import Artifact
+    from diffc.manifest import versions
+
+    manifest = Artifact.load(artifact).manifest
+    return {
+        "model": manifest["model"]["name"],
+        "format": manifest["format"],
+        "dtype": manifest["dtype"],
+        "machine": machine(),
+        "versions": versions(),
+        "rows": [_described(row) for row in rows],
+    }
+
+
+def _described(row: Row) -> dict[str, Any]:
+    content = asdict(row)
+    if row.seconds:
+        low, median, high = row.quartiles
+        content |= {
+            "median": median,
+            "lower_quartile": low,
+            "upper_quartile": high,
+            "least": min(row.seconds),
+        }
+        content |= {"steps_per_second": 1 / median, "images_per_second": row.shape.batch / median}
+    return content
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, threads that torch takes, and the GPU."""
+    import psutil
+    import torch
+
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def save_json(rows: Sequence[Row], artifact: Path, path: Path) -> None:
+    """Write `described` to a file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(described(rows, artifact), indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_plot(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Bars of the median with the quartiles, a group for each shape; sides that failed are left out."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    good = [row for row in rows if row.seconds]
+    shapes = list(dict.fromkeys(row.shape for row in good))
+    sides = list(dict.fromkeys(row.side for row in good))
+    figure, axes = pyplot.subplots(figsize=(2 + 2.2 * max(1, len(shapes)), 4), layout="constrained")
+    width = 0.8 / max(1, len(sides))
+    for i, side in enumerate(sides):
+        mine = [row for row in good if row.side == side]
+        places = [shapes.index(row.shape) + (i - (len(sides) - 1) / 2) * width for row in mine]
+        bars = axes.bar(places, [1e3 * r.quartiles[1] for r in mine], width, label=side)
+        spread = [[1e3 * abs(r.quartiles[k] - r.quartiles[1]) for r in mine] for k in (0, 2)]
+        axes.errorbar(
+            places, [1e3 * r.quartiles[1] for r in mine], spread, fmt="none", ecolor="black", capsize=3
+        )
+        axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.set_xticks(range(len(shapes)), [str(shape).replace(", ", "\n") for shape in shapes])
+    axes.set_ylabel("ms a step (median, quartiles)")
+    axes.set_title(title)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,176 @@
+"""`diffc bench`: the same step on every side, taken in turns, so that a machine that drifts drifts for all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffc.artifact import Artifact
+from diffc.bench.sides import SIDES, Setup
+from diffc.bench.worker import First, Memory, SideError, Worker
+from diffc.errors import DiffcError, unknown
+from diffc.models.profiles import default_profile
+from diffc.models.spec import Shape
+from diffc.models.specs import find_spec
+from diffc.report import IMPORTED
+from diffc.ui import Reporter, Silent, Update
+from diffc.validate.shapes import parse_shape
+
+WARM_UP = 2
+SETTLE = 0.02
+"""Seconds between two sides: ONNX Runtime's threads look for work for a while after a call."""
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What to measure. `shapes` are texts of --shape; none means the profile's optimum.
+
+    `model` is where the torch model lies now, None for where the compile found it; `target` None is the one that
+    `diffc.load` takes. `device` None is the GPU if there is one.
+    """
+
+    artifact: Path
+    against: tuple[str, ...] = SIDES
+    target: str | None = None
+    device: str | None = None
+    model: str | None = None
+    shapes: tuple[str, ...] = ()
+    repeat: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One side at one shape. Seconds of every measured call, in order; `reason` says why there are none.
+
+    `first` is the first call at this shape, with all compiling. `rel_l2` is the difference of its output to the first
+    torch side's; None for that side itself. Memory is the peak so far of the side's process.
+    """
+
+    side: str
+    shape: Shape
+    seconds: tuple[float, ...] = ()
+    first: float | None = None
+    memory: Memory | None = None
+    rel_l2: float | None = None
+    reason: str = ""
+
+    @property
+    def quartiles(self) -> tuple[float, float, float]:
+        """Lower quartile, median and upper quartile of the seconds."""
+        low, middle, high = np.percentile(self.seconds, (25, 50, 75))
+        return float(low), float(middle), float(high)
+
+
+def bench(request: BenchRequest, ui: Reporter | None = None) -> list[Row]:
+    """Measure every side at every shape; rows by shape, the compiled backbone first.
+
+    A side that fails has a row that says why, and the others go on. Raises DiffcError for a request that cannot be
+    measured, before anything is loaded.
+    """
+    ui = ui or Silent()
+    artifact = Artifact.load(request.artifact)
+    setup, shapes = plan(artifact, request)
+    rows: list[Row] = []
+    with Sides() as sides:
+        for name in ("compiled", *request.against):
+            with ui.stage(f"load {name}"):
+                sides.load(name, setup)
+        for shape in shapes:
+            with ui.stage(f"measure at {shape}") as update:
+                rows += sides.measure(shape, request, update)
+    return rows
+
+
+def plan(artifact: Artifact, request: BenchRequest) -> tuple[Setup, list[Shape]]:
+    """What the sides are given, and the shapes. Raises DiffcError for what cannot be measured."""
+    import torch
+
+    manifest = artifact.manifest
+    if manifest["format"] == IMPORTED:
+        raise DiffcError(
+            f"{artifact.folder} was compiled from an ONNX file: no diffusers backbone stands beside it",
+            mend="measure an artifact that was compiled from a diffusers model",
+        )
+    for name in request.against:
+        if name not in SIDES:
+            raise unknown("side", name, SIDES)
+    if request.repeat < 1:
+        raise DiffcError(f"--repeat is {request.repeat}", mend="measure at least once")
+    spec, config = find_spec(manifest["model"]["family"]), manifest["model"]["config"]
+    saved = manifest["profile"]["optimum"]
+    usual = Shape(**saved) if saved else default_profile(spec, config).optimum
+    shapes = [parse_shape(text, spec, config, usual) for text in request.shapes] or [usual]
+    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = request.model or manifest["request"]["model"]
+    return Setup(artifact.folder, model, manifest["dtype"], device, request.target), shapes
+
+
+class Sides:
+    """The processes of all sides, and why some have none."""
+
+    def __init__(self) -> None:
+        self._order: list[str] = []
+        self._workers: dict[str, Worker] = {}
+        self._failed: dict[str, str] = {}
+
+    def load(self, name: str, setup: Setup) -> None:
+        """Start a side, or note why it does not start."""
+        self._order.append(name)
+        try:
+            self._workers[name] = Worker(name, setup)
+        except SideError as error:
+            self._failed[name] = str(error)
+
+    def measure(self, shape: Shape, request: BenchRequest, update: Update) -> list[Row]:
+        """Every side prepared, then measured in turns; one row for each, in the order of loading."""
+        first: dict[str, First] = {}
+        seconds: dict[str, list[float]] = {name: [] for name in self._order}
+        for name in self._order:
+            with self._kept(name):
+                if name in self._workers:
+                    first[name] = self._workers[name].prepare(shape, request.seed, WARM_UP)
+        for turn in range(request.repeat):
+            for name in self._order:
+                with self._kept(name):
+                    if name in self._workers:
+                        time.sleep(SETTLE)
+                        seconds[name].append(self._workers[name].measure())
+            update(turn + 1, request.repeat)
+        return [self._row(name, shape, first, seconds[name]) for name in self._order]
+
+    def _row(self, name: str, shape: Shape, first: Mapping[str, First], seconds: Sequence[float]) -> Row:
+        if name in self._failed:
+            return Row(name, shape, reason=self._failed[name])
+        reference = next((n for n in self._order if n != "compiled" and n in first), name)
+        differs = None if name == reference else _rel_l2(first[reference].output, first[name].output)
+        memory = self._workers[name].memory()
+        return Row(name, shape, tuple(seconds), first[name].seconds, memory, differs)
+
+    @contextmanager
+    def _kept(self, name: str) -> Iterator[None]:
+        """A side that fails in here is measured no more."""
+        try:
+            yield
+        except SideError as error:
+            self._failed[name] = str(error)
+            self._workers.pop(name).close()
+
+    def __enter__(self) -> Sides:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers.values():
+            worker.close()
+
+
+def _rel_l2(reference: npt.NDArray[Any], result: npt.NDArray[Any]) -> float:
+    a, b = reference.astype(np.float64), result.astype(np.float64)
+    return float(np.linalg.norm(a - b) / np.linalg.norm(a))

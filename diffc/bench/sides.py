@@ -1,0 +1,43 @@
+"""What is measured: the compiled backbone, torch as it is, and torch.compile. Loaded in processes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffc.models.backbone import DTYPES, load_backbone
+from diffc.models.locate import locate
+
+SIDES = ("eager", "compile")
+"""What a compiled backbone can be measured against."""
+Backbone = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every side is given: the artifact, the torch model's place, the compute type, the device, the target."""
+
+    artifact: Path
+    model: str
+    dtype: str
+    device: str
+    target: str | None
+
+
+def load_side(name: str, setup: Setup) -> Backbone:
+    """A backbone, called as diffusers calls one. `name` is "compiled" or one of SIDES."""
+    if name == "compiled":
+        import diffc
+
+        backbone: Backbone = diffc.load(setup.artifact, target=setup.target, device=setup.device)
+        return backbone
+    model = load_backbone(locate(setup.model), DTYPES[setup.dtype]).to(setup.device)
+    if name == "eager":
+        return model
+    # Shapes are fixed: what is measured is the kernel that torch makes for this shape.
+    compiled: Backbone = torch.compile(model, dynamic=False)
+    return compiled

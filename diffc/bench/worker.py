@@ -1,0 +1,171 @@
+"""One side in a process of its own: its memory is its own, and it waits while another is measured."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy.typing as npt
+
+from diffc.bench.sides import Setup
+from diffc.models.spec import Shape
+
+MIB = 1 << 20
+
+
+class SideError(Exception):
+    """A side that cannot be measured, and why."""
+
+
+@dataclass(frozen=True)
+class First:
+    """The first call at a shape: seconds with all compiling and allocating, and the output as float32."""
+
+    seconds: float
+    output: npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak resident memory of the process, and what it took of the GPU, in bytes; None where there is none."""
+
+    rss: int
+    gpu: int | None
+
+
+class Worker:
+    """A side behind a pipe. Every method raises SideError when the side fails, and it is of no more use then."""
+
+    def __init__(self, name: str, setup: Setup):
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, name, setup), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._answer()
+
+    def prepare(self, shape: Shape, seed: int, calls: int) -> First:
+        """Draw inputs at `shape`, call once, and `calls` times more to warm up."""
+        first: First = self._ask("prepare", shape, seed, calls)
+        return first
+
+    def measure(self) -> float:
+        """Seconds of one call, the device waited for."""
+        return float(self._ask("measure"))
+
+    def memory(self) -> Memory:
+        """The peak until now."""
+        found: Memory = self._ask("memory")
+        return found
+
+    def close(self) -> None:
+        """End the process."""
+        with suppress(OSError):
+            self._pipe.send(None)
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._pipe.close()
+
+    def _ask(self, *message: Any) -> Any:
+        try:
+            self._pipe.send(message)
+        except OSError:
+            raise SideError(self._ended()) from None
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            kind, value = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            raise SideError(self._ended()) from None
+        if kind == "error":
+            raise SideError(value)
+        return value
+
+    def _ended(self) -> str:
+        self._process.join(10)
+        code = self._process.exitcode
+        return (
+            "its process was killed: not enough memory?" if code == -9 else f"its process ended with {code}"
+        )
+
+
+def _serve(pipe: Connection, name: str, setup: Setup) -> None:
+    """The process: load the side, then answer until told to end."""
+    try:
+        side = _Side(name, setup)
+        pipe.send(("ready", None))
+        while (message := pipe.recv()) is not None:
+            pipe.send(("ok", getattr(side, message[0])(*message[1:])))
+    except (EOFError, KeyboardInterrupt):
+        return
+    except Exception as error:  # whatever a compiler or runtime raises is why this side has no figures
+        pipe.send(("error", _said(error)))
+
+
+def _said(error: Exception) -> str:
+    """The first two lines of an error that say something, with its kind where that is needed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()][:2]
+    text = " ".join(lines) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+class _Side:
+    def __init__(self, name: str, setup: Setup):
+        import torch
+
+        from diffc.bench.sides import load_side
+
+        self._cuda = setup.device.startswith("cuda")
+        self._setup = setup
+        self._free = torch.cuda.mem_get_info()[0] if self._cuda else 0
+        self._least = self._free
+        self._call: Any = load_side(name, setup)
+        self._kwargs: dict[str, Any] = {}
+
+    def prepare(self, shape: Shape, seed: int, calls: int) -> First:
+        import torch
+
+        from diffc.frontend.inputs import forward_kwargs, random_inputs
+        from diffc.models.backbone import DTYPES
+        from diffc.models.locate import locate
+        from diffc.models.specs import find_spec
+
+        source = locate(self._setup.model)
+        spec = find_spec(source.family)
+        drawn = random_inputs(spec, source.config, shape, dtype=DTYPES[self._setup.dtype], seed=seed)
+        values = {name: value.to(self._setup.device) for name, value in drawn.items()}
+        self._kwargs = forward_kwargs(spec, source.config, values) | {"return_dict": False}
+        started = time.perf_counter()
+        out: torch.Tensor = self._run()[0]
+        seconds = time.perf_counter() - started
+        for _ in range(calls):
+            self._run()
+        return First(seconds, out.float().cpu().numpy())
+
+    def measure(self) -> float:
+        started = time.perf_counter()
+        self._run()
+        return time.perf_counter() - started
+
+    def memory(self) -> Memory:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return Memory(peak, self._free - self._least if self._cuda else None)
+
+    def _run(self) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            out = self._call(**self._kwargs)
+        if self._cuda:
+            torch.cuda.synchronize()
+            self._least = min(self._least, torch.cuda.mem_get_info()[0])
+        return out
