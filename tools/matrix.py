@@ -15,6 +15,7 @@ import json
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -52,21 +53,41 @@ CELLS: dict[str, tuple[str, QuantOptions]] = {
 def main() -> int:
     """Run the cells asked for; 1 when one failed."""
     options = _options()
-    jobs = [(m, c, tuple(options.dtypes), options.steps) for m in options.models for c in options.cells]
-    rows: list[dict[str, Any]] = []
+    rows = _kept(options.json) if options.resume else []
+    there = {(row["model"], row["cell"], row["dtype"]) for row in rows if not row["error"]}
+    rows = [row for row in rows if not row["error"]]
+    jobs = [
+        (m, c, tuple(d for d in options.dtypes if (m, c, d) not in there), options.steps)
+        for m in options.models
+        for c in options.cells
+    ]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(run_job, *job) for job in jobs]):
+        for done in as_completed([pool.submit(run_job, *job) for job in jobs if job[2]]):
             for row in done.result():
                 print(" ".join(f"{k}={v}" for k, v in row.items()), file=sys.stderr, flush=True)
                 rows.append(row)
-    order = [(m, c, d) for m in options.models for c in options.cells for d in options.dtypes]
-    rows.sort(key=lambda row: order.index((row["model"], row["cell"], row["dtype"])))
-    Console(width=200).print(terminal(rows))
+            _write(rows, options)
+    Console(width=200).print(terminal(_write(rows, options)))
+    return int(any(row["error"] for row in rows))
+
+
+def _kept(file: Path | None) -> list[dict[str, Any]]:
+    """The rows of an earlier run that ended early."""
+    if file is None or not file.is_file():
+        return []
+    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return rows
+
+
+def _write(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Write the files asked for, rows in the order of the options; returns them in that order."""
+    order = [(m, c, d) for m in EMBEDDED for c in CELLS for d in ("float32", "float16", "bfloat16")]
+    rows = sorted(rows, key=lambda row: order.index((row["model"], row["cell"], row["dtype"])))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if options.write:
         options.write.write_text(markdown(rows), encoding="utf-8", newline="\n")
-    return int(any(row["error"] for row in rows))
+    return rows
 
 
 def _options() -> argparse.Namespace:
@@ -79,6 +100,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2, help="calibration steps")
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--resume", action="store_true", help="leave out what the --json file has")
     parser.add_argument("--write", type=Path, help="write the table to this Markdown file")
     return parser.parse_args()
 
@@ -112,6 +134,9 @@ def _run(
             row |= describe(compile_model(replace(request, sms=sms)))
     except (DiffcError, PassError) as error:
         row["error"] = str(error)
+    except Exception as error:  # a defect in one cell must not lose the others
+        row["error"] = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
     row["seconds"] = round(time.perf_counter() - started, 1)
     return row
 

@@ -48,6 +48,7 @@ def _attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    enable_gqa: bool = False,
     *,
     scale_of_shares: float,
 ) -> torch.Tensor:
@@ -55,6 +56,9 @@ def _attention(
     del dropout_p
     if is_causal or (attn_mask is not None and attn_mask.dtype == torch.bool):
         raise NotImplementedError("no diffusion backbone here masks its attention by position")
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
     query, key = module.q_bmm_quantizer(query), module.k_bmm_quantizer(key)
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
     shares = torch.softmax(scores if attn_mask is None else scores + attn_mask, dim=-1)

@@ -1,0 +1,42 @@
+"""The reference for attention with quantized probabilities is torch's attention up to their rounding."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from diffc.validate.attention import _attention
+
+MODULE = SimpleNamespace(
+    **{name: torch.nn.Identity() for name in ("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer")},
+    bmm2_output_quantizer=torch.nn.Identity(),
+)
+
+
+def drawn(heads: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(2, heads, 24, 16, generator=generator)
+
+
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("scale", [None, 0.4])
+def test_it_is_attention_in_steps_of_e4m3(key_heads: int, scale: float | None) -> None:
+    generator = torch.Generator().manual_seed(11)
+    query, key, value = (drawn(heads, generator) for heads in (4, key_heads, key_heads))
+    mask = torch.randn(24, 24, generator=generator)
+    # As diffusers calls it: everything by name.
+    arguments = {"attn_mask": mask, "dropout_p": 0.0, "is_causal": False, "scale": scale}
+    grouped = key_heads != 4
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, **arguments, enable_gqa=grouped
+    )
+    found = _attention(MODULE, query, key, value, **arguments, enable_gqa=grouped, scale_of_shares=1.0 / 448)
+    error = float((found - wanted).norm() / wanted.norm())
+    assert 1e-4 < error < 2**-4  # half a step of E4M3 is 2^-4 of the value; no error would mean no rounding
+
+
+def test_masks_by_position_are_refused() -> None:
+    x = drawn(2, torch.Generator().manual_seed(1))
+    with pytest.raises(NotImplementedError, match="masks"):
+        _attention(MODULE, x, x, x, is_causal=True, scale_of_shares=1.0 / 448)
