@@ -47,12 +47,14 @@ class Pass:
 
     `name` is verb-first kebab-case and equals the file name. `tolerance` is the relative L2 error that the
     rewrite may cause in a model output, 0.0 when it only moves or folds (then outputs agree to rounding).
-    `changes_types`: graph inputs and outputs may get other element types.
+    `changes_types`: graph inputs and outputs may get other element types. `changes_interface`: the pass adds
+    outputs behind those there are, adds inputs, and may drop inputs.
     """
 
     name: ClassVar[str] = ""
     tolerance: ClassVar[float] = 0.0
     changes_types: ClassVar[bool] = False
+    changes_interface: ClassVar[bool] = False
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Rewrite `graph` in place. Idempotent: a second run changes nothing."""

@@ -1,0 +1,196 @@
+"""A cache plan as data: which blocks are used again, in which steps, and what of them is kept.
+
+JSON and YAML hold the same mapping:
+
+    {"name": "mine", "entries": [
+      {"blocks": ["transformer_blocks.0-15"], "except": [], "steps": {"every": 2}, "keep": "residual"}]}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from diffc.errors import DiffcError, unknown
+
+Keep = Literal["auto", "output", "residual"]
+KEEPS = ("auto", "output", "residual")
+Blocks = tuple[str, ...] | Callable[[str], bool]
+"""Patterns of module paths, or a predicate of one (resolved to a list before anything is compiled)."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """In which steps of a generation, counted from 0, a block's kept value is used again.
+
+    Steps from `start` to before `stop` (None: the last), and of those all but every `every`-th (0: all). `listed`
+    steps instead, or `by_count`, the steps for a number of steps. Negative `start`, `stop` and `listed` count from
+    the end; a fraction between 0 and 1 is a share of the steps. Step 0 never uses anything again.
+    """
+
+    every: int = 0
+    start: float = 0
+    stop: float | None = None
+    listed: tuple[int, ...] | None = None
+    by_count: tuple[tuple[int, tuple[int, ...]], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.every == 1:
+            raise DiffcError(f"every is {self.every} in a cache plan", mend="give 2 or more, or leave it out")
+
+    @classmethod
+    def of(cls, predicate: Callable[[int, int], bool], counts: Sequence[int]) -> Steps:
+        """The steps that `predicate(step, number of steps)` chooses, for each of `counts`."""
+        return cls(by_count=tuple((n, tuple(s for s in range(n) if predicate(s, n))) for n in counts))
+
+    @property
+    def needs_count(self) -> bool:
+        """Whether the choice depends on the number of steps of a generation."""
+        ends = (self.start, self.stop or 0, *(self.listed or ()))
+        return self.by_count is not None or any(end < 0 or end != int(end) for end in ends)
+
+    def reuses(self, step: int, count: int | None) -> bool:
+        """Whether `step` of a generation of `count` steps uses the kept value. Raises DiffcError without a count
+        that it needs.
+        """
+        if step == 0:
+            return False
+        if self.needs_count and count is None:
+            raise DiffcError(
+                "this cache plan depends on the number of denoising steps, which the backbone is not told",
+                mend="apply it to the pipeline, or give the number of steps",
+            )
+        if self.by_count is not None:
+            return step in self._known(cast(int, count))
+        if self.listed is not None:
+            return step in {_absolute(s, count) for s in self.listed}
+        start = _absolute(self.start, count)
+        inside = step >= start and (self.stop is None or step < _absolute(self.stop, count))
+        return inside and (self.every == 0 or (step - start) % self.every != 0)
+
+    def _known(self, count: int) -> tuple[int, ...]:
+        known = dict(self.by_count or ())
+        if count not in known:
+            raise unknown("number of steps in a cache plan", str(count), map(str, known))
+        return known[count]
+
+
+def _absolute(step: float, count: int | None) -> int:
+    if step != int(step):
+        return round(step * (count or 0))
+    return int(step) + (count or 0) if step < 0 else int(step)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Blocks that share a decision. `keep`: a block's output, its output minus its input ("residual"), or, with
+    "auto", the residual wherever a block has inputs and outputs of one shape.
+    """
+
+    blocks: Blocks
+    steps: Steps = field(default_factory=lambda: Steps(every=2))
+    keep: Keep = "auto"
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Entries in order: where several name a block, the last one decides. No entries: nothing is used again."""
+
+    entries: tuple[Entry, ...] = ()
+    name: str = "custom"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values. Raises DiffcError for a predicate of blocks, which only `resolve` makes a list."""
+        return {"name": self.name, "entries": [_entry_to_json(entry) for entry in self.entries]}
+
+    @classmethod
+    def from_json(cls, data: Any) -> CachePlan:
+        """The inverse of `to_json`. Raises DiffcError naming what a plan does not have."""
+        content = _mapping(data, ("name", "entries"), "a cache plan")
+        return cls(
+            tuple(_entry_from_json(item) for item in content.get("entries", ())),
+            str(content.get("name", "custom")),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> CachePlan:
+        """The plan in a .json, .yaml or .yml file. Raises DiffcError when it cannot be read, or is no plan."""
+        import yaml
+
+        try:
+            text = path.read_text(encoding="utf-8")
+            data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+            raise DiffcError(
+                f"cannot read the cache plan {path}: {error}", mend="see docs/cache.md"
+            ) from error
+        return cls.from_json(data)
+
+
+def _entry_to_json(entry: Entry) -> dict[str, Any]:
+    if callable(entry.blocks):
+        raise DiffcError("a predicate of blocks is no data", mend="resolve the plan for a backbone first")
+    data: dict[str, Any] = {"blocks": list(entry.blocks), "steps": steps_to_json(entry.steps)}
+    data |= {"keep": entry.keep} if entry.keep != "auto" else {}
+    return data | ({"except": list(entry.exclude)} if entry.exclude else {})
+
+
+def _entry_from_json(data: Any) -> Entry:
+    content = _mapping(data, ("blocks", "except", "steps", "keep"), "an entry of a cache plan")
+    keep = content.get("keep", "auto")
+    if keep not in KEEPS:
+        raise unknown("keep in a cache plan", str(keep), KEEPS)
+    blocks, exclude = _strings(content.get("blocks")), _strings(content.get("except", ()))
+    return Entry(blocks, steps_from_json(content.get("steps", {"every": 2})), cast(Keep, keep), exclude)
+
+
+def steps_to_json(steps: Steps) -> Any:
+    """A list of steps, or a mapping of the fields that are not at their default."""
+    if steps.listed is not None:
+        return list(steps.listed)
+    if steps.by_count is not None:
+        return {"by_count": {str(count): list(chosen) for count, chosen in steps.by_count}}
+    default = Steps()
+    return {k: v for k in ("every", "start", "stop") if (v := getattr(steps, k)) != getattr(default, k)}
+
+
+def steps_from_json(data: Any) -> Steps:
+    """The inverse of `steps_to_json`. Raises DiffcError naming what steps do not have."""
+    try:
+        if isinstance(data, (list, tuple)):
+            return Steps(listed=tuple(int(step) for step in data))
+        content = _mapping(data, ("every", "start", "stop", "by_count"), "the steps of a cache plan")
+        if "by_count" in content:
+            table = content["by_count"].items()
+            return Steps(by_count=tuple((int(n), tuple(int(s) for s in chosen)) for n, chosen in table))
+        stop = content.get("stop")
+        return Steps(
+            int(content.get("every", 0)),
+            float(content.get("start", 0)),
+            None if stop is None else float(stop),
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DiffcError(
+            f"the steps {data!r} of a cache plan are not steps", mend="see docs/cache.md"
+        ) from error
+
+
+def _mapping(data: Any, known: Sequence[str], what: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise DiffcError(f"{what} is a mapping, not {data!r}", mend=f"give it {', '.join(known)}")
+    for key in data:
+        if key not in known:
+            raise unknown(f"key of {what}", str(key), known)
+    return data
+
+
+def _strings(data: Any) -> tuple[str, ...]:
+    if isinstance(data, str):
+        return (data,)
+    if not isinstance(data, Sequence) or not all(isinstance(item, str) for item in data):
+        raise DiffcError(f"blocks of a cache plan are module paths, not {data!r}", mend="give a list of them")
+    return tuple(data)

@@ -1,0 +1,90 @@
+"""split-cache: a graph that returns what blocks leave behind, or one that takes it and leaves the blocks out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from passes.base import Pass, PassError, PassResult, register
+from passes.cache_regions import Group, Kept, Regions
+from passes.remove_unused import RemoveUnused
+
+
+@register
+@dataclass(frozen=True)
+class SplitCache(Pass):
+    """Make of a backbone the model for one kind of denoising step (cache diffusion).
+
+    `groups` are blocks by module path that share a decision, `output:path+path` or `residual:path+path`; `reuse`
+    the numbers of the groups whose kept values this model takes.
+
+    1. A tensor that leaves a group which runs -> also a graph output `cached_GROUP_INDEX`; with `residual`, less
+       the input of the group that it adds to.
+    2. A tensor that leaves a group in `reuse` -> a graph input of that name; with `residual`, plus the input of the
+       group as it is in this step. What only led there is gone, weights and graph inputs included.
+    3. `outputs`, where not empty, are the only kept tensors that are returned.
+
+    Not where a group has no node, and not for a residual that is none (PassError). Integer arithmetic on sizes
+    belongs to no group. For graphs before a target's own passes, which move quantizers over the borders.
+    """
+
+    name: ClassVar[str] = "split-cache"
+    changes_interface: ClassVar[bool] = True
+    groups: tuple[str, ...] = ()
+    reuse: tuple[int, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+    def run(self, graph: gs.Graph) -> PassResult:
+        """Cut along the borders of `groups`; a second run finds its own tensors and changes nothing."""
+        groups = [Group.parse(text) for text in self.groups]
+        if unknown := [number for number in self.reuse if not 0 <= number < len(groups)]:
+            raise PassError(f"reuse names group {unknown[0]}, and there are {len(groups)} (from 0)")
+        names = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
+        if not groups or any(name.startswith("cached_") for name in names):
+            return PassResult()
+        kept = Regions(graph, groups).kept()
+        taken = [item for item in kept if item.group in self.reuse]
+        given = [item for item in kept if item.group not in self.reuse]
+        given = [item for item in given if not self.outputs or item.name in self.outputs]
+        for item in given:
+            _give(graph, item)
+        for item in taken:
+            _take(graph, item)
+        gone = _prune(graph) if taken else 0
+        note = f"{len(given)} kept tensors returned, {len(taken)} taken, {gone} nodes gone"
+        return PassResult(len(taken) + len(given), (note,) if kept else ())
+
+
+def _give(graph: gs.Graph, item: Kept) -> None:
+    """Return a kept tensor as an output of the graph."""
+    out = gs.Variable(item.name, item.tensor.dtype, item.tensor.shape)
+    if item.source is None:
+        node = gs.Node("Identity", item.name, inputs=[item.tensor], outputs=[out])
+    else:
+        node = gs.Node("Sub", item.name, inputs=[item.tensor, item.source], outputs=[out])
+    graph.nodes.append(node)
+    graph.outputs.append(out)
+
+
+def _take(graph: gs.Graph, item: Kept) -> None:
+    """Take a kept tensor as an input, in the place of the tensor that the group's blocks would make."""
+    kept = gs.Variable(item.name, item.tensor.dtype, item.tensor.shape)
+    inputs = [kept] if item.source is None else [item.source, kept]
+    maker = item.tensor.inputs[0]
+    node = gs.Node("Identity" if item.source is None else "Add", f"{item.name}/restore", inputs=inputs)
+    place = next(i for i, other in enumerate(maker.outputs) if other is item.tensor)
+    maker.outputs[place] = gs.Variable(f"{item.name}/unused", item.tensor.dtype, item.tensor.shape)
+    node.outputs.append(item.tensor)  # it keeps its name and its readers
+    graph.nodes.insert(next(i for i, other in enumerate(graph.nodes) if other is maker) + 1, node)
+    graph.inputs.append(kept)
+
+
+def _prune(graph: gs.Graph) -> int:
+    """Drop what no output depends on: nodes, then graph inputs without a reader. Gives how many nodes went."""
+    before = len(graph.nodes)
+    RemoveUnused().run(graph)
+    results = {id(tensor) for tensor in graph.outputs}
+    graph.inputs = [tensor for tensor in graph.inputs if tensor.outputs or id(tensor) in results]
+    return before - len(graph.nodes)

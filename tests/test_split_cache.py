@@ -1,0 +1,174 @@
+"""split-cache: what the model for a step returns and takes, and that nothing else changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from networks import FP32, make, value
+from onnx import helper, numpy_helper
+
+from passes import PassError, Pipeline
+from passes.cache_regions import Group
+from passes.split_cache import SplitCache
+
+RESIDUAL = "residual:block.0+block.1"
+
+
+def stack(blocks: int = 3, width: int = 8, seed: int = 0) -> onnx.ModelProto:
+    """in -> h = h + relu(h W) + bias of sizes, for every block -> out; block 0 computes a size that all read."""
+    rng = np.random.default_rng(seed)
+    weights = [numpy_helper.from_array(np.array([0], np.int64), "zero")]
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["h"], "embed/Mul"),
+        helper.make_node("Shape", ["h"], ["size"], "block.0/Shape"),
+    ]
+    h = "h"
+    for i in range(blocks):
+        w = rng.standard_normal((width, width)).astype(np.float32) / 4
+        weights.append(numpy_helper.from_array(w, f"block.{i}.w"))
+        nodes += [
+            helper.make_node("Reshape", [h, "size"], [f"r{i}"], f"block.{i}/Reshape"),
+            helper.make_node("MatMul", [f"r{i}", f"block.{i}.w"], [f"m{i}"], f"block.{i}.linear/MatMul"),
+            helper.make_node("Relu", [f"m{i}"], [f"a{i}"], f"block.{i}.act/Relu"),
+            helper.make_node("Add", [h, f"a{i}"], [f"h{i}"], f"block.{i}/Add"),
+        ]
+        h = f"h{i}"
+    nodes.append(helper.make_node("Tanh", [h], ["y"], "head/Tanh"))
+    dims = ["batch", width]
+    return make(nodes, [value("x", FP32, dims)], [value("y", FP32, dims)], weights)
+
+
+def cut(model: onnx.ModelProto, *groups: str, **options: tuple[int, ...]) -> onnx.ModelProto:
+    return Pipeline([SplitCache(groups, **options)]).run(model).model
+
+
+def run(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    from onnx.reference import ReferenceEvaluator
+
+    names = [o.name for o in model.graph.output]
+    values = ReferenceEvaluator(model).run(None, {i.name: feed[i.name] for i in model.graph.input})
+    return dict(zip(names, values, strict=True))
+
+
+def x_of(seed: int, batch: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, 8)).astype(np.float32)
+
+
+def names_of(values: object) -> list[str]:
+    return [v.name for v in values]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("group", [RESIDUAL, "output:block.0+block.1", "residual:block.1", "output:block.2"])
+def test_full_equals_the_model_and_reduced_with_its_own_values_too(group: str) -> None:
+    model = stack()
+    full, reduced = cut(model, group), cut(model, group, reuse=(0,))
+    first = run(full, {"x": x_of(1)})
+    np.testing.assert_array_equal(first["y"], run(model, {"x": x_of(1)})["y"])
+    again = run(reduced, {"x": x_of(1)} | first)
+    np.testing.assert_allclose(again["y"], first["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_reduced_model_computes_what_the_plan_means() -> None:
+    model = stack()
+    kept = run(cut(model, RESIDUAL), {"x": x_of(1)})["cached_0_0"]
+    reduced = run(cut(model, RESIDUAL, reuse=(0,)), {"x": x_of(2), "cached_0_0": kept})["y"]
+    w = numpy_helper.to_array(model.graph.initializer[3])
+    h = x_of(2) ** 2 + kept
+    np.testing.assert_allclose(reduced, np.tanh(h + np.maximum(h @ w, 0)), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(reduced, run(model, {"x": x_of(2)})["y"], rtol=1e-3)
+
+
+def test_what_is_left_out_is_gone_with_its_weights_and_sizes_stay() -> None:
+    reduced = cut(stack(), RESIDUAL, reuse=(0,))
+    assert names_of(reduced.graph.initializer) == ["block.2.w"]
+    assert {n.name for n in reduced.graph.node if n.name.startswith("block.0")} == {"block.0/Shape"}
+    assert names_of(reduced.graph.input) == ["x", "cached_0_0"]
+    assert names_of(reduced.graph.output) == ["y"]
+
+
+def test_an_input_that_only_kept_blocks_read_is_gone() -> None:
+    reduced = cut(stack(), "output:block.0+block.1+embed", reuse=(0,))
+    assert "x" not in names_of(reduced.graph.input)
+
+
+def test_groups_that_run_return_their_values_also_beside_groups_that_do_not() -> None:
+    model, groups = stack(4), ("residual:block.0", "output:block.2")
+    reduced = cut(model, *groups, reuse=(1,))
+    assert names_of(reduced.graph.output) == ["y", "cached_0_0"]
+    assert names_of(reduced.graph.input) == ["x", "cached_1_0"]
+    both = cut(model, *groups, reuse=(0, 1))
+    first = run(cut(model, *groups), {"x": x_of(3)})
+    np.testing.assert_allclose(run(both, {"x": x_of(3)} | first)["y"], first["y"], rtol=1e-5)
+    assert not any("linear" in n.name and n.name[6] in "02" for n in both.graph.node)
+
+
+def test_outputs_names_what_is_returned() -> None:
+    full = Pipeline([SplitCache(("residual:block.0", "output:block.2"), outputs=("cached_1_0",))]).run(
+        stack()
+    )
+    assert names_of(full.model.graph.output) == ["y", "cached_1_0"]
+
+
+def test_no_groups_change_nothing_and_twice_is_once() -> None:
+    model = stack()
+    assert not Pipeline([SplitCache()]).run(model).changed
+    once = cut(model, RESIDUAL)
+    again = Pipeline([SplitCache((RESIDUAL,))]).run(once)
+    assert not again.changed
+    assert again.model.SerializeToString(deterministic=True) == once.SerializeToString(deterministic=True)
+    assert cut(model, RESIDUAL).SerializeToString() == once.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("groups", "reuse", "says"),
+    [
+        (("output:block.9",), (), "no node belongs to output:block.9"),
+        (("output:bloc",), (), "no node belongs"),
+        (("all:block.0",), (), "group 'all:block.0' is none"),
+        (("output:block.0",), (1,), "reuse names group 1, and there are 1"),
+        (("residual:block.0.linear",), (), "no sum of one input"),
+    ],
+)
+def test_refusals(groups: tuple[str, ...], reuse: tuple[int, ...], says: str) -> None:
+    with pytest.raises(PassError, match=says):
+        cut(stack(), *groups, reuse=reuse)
+
+
+def test_streams_that_are_joined_and_parted_are_told_apart_by_shape() -> None:
+    """FLUX's single blocks: text and image in one, added to, and sliced again."""
+    weights = [
+        numpy_helper.from_array(np.array(v, np.int64), n)
+        for n, v in (("0", [0]), ("2", [2]), ("5", [5]), ("axis", [1]))
+    ]
+    nodes = [
+        helper.make_node("Neg", ["t"], ["text"], "embed/Neg"),
+        helper.make_node("Concat", ["text", "i"], ["c"], "block.0/Concat", axis=1),
+        helper.make_node("Sin", ["c"], ["s"], "block.0/Sin"),
+        helper.make_node("Add", ["c", "s"], ["a"], "block.0/Add"),
+        helper.make_node("Slice", ["a", "0", "2", "axis"], ["t1"], "block.0/Slice"),
+        helper.make_node("Slice", ["a", "2", "5", "axis"], ["i1"], "block.0/Slice_1"),
+        helper.make_node("Concat", ["i1", "t1"], ["y"], "head/Concat", axis=1),
+    ]
+    inputs = [value("t", FP32, ["b", 2]), value("i", FP32, ["b", 3])]
+    model = make(nodes, inputs, [value("y", FP32, ["b", 5])], weights)
+    feed = {"t": x_of(1)[:, :2], "i": x_of(2)[:, :3]}
+    first = run(cut(model, "residual:block.0"), feed)
+    np.testing.assert_allclose(first["cached_0_0"], np.sin(-feed["t"]), atol=1e-6)
+    np.testing.assert_allclose(first["cached_0_1"], np.sin(feed["i"]), atol=1e-6)
+    again = run(cut(model, "residual:block.0", reuse=(0,)), feed | first)
+    np.testing.assert_allclose(again["y"], first["y"], rtol=1e-5)
+
+
+def test_groups_as_text() -> None:
+    assert str(Group.parse(RESIDUAL)) == RESIDUAL
+    text = f"split-cache{{groups={RESIDUAL};output:head,reuse=0;1}}"
+    assert str(Pipeline.parse(text)) == text
+
+
+def test_a_pass_that_may_not_change_the_interface_is_caught() -> None:
+    from passes.check import check_structure
+
+    model = stack()
+    with pytest.raises(PassError, match="graph outputs changed"):
+        check_structure(model, cut(model, RESIDUAL), None)
