@@ -117,7 +117,12 @@ def _source(artifact: Artifact, pipeline: str | None) -> ModelSource:
         raise DiffcError(
             f"{artifact.folder} was compiled from an ONNX file", mend="compile a diffusers model"
         )
-    source = locate(pipeline or artifact.manifest["request"]["model"])
+    try:
+        source = locate(pipeline or artifact.manifest["request"]["model"])
+    except DiffcError as error:
+        raise DiffcError(
+            error.what, mend="give the folder of the diffusers pipeline with --pipeline"
+        ) from error
     if source.pipeline_dir is None:
         raise DiffcError(
             f"{source.backbone_dir} is a backbone alone, and painting takes the whole pipeline",

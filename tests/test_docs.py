@@ -12,6 +12,7 @@ from types import ModuleType
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 
 from diffc.cli import run
 
@@ -19,6 +20,9 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+SESSIONS = [
+    [line for line in text.splitlines() if line.startswith("diffc ")] for kind, text in BLOCKS if not kind
+]
 COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines() if line]
 QUICK = ["--steps", "1"]
 VERBS = "fold|remove|split|decompose|widen|smooth|fuse|share|rewrite|emulate|normalize|match|type"
@@ -50,29 +54,34 @@ def test_readme_commands_are_of_known_kinds() -> None:
     assert sum(line.startswith("python3 tools/run.py ") for line in COMMANDS) == 2
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("diffc ")])
-def test_diffc_commands_run(line: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = shlex.split(line)[1:]
-    if "trt-rtx" in arguments:
-        pytest.importorskip("tensorrt_rtx")
-    assert run([*arguments, *(QUICK if arguments[0] == "compile" else [])]) == 0
-    assert capsys.readouterr().out
-    if "-o" in arguments:
-        assert (here / arguments[arguments.index("-o") + 1]).exists()
+@pytest.mark.parametrize("lines", [lines for lines in SESSIONS if lines], ids=lambda lines: lines[0])
+def test_diffc_commands_run(lines: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in lines:
+        arguments = shlex.split(line)[1:]
+        if "trt-rtx" in arguments:
+            pytest.importorskip("tensorrt_rtx")
+        assert run([*arguments, *(QUICK if arguments[0] == "compile" else [])]) == 0
+        assert capsys.readouterr().out
+        if "-o" in arguments:
+            assert (here / arguments[arguments.index("-o") + 1]).exists()
 
 
 def test_the_demo_runs_and_says_where_its_result_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorrt_rtx")
     demo = script()
-    arguments = [str(here / "out") if part == str(demo.OUTPUT) else part for part in demo.DEMO[2:]]
-    assert run([*arguments, *QUICK]) == 0
-    assert "build/tiny-sd3-fp8" in README
-    assert demo.OUTPUT == ROOT / "build" / "tiny-sd3-fp8"
+    moved = {str(demo.OUTPUT): str(here / "out"), str(demo.PICTURE): str(here / "seven.png")}
+    assert run([*(moved.get(part, part) for part in demo.DEMO[2:]), *QUICK]) == 0
+    assert "Compiled" in capsys.readouterr().out
+    assert run([moved.get(part, part) for part in demo.PAINT[2:]]) == 0
+    assert "3 of 3 right" in capsys.readouterr().out
+    with Image.open(here / "seven.png") as picture:
+        assert min(picture.size) > 300
+    for place in (demo.OUTPUT, demo.PICTURE):
+        assert place.relative_to(ROOT).as_posix() in README
     assert {p.name for p in (here / "out" / "engines").glob("*.engine")} == {
         "trt-rtx-sm89.engine",
         "trt-rtx-sm120.engine",
     }
-    assert "Compiled" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == "python"])
