@@ -11,7 +11,10 @@ import typer
 def validate_command(
     artifact: Annotated[Path, typer.Argument(help="A folder that `diffc compile` wrote.")],
     target: Annotated[
-        str, typer.Option(help="ort (the CPU, exactly what the graph says), or ort-cuda.")
+        str,
+        typer.Option(
+            help="ort (the CPU, exactly what the graph says), or what diffc.load runs: ort-cuda, trt-rtx ..."
+        ),
     ] = "ort",
     against: Annotated[
         str | None,

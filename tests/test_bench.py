@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,6 @@ from diffc.bench.worker import First, Memory, SideError, Worker
 from diffc.cli import run as command
 from diffc.errors import DiffcError
 from diffc.models.spec import Shape
-from diffc.ui import Silent
 
 SMALL = "batch=2,height=64,width=64,text=8"
 SHAPE = Shape(2, 64, 64, 8)
@@ -84,7 +85,8 @@ def test_sides_take_turns(fake: type[Fake]) -> None:
     assert [len(row.seconds) for row in rows] == [2, 2, 2]
 
 
-def test_figures_are_those_of_the_calls(fake: type[Fake]) -> None:
+@pytest.mark.usefixtures("fake")
+def test_figures_are_those_of_the_calls() -> None:
     compiled, eager, _ = measured(setup(), repeat=2)
     assert compiled.seconds == pytest.approx((0.011, 0.012))
     assert compiled.quartiles == pytest.approx((0.01125, 0.0115, 0.01175))
@@ -110,7 +112,8 @@ def shown(rows: list[Row]) -> str:
     return console.export_text()
 
 
-def test_the_table_compares_with_eager(fake: type[Fake]) -> None:
+@pytest.mark.usefixtures("fake")
+def test_the_table_compares_with_eager() -> None:
     text = shown(measured(setup(), repeat=1))
     assert "batch 2, 64x64 px, 8 tokens" in text
     assert "3.73 x" in text  # 41 / 11 ms
@@ -166,7 +169,8 @@ def test_a_plot_without_matplotlib_is_refused_first(monkeypatch: pytest.MonkeyPa
     output.check_plot(None)
 
 
-def test_the_plot_is_a_picture_with_bars(fake: type[Fake], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("fake")
+def test_the_plot_is_a_picture_with_bars(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rows = measured(setup(), repeat=2)
     output.save_plot(rows, "title", tmp_path / "b.svg")
@@ -185,7 +189,19 @@ def test_an_imported_artifact_has_no_backbone_to_measure(cell: Cell) -> None:
 
 
 def test_the_usual_shape_is_the_profile_s(cell: Cell) -> None:
-    assert isinstance(Silent(), Silent)
     found, shapes = run.plan(cell.artifact, BenchRequest(cell.folder))
     assert shapes == [Shape(**cell.artifact.manifest["profile"]["optimum"])]
     assert found.dtype == cell.artifact.manifest["dtype"]
+
+
+@pytest.mark.parametrize("document", ["validation.md", "bench.md"])
+def test_commands_of_the_documents_run(
+    document: str, cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / "docs" / document).read_text(encoding="utf-8")
+    lines = re.findall(r"^diffc (?:validate|bench) .*$", text, re.MULTILINE)
+    assert lines
+    for line in lines:
+        arguments = shlex.split(line.replace("build/digits-sd3-fp8", str(cell.folder)))[1:]
+        assert command(arguments) == 0, line

@@ -7,8 +7,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 
@@ -17,7 +19,7 @@ from diffc.backends.base import TARGETS, find_target
 from diffc.backends.graph import element_types
 from diffc.backends.ort import OrtSession
 from diffc.errors import DiffcError, MismatchError, UnsupportedError
-from diffc.frontend.inputs import random_inputs
+from diffc.frontend.inputs import forward_kwargs, random_inputs
 from diffc.models.backbone import DTYPES
 from diffc.models.specs import find_spec
 from diffc.plan import CompileRequest, check
@@ -34,6 +36,9 @@ from diffc.validate.tolerances import tolerance_of
 from diffc.validate.twin import emulated, runs_on_cpu
 from passes.storage import load, save
 
+if TYPE_CHECKING:
+    from diffc.runtime.module import CompiledBackbone
+
 AGAINST = ("torch", "ort")
 
 
@@ -41,11 +46,11 @@ AGAINST = ("torch", "ort")
 class ValidateRequest:
     """What to hold against what.
 
-    `target` "ort" runs every model of the artifact on the CPU, exactly as the graph says; "ort-cuda" in ONNX
-    Runtime's CUDA provider. `against`: "torch", "ort" (the artifact's own graph in float32 on the CPU), an artifact, or
-    an .onnx file; None is torch where there is one. `model` is where the torch model lies now, None for where
-    the compile found it. `shapes` are texts of --shape; none means the two of a compile. `seeds` likewise.
-    `limit` takes the place of the tolerances.
+    `target` "ort" runs every model of the artifact on the CPU, exactly as the graph says; any other is one of
+    `diffc.load`, and what it loads is run. `against`: "torch", "ort" (the artifact's own graph in float32 on the
+    CPU), an artifact, or an .onnx file; None is torch where there is one. `model` is where the torch model lies
+    now, None for where the compile found it. `shapes` are texts of --shape; none means the two of a compile.
+    `seeds` likewise. `limit` takes the place of the tolerances.
     """
 
     artifact: Path
@@ -69,6 +74,7 @@ class Case:
     shapes: Sequence[Sizes]
     seeds: Sequence[int]
     against: str
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,21 @@ def _bisect(case: Case, ui: Reporter) -> Sequence[Bisection]:
         )
 
 
+class LoadedSession:
+    """A backbone of `diffc.load` as a session over arrays: what runs is what a pipeline runs."""
+
+    def __init__(self, backbone: CompiledBackbone, family: str):
+        self._backbone, self._spec = backbone, find_spec(family)
+
+    def run(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """The output by name, in float32."""
+        device = self._backbone.device
+        values = {n: torch.from_numpy(np.asarray(a, np.float32)).to(device) for n, a in feed.items()}
+        kwargs = forward_kwargs(self._spec, self._backbone.config, values)
+        (sample,) = self._backbone(**kwargs, return_dict=False)
+        return {self._spec.output: np.asarray(sample.float().cpu().numpy())}
+
+
 def _compare(case: Case, request: ValidateRequest, seed: int) -> list[ShapeReport]:
     if request.target == "ort" and case.against != "ort":
         return fidelity.validate(
@@ -151,8 +172,10 @@ def _compare(case: Case, request: ValidateRequest, seed: int) -> list[ShapeRepor
             limit=request.limit,
         )
     limit = request.limit or tolerance_of(case.format, case.dtype)
+    # How far roundings go is measured at the outputs of a runtime; that the graph is right is shown without them.
+    graph = [] if request.target == "ort" else _compare(case, replace(request, target="ort"), seed)
     with _session(case, request) as session:
-        return fidelity.validate_session(
+        return graph + fidelity.validate_session(
             f"{request.target}, {case.dtype}",
             case.model,
             session,
@@ -165,10 +188,12 @@ def _compare(case: Case, request: ValidateRequest, seed: int) -> list[ShapeRepor
 
 @contextmanager
 def _session(case: Case, request: ValidateRequest) -> Iterator[fidelity.Session]:
-    """The model as a user of the target runs it: with all that ONNX Runtime optimizes."""
-    if request.target == "ort-cuda":
-        with OrtSession(request.artifact / case.name, ("CUDAExecutionProvider",)) as session:
-            yield session
+    """The model as a user of the target runs it: with all that the runtime optimizes."""
+    if request.target != "ort":
+        from diffc.runtime.load import load as load_runtime
+
+        with load_runtime(request.artifact, target=request.target) as backbone:
+            yield LoadedSession(backbone, case.family)
         return
     if not runs_on_cpu(case.model):
         raise UnsupportedError(
@@ -223,7 +248,8 @@ def _cases(
             graph = GraphReference(other, dtype, _draw(artifact, model, dtype), quantized=quantized)
             stack.callback(graph.close)
             reference = graph
-        yield Case(name, model, reference, format, dtype, shapes, seeds, against)
+        family = artifact.manifest["model"].get("family", "")
+        yield Case(name, model, reference, format, dtype, shapes, seeds, against, family)
 
 
 def torch_reference_of(artifact: Artifact, model: str | None = None) -> fidelity.Reference:
@@ -256,21 +282,18 @@ def torch_reference_of(artifact: Artifact, model: str | None = None) -> fidelity
 
 def _files(artifact: Artifact, target: str) -> list[str]:
     """The models that `target` runs. Raises DiffcError for a target that is not validated, or has no model here."""
-    find_target(target).require()
     files: dict[str, str] = artifact.manifest["targets"]
     if target == "ort":
+        TARGETS["ort"].require()
         return sorted(set(files.values()), key=lambda name: (len(name), name))
-    if TARGETS[target].is_engine or target == "ort-trt-rtx":
-        raise UnsupportedError(
-            f"target {target!r} needs a GPU that runs its engines",
-            mend="validate the graph that they were built from: --target ort",
-        )
-    if target not in files:
+    taken = "tensorrt" if target == "ort-tensorrt" else target
+    find_target(taken)
+    if taken not in files:
         raise DiffcError(
-            f"{artifact.folder} was not compiled for {target}, but for {', '.join(files)}",
-            mend=f"compile with --target {target}",
+            f"{artifact.folder} was not compiled for {taken}, but for {', '.join(files)}",
+            mend=f"compile with --target {taken}",
         )
-    return [files[target]]
+    return [files[taken]]
 
 
 def _kind(artifact: Artifact, model: onnx.ModelProto) -> tuple[str, str]:
