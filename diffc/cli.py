@@ -14,6 +14,7 @@ import typer
 
 from diffc.cli_bench import bench_command
 from diffc.cli_generate import generate_command
+from diffc.cli_package import package_command
 from diffc.cli_validate import validate_command
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.add_typer(models_app, name="models")
 app.command("validate")(validate_command)
 app.command("generate")(generate_command)
 app.command("bench")(bench_command)
+app.command("package")(package_command)
 
 
 @app.command("compile")
