@@ -21,15 +21,20 @@ def name_graph(model: ir.Model, spec: ModelSpec, config: Mapping[str, Any]) -> N
     graphsurgeon drops node metadata, so the module path, which the exporter keeps there, moves to the name.
     """
     graph = model.graph
+    name_nodes(graph)
+    dims = _name_inputs(graph, spec, config)
+    _name_output(graph, spec, config)
+    _name_dims(graph, dims)
+    graph.name = spec.family
+
+
+def name_nodes(graph: ir.Graph) -> None:
+    """Name nodes `<module path>/<op>` and their outputs after them; what the exporter notes about them goes."""
     count: Counter[str] = Counter()
     for node in graph.all_nodes():
         node.name = _unique(f"{module_of(node)}/{node.op_type}".lstrip("/"), count)
         for i, value in enumerate(node.outputs):
             value.name = f"{node.name}_out" + (str(i) if i else "")
-    dims = _name_inputs(graph, spec, config)
-    _name_output(graph, spec, config)
-    _name_dims(graph, dims)
-    graph.name = spec.family
     _forget_notes(graph)
 
 

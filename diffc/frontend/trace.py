@@ -46,7 +46,7 @@ def trace(
     a few are traced and the others stamped, with the same result as a `whole` trace (`diffc.frontend.stamp`).
     """
     spec = find_spec(source.family)
-    with _quiet():
+    with quiet_exporter():
         program, traced = _export(spec, source, DTYPES[dtype], checkpoint, whole)
     name_graph(program.model, spec, source.config)
     attach_recipes(program.model, source, traced, checkpoint)
@@ -139,7 +139,7 @@ def _symbol(dim: DimSpec) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Hold back warnings of the exporter that a user cannot act on (missing torchvision, deprecations)."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

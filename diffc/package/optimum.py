@@ -1,0 +1,209 @@
+"""`diffc package --layout optimum`: the folder that optimum-onnx's ORT pipelines load as it is.
+
+Every component is a folder with model.onnx and config.json; the VAE is two; tokenizers, scheduler and model_index.json
+are the pipeline's. The backbone is the artifact's model over the same file of weights, its inputs and outputs cast
+where optimum feeds another type (`backbone_types`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from diffc.artifact import MANIFEST, Artifact, check_output, staging, write_manifest
+from diffc.errors import DiffcError, UnsupportedError, unknown
+from diffc.models.specs import find_spec
+from diffc.package.parts import Parts, find_parts
+from diffc.package.tokenizers import loadable_class
+from diffc.ui import Reporter, Silent
+
+LAYOUTS = ("optimum",)
+PIPELINES = {
+    "sd3": "ORTStableDiffusion3Pipeline",
+    "flux": "ORTFluxPipeline",
+    "sdxl": "ORTStableDiffusionXLPipeline",
+}
+"""The pipeline of optimum-onnx that loads a family's folder."""
+_ORT_TARGETS = ("ort", "ort-cuda", "ort-trt-rtx", "trt-rtx")
+_IDS = ("img_ids", "txt_ids")
+
+
+@dataclass(frozen=True)
+class PackageRequest:
+    """What to package: `artifact` into `output`.
+
+    `components` is a folder of `optimum-cli export onnx` to take everything but the backbone from; without it text
+    encoders and VAE are exported from the pipeline folder (`pipeline`, or the one that was compiled) in `dtype`.
+    `target` says whose model of the artifact is taken, by default the first that ONNX Runtime runs.
+    """
+
+    artifact: Path
+    output: Path
+    layout: str = "optimum"
+    components: Path | None = None
+    pipeline: Path | None = None
+    target: str | None = None
+    dtype: str = "float16"
+    skip_validation: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """The finished folder, the class that loads it, and the error of each exported component against torch."""
+
+    folder: Path
+    pipeline_class: str
+    errors: Mapping[str, float]
+
+
+def package(request: PackageRequest, ui: Reporter | None = None) -> Packaged:
+    """Write the folder. Raises DiffcError for what the user can mend, MismatchError for a component that differs."""
+    ui = ui or Silent()
+    if request.layout not in LAYOUTS:
+        raise unknown("layout", request.layout, LAYOUTS)
+    if request.dtype not in ("float16", "float32"):
+        raise unknown("type", request.dtype, ("float16", "float32"), mend="optimum feeds no other")
+    check_place(request)
+    artifact = Artifact.load(request.artifact)
+    artifact.verify()
+    family = artifact.manifest["model"].get("family")
+    if family is None:
+        raise UnsupportedError(
+            f"{request.artifact} was compiled from an .onnx file, which does not say what its pipeline is",
+            mend="compile the diffusers pipeline",
+        )
+    file = artifact.folder / model_file(artifact, request.target)
+    parts = find_parts(artifact, request.components, request.pipeline)
+    with staging(request.output, force=request.force) as folder:
+        with ui.stage("backbone"):
+            backbone(artifact, file, folder / find_spec(family).component)
+        errors = dict(_components(parts, request, folder, ui))
+        _rest(parts, folder)
+        _index(parts, folder)
+        write_manifest(folder, _content(artifact, request), {})
+    return Packaged(request.output, PIPELINES[family], errors)
+
+
+def check_place(request: PackageRequest) -> None:
+    """Raise DiffcError where the output is the artifact, another artifact, or (without `force`) is there at all."""
+    if request.output.resolve() == request.artifact.resolve():
+        raise DiffcError(f"{request.output} is the artifact", mend="choose another -o")
+    check_output(request.output, force=request.force)
+    manifest = request.output / MANIFEST
+    if manifest.is_file() and "package" not in json.loads(manifest.read_text(encoding="utf-8")):
+        raise DiffcError(f"{request.output} is an artifact, no package", mend="choose another -o")
+
+
+def model_file(artifact: Artifact, target: str | None) -> str:
+    """The artifact's .onnx file for `target`, or for the first target whose file ONNX Runtime runs."""
+    files: Mapping[str, str] = artifact.manifest["targets"]
+    found = [name for name in ([target] if target else _ORT_TARGETS) if name in files]
+    if not found:
+        known = ", ".join(files)
+        raise DiffcError(
+            f"{artifact.folder} has no model for {target or 'ONNX Runtime'}; it was compiled for {known}",
+            mend=f"compile with --target {target or 'ort'}",
+        )
+    return files[found[0]]
+
+
+def backbone(artifact: Artifact, file: Path, folder: Path) -> None:
+    """model.onnx with the types that optimum feeds, config.json, and the artifact's weights, not copied if possible.
+
+    Only the graph is rewritten: the file of weights stays what it is and is linked, or copied to another disk.
+    """
+    from passes import Pipeline
+    from passes.cast_io import CastIo
+
+    folder.mkdir()
+    model = onnx.load(file, load_external_data=False)
+    casts = backbone_types(model)
+    if casts:
+        model = Pipeline([CastIo(casts)]).run(model).model
+    onnx.save(model, folder / "model.onnx")
+    for name in sorted(external_files(model)):
+        link(file.parent / name, folder / name)
+    config = json.dumps(artifact.manifest["model"]["config"], indent=2)
+    (folder / "config.json").write_text(config, encoding="utf-8")
+
+
+def backbone_types(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The casts that the optimum layout asks of a backbone, as `cast-io` takes them.
+
+    FLUX's positions are int64, as optimum exports them. bfloat16, for which optimum has no type, is float32 outside.
+    Everything else fits as it is: optimum casts what it feeds to the types that a graph declares.
+    """
+    types = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
+    ids = [f"{name}:int64" for name in _IDS if types.get(name) not in (None, onnx.TensorProto.INT64)]
+    narrow = [f"{name}:float32" for name, kind in types.items() if kind == onnx.TensorProto.BFLOAT16]
+    return (*ids, *narrow)
+
+
+def external_files(model: onnx.ModelProto) -> set[str]:
+    """Names of the files that hold weights of the model."""
+    from passes.storage import initializers
+
+    held = (t for t in initializers(model) if t.data_location == onnx.TensorProto.EXTERNAL)
+    return {entry.value for tensor in held for entry in tensor.external_data if entry.key == "location"}
+
+
+def link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _components(
+    parts: Parts, request: PackageRequest, folder: Path, ui: Reporter
+) -> Iterator[tuple[str, float]]:
+    """Write the text encoders' and the VAE's graphs; gives the errors of those that were exported here."""
+    for name in parts.exported:
+        with ui.stage(f"take {name}"):
+            shutil.copytree(parts.folder / name, folder / name, copy_function=link)
+    if not parts.graphs:
+        return
+    from diffc.package.export import check, write
+    from diffc.package.graphs import component_graphs
+
+    for name, kind in parts.graphs.items():
+        with ui.stage(f"export {name}"):
+            for graph in component_graphs(parts.folder, name, kind, request.dtype):
+                write(graph, folder / graph.name)
+                if not request.skip_validation:
+                    yield graph.name, check(graph, folder / graph.name / "model.onnx")
+
+
+def _rest(parts: Parts, folder: Path) -> None:
+    """Tokenizers, the scheduler: folders that are taken as they are."""
+    for name in parts.taken:
+        shutil.copytree(parts.folder / name, folder / name)
+
+
+def _index(parts: Parts, folder: Path) -> None:
+    """model_index.json, with tokenizer classes that transformers 4 can load from the files that are there."""
+    index = dict(parts.index)
+    for name, entry in parts.index.items():
+        if name.startswith("tokenizer") and isinstance(entry, list) and entry[0] is not None:
+            index[name] = [entry[0], loadable_class(folder / name, entry[1])]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _content(artifact: Artifact, request: PackageRequest) -> dict[str, Any]:
+    """What diffc says of a package in its manifest, so that --force replaces packages only."""
+    manifest = artifact.manifest
+    kept = ("diffc", "versions", "model", "format", "dtype", "profile")
+    return {
+        "package": request.layout,
+        "components": {"dtype": request.dtype, "taken": request.components is not None},
+        **{key: manifest[key] for key in kept if key in manifest},
+    }

@@ -1,0 +1,97 @@
+"""Where the parts of a package beside its backbone come from: a pipeline folder, or an export of optimum-cli."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffc.artifact import Artifact
+from diffc.errors import DiffcError
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+_AS_THEY_ARE = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler", "feature_extractor")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What to take from `folder`, whose model_index.json is `index`.
+
+    `graphs`: components to export, name -> class. `exported`: folders that hold a model.onnx already. `taken`: folders
+    without a graph.
+    """
+
+    folder: Path
+    index: Mapping[str, Any]
+    taken: tuple[str, ...]
+    graphs: Mapping[str, str] = field(default_factory=dict)
+    exported: tuple[str, ...] = ()
+
+
+def find_parts(artifact: Artifact, components: Path | None, pipeline: Path | None) -> Parts:
+    """The parts of an artifact's pipeline. Raises DiffcError that says which folder or file is missing."""
+    if components is not None:
+        return _exported(components)
+    folder = pipeline or _compiled_pipeline(artifact)
+    index = _index(folder, "a diffusers pipeline folder")
+    named = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry[1]}
+    graphs = {name: kind for name, kind in named.items() if name in (*TEXT_ENCODERS, "vae")}
+    _all_there(folder, [name for name in (*graphs, *_AS_THEY_ARE) if name in named])
+    return Parts(folder, index, tuple(name for name in _AS_THEY_ARE if name in named), graphs)
+
+
+def _compiled_pipeline(artifact: Artifact) -> Path:
+    """The pipeline folder that was compiled. Raises DiffcError when it was a backbone alone, or is gone."""
+    from diffc.models.locate import locate
+
+    model = artifact.manifest["request"]["model"]
+    mend = "name it: --pipeline DIR, or give an optimum-cli export: --components DIR"
+    try:
+        folder = locate(model).pipeline_dir
+    except DiffcError as error:
+        raise DiffcError(
+            f"the pipeline that was compiled, {model}, cannot be read: {error.what}", mend=mend
+        ) from error
+    if folder is None:
+        raise DiffcError(f"{model} is a backbone without its pipeline", mend=mend)
+    return folder
+
+
+def _exported(folder: Path) -> Parts:
+    """Everything but the backbone of a folder that `optimum-cli export onnx` wrote."""
+    index = _index(folder, "a folder of optimum-cli export onnx")
+    named = {name for name, entry in index.items() if isinstance(entry, list) and entry[1]}
+    graphs = [name for name in TEXT_ENCODERS if name in named] + ["vae_decoder"]
+    graphs += ["vae_encoder"] if (folder / "vae_encoder").is_dir() else []
+    for name in graphs:
+        for file in ("model.onnx", "config.json"):
+            if not (folder / name / file).is_file():
+                raise DiffcError(
+                    f"{folder} has no {name}/{file}",
+                    mend="give a folder that `optimum-cli export onnx` wrote, or leave --components out",
+                )
+    taken = tuple(name for name in _AS_THEY_ARE if name in named)
+    _all_there(folder, list(taken))
+    return Parts(folder, index, taken, exported=tuple(graphs))
+
+
+def _index(folder: Path, what: str) -> dict[str, Any]:
+    path = folder / "model_index.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DiffcError(f"cannot read {path}: {error}", mend=f"give {what}") from error
+    if not isinstance(content, dict):
+        raise DiffcError(f"{path} holds no JSON object", mend=f"give {what}")
+    return content
+
+
+def _all_there(folder: Path, names: list[str]) -> None:
+    for name in names:
+        if not (folder / name).is_dir():
+            raise DiffcError(
+                f"{folder / 'model_index.json'} names {name}, and there is no such folder",
+                mend="download the pipeline completely",
+            )
