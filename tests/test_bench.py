@@ -102,7 +102,7 @@ def test_a_side_that_fails_says_why_and_the_others_go_on(fake: type[Fake]) -> No
     assert fake.calls.count("compile") == 3
     text = shown([compiled, eager, broken])
     assert "compiled was not measured: does not start" in text
-    assert "compile was not measured: it broke" in text
+    assert "torch.compile was not measured: it broke" in text
 
 
 def shown(rows: list[Row]) -> str:

@@ -21,6 +21,7 @@ from onnx import numpy_helper
 
 from diffc.artifact import file_sha256
 from diffc.cli import run
+from diffc.compile import CompileRequest, compile_model
 from diffc.errors import MismatchError
 from diffc.validate.artifact import Validated, ValidateRequest, validate_artifact
 from diffc.validate.bisect import Bisection
@@ -164,6 +165,20 @@ def test_another_artifact_or_file_can_be_the_reference(fp8: Cell, tmp_path: Path
     bad = validate(copy, against=str(fp8.folder))
     assert first(bad) == "transformer_blocks.1.ff.net.2"
     assert not any(r.passed for r in bad.reports if r.arithmetic == SMOOTH)
+
+
+def test_what_came_from_a_file_is_held_against_the_file(fp8: Cell, tmp_path: Path, capsys: Capture) -> None:
+    source, out = fp8.folder / "model.onnx", tmp_path / "out"
+    compile_model(CompileRequest(str(source), out))
+    assert validate_artifact(ValidateRequest(out)).against == "ort"
+    request = ValidateRequest(out, against=str(source), shapes=("batch=3,text=5",))
+    good = validate_artifact(request, bisect=True)
+    good.require_match()
+    assert str(good.reports[0].shape).startswith("batch 3, ")
+    assert good.bisections["model.onnx"][0].pieces > 90
+    error = refusal(["validate", str(out), "--against", "torch"], out, capsys)
+    assert "compiled from an ONNX file" in error
+    assert "--against model.onnx" in error
 
 
 def test_onnx_runtime_as_users_run_it(fp8: Cell) -> None:

@@ -43,16 +43,21 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
 
     for shape in dict.fromkeys(row.shape for row in rows):
         mine = [row for row in rows if row.shape == shape]
-        table = Table("", *_HEAD, title=str(shape), box=box.SIMPLE_HEAD, title_justify="left")
+        table = Table(
+            "side", *_HEAD, title=f"{shape}; ms a step", box=box.SIMPLE_HEAD, padding=0, pad_edge=False
+        )
         for row in (row for row in mine if row.seconds):
-            table.add_row(row.side, *_figures(row, mine))
+            table.add_row(_NAMES[row.side], *_figures(row, mine))
         failed = [row for row in mine if not row.seconds]
-        table.caption = "\n".join(f"{row.side} was not measured: {escape(row.reason)}" for row in failed)
+        table.caption = "\n".join(
+            f"{_NAMES[row.side]} was not measured: {escape(row.reason)}" for row in failed
+        )
         table.caption_justify = "left"
         yield table
 
 
-_HEAD = ("median", "quartiles", "least", "images/s", "to eager", "MiB", "first call", "rel. L2")
+_NAMES = {"compiled": "compiled", "eager": "torch eager", "compile": "torch.compile"}
+_HEAD = ("median", "quartiles", "least", "images/s", "to eager", "MiB", "first", "rel. L2")
 
 
 def _figures(row: Row, rows: Sequence[Row]) -> list[str]:
@@ -60,13 +65,13 @@ def _figures(row: Row, rows: Sequence[Row]) -> list[str]:
     base = next((r.quartiles[1] for r in rows if r.side == "eager" and r.seconds), None)
     memory = (row.memory.gpu or row.memory.rss) if row.memory else 0
     return [
-        f"{_ms(median)} ms",
+        _ms(median),
         f"{_ms(low)}-{_ms(high)}",
         _ms(min(row.seconds)),
         f"{row.shape.batch / median:.3g}",
         "-" if base is None else f"{base / median:.2f} x",
         f"{memory / MIB:.0f}",
-        f"{row.first or 0.0:.2f} s",
+        f"{row.first or 0.0:.1f} s",
         "-" if row.rel_l2 is None else f"{row.rel_l2:.1e}",
     ]
 
@@ -144,12 +149,13 @@ def save_plot(rows: Sequence[Row], title: str, path: Path) -> None:
     for i, side in enumerate(sides):
         mine = [row for row in good if row.side == side]
         places = [shapes.index(row.shape) + (i - (len(sides) - 1) / 2) * width for row in mine]
-        bars = axes.bar(places, [1e3 * r.quartiles[1] for r in mine], width, label=side)
+        bars = axes.bar(places, [1e3 * r.quartiles[1] for r in mine], width, label=_NAMES[side])
         spread = [[1e3 * abs(r.quartiles[k] - r.quartiles[1]) for r in mine] for k in (0, 2)]
         axes.errorbar(
             places, [1e3 * r.quartiles[1] for r in mine], spread, fmt="none", ecolor="black", capsize=3
         )
-        axes.bar_label(bars, fmt="%.0f", padding=3)
+        axes.bar_label(bars, fmt="%.1f", label_type="center", color="white")
+    axes.margins(y=0.3)
     axes.set_xticks(range(len(shapes)), [str(shape).replace(", ", "\n") for shape in shapes])
     axes.set_ylabel("ms a step (median, quartiles)")
     axes.set_title(title)
