@@ -112,6 +112,10 @@ def test_targets_that_do_not_run_here_are_never_replaced(artifact: Path) -> None
     ):
         with pytest.raises(DiffcError, match=message):
             diffc.load(artifact, target=target)
+    edit(artifact, dtype="bfloat16")
+    with pytest.raises(DiffcError, match="CPU kernels have no bfloat16"):
+        diffc.load(artifact, target="ort")
+    edit(artifact, dtype="float32")
     with pytest.raises(DiffcError, match="ort: it does not run on cuda:0"):
         diffc.load(artifact, device="cuda")
     edit(artifact, **manifest)

@@ -127,6 +127,8 @@ def _why_not(artifact: Artifact, name: str, device: torch.device | None) -> tupl
     """Why `name` cannot be used here, on `device` if it is given, and what mends it."""
     if device is not None and (device.type == "cpu") != (name == "ort"):
         return f"it does not run on {device}", ""
+    if name == "ort" and artifact.manifest.get("dtype") == "bfloat16":
+        return "ONNX Runtime's CPU kernels have no bfloat16", "compile with --dtype float16 or float32"
     if name not in _ENGINES:
         return ort.why_not(name)
     reason, mend = engine.why_not(name)
