@@ -174,28 +174,55 @@ def write(graphs: Graphs, folder: Path, ui: Reporter) -> dict[str, str]:
 def validate(
     plan: Plan, checkpoint: Checkpoint | None, graphs: Graphs, folder: Path, ui: Reporter
 ) -> Sequence[ShapeReport]:
-    """ONNX Runtime against ModelOpt's fake-quantized torch model at two shapes. Raises MismatchError."""
+    """ONNX Runtime against ModelOpt's fake-quantized torch model at two shapes. Raises MismatchError.
+
+    A model too large for that is run layer by layer on both sides, at one shape.
+    """
     if plan.request.skip_validation:
         ui.note("not validated, as --skip-validation asks")
         return ()
-    from diffc.validate import fidelity
     from diffc.validate.reports import require_match, save_reports
+
+    run = _streamed if plan.streams_validation else _whole
+    reports = run(plan, checkpoint, {name: folder / name for name in graphs.models}, ui)
+    save_reports(reports, folder / "validation")
+    require_match(reports)
+    return reports
+
+
+def _whole(
+    plan: Plan, checkpoint: Checkpoint | None, models: Mapping[str, Path], ui: Reporter
+) -> list[ShapeReport]:
+    from diffc.validate import fidelity
     from passes.storage import load
 
     reports = []
     reference = fidelity.Reference(plan.source, plan.dtype, checkpoint)
-    for name in graphs.models:
+    shapes = fidelity.validation_shapes(plan.source)
+    for name, path in models.items():
         with ui.stage(f"validate {name} against torch"):
             found = fidelity.validate(
-                load(folder / name),
-                reference,
-                format=plan.format.name,
-                shapes=fidelity.validation_shapes(plan.source),
-                seed=plan.request.seed + 1,
+                load(path), reference, format=plan.format.name, shapes=shapes, seed=plan.request.seed + 1
             )
         reports += [replace(report, model=name) for report in found]
-    save_reports(reports, folder / "validation")
-    require_match(reports)
+    return reports
+
+
+def _streamed(
+    plan: Plan, checkpoint: Checkpoint | None, models: Mapping[str, Path], ui: Reporter
+) -> list[ShapeReport]:
+    from diffc.validate.streamed import StreamedReference, validate_streamed
+    from passes.storage import load
+
+    ui.note("too large to be validated at once in the memory that is free: layer by layer, at one shape")
+    reports = []
+    reference = StreamedReference(plan.source, plan.dtype, checkpoint)
+    for name, path in models.items():
+        with ui.stage(f"validate {name} against torch, layer by layer"):
+            found = validate_streamed(
+                load(path), reference, format=plan.format.name, seed=plan.request.seed + 1
+            )
+        reports += [replace(report, model=name) for report in found]
     return reports
 
 

@@ -58,7 +58,10 @@ class CompileRequest:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request whose every part was found and fits together."""
+    """A request whose every part was found and fits together.
+
+    `streams_validation`: the model is too large to be validated whole, see `diffc.validate.streamed`.
+    """
 
     request: CompileRequest
     source: ModelSource
@@ -67,6 +70,7 @@ class Plan:
     targets: tuple[Target, ...]
     dtype: str
     profile: ShapeProfile
+    streams_validation: bool = False
 
 
 def check(request: CompileRequest) -> Plan:
@@ -98,10 +102,10 @@ def check(request: CompileRequest) -> Plan:
             mend="give --dtype float16 or bfloat16, or leave out --quantize-mha",
         )
     profile = parse_profile(request.profile, spec, source.config)
-    if not request.skip_validation:
-        _check_memory(source)
     _check_weights(source)
-    return Plan(request, source, spec, fmt, targets, dtype, profile)
+    return Plan(
+        request, source, spec, fmt, targets, dtype, profile, streams_validation=not _fits_memory(source)
+    )
 
 
 def _check_weights(source: ModelSource) -> None:
@@ -110,20 +114,14 @@ def _check_weights(source: ModelSource) -> None:
     check_weights(source)
 
 
-def _check_memory(source: ModelSource) -> None:
-    """Raise DiffcError when validation could not hold the torch reference and ONNX Runtime side by side."""
+def _fits_memory(source: ModelSource) -> bool:
+    """Whether validation could hold the torch reference and ONNX Runtime side by side in what memory is free."""
     import psutil
 
     from passes.sources import safetensors_source
 
     parameters = sum(math.prod(safetensors_source(file, key).shape) for key, file in source.weights.items())
-    needed, free = parameters * VALIDATION_BYTES, psutil.virtual_memory().available
-    if needed > free:
-        raise DiffcError(
-            f"validating {source.name} ({parameters / 1e9:.1f} B parameters) takes about {needed / 1e9:.0f} GB of"
-            f" memory, and {free / 1e9:.0f} GB are free",
-            mend="compile on a machine with more memory, or give --skip-validation (the manifest then says so)",
-        )
+    return parameters * VALIDATION_BYTES <= int(psutil.virtual_memory().available)
 
 
 def check_targets(targets: Sequence[Target], sms: Sequence[int]) -> None:

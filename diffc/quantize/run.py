@@ -111,19 +111,21 @@ def synthetic(plan: Plan, ui: Reporter) -> Checkpoint:
     import torch
     from accelerate import init_empty_weights
 
-    from diffc.quantize.synthetic import FileWeights, calibrate_synthetic
+    from diffc.quantize.synthetic import FileWeights, calibrate_synthetic, fill_buffers
 
     request, spec, config = plan.request, plan.spec, plan.source.config
     size = request.image_size or SYNTHETIC_PIXELS
     shape = Shape(request.batch_size, size, size, SYNTHETIC_TEXT)
     with quiet_libraries(), init_empty_weights(include_buffers=False):
         backbone = build_backbone(spec, config, torch.float32)
+    weights = FileWeights(plan.source.weights)
+    fill_buffers(backbone, weights, torch.float32)
     values = random_inputs(spec, config, spec.check(config, shape), dtype=torch.float32, seed=request.seed)
     title = f"calibrate {plan.format.name} on random inputs, layer by layer ({shape})"
     with quiet_libraries(), ui.stage(title) as update:
         settings, amax, scaling = calibrate_synthetic(
             backbone,
-            FileWeights(plan.source.weights),
+            weights,
             forward_kwargs(spec, config, values),
             plan.format,
             spec.unquantized,

@@ -7,7 +7,7 @@ is made good by the weight instead of being an error of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from diffc.quantize.state import Scaling
+    from diffc.quantize.state import Amax, Scaling
 
 
 @contextmanager
@@ -68,27 +68,38 @@ def apply_scaling(backbone: nn.Module, scaling: Scaling) -> None:
     then minus branch, whose product is made in float64 so that any other implementation rounds it alike. Fake
     weights keep what they are: shapes only.
     """
-    import torch
 
     _make_branches(backbone, scaling)
     for name, array in scaling.items():
         path, _, kind = name.rpartition(".")
         quantizer: Any = backbone.get_submodule(path)
-        layer: Any = backbone.get_submodule(path.rpartition(".")[0])
-        weight = layer.weight
+        weight: Any = backbone.get_submodule(path.rpartition(".")[0]).weight
         setattr(quantizer, kind, tensor_of(array, weight, weight.dtype))
-        if kind == "pre_quant_scale" and fake_mode_of(weight) is None:
-            inverse = 1.0 / tensor_of(array, weight)
-            weight.data = (weight.data.float() * inverse).to(weight.dtype)
+    for path, own in by_layer(scaling).items():
+        layer: Any = backbone.get_submodule(path)
+        if fake_mode_of(layer.weight) is None and not layer.weight.is_meta:
+            layer.weight.data = scaled(layer.weight.data, own)
+
+
+def by_layer(scaling: Scaling) -> dict[str, dict[str, Amax]]:
+    """The arrays of each layer, by what they are ("pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b")."""
+    found: dict[str, dict[str, Amax]] = {}
     for name, array in scaling.items():
         path, _, kind = name.rpartition(".")
-        layer = backbone.get_submodule(path.rpartition(".")[0])
-        if kind != "svdquant_lora_b" or fake_mode_of(layer.weight) is not None:
-            continue
-        other = scaling[f"{path}.svdquant_lora_a"]
-        branch = torch.from_numpy(array).double() @ torch.from_numpy(other).double()
-        rest = (layer.weight.data.double() - branch.to(layer.weight.device)).float()
-        layer.weight.data = rest.to(layer.weight.dtype)
+        found.setdefault(path.rpartition(".")[0], {})[kind] = array
+    return found
+
+
+def scaled(weight: torch.Tensor, own: Mapping[str, Amax]) -> torch.Tensor:
+    """A layer's weight [out, in], changed by that layer's arrays as `apply_scaling` says; in its type and device."""
+    import torch
+
+    if "pre_quant_scale" in own:
+        weight = (weight.float() * (1.0 / tensor_of(own["pre_quant_scale"], weight))).to(weight.dtype)
+    if "svdquant_lora_b" in own:
+        outer, inner = (torch.from_numpy(own[f"svdquant_lora_{side}"]).double() for side in "ba")
+        weight = (weight.double() - (outer @ inner).to(weight.device)).float().to(weight.dtype)
+    return weight
 
 
 def _make_branches(backbone: nn.Module, scaling: Scaling) -> None:

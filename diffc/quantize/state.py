@@ -60,14 +60,17 @@ def attributes_of(settings: Settings) -> dict[str, Any]:
 
 
 def tensor_of(array: Amax, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """`array` in `dtype` (float32) on the device of `like`; when that is fake, a fake tensor of its shape."""
+    """`array` in `dtype` (float32) on the device of `like`; when that is fake, a fake tensor of its shape.
+
+    Where `like` is on the meta device it waits for its values (accelerate), and `array` goes to the CPU.
+    """
     import torch
 
     dtype = dtype or torch.float32
     if (mode := fake_mode_of(like)) is not None:
         with mode:
             return torch.empty(array.shape, dtype=dtype, device=like.device)
-    return torch.from_numpy(array.copy()).to(like.device, dtype)
+    return torch.from_numpy(array.copy()).to("cpu" if like.is_meta else like.device, dtype)
 
 
 def fake_mode_of(tensor: torch.Tensor) -> Any | None:
