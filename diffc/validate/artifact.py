@@ -18,7 +18,7 @@ from diffc.artifact import Artifact
 from diffc.backends.base import TARGETS, find_target
 from diffc.backends.graph import element_types
 from diffc.backends.ort import OrtSession
-from diffc.errors import DiffcError, MismatchError, UnsupportedError
+from diffc.errors import DiffcError, UnsupportedError
 from diffc.frontend.inputs import forward_kwargs, random_inputs
 from diffc.models.backbone import DTYPES
 from diffc.models.specs import find_spec
@@ -26,7 +26,7 @@ from diffc.plan import CompileRequest, check
 from diffc.report import IMPORTED
 from diffc.ui import Reporter, Silent
 from diffc.validate import fidelity
-from diffc.validate.bisect import Bisection
+from diffc.validate.bisect import Bisection, require_no_finding
 from diffc.validate.bisect import bisect as modules_off
 from diffc.validate.graph_reference import Draw, GraphReference, draw_by_graph
 from diffc.validate.reports import ShapeReport, Sizes, require_match
@@ -93,14 +93,7 @@ class Validated:
         """
         mend = "compile again; if it differs again, report this with the command"
         for model, found in self.bisections.items():
-            for bisection in (b for b in found if b.findings):
-                first = bisection.findings[0]
-                raise MismatchError(
-                    f"{first.point.module} of the compiled {model} differs from {self.against}: {first.point.node}"
-                    f" ({first.point.op}) is off by {first.error:.2e} at {bisection.shape} in"
-                    f" {bisection.arithmetic}, over the limit {first.limit:.0e}",
-                    mend=mend,
-                )
+            require_no_finding(found, model, against=self.against, mend=mend)
         require_match(
             self.reports,
             against=self.against,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 import torch
 
+from diffc.errors import MismatchError
 from diffc.ui import Update
 from diffc.validate.attention import softmax_scale
 from diffc.validate.fidelity import FLOOR_RUNS, Reference
@@ -172,6 +173,18 @@ def bisect(
             pieces = Pieces(twin, values, arrays, expected, max(limit, PIECE_REL_L2))
             found.append(pieces.examine(arithmetic, shape, update))
     return found
+
+
+def require_no_finding(found: Sequence[Bisection], model: str, *, against: str, mend: str) -> None:
+    """Raise MismatchError (exit code 3) naming the first module of the file `model` that is off by itself."""
+    for bisection in (b for b in found if b.findings):
+        first = bisection.findings[0]
+        raise MismatchError(
+            f"{first.point.module} of the compiled {model} differs from {against}: {first.point.node}"
+            f" ({first.point.op}) is off by {first.error:.2e} at {bisection.shape} in"
+            f" {bisection.arithmetic}, over the limit {first.limit:.0e}",
+            mend=mend,
+        )
 
 
 class Pieces:
