@@ -73,9 +73,7 @@ def check(graph: Graph, file: Path) -> float:
     with torch.no_grad():
         given = graph.module(value)
     wanted = [given] if isinstance(given, torch.Tensor) else list(given)
-    reference = {
-        key: tensor.float().numpy() for key, tensor in zip(graph.outputs, wanted, strict=True)
-    }
+    reference = {key: tensor.float().numpy() for key, tensor in zip(graph.outputs, wanted, strict=True)}
     with OrtSession(file, exact=True) as session:
         result = {key: array.astype("float32") for key, array in session.run({name: value.numpy()}).items()}
     dtype = "float16" if any(p.dtype == torch.float16 for p in graph.module.parameters()) else "float32"

@@ -19,9 +19,10 @@ import onnx
 
 from diffc.artifact import MANIFEST, Artifact, check_output, staging, write_manifest
 from diffc.errors import DiffcError, UnsupportedError, unknown
+from diffc.models.spec import Shape
 from diffc.models.specs import find_spec
 from diffc.package.parts import Parts, find_parts
-from diffc.package.tokenizers import loadable_class
+from diffc.package.tokenizers import loadable_class, rewrite_config
 from diffc.ui import Reporter, Silent
 
 LAYOUTS = ("optimum",)
@@ -122,12 +123,12 @@ def backbone(artifact: Artifact, file: Path, folder: Path) -> None:
     """
     from passes import Pipeline
     from passes.cast_io import CastIo
+    from passes.guard_slices import GuardSlices
 
     folder.mkdir()
     model = onnx.load(file, load_external_data=False)
-    casts = backbone_types(model)
-    if casts:
-        model = Pipeline([CastIo(casts)]).run(model).model
+    # optimum opens sessions with ONNX Runtime's default optimizations, which need the guard.
+    model = Pipeline([CastIo(backbone_types(model)), GuardSlices()]).run(model).model
     onnx.save(model, folder / "model.onnx")
     for name in sorted(external_files(model)):
         link(file.parent / name, folder / name)
@@ -190,10 +191,11 @@ def _rest(parts: Parts, folder: Path) -> None:
 
 
 def _index(parts: Parts, folder: Path) -> None:
-    """model_index.json, with tokenizer classes that transformers 4 can load from the files that are there."""
+    """model_index.json, with tokenizers that transformers 4 loads from the files that are there."""
     index = dict(parts.index)
     for name, entry in parts.index.items():
         if name.startswith("tokenizer") and isinstance(entry, list) and entry[0] is not None:
+            rewrite_config(folder / name)
             index[name] = [entry[0], loadable_class(folder / name, entry[1])]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
@@ -202,8 +204,13 @@ def _content(artifact: Artifact, request: PackageRequest) -> dict[str, Any]:
     """What diffc says of a package in its manifest, so that --force replaces packages only."""
     manifest = artifact.manifest
     kept = ("diffc", "versions", "model", "format", "dtype", "profile")
+    spec, config = find_spec(manifest["model"]["family"]), manifest["model"]["config"]
+    ranges = {"min": "minimum", "opt": "optimum", "max": "maximum"}
     return {
         "package": request.layout,
+        "input_shapes": {
+            key: spec.input_shapes(config, Shape(**manifest["profile"][name])) for key, name in ranges.items()
+        },
         "components": {"dtype": request.dtype, "taken": request.components is not None},
         **{key: manifest[key] for key in kept if key in manifest},
     }
