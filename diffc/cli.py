@@ -95,6 +95,22 @@ def compile_command(
     component_dtype: Annotated[
         list[str] | None, typer.Option(help="Type of a component while calibrating on a GPU: vae:float32.")
     ] = None,
+    cache_plan: Annotated[
+        str,
+        typer.Option(help="Blocks to use again between steps: a preset of `diffc cache list`, or a file."),
+    ] = "",
+    cache_layout: Annotated[
+        str, typer.Option(help="full+reduced: a model for every kind of step.")
+    ] = "full+reduced",
+    optimization_level: Annotated[
+        int | None, typer.Option(help="Of the engine builder: 0 (fast build) to 5. [default: its own]")
+    ] = None,
+    weight_streaming: Annotated[
+        bool, typer.Option("--weight-streaming", help="Engines that run with part of the weights on the GPU.")
+    ] = False,
+    strip_weights: Annotated[
+        bool, typer.Option("--strip-weights", help="Engines without weights (needs the GPU while building).")
+    ] = False,
     skip_validation: Annotated[
         bool, typer.Option("--skip-validation", help="Do not run the result against torch.")
     ] = False,
@@ -104,7 +120,7 @@ def compile_command(
     ] = None,
 ) -> None:
     """Compile a backbone into a validated ONNX model and engines."""
-    from diffc.backends.base import parse_sm
+    from diffc.backends.base import EngineOptions, parse_sm
     from diffc.compile import CompileRequest, compile_model
     from diffc.quantize.options import QuantOptions
     from diffc.report import compiled
@@ -131,12 +147,15 @@ def compile_command(
         ),
         calib_size=calib_size,
         calibrate=calibrate,
+        engine=EngineOptions(optimization_level, weight_streaming, strip_weights),
         component_dtypes=tuple(_component_dtype(text) for text in component_dtype or []),
         prompts=_prompts(prompts_file),
         steps=steps,
         batch_size=batch_size,
         image_size=image_size,
         seed=seed,
+        cache_plan=cache_plan,
+        cache_layout=cache_layout,
         skip_validation=skip_validation,
         force=force,
         dump=dump,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffc.artifact import Artifact, staging, write_manifest
-from diffc.backends.base import Profile, Target
+from diffc.backends.base import DEFAULT_ENGINE, EngineOptions, Profile, Target
 from diffc.manifest import manifest
 from diffc.plan import CompileRequest, Plan, check, check_targets, describe
 from diffc.resume import journal, kept_checkpoint, request_key
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     import onnx
 
     from diffc.backends.engine import EngineReport
+    from diffc.cache.resolve import ResolvedPlan
+    from diffc.cache.variants import CacheBuild
     from diffc.quantize.checkpoint import Checkpoint
+    from diffc.validate.fidelity import Reference
     from diffc.validate.reports import ShapeReport
     from passes.check import Check
     from passes.pipeline import PassRecord
@@ -48,13 +52,13 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
         return compile_onnx(request, ui)
     plan = check(request)
     ui.note(describe(plan))
-    key = request_key(
-        request, [plan.source.pipeline_dir or plan.source.backbone_dir], plan.source.weights.values()
-    )
+    cache = _cache_plan(plan, ui)
+    files = [plan.source.pipeline_dir or plan.source.backbone_dir, *_cache_files(request)]
+    key = request_key(request, files, plan.source.weights.values())
     with staging(request.output, force=request.force, key=key) as folder:
         checkpoint = quantize(plan, folder, ui)
         traced = trace(plan, checkpoint, ui)
-        graphs = rewrite(plan, traced, ui)
+        graphs = rewrite(plan, traced, ui, cache)
         hashes = write(graphs, folder, ui)
         validation = validate(plan, checkpoint, graphs, folder, ui)
         engines = build(plan, graphs, folder, ui)
@@ -90,14 +94,30 @@ def trace(plan: Plan, checkpoint: Checkpoint | None, ui: Reporter) -> onnx.Model
 
 @dataclass(frozen=True)
 class Graphs:
-    """The models to write, by file name, which of them each target takes, and what the passes did."""
+    """The models to write, by file name, which of them each target takes, and what the passes did.
+
+    `cache` holds the models that a cache plan adds.
+    """
 
     models: Mapping[str, onnx.ModelProto]
     files: Mapping[str, str]
     records: Sequence[PassRecord]
+    cache: CacheBuild | None = None
 
 
-def rewrite(plan: Plan, model: onnx.ModelProto, ui: Reporter) -> Graphs:
+def _cache_plan(plan: Plan, ui: Reporter) -> ResolvedPlan | None:
+    from diffc.cache.compiling import resolve_plan
+
+    return resolve_plan(plan, ui)
+
+
+def _cache_files(request: CompileRequest) -> Sequence[Path]:
+    from diffc.cache.compiling import plan_files
+
+    return plan_files(request)
+
+
+def rewrite(plan: Plan, model: onnx.ModelProto, ui: Reporter, cache: ResolvedPlan | None = None) -> Graphs:
     """The canonical passes, then each target's own on what they made; every one checked in numbers.
 
     model.onnx is the first target's. Targets that want the same share it; one that wants another has its own, over
@@ -116,7 +136,12 @@ def rewrite(plan: Plan, model: onnx.ModelProto, ui: Reporter) -> Graphs:
     ui.note(f"{len(model.graph.node)} -> {len(canonical.model.graph.node)} nodes")
     attention = plan.request.options.quantizes_attention
     graphs = legalize(canonical.model, plan.targets, checker, plan.request.dump, ui, attention=attention)
-    return replace(graphs, records=[*canonical.records, *graphs.records])
+    graphs = replace(graphs, records=[*canonical.records, *graphs.records])
+    if cache is None:
+        return graphs
+    from diffc.cache.compiling import build_variants
+
+    return replace(graphs, cache=build_variants(plan, cache, canonical.model, ui))
 
 
 def legalize(
@@ -166,6 +191,8 @@ def write(graphs: Graphs, folder: Path, ui: Reporter) -> dict[str, str]:
     from passes.storage import save_all
 
     models = {folder / name: model for name, model in graphs.models.items()}
+    for variant in graphs.cache.variants if graphs.cache else ():
+        models |= {folder / name: model for name, model in variant.legalized.items()}
     with ui.stage("write weights") as update:
         files = save_all(models, lambda done, total, name: update(done, total), journal(folder))
     return {file.path.name: file.sha256 for file in files}
@@ -185,6 +212,10 @@ def validate(
 
     run = _streamed if plan.streams_validation else _whole
     reports = run(plan, checkpoint, {name: folder / name for name in graphs.models}, ui)
+    if graphs.cache is not None:
+        from diffc.cache.compiling import validate_variants
+
+        reports += validate_variants(plan, checkpoint, graphs.cache, folder, ui)
     save_reports(reports, folder / "validation")
     require_match(reports)
     return reports
@@ -205,7 +236,21 @@ def _whole(
                 load(path), reference, format=plan.format.name, shapes=shapes, seed=plan.request.seed + 1
             )
         reports += [replace(report, model=name) for report in found]
+        if chaotic := next((report for report in found if report.chaotic), None):
+            _examine(name, load(path), reference, chaotic, plan.format.name, ui)
     return reports
+
+
+def _examine(
+    name: str, model: onnx.ModelProto, reference: Reference, chaotic: ShapeReport, format: str, ui: Reporter
+) -> None:
+    """Every module by itself, where roundings hide what the outputs would say. Raises MismatchError."""
+    from diffc.validate.bisect import bisect, require_no_finding
+    from diffc.validate.reports import NOT_WRITTEN
+
+    with ui.stage(f"examine {name} module by module: its outputs are at the mercy of roundings") as update:
+        found = bisect(model, reference, format=format, shape=chaotic.shape, seed=chaotic.seed, update=update)
+    require_no_finding(found, name, against="torch", mend=NOT_WRITTEN)
 
 
 def _streamed(
@@ -227,8 +272,15 @@ def _streamed(
 
 
 def build(plan: Plan, graphs: Graphs, folder: Path, ui: Reporter) -> Sequence[EngineReport]:
-    """One engine per target and compute capability, in `folder`/engines."""
-    return build_engines(plan.targets, plan.request.sms, graphs, folder, (engine_profile(plan),), ui)
+    """One engine per target and compute capability, in `folder`/engines; with a cache plan, of each of its models."""
+    if graphs.cache is not None and graphs.cache.variants:
+        from diffc.cache.compiling import build_cached_engines
+
+        return build_cached_engines(plan, graphs.cache, folder, ui)
+    profiles = (engine_profile(plan),)
+    return build_engines(
+        plan.targets, plan.request.sms, graphs, folder, profiles, ui, options=plan.request.engine
+    )
 
 
 def build_engines(
@@ -238,8 +290,11 @@ def build_engines(
     folder: Path,
     profiles: tuple[Profile, ...],
     ui: Reporter,
+    *,
+    suffix: str = "",
+    options: EngineOptions = DEFAULT_ENGINE,
 ) -> Sequence[EngineReport]:
-    """One engine per target and compute capability, from the file that the target takes."""
+    """One engine per target and compute capability, from the file that the target takes; `suffix` ends its name."""
     from diffc.backends.engine import EngineRequest, build_engine
     from diffc.runtime.epcontext import write_context
 
@@ -247,9 +302,12 @@ def build_engines(
     for target in (t for t in targets if t.is_engine):
         (folder / "engines").mkdir(exist_ok=True)
         for group in [(sm,) for sm in sms] if target.ahead_of_time else [()]:
-            name = target.name + "".join(f"-sm{sm}" for sm in group)
+            name = target.name + "".join(f"-sm{sm}" for sm in group) + suffix
             output = folder / "engines" / f"{name}.engine"
-            request = EngineRequest(target.name, folder / graphs.files[target.name], output, group, profiles)
+            model_file = folder / graphs.files[target.name]
+            request = EngineRequest(
+                target.name, model_file, output, group, profiles, **dataclasses.asdict(options)
+            )
             with ui.stage(f"build {name}") as update:
                 report = build_engine(request, on_progress=lambda _, done, total: update(done, total))
             engines.append(report)

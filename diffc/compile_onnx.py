@@ -18,7 +18,7 @@ from diffc.compile import CompileResult, Graphs, build_engines, check_targets, l
 from diffc.errors import DiffcError
 from diffc.manifest import described_engines, described_passes, described_values, versions
 from diffc.models.profiles import parse_sizes
-from diffc.plan import CompileRequest
+from diffc.plan import CompileRequest, check_engine
 from diffc.report import IMPORTED
 from diffc.resume import request_key
 from diffc.ui import Reporter
@@ -35,6 +35,7 @@ _FROM_FILE = {
     "calib_size": "--calib-size",
     "component_dtypes": "--component-dtype",
     "image_size": "--image-size",
+    "cache_plan": "--cache-plan",
 }
 
 
@@ -54,7 +55,7 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
     with staging(request.output, force=request.force, key=key) as folder:
         graphs = _legalized(imported.model, targets, request, ui)
         hashes = write(graphs, folder, ui)
-        engines = build_engines(targets, request.sms, graphs, folder, profile, ui)
+        engines = build_engines(targets, request.sms, graphs, folder, profile, ui, options=request.engine)
         records = [*imported.records, *graphs.records]
         content = {
             **_manifest(request, graphs, profile),
@@ -77,6 +78,7 @@ def check_request(request: CompileRequest) -> tuple[Target, ...]:
         )
     targets = tuple(find_target(name) for name in dict.fromkeys(request.targets))
     check_targets(targets, request.sms)
+    check_engine(targets, request.engine)
     check_output(request.output, force=request.force)
     return targets
 

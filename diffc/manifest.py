@@ -64,6 +64,7 @@ def manifest(
             for v in validation
         ],
         "engines": described_engines(engines),
+        **({} if graphs.cache is None else {"cache": graphs.cache.manifest()}),
     }
 
 

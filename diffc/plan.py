@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffc.artifact import check_output
-from diffc.backends.base import Target, check_format_sms, find_target
+from diffc.backends.base import DEFAULT_ENGINE, EngineOptions, Target, check_format_sms, find_target
 from diffc.errors import DiffcError, UnsupportedError, unknown
 from diffc.models.locate import ModelSource, locate
 from diffc.models.profiles import ShapeProfile, parse_profile
@@ -31,7 +31,8 @@ class CompileRequest:
     `calibrate` "synthetic" runs random inputs layer by layer in the place of the pipeline on prompts.
     `image_size` (pixels) is that of the calibration images, None for the model's own. `calib_size` is how many
     prompts are used, None for all; more than there are repeat with other noise. `component_dtypes` are
-    (component, type) pairs for calibration on a GPU; the rest of the pipeline has the compute type.
+    (component, type) pairs for calibration on a GPU; the rest of the pipeline has the compute type. `cache_plan` is a
+    preset of `diffc.cache` or a plan file, empty for none.
     """
 
     model: str
@@ -51,6 +52,9 @@ class CompileRequest:
     batch_size: int = 4
     image_size: int | None = None
     seed: int = 0
+    cache_plan: str = ""
+    cache_layout: str = "full+reduced"
+    engine: EngineOptions = DEFAULT_ENGINE
     skip_validation: bool = False
     force: bool = False
     dump: Path | None = None
@@ -82,6 +86,7 @@ def check(request: CompileRequest) -> Plan:
     if request.dtype not in ("auto", *DTYPES):
         raise unknown("dtype", request.dtype, ("auto", *DTYPES))
     check_targets(targets, request.sms)
+    check_engine(targets, request.engine)
     for target in targets:
         target.check_format(fmt.name)
     check_output(request.output, force=request.force)
@@ -131,6 +136,22 @@ def check_targets(targets: Sequence[Target], sms: Sequence[int]) -> None:
     _check_sms(targets, sms)
     for target in targets:
         target.require()
+
+
+def check_engine(targets: Sequence[Target], options: EngineOptions) -> None:
+    """Raise DiffcError when the options of the builder are none, or there is nothing to build, or no way here."""
+    level = options.optimization_level
+    if level is not None and not 0 <= level <= 5:
+        raise DiffcError(f"the builder has no optimization level {level}", mend="give 0 (fast build) to 5")
+    if options != DEFAULT_ENGINE and not any(target.is_engine for target in targets):
+        raise DiffcError(
+            "options of the engine builder were given, and no target builds an engine",
+            mend="add --target trt-rtx or --target tensorrt, or leave the options out",
+        )
+    if options.strip_weights:
+        from diffc.backends.engine import check_stripping
+
+        check_stripping()
 
 
 def _check_sms(targets: Sequence[Target], sms: Sequence[int]) -> None:

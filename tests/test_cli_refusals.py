@@ -32,6 +32,11 @@ from diffc.quantize.formats import FORMATS
         (["--profile", "height=100"], r"height 100 px does not fit sd3[\s\S]*multiple of 16"),
         (["--profile", "height=64:128:4096"], r"this model ends at"),
         (["--format", "fp8", "--image-size", "33"], r"height 33 px does not fit sd3[\s\S]*multiple of 16"),
+        (
+            [*RTX, "--sm", "89", "--optimization-level", "9"],
+            r"no optimization level 9[\s\S]*0 \(fast build\) to 5",
+        ),
+        (["--weight-streaming"], r"no target builds an engine[\s\S]*--target trt-rtx"),
         (["--from-checkpoint", "x"], r"format 'none' takes no checkpoint"),
         (["--format", "fp8", "--from-checkpoint", "no/such"], r"no checkpoint at .*such"),
     ],

@@ -31,8 +31,8 @@ from networks import (
 from onnx import helper, numpy_helper
 
 from diffc.backends.base import Profile
-from diffc.backends.engine import EngineRequest, build_engine
-from diffc.errors import DiffcError
+from diffc.backends.engine import EngineRequest, build_engine, has_device
+from diffc.errors import DiffcError, UnsupportedError
 
 
 @pytest.fixture
@@ -96,6 +96,13 @@ class TestBuild:
         profiles = (profile(high=2), profile(low=2, high=64))
         report = build(tmp_path, network(), profiles=profiles, optimization_level=5, weight_streaming=True)
         assert report.nbytes > 2 * 256 * 256 * 2
+
+    def test_an_engine_without_weights_is_refused_before_it_is_built(self, tmp_path):
+        if has_device():
+            pytest.skip("this machine has a GPU")
+        with pytest.raises(UnsupportedError, match="built with an NVIDIA driver at hand"):
+            build(tmp_path, network(), strip_weights=True)
+        assert not (tmp_path / "m.log").exists()
 
     def test_an_engine_is_replaced_only_by_a_whole_one(self, tmp_path):
         old = build(tmp_path, network(seed=1)).path.read_bytes()

@@ -104,6 +104,24 @@ class ShapeRange(NamedTuple):
 
 
 @dataclass(frozen=True)
+class EngineOptions:
+    """How the builder of TensorRT and TensorRT-RTX works; the defaults are its own.
+
+    `optimization_level` is 0 (fast build) to 5. `weight_streaming` lets an engine run with a part of its weights on
+    the GPU, the rest comes when it is needed. `strip_weights` leaves the weights out of the engine file: whoever
+    loads it fills them in from model.onnx_data, so that an artifact holds them once. The builder needs a GPU for
+    it (without a driver it fails inside: cudaErrorInsufficientDriver).
+    """
+
+    optimization_level: int | None = None
+    weight_streaming: bool = False
+    strip_weights: bool = False
+
+
+DEFAULT_ENGINE = EngineOptions()
+
+
+@dataclass(frozen=True)
 class Profile:
     """A range of shapes, per input name, that an engine is built for."""
 

@@ -38,6 +38,7 @@ class EngineRequest:
     profiles: tuple[Profile, ...] = ()
     optimization_level: int | None = None
     weight_streaming: bool = False
+    strip_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,21 @@ def _check(target: Target, request: EngineRequest) -> None:
     check_sms(element_types(model), request.sms)
     check_profiles(graph_inputs(model), request.profiles)
     target.require()
+    if request.strip_weights:
+        check_stripping()
     if not target.ahead_of_time and not has_device():
         raise UnsupportedError(
             f"target {target.name!r} needs an NVIDIA GPU, and this machine has none",
             mend="build there, or use --target trt-rtx, which needs no GPU",
+        )
+
+
+def check_stripping() -> None:
+    """Raise UnsupportedError where the builder cannot leave weights out: it asks the driver, measured with 1.7.1."""
+    if not has_device():
+        raise UnsupportedError(
+            "an engine without its weights is built with an NVIDIA driver at hand, and this machine has none",
+            mend="leave out --strip-weights, or build on the machine that has the GPU",
         )
 
 
@@ -128,6 +140,7 @@ def _message(target: Target, request: EngineRequest, partial: Path) -> dict[str,
         "profiles": [p.inputs for p in request.profiles],
         "optimization_level": request.optimization_level,
         "weight_streaming": request.weight_streaming,
+        "strip_weights": request.strip_weights,
         "has_device": has_device(),
     }
 

@@ -115,6 +115,11 @@ def _config(trt: Any, builder: Any, request: Mapping[str, Any]) -> Any:
         config.builder_optimization_level = request["optimization_level"]
     if request["weight_streaming"]:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    if request["strip_weights"]:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        config.set_flag(
+            trt.BuilderFlag.REFIT_IDENTICAL
+        )  # the same weights come back: all fusions are allowed
     for ranges in request["profiles"]:
         profile = builder.create_optimization_profile()
         for name, (smallest, usual, largest) in ranges.items():

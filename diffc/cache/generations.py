@@ -30,6 +30,7 @@ class Generation:
 class _Thread(threading.local):
     """What a thread has under way: threads never see each other's generations, and take theirs along when they end."""
 
+    count: int | None
     branch: str = ""
     epoch: int = 0
     generations: dict[str, Generation] = field(default_factory=dict)
@@ -38,13 +39,17 @@ class _Thread(threading.local):
 class Generations:
     """The generations of one backbone, a set for each thread and in it one for each branch of guidance.
 
-    `count` is the number of denoising steps, None where nobody told.
+    A generation has `count` steps where `reset` tells nothing else; None: nobody knows.
     """
 
     def __init__(self, count: int | None = None) -> None:
-        self.count = count
         self._epoch = 0
-        self._thread = _Thread()
+        self._thread = _Thread(count)
+
+    @property
+    def count(self) -> int | None:
+        """The number of denoising steps of this thread's generation, None where nobody told."""
+        return self._thread.count
 
     def advance(
         self, time: Tensor | float, inputs: Sequence[Tensor], conditions: Sequence[Tensor]
@@ -70,8 +75,12 @@ class Generations:
         return new
 
     def reset(self, count: int | None = None) -> None:
-        """Forget all that is kept, in every thread; each goes on with step 0 of a generation of `count` steps."""
-        self.count = count if count is not None else self.count
+        """Forget what this thread has kept; it goes on with step 0 of a generation of `count` steps."""
+        self._thread.count = count if count is not None else self._thread.count
+        self._thread.generations.clear()
+
+    def forget(self) -> None:
+        """Forget what all threads have kept, each with its next call."""
         self._epoch += 1
         self._thread.generations.clear()
 

@@ -1,0 +1,121 @@
+"""The part of a compile that a cache plan adds: more models over the same weights, their checks and engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from diffc.cache.presets import plan_of
+from diffc.cache.resolve import ResolvedPlan, resolve, spell
+from diffc.cache.variants import LAYOUTS, CacheBuild, Variant, check_variants, split
+from diffc.errors import unknown
+from diffc.plan import CompileRequest, Plan
+from diffc.ui import Reporter
+from passes.storage import weight_bytes
+
+if TYPE_CHECKING:
+    from diffc.backends.engine import EngineReport
+    from diffc.quantize.checkpoint import Checkpoint
+    from diffc.validate.reports import ShapeReport
+
+
+def resolve_plan(plan: Plan, ui: Reporter) -> ResolvedPlan | None:
+    """The cache plan of a compile on its backbone, made without weights; None where none is asked for.
+
+    Raises DiffcError when the plan cannot be read, or does not fit.
+    """
+    request = plan.request
+    if request.cache_layout not in LAYOUTS:
+        raise unknown("cache layout", request.cache_layout, LAYOUTS)
+    if not request.cache_plan:
+        return None
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from diffc.models.backbone import build_backbone
+
+    with FakeTensorMode():
+        backbone = build_backbone(plan.spec, plan.source.config, torch.float32)
+    found = resolve(plan_of(request.cache_plan, backbone), backbone)
+    for group in found.groups:
+        ui.note(f"cache plan: the {group.keep} of {spell(group.blocks)} is used again")
+    for note in found.notes:
+        ui.note(f"cache plan: {note}")
+    return found
+
+
+def plan_files(request: CompileRequest) -> list[Path]:
+    """The file of the cache plan, where it is one: what the result depends on."""
+    return [Path(request.cache_plan)] if request.cache_plan.endswith((".json", ".yaml", ".yml")) else []
+
+
+def build_variants(plan: Plan, cache: ResolvedPlan, canonical: onnx.ModelProto, ui: Reporter) -> CacheBuild:
+    """The variants of the canonical graph, checked against each other, in every target's form."""
+    from diffc.validate.fidelity import validation_arrays
+    from diffc.validate.pass_check import NUMERIC_LIMIT
+
+    build = split(canonical, cache, plan.source)
+    if not build.variants:
+        ui.note("cache plan: no step uses anything again")
+        return build
+    arrays: list[dict[str, Any]] = [*validation_arrays(plan.source, plan.dtype, plan.request.seed)]
+    if weight_bytes(canonical) <= NUMERIC_LIMIT:
+        with ui.stage("check the graphs of the cache plan"):
+            arrays = check_variants(build, arrays)
+    return replace(build, variants=tuple(_legalized(plan, v, arrays, ui) for v in build.variants))
+
+
+def _legalized(plan: Plan, variant: Variant, arrays: Sequence[Mapping[str, Any]], ui: Reporter) -> Variant:
+    from diffc.compile import legalize
+    from diffc.validate.pass_check import NumericCheck
+
+    names = [value.name for value in variant.model.graph.input]
+    check = NumericCheck(lambda: [{n: values[n] for n in names} for values in arrays])
+    graphs = legalize(
+        variant.model,
+        plan.targets,
+        check,
+        None if plan.request.dump is None else plan.request.dump / variant.suffix.strip("-"),
+        ui,
+        attention=plan.request.options.quantizes_attention,
+    )
+    names_of = {name: f"{Path(name).stem}{variant.suffix}.onnx" for name in graphs.models}
+    models = {names_of[name]: model for name, model in graphs.models.items()}
+    return replace(variant, legalized=models, files={t: names_of[name] for t, name in graphs.files.items()})
+
+
+def validate_variants(
+    plan: Plan, checkpoint: Checkpoint | None, build: CacheBuild, folder: Path, ui: Reporter
+) -> list[ShapeReport]:
+    """Compiled cached steps against torch cached steps; nothing for a model too large to be validated whole."""
+    if not build.variants:
+        return []
+    if plan.streams_validation:
+        ui.note("the cached steps are not validated: the model is too large to run it whole")
+        return []
+    from diffc.cache.validate import validate_cached
+    from diffc.validate.fidelity import Reference
+
+    with ui.stage("validate cached steps against torch"):
+        reference = Reference(plan.source, plan.dtype, checkpoint)
+        return validate_cached(folder, build, reference, format=plan.format.name, seed=plan.request.seed + 1)
+
+
+def build_cached_engines(plan: Plan, build: CacheBuild, folder: Path, ui: Reporter) -> list[EngineReport]:
+    """Engines of every variant, for every target and compute capability."""
+    from diffc.compile import Graphs, build_engines
+
+    engines: list[EngineReport] = []
+    for variant in build.variants:
+        profile = build.profile(variant, plan.spec, plan.source.config, plan.profile)
+        graphs = Graphs(variant.legalized, variant.files, ())
+        engines += build_engines(
+            *(plan.targets, plan.request.sms, graphs, folder, (profile,), ui),
+            suffix=variant.suffix,
+            options=plan.request.engine,
+        )
+    return engines

@@ -1,0 +1,137 @@
+"""The schedule of a cached artifact behind the interface of one session: which model runs which step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffc.artifact import Artifact
+from diffc.backends.base import Profile
+from diffc.cache.generations import Generations, time_and_conditions
+from diffc.cache.resolve import ResolvedPlan
+from diffc.cache.shapes import size_of
+from diffc.models.profiles import ShapeProfile
+from diffc.models.spec import ModelSpec, Shape
+from diffc.runtime.session import Session
+from diffc.runtime.signature import Signature
+
+KEPT = "cached_"
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """One of the artifact's models, opened: it uses the groups `reuse` again."""
+
+    reuse: frozenset[int]
+    session: Session
+    signature: Signature
+
+    def run(self, given: Mapping[str, Tensor], sizes: Mapping[str, int]) -> dict[str, Tensor]:
+        """All outputs, the kept ones included; `given` may hold more than the model takes."""
+        inputs = {value.name: given[value.name] for value in self.signature.inputs}
+        shapes = {v.name: tuple(size_of(d, sizes) for d in v.dims) for v in self.signature.outputs}
+        return self.session.run(inputs, shapes)
+
+
+class CachedSession:
+    """A `Session` that tells denoising steps apart and runs each with the model that the plan has for it.
+
+    Kept tensors stay on the device, as the models returned them, one set for each thread and branch of guidance.
+    A step that cannot follow the one before (see `Generations`) runs everything.
+    """
+
+    def __init__(self, plan: ResolvedPlan, steppers: Sequence[Stepper]):
+        self.plan, self.generations = plan, Generations()
+        self._steppers = sorted(steppers, key=lambda s: -len(s.reuse))  # the last runs all
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs and outputs live."""
+        return self._steppers[-1].session.device
+
+    def run(
+        self, inputs: Mapping[str, Tensor], output_shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, Tensor]:
+        """The outputs of the denoising step that this call is. Raises DiffcError as the models' sessions do."""
+        generation = self.generations.advance(*time_and_conditions(inputs))
+        wanted = self.plan.reused(generation.step, self.generations.count)
+        stepper = next(s for s in self._steppers if s.reuse <= wanted)
+        sizes = _sizes(self._steppers[-1].signature, inputs)
+        found = stepper.run({**inputs, **generation.values}, sizes)
+        generation.values |= {name: value for name, value in found.items() if name.startswith(KEPT)}
+        return {name: found[name] for name in output_shapes}
+
+    @contextmanager
+    def branch(self, name: str) -> Iterator[None]:
+        """Steps of this thread belong to the branch of guidance `name` while this is open."""
+        with self.generations.branch(name):
+            yield
+
+    def close(self) -> None:
+        """Forget what is kept, and free the models."""
+        self.generations.forget()
+        for stepper in self._steppers:
+            stepper.session.close()
+
+
+def _sizes(signature: Signature, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+    return {
+        dim: size
+        for value in signature.inputs
+        for dim, size in zip(value.dims, inputs[value.name].shape, strict=True)
+        if isinstance(dim, str)
+    }
+
+
+def open_cached(
+    artifact: Artifact,
+    spec: ModelSpec,
+    signature: Signature,
+    open_one: Callable[[Artifact, Signature], Session],
+) -> CachedSession:
+    """The session of an artifact that was compiled with a cache plan; `open_one` opens one of its models.
+
+    `signature` is that of the backbone; where it has profiles, so do those of the models.
+    """
+    entry = artifact.manifest["cache"]
+    steppers = []
+    for model in entry["models"]:
+        own = Signature.of(model, signature.limits)
+        if signature.profiles:
+            own = replace(own, profiles=(_profile(artifact.manifest, spec, own),))
+        steppers.append(Stepper(frozenset(model["reuse"]), open_one(only(artifact, model), own), own))
+    return CachedSession(ResolvedPlan.from_json(entry["plan"]), steppers)
+
+
+def only(artifact: Artifact, model: Mapping[str, Any]) -> Artifact:
+    """The artifact as if `model`, an entry of its cache plan's models, were all that it has."""
+    engines = [
+        e for e in artifact.manifest["engines"] if PurePosixPath(e["file"]).stem.endswith(model["suffix"])
+    ]
+    own = {
+        "targets": model["files"],
+        "engines": engines,
+        "inputs": model["inputs"],
+        "outputs": model["outputs"],
+    }
+    return Artifact(artifact.folder, {**artifact.manifest, **own})
+
+
+def _profile(manifest: Mapping[str, Any], spec: ModelSpec, signature: Signature) -> Profile:
+    """The compile's profile as shapes of one model's inputs."""
+    config, stated = manifest["model"]["config"], manifest["profile"]
+    bounds = ShapeProfile(*(Shape(**stated[name]) for name in ("minimum", "optimum", "maximum")))
+
+    def at(shape: Shape) -> dict[str, tuple[int, ...]]:
+        given, sizes = spec.input_shapes(config, shape), spec.sizes(shape)
+        return {
+            v.name: given.get(v.name) or tuple(size_of(d, sizes) for d in v.dims) for v in signature.inputs
+        }
+
+    return Profile.of(at(bounds.minimum), at(bounds.optimum), at(bounds.maximum))

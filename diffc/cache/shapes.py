@@ -1,0 +1,149 @@
+"""Sizes of kept tensors in terms of the graph's dynamic dimensions, found by running torch on fake tensors.
+
+The graph knows "batch" and "text"; that an image of height x width latents has height * width / 4 tokens it has
+forgotten. A size is written as a text: "height*width/4", "text", "128".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from itertools import combinations
+from math import prod
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from diffc.errors import DiffcError
+from diffc.models.locate import ModelSource
+from diffc.models.spec import Shape
+from diffc.models.specs import find_spec
+
+Sizes = Mapping[str, int]
+Seen = Mapping[str, Sequence[tuple[int, ...]]]
+
+
+def size_of(text: str | int, sizes: Sizes) -> int:
+    """The number that a size stands for, given the graph's dynamic dimensions."""
+    product, _, divisor = str(text).partition("/")
+    factors = (sizes[part] if part in sizes else int(part) for part in product.split("*"))
+    return prod(factors) // int(divisor or 1)
+
+
+def kept_dims(model: onnx.ModelProto, source: ModelSource) -> dict[str, tuple[str | int, ...]]:
+    """The sizes of every kept tensor that `model`, the one that runs all, returns. Raises DiffcError for one that is
+    no multiple of a product of dimensions.
+    """
+    spec = find_spec(source.family)
+    names = {dim.name for dim in spec.dims(source.config)}
+    kept = [v for v in model.graph.output if v.name.startswith("cached_")]
+    known = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in kept}
+    if all(isinstance(d, int) or d in names for dims in known.values() for d in dims):
+        return {name: tuple(dims) for name, dims in known.items()}
+    shapes = [_shape(spec.pixel_multiple(source.config), n) for n in range(3)]
+    seen = seen_shapes(source, shapes)
+    sizes = [spec.sizes(shape) for shape in shapes]
+    makers = _makers(model)
+    return {name: _dims_of(dims, makers[name], seen, sizes) for name, dims in known.items()}
+
+
+def _shape(multiple: int, number: int) -> Shape:
+    """Shapes whose sizes have nothing in common, so that no product is taken for another."""
+    batch, height, width, text = ((2, 4, 6, 20), (3, 4, 10, 36), (1, 6, 14, 44))[number]
+    return Shape(batch, height * multiple, width * multiple, text)
+
+
+def seen_shapes(source: ModelSource, shapes: Sequence[Shape]) -> list[dict[str, list[tuple[int, ...]]]]:
+    """For each shape, what every module of the backbone gives: the shapes of the tensors in its output, by path."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from diffc.frontend.inputs import forward_kwargs, random_inputs
+    from diffc.models.backbone import build_backbone
+
+    spec, runs = find_spec(source.family), []
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        backbone = build_backbone(spec, source.config, torch.float32)
+        for shape in shapes:
+            seen: dict[str, list[tuple[int, ...]]] = {}
+            handles = [_watch(module, path, seen) for path, module in backbone.named_modules()]
+            values = random_inputs(spec, source.config, shape, dtype=torch.float32, seed=0)
+            backbone(**forward_kwargs(spec, source.config, values), return_dict=False)
+            for handle in handles:
+                handle.remove()
+            runs.append(seen)
+    return runs
+
+
+def _watch(module: nn.Module, path: str, seen: dict[str, list[tuple[int, ...]]]) -> Any:
+    def note(_: Any, __: Any, output: Any) -> None:
+        seen[path] = [tuple(tensor.shape) for tensor in _tensors(output)]
+
+    return module.register_forward_hook(note)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _makers(model: onnx.ModelProto) -> dict[str, str]:
+    """For every kept tensor the path of the module that makes it."""
+    nodes = {name: node for node in model.graph.node for name in node.output}
+    kept = (v.name for v in model.graph.output if v.name.startswith("cached_"))
+    return {name: nodes[nodes[name].input[0]].name.partition("/")[0] for name in kept}
+
+
+def _dims_of(
+    dims: Sequence[int | str], module: str, seen: Sequence[Seen], sizes: Sequence[Sizes]
+) -> tuple[str | int, ...]:
+    """The dims with those that the graph forgot, from what `module`, or one around it, gives.
+
+    A size that is a dimension by itself the graph never forgets: such an output is another one.
+    """
+    parts = module.split(".")
+    for length in range(len(parts), -1, -1):
+        runs = [run.get(".".join(parts[:length]), []) for run in seen]
+        for shapes in zip(*runs, strict=True):
+            found = _completed(dims, shapes, sizes)
+            if found is not None:
+                return found
+    raise DiffcError(f"the shape of what {module} gives is not known", mend="keep the output of whole blocks")
+
+
+def _completed(
+    dims: Sequence[int | str], shapes: Sequence[tuple[int, ...]], sizes: Sequence[Sizes]
+) -> tuple[str | int, ...] | None:
+    """`dims` completed by one output's shapes in every run; None where it is not the one."""
+    if any(len(shape) != len(dims) for shape in shapes):
+        return None
+    found: list[str | int] = []
+    for axis, dim in enumerate(dims):
+        values = [shape[axis] for shape in shapes]
+        if isinstance(dim, int) or dim in sizes[0]:
+            if values != [size_of(dim, s) for s in sizes]:
+                return None
+            found.append(dim)
+            continue
+        text = _fit(values, sizes)
+        if text is None or text in sizes[0]:
+            return None
+        found.append(text)
+    return tuple(found)
+
+
+def _fit(values: Sequence[int], sizes: Sequence[Sizes]) -> str | None:
+    """`values`, one for each of `sizes`, as a product of dimensions, times or divided by a number."""
+    for count in range(len(sizes[0]) + 1):
+        for chosen in combinations(sizes[0], count):
+            ratios = {Fraction(prod(s[n] for n in chosen), v) for v, s in zip(values, sizes, strict=True)}
+            ratio = ratios.pop() if len(ratios) == 1 else None
+            if ratio is not None and ratio.numerator == 1:
+                return "*".join([*chosen, str(ratio.denominator)] if ratio.denominator > 1 else chosen)
+            if ratio is not None and ratio.denominator == 1:
+                return f"{'*'.join(chosen)}/{ratio.numerator}"
+    return None

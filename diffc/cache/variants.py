@@ -1,0 +1,161 @@
+"""The models of a cached artifact: one that runs all and returns what is kept, one for each set that is used again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from diffc.cache.resolve import ResolvedPlan
+from diffc.cache.shapes import kept_dims, size_of
+from diffc.models.locate import ModelSource
+from passes import PassCheckError, Pipeline
+from passes.cache_regions import Group
+from passes.split_cache import SplitCache
+
+if TYPE_CHECKING:
+    from diffc.backends.base import Profile
+    from diffc.models.profiles import ShapeProfile
+    from diffc.models.spec import ModelSpec
+
+Dims = Mapping[str, tuple[str | int, ...]]
+LAYOUTS = ("full+reduced",)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The model for steps that use the groups `reuse` again. `suffix` sets its files apart.
+
+    `legalized` is what targets take, by file name, and `files` which of them each target does.
+    """
+
+    reuse: tuple[int, ...]
+    suffix: str
+    model: onnx.ModelProto
+    legalized: Mapping[str, onnx.ModelProto] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CacheBuild:
+    """A plan, its models (that which runs all comes first; none where nothing is kept) and the kept tensors' sizes."""
+
+    plan: ResolvedPlan
+    variants: tuple[Variant, ...]
+    dims: Dims
+    layout: str = LAYOUTS[0]
+
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json says of it: enough to run the schedule."""
+        from diffc.manifest import described_values
+
+        models = [
+            {"reuse": list(v.reuse), "suffix": v.suffix, "files": dict(v.files)}
+            | {kind: self._sized(values) for kind, values in described_values(v.model).items()}
+            for v in self.variants
+        ]
+        return {"layout": self.layout, "plan": self.plan.to_json(), "models": models}
+
+    def _sized(self, values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            dict(v) | ({"dims": list(self.dims[v["name"]])} if v["name"] in self.dims else {}) for v in values
+        ]
+
+    def profile(
+        self, variant: Variant, spec: ModelSpec, config: Mapping[str, Any], shapes: ShapeProfile
+    ) -> Profile:
+        """The engine's shapes for a variant's own inputs."""
+        from diffc.backends.base import Profile
+
+        def at(shape: Any) -> dict[str, tuple[int, ...]]:
+            given, sizes = spec.input_shapes(config, shape), spec.sizes(shape)
+            kept = {name: tuple(size_of(d, sizes) for d in dims) for name, dims in self.dims.items()}
+            return {v.name: (given | kept)[v.name] for v in variant.model.graph.input}
+
+        return Profile.of(*(at(shape) for shape in (shapes.minimum, shapes.optimum, shapes.maximum)))
+
+
+def split(model: onnx.ModelProto, plan: ResolvedPlan, source: ModelSource) -> CacheBuild:
+    """The variants of a canonical `model`; none where no step uses anything again.
+
+    Raises PassError where a group of the plan cannot be cut out.
+    """
+    sets = plan.reuse_sets()
+    groups = tuple(str(Group(group.blocks, group.keep == "residual")) for group in plan.groups)
+    if not sets:
+        return CacheBuild(plan, (), {})
+
+    def cut(reuse: Sequence[int], outputs: Sequence[str] = ()) -> onnx.ModelProto:
+        return Pipeline([SplitCache(groups, tuple(reuse), tuple(outputs))]).run(model).model
+
+    reduced = [cut(sorted(reuse)) for reuse in sets]
+    wanted = {v.name for m in reduced for v in m.graph.input if v.name.startswith("cached_")}
+    models = [cut((), sorted(wanted)), *(_returning(m, wanted) for m in reduced)]
+    dims = kept_dims(models[0], source)
+    for item in models:
+        _name_dims(item, dims)
+    suffixes = ["-keep", *(f"-reuse-{n}" for n in range(1, len(sets) + 1))]
+    keys = [(), *(tuple(sorted(reuse)) for reuse in sets)]
+    return CacheBuild(plan, tuple(map(Variant, keys, suffixes, models)), dims)
+
+
+def _returning(model: onnx.ModelProto, wanted: set[str]) -> onnx.ModelProto:
+    """Without the kept outputs that no variant takes. The nodes behind them stay: other blocks need them."""
+    unread = {v.name for v in model.graph.output if v.name.startswith("cached_")} - wanted
+    for values in (model.graph.output, model.graph.node):
+        for item in [i for i in values if i.name in unread]:
+            values.remove(item)
+    return model
+
+
+def _name_dims(model: onnx.ModelProto, dims: Dims) -> None:
+    """Give the kept tensors of a graph their sizes; those that are computed get names of their own."""
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, size in enumerate(dims.get(value.name, ())):
+            dim = value.type.tensor_type.shape.dim[axis]
+            if isinstance(size, int):
+                dim.dim_value = size
+            else:
+                dim.dim_param = size if size.isidentifier() else f"{value.name}_{axis}"
+
+
+def check_variants(build: CacheBuild, arrays: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """`arrays`, inputs of the model that runs all, and with them the kept tensors that it returns for them.
+
+    A variant that uses what was kept in the very same step must give what the run of all gives, and kept tensors
+    must have the sizes that are noted of them; raises PassCheckError otherwise. Activations are not rounded.
+    """
+    from diffc.validate.compare import compare
+    from diffc.validate.tolerances import PASS_REL_L2
+    from diffc.validate.twin import cpu_session, feed, smooth_twin
+
+    full = smooth_twin(build.variants[0].model)
+    with cpu_session(full) as session:
+        results = [session.run(feed(full, values)) for values in arrays]
+    for values, result in zip(arrays, results, strict=True):
+        _check_sizes(build, values, result)
+    inputs = [dict(values) | result for values, result in zip(arrays, results, strict=True)]
+    for variant in build.variants[1:]:
+        twin = smooth_twin(variant.model)
+        with cpu_session(twin) as session:
+            for values, expected in zip(inputs, results, strict=True):
+                found = session.run(feed(twin, values))
+                for row in compare({name: expected[name] for name in found}, found, PASS_REL_L2):
+                    if not row.passed:
+                        raise PassCheckError(
+                            f"split-cache, groups {variant.reuse}: {row.name!r} {row.reason}"
+                        )
+    return inputs
+
+
+def _check_sizes(build: CacheBuild, given: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    sizes = {}
+    for value in build.variants[0].model.graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, given[value.name].shape, strict=True):
+            sizes[dim.dim_param] = size
+    for name, dims in build.dims.items():
+        wanted, found = tuple(size_of(dim, sizes) for dim in dims), tuple(result[name].shape)
+        if wanted != found:
+            raise PassCheckError(f"kept tensor {name!r} has shape {found}, and {wanted} was expected")
