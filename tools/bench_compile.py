@@ -1,7 +1,7 @@
 """The same backbone to ONNX through diffc and through ModelOpt's own route, side by side: time, memory, bytes, nodes.
 
     python tools/bench_compile.py [--model flux-dev] [--depths 2 4] [--format fp8] [--routes diffc modelopt]
-                                  [--folder DIR] [--json FILE] [--plot FILE.png]
+                                  [--folder DIR] [--weights DIR] [--pixels N] [--json FILE] [--plot FILE.png]
 
 A depth is how many transformer blocks are kept of each kind (of every kind, FLUX: twice as many single ones); "full" is
 the release. Weights are random and on disk before anything is measured; both routes get amax 1 everywhere, so that
@@ -72,9 +72,11 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="diffc-bench-", dir=options.folder) as folder:
         for depth in options.depths:
-            source = weights(options.model, depth, Path(folder) / f"{options.model}-{depth}")
+            place = options.weights or Path(folder)
+            source = weights(options.model, depth, place / f"{options.model}-{depth}")
             for route in options.routes:
-                rows.append(measure(route, source, options.format, Path(folder) / f"out-{depth}-{route}"))
+                output = Path(folder) / f"out-{depth}-{route}"
+                rows.append(measure(route, source, options.format, output, options.pixels))
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
             shutil.rmtree(source)
     Console(width=160).print(table(rows))
@@ -94,6 +96,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--format", default="fp8", choices=("fp8", "nvfp4"))
     parser.add_argument("--routes", nargs="+", default=["diffc", "modelopt"], choices=("diffc", "modelopt"))
     parser.add_argument("--folder", type=Path, help="where the weights and results lie while it runs")
+    parser.add_argument("--weights", type=Path, help="where the weights lie, if elsewhere (in memory, say)")
+    parser.add_argument("--pixels", type=int, default=0, help="image size that ModelOpt's route traces at")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument(
         "--plot", type=Path, help="draw time and memory against parameters (needs matplotlib)"
@@ -112,11 +116,11 @@ def weights(name: str, depth: str, folder: Path) -> Path:
     return folder
 
 
-def measure(route: str, source: Path, format: str, output: Path) -> dict[str, Any]:
+def measure(route: str, source: Path, format: str, output: Path, pixels: int = 0) -> dict[str, Any]:
     """One route in a process of its own; its stages, and what the process took."""
     output.mkdir()
     report = output / "report.json"
-    command = [sys.executable, str(ROUTES), route, str(source), format, str(output), str(report)]
+    command = [sys.executable, str(ROUTES), route, str(source), format, str(output), str(report), str(pixels)]
     started = time.perf_counter()
     with (output / "log.txt").open("w", encoding="utf-8") as log:
         process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT)

@@ -1,4 +1,4 @@
-"""One route of tools/bench_compile.py, in a process of its own: ROUTE SOURCE FORMAT OUTPUT REPORT."""
+"""One route of tools/bench_compile.py, in a process of its own: ROUTE SOURCE FORMAT OUTPUT REPORT PIXELS."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,12 @@ def main() -> None:
     route, source, format, output, report = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:6]
     warnings.simplefilter("ignore")
     run = {"diffc": diffc_route, "modelopt": modelopt_route}[route]
-    content = {"parameters": parameters(source), **run(source, format, Path(output)), "stages": STAGES}
+    pixels = int(sys.argv[6])
+    content = {
+        "parameters": parameters(source),
+        **run(source, format, Path(output), pixels),
+        "stages": STAGES,
+    }
     Path(report).write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -42,7 +48,17 @@ def parameters(source: Path) -> int:
     return total
 
 
-def diffc_route(source: Path, format: str, output: Path) -> dict[str, Any]:
+def stored_type(source: Path) -> Any:
+    """The torch type of the weights in a folder."""
+    import torch
+
+    with next(iter(source.glob("*.safetensors"))).open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    first = next(entry for name, entry in header.items() if name != "__metadata__")
+    return {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[first["dtype"]]
+
+
+def diffc_route(source: Path, format: str, output: Path, _: int) -> dict[str, Any]:
     """Trace, rewrite, write: what `diffc compile --skip-validation --from-checkpoint` does without an engine."""
     with stage("import libraries"):
         from diffc.frontend.trace import trace
@@ -88,13 +104,17 @@ def ones(source: Any, format: str) -> Any:
     return Checkpoint(spec.family, format, backbone_config(backbone), settings, amax)
 
 
-def modelopt_route(source: Path, format: str, output: Path) -> dict[str, Any]:
+def modelopt_route(source: Path, format: str, output: Path, pixels: int) -> dict[str, Any]:
     """ModelOpt's diffusers example: the whole model in memory, quantized, exported by the TorchScript exporter."""
     with stage("import libraries"):
         import diffusers
         import modelopt.torch.quantization as mtq
         import onnx
         import torch
+        from diffusers.models.normalization import RMSNorm
+
+        # The example's own patch: the TorchScript exporter has no translation of torch's RMSNorm.
+        torch.nn.RMSNorm = RMSNorm  # type: ignore[misc]
 
         from diffc.frontend.inputs import forward_kwargs, random_inputs
         from diffc.models.specs import find_spec
@@ -107,10 +127,12 @@ def modelopt_route(source: Path, format: str, output: Path) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with stage("load the model"):
         cls = getattr(diffusers, spec.backbone_class)
-        model = cls.from_pretrained(source, torch_dtype="auto").to(device).eval()
-    dtype = next(model.parameters()).dtype
-    native = spec.native(config)
-    values = random_inputs(spec, config, native, dtype=dtype, seed=0)
+        dtype = stored_type(source)
+        model = cls.from_pretrained(source, torch_dtype=dtype).to(device).eval()
+    shape = spec.native(config)
+    if pixels:
+        shape = replace(shape, batch=1, height=pixels, width=pixels, text=32)
+    values = random_inputs(spec, config, shape, dtype=dtype, seed=0)
     inputs = forward_kwargs(spec, config, {k: v.to(device) for k, v in values.items()})
     with stage("quantize with amax 1"):
         rules = {"fp8": mtq.FP8_DEFAULT_CFG, "nvfp4": mtq.NVFP4_DEFAULT_CFG}[format]

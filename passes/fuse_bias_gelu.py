@@ -1,0 +1,64 @@
+"""fuse-bias-gelu: a bias and the Gelu behind it become one kernel of ONNX Runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from passes.base import Pass, PassResult, register, walk
+from passes.flatten_attention import MICROSOFT
+from passes.graphs import Names, drop_nodes, output_ids, producer
+
+
+@register
+@dataclass(frozen=True)
+class FuseBiasGelu(Pass):
+    """Write Gelu(x + bias) as BiasGelu(x, bias), or FastGelu(x, bias) where Gelu is approximated by tanh.
+
+    Fires where the bias is a constant along the last axis and nothing else reads the sum. Both are operators of
+    domain com.microsoft: for ONNX Runtime alone.
+    """
+
+    name: ClassVar[str] = "fuse-bias-gelu"
+
+    def run(self, graph: gs.Graph) -> PassResult:
+        """Replace the Gelu; the sum goes."""
+        names, kept = Names(graph), output_ids(graph)
+        dead: set[int] = set()
+        changed = 0
+        for part in walk(graph):
+            for index, node in enumerate(part.nodes):
+                total = _sum(node, kept)
+                if total is None:
+                    continue
+                x, bias = total.inputs if _is_bias(total.inputs[1], total.inputs[0]) else total.inputs[::-1]
+                op = "FastGelu" if node.attrs.get("approximate", "none") == "tanh" else "BiasGelu"
+                output = node.outputs[0]
+                node.outputs.clear()
+                part.nodes[index] = gs.Node(
+                    op, names.fresh(f"{node.name}/{op}"), inputs=[x, bias], outputs=[output], domain=MICROSOFT
+                )
+                dead |= {id(node), id(total)}
+                changed += 1
+        drop_nodes(graph, dead)
+        return PassResult(changed, (f"{changed} pairs",) if changed else ())
+
+
+def _sum(node: gs.Node, kept: set[int]) -> gs.Node | None:
+    """The sum with a bias that a Gelu alone reads."""
+    if node.op != "Gelu" or node.domain not in (None, "", "ai.onnx"):
+        return None
+    value = node.inputs[0]
+    total = producer(value)
+    if total is None or total.op != "Add" or len(value.outputs) != 1 or id(value) in kept:
+        return None
+    left, right = total.inputs
+    return total if _is_bias(right, left) or _is_bias(left, right) else None
+
+
+def _is_bias(tensor: gs.Tensor, x: gs.Tensor) -> bool:
+    if not isinstance(tensor, gs.Constant) or tensor.shape is None or not x.shape:
+        return False
+    return len(tensor.shape) == 1 and tensor.shape[0] == x.shape[-1] and len(x.shape) > 1
