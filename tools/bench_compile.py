@@ -7,13 +7,15 @@ A depth is how many transformer blocks are kept of each kind (of every kind, FLU
 the release. Weights are random and on disk before anything is measured; both routes get amax 1 everywhere, so that
 calibration is no part of it. Each route runs in a process of its own, sampled while it runs. The ModelOpt route is what
 its diffusers example does: the model in memory, mtq.quantize, torch.onnx.export at opset 20, for NVFP4 its exporter,
-one file of external data. It wants a GPU at full size, and for NVFP4 at any.
+one file of external data. It wants a GPU at full size, and for NVFP4 at any. The route "copy" reads the weights and
+writes as many bytes as the route before it left, through a buffer of 4 MB: what the disk alone takes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -73,12 +75,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="diffc-bench-", dir=options.folder) as folder:
         for depth in options.depths:
             place = options.weights or Path(folder)
-            source = weights(options.model, depth, place / f"{options.model}-{depth}")
+            made = place / f"{options.model}-{depth}"
+            source = options.source or weights(options.model, depth, made)
             for route in options.routes:
                 output = Path(folder) / f"out-{depth}-{route}"
-                rows.append(measure(route, source, options.format, output, options.pixels))
+                result = rows[-1]["on_disk"] if route == "copy" and rows else 0
+                drop_cache()
+                rows.append(measure(route, source, options.format, output, options.pixels, result))
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-            shutil.rmtree(source)
+            shutil.rmtree(made, ignore_errors=True)
     Console(width=160).print(table(rows))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -94,7 +99,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="flux-dev", choices=list(REAL))
     parser.add_argument("--depths", nargs="+", default=["2", "4"], help="numbers of blocks, or full")
     parser.add_argument("--format", default="fp8", choices=("fp8", "nvfp4"))
-    parser.add_argument("--routes", nargs="+", default=["diffc", "modelopt"], choices=("diffc", "modelopt"))
+    parser.add_argument(
+        "--routes", nargs="+", default=["diffc", "modelopt"], choices=("diffc", "copy", "modelopt")
+    )
+    parser.add_argument("--source", type=Path, help="a backbone folder to take in the place of new weights")
     parser.add_argument("--folder", type=Path, help="where the weights and results lie while it runs")
     parser.add_argument("--weights", type=Path, help="where the weights lie, if elsewhere (in memory, say)")
     parser.add_argument("--pixels", type=int, default=0, help="image size that ModelOpt's route traces at")
@@ -116,11 +124,25 @@ def weights(name: str, depth: str, folder: Path) -> Path:
     return folder
 
 
-def measure(route: str, source: Path, format: str, output: Path, pixels: int = 0) -> dict[str, Any]:
-    """One route in a process of its own; its stages, and what the process took."""
+def drop_cache() -> None:
+    """Let every route read from the disk, where the system lets us (Linux, as root)."""
+    switch = Path("/proc/sys/vm/drop_caches")
+    if switch.is_file() and os.access(switch, os.W_OK):
+        os.sync()
+        switch.write_text("1")
+
+
+def measure(
+    route: str, source: Path, format: str, output: Path, pixels: int = 0, result: int = 0
+) -> dict[str, Any]:
+    """One route in a process of its own; its stages, and what the process took.
+
+    `result` is how many bytes the route "copy" writes, 0 for as many as it reads.
+    """
     output.mkdir()
     report = output / "report.json"
-    command = [sys.executable, str(ROUTES), route, str(source), format, str(output), str(report), str(pixels)]
+    command = [sys.executable, str(ROUTES), route, str(source), format, str(output), str(report)]
+    command += [str(pixels), str(result)]
     started = time.perf_counter()
     with (output / "log.txt").open("w", encoding="utf-8") as log:
         process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -28,11 +29,11 @@ def main() -> None:
     """Run the route and write its report."""
     route, source, format, output, report = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:6]
     warnings.simplefilter("ignore")
-    run = {"diffc": diffc_route, "modelopt": modelopt_route}[route]
-    pixels = int(sys.argv[6])
+    run = {"diffc": diffc_route, "copy": copy_route, "modelopt": modelopt_route}[route]
+    size = int(sys.argv[7 if route == "copy" else 6])
     content = {
         "parameters": parameters(source),
-        **run(source, format, Path(output), pixels),
+        **run(source, format, Path(output), size),
         "stages": STAGES,
     }
     Path(report).write_text(json.dumps(content), encoding="utf-8")
@@ -79,6 +80,20 @@ def diffc_route(source: Path, format: str, output: Path, _: int) -> dict[str, An
     with stage("weights"):
         save(result.model, output / "model.onnx")
     return {"nodes": len(result.model.graph.node)}
+
+
+def copy_route(source: Path, _: str, output: Path, size: int) -> dict[str, Any]:
+    """Read every byte of the weights, and write `size` of them (0: all)."""
+    left = size or sum(file.stat().st_size for file in source.glob("*.safetensors"))
+    with stage("copy"), (output / "copy").open("wb") as out:
+        for file in sorted(source.glob("*.safetensors")):
+            with file.open("rb") as stream:
+                while chunk := stream.read(1 << 22):
+                    out.write(chunk[:left])
+                    left -= min(left, len(chunk))
+        out.flush()
+        os.fsync(out.fileno())
+    return {}
 
 
 def ones(source: Any, format: str) -> Any:
