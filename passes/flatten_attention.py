@@ -27,8 +27,8 @@ class FlattenAttention(Pass):
     and joins along the tokens come, and where the only reader of the output is a Transpose back and a Reshape to
     three axes. Norms and joins then work on the layout that the projections give, and five copies of the tokens
     are saved. Exact. With `multi_head`, the operator is com.microsoft's MultiHeadAttention for float16 and float32: in
-    ONNX Runtime 1.31 that is the way to cuDNN's kernel (SD3.5-medium on an H200: 20 ms a step for 29), and it has none
-    for bfloat16.
+    ONNX Runtime 1.31 that is the way to cuDNN's kernel (SD3.5-medium on an H200: 20 ms a step for 29). bfloat16 keeps
+    Attention: sources of earlier versions have no other CUDA kernel for it, and 1.31's were not tried.
 
     Not with a mask, a cache, or outputs besides the first; not where heads and size are not known numbers, or where
     anything else stands between Transpose and Attention (quantizers, rotary embeddings).

@@ -6,11 +6,16 @@ from passes.add_trt_functions import AddTrtFunctions
 from passes.base import Pass
 from passes.decompose_attention import DecomposeAttention
 from passes.emulate_fp4 import EmulateFp4
+from passes.flatten_attention import FlattenAttention
 from passes.fold_constants import FoldConstants
 from passes.fold_int4_weights import FoldInt4Weights
 from passes.fold_weight_layout import FoldWeightLayout
 from passes.fold_weight_qdq import FoldWeightQdq
+from passes.fuse_adaptive_norm import FuseAdaptiveNorm
+from passes.fuse_bias_gelu import FuseBiasGelu
 from passes.fuse_qdq import FuseQdq
+from passes.fuse_rms_norm import FuseRmsNorm
+from passes.lift_bias import LiftBias
 from passes.match_types import MatchTypes
 from passes.normalize_qdq import NormalizeQdq
 from passes.quantize_softmax import QuantizeSoftmax
@@ -55,19 +60,27 @@ _TENSORRT: tuple[Pass, ...] = (
     RemoveUnused(),  # what folding left, and the doubled scales and axes of many attention layers
     TypeTrtOps(),  # last: what is typed must not change any more
 )
-_EMULATED: tuple[Pass, ...] = (
-    *_FUSED,
+_PLAIN: tuple[Pass, ...] = (
     EmulateFp4(),  # ONNX Runtime's own providers have no FP4; FP8 holds its values exactly
     AddTrtFunctions(),  # after it, since the bodies give the type that the values have by now
     TypeTrtOps(),
+)
+# What ONNX Runtime's CUDA kernels do in one and its optimizer does not find; docs/benchmarks.md has the figures.
+_CUDA: tuple[Pass, ...] = (
+    FuseRmsNorm(),  # before flatten-attention, which moves norms as one node
+    FuseAdaptiveNorm(),
+    FuseBiasGelu(),  # before lift-bias: what it takes needs one axis
+    FlattenAttention(multi_head=True),
+    LiftBias(),
+    RemoveUnused(),  # the transposes that nothing reads any more
 )
 
 # What a target asks for on top of the canonical form.
 TARGETS: dict[str, tuple[Pass, ...]] = {
     "trt-rtx": _TENSORRT,
     "tensorrt": _TENSORRT,
-    "ort": _EMULATED,
-    "ort-cuda": _EMULATED,
+    "ort": (*_FUSED, *_PLAIN),
+    "ort-cuda": (*_FUSED, *_CUDA, *_PLAIN),
     "ort-trt-rtx": _TENSORRT,  # TensorRT-RTX behind ONNX Runtime, which cannot infer types behind its operators
 }
 _HAS_FP8_ATTENTION = ("trt-rtx", "tensorrt", "ort-trt-rtx")
