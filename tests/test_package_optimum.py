@@ -1,0 +1,125 @@
+"""optimum-onnx's own pipelines on packaged folders, in their environment, against diffusers (slow)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffc.artifact import Artifact
+from diffc.compile import CompileRequest, compile_model
+from diffc.package.optimum import PackageRequest, package
+
+ROOT = Path(__file__).parent.parent
+PROMPTS = ("a handwritten seven", "a handwritten three")
+STEPS, SIZE = 8, 64
+LATENTS = {"digits-sd3": (2, 16, 8, 8), "digits-flux": (2, 16, 64), "digits-sdxl": (2, 4, 8, 8)}
+GUIDANCE = {"digits-sd3": 4.0, "digits-flux": 3.5, "digits-sdxl": 4.0}
+
+# Root mean square over pixels in 0..1. Components and backbone are float16 on one side and float32 on the other; FP8
+# moves a picture of eight steps further, torch simulates the same quantizers in its own rounding.
+TOLERANCE = {"none": 0.01, "fp8": 0.05}
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def python() -> Path:
+    """The interpreter of the environment: DIFFC_OPTIMUM_ENV, or .venv-optimum, made on the first call."""
+    env = script("optimum_env")
+    folder = Path(os.environ.get("DIFFC_OPTIMUM_ENV") or ROOT / ".venv-optimum")
+    assert env.main(["test" if env.python_of(folder).exists() else "make", "--folder", str(folder)]) == 0
+    found: Path = env.python_of(folder)
+    return found
+
+
+def diffusers_images(model: str, artifact: Artifact, latents: np.ndarray, quantized: bool) -> np.ndarray:
+    """The torch pipeline in float32, with ModelOpt's simulated quantizers where the artifact has some."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from diffc.models.locate import locate
+    from diffc.quantize.checkpoint import Checkpoint
+    from diffc.validate.fidelity import Reference
+
+    source = locate(model)
+    pipeline: Any = DiffusionPipeline.from_pretrained(source.pipeline_dir, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    if quantized:
+        checkpoint = Checkpoint.load(artifact.folder / "checkpoint")
+        reference = Reference(source, "float32", checkpoint)
+        component = "unet" if model == "digits-sdxl" else "transformer"
+        setattr(pipeline, component, reference.model)
+    given = pipeline(
+        list(PROMPTS),
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE[model],
+        height=SIZE,
+        width=SIZE,
+        latents=torch.from_numpy(latents),
+        output_type="np",
+    )
+    images: np.ndarray = given.images
+    return images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["none", "fp8"])
+@pytest.mark.parametrize("model", LATENTS)
+def test_optimum_gives_the_images_of_diffusers(model: str, format: str, python: Path, tmp_path: Path) -> None:
+    request = CompileRequest(model, tmp_path / "artifact", format, dtype="float16", steps=4)
+    artifact = compile_model(request).artifact
+    package(PackageRequest(artifact.folder, tmp_path / "package"))
+    latents = np.random.default_rng(3).standard_normal(LATENTS[model]).astype(np.float32)
+    np.save(tmp_path / "latents.npy", latents)
+    command = [str(python), str(ROOT / "tools" / "optimum_images.py"), str(tmp_path / "package")]
+    command += [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    command += ["--steps", str(STEPS), "--size", str(SIZE), "--guidance", str(GUIDANCE[model])]
+    command += ["--latents", str(tmp_path / "latents.npy"), "--out", str(tmp_path / "images.npy")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    got = np.load(tmp_path / "images.npy")
+    want = diffusers_images(model, artifact, latents, quantized=format != "none")
+    assert got.shape == want.shape == (2, SIZE, SIZE, 3)
+    error = float(np.sqrt(np.mean((got - want) ** 2)))
+    apart = float(np.sqrt(np.mean((got - want[::-1]) ** 2)))
+    print(f"{model} {format}: {error:.5f}, the other prompt's picture {apart:.3f}")
+    assert error < TOLERANCE[format] < apart / 2
+
+
+def test_the_environments_script_reads_its_constraints(tmp_path: Path) -> None:
+    env = script("optimum_env")
+    pinned = dict(
+        line.split("==") for line in env.CONSTRAINTS.read_text().splitlines() if not line.startswith("#")
+    )
+    assert pinned["optimum-onnx"] == "0.1.0"
+    assert {name for name in env.PACKAGES if name not in pinned} == set()
+    command = env.install_command(tmp_path, rtx=True)
+    assert "onnxruntime-gpu" not in command
+    assert env.RTX in command
+    assert env.main(["test", "--folder", str(tmp_path)]) == 1  # no environment there
+
+
+def test_profile_options_name_every_input_of_the_backbone(tmp_path: Path) -> None:
+    images = script("optimum_images")
+    shapes = {"sample": [1, 4, 8, 8], "timestep": [], "time_ids": [1, 6]}
+    manifest = {"input_shapes": dict.fromkeys(("min", "opt", "max"), shapes)}
+
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert images.profile(tmp_path) == {
+        f"nv_profile_{key}_shapes": "sample:1x4x8x8,time_ids:1x6" for key in ("min", "opt", "max")
+    }
