@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from diffc.cli_bench import bench_command
+from diffc.cli_cache import cache_app
 from diffc.cli_generate import generate_command
 from diffc.cli_package import package_command
 from diffc.cli_validate import validate_command
@@ -28,6 +29,7 @@ models_app = typer.Typer(
     help="The models that diffc knows by name: list them, or write one as a folder.", no_args_is_help=True
 )
 app.add_typer(models_app, name="models")
+app.add_typer(cache_app, name="cache")
 app.command("validate")(validate_command)
 app.command("generate")(generate_command)
 app.command("bench")(bench_command)

@@ -81,6 +81,8 @@ def generate(request: GenerateRequest, ui: Reporter) -> list[Painted]:
     painted: list[Painted] = []
     for name, backbone in _variants(folders, with_torch, pipe, source, request):
         setattr(pipe, find_spec(source.family).component, backbone)
+        if isinstance(backbone, CompiledBackbone):
+            backbone.start(request.steps)
         with ui.stage(f"paint with {name}") as update:
             images, seconds = _paint(pipe, request, size, update)
         painted.append(_judge(name, images, seconds, painted, source))

@@ -13,6 +13,8 @@ from diffc.cache.presets import plan_of
 from diffc.cache.resolve import ResolvedPlan, resolve, spell
 from diffc.cache.variants import LAYOUTS, CacheBuild, Variant, check_variants, split
 from diffc.errors import unknown
+from diffc.models.locate import ModelSource
+from diffc.models.specs import find_spec
 from diffc.plan import CompileRequest, Plan
 from diffc.ui import Reporter
 from passes.storage import weight_bytes
@@ -33,19 +35,24 @@ def resolve_plan(plan: Plan, ui: Reporter) -> ResolvedPlan | None:
         raise unknown("cache layout", request.cache_layout, LAYOUTS)
     if not request.cache_plan:
         return None
+    found = resolve_for(plan.source, request.cache_plan)
+    for group in found.groups:
+        ui.note(f"cache plan: the {group.keep} of {spell(group.blocks)} is used again")
+    for note in found.notes:
+        ui.note(f"cache plan: {note}")
+    return found
+
+
+def resolve_for(source: ModelSource, text: str) -> ResolvedPlan:
+    """A preset or plan file on the backbone of `source`, of which no weight is read."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from diffc.models.backbone import build_backbone
 
     with FakeTensorMode():
-        backbone = build_backbone(plan.spec, plan.source.config, torch.float32)
-    found = resolve(plan_of(request.cache_plan, backbone), backbone)
-    for group in found.groups:
-        ui.note(f"cache plan: the {group.keep} of {spell(group.blocks)} is used again")
-    for note in found.notes:
-        ui.note(f"cache plan: {note}")
-    return found
+        backbone = build_backbone(find_spec(source.family), source.config, torch.float32)
+    return resolve(plan_of(text, backbone), backbone)
 
 
 def plan_files(request: CompileRequest) -> list[Path]:

@@ -94,19 +94,23 @@ def open_cached(
     spec: ModelSpec,
     signature: Signature,
     open_one: Callable[[Artifact, Signature], Session],
+    *,
+    follow: bool = True,
 ) -> CachedSession:
     """The session of an artifact that was compiled with a cache plan; `open_one` opens one of its models.
 
-    `signature` is that of the backbone; where it has profiles, so do those of the models.
+    `signature` is that of the backbone; where it has profiles, so do those of the models. Without `follow` the
+    model that runs all is opened alone, and runs every step.
     """
     entry = artifact.manifest["cache"]
     steppers = []
-    for model in entry["models"]:
+    for model in entry["models"] if follow else entry["models"][:1]:
         own = Signature.of(model, signature.limits)
         if signature.profiles:
             own = replace(own, profiles=(_profile(artifact.manifest, spec, own),))
         steppers.append(Stepper(frozenset(model["reuse"]), open_one(only(artifact, model), own), own))
-    return CachedSession(ResolvedPlan.from_json(entry["plan"]), steppers)
+    plan = ResolvedPlan.from_json(entry["plan"])
+    return CachedSession(plan if follow else replace(plan, groups=()), steppers)
 
 
 def only(artifact: Artifact, model: Mapping[str, Any]) -> Artifact:

@@ -42,6 +42,7 @@ def load(
     dtype: torch.dtype | None = None,
     verify: bool = False,
     cuda_graph: bool = False,
+    cache: bool = True,
 ) -> CompiledBackbone:
     """The compiled backbone of an artifact, to put in the place of `pipe.transformer` or `pipe.unet`.
 
@@ -49,8 +50,9 @@ def load(
     compiled for tensorrt), ort-cuda or ort; by default the first of these that the artifact was compiled for
     and that runs here, on `device` where it is given. `dtype`: the type that the pipeline is told
     to work in, by default the compute type; the graph computes in its own. `verify`: hash every file first.
-    `cuda_graph`: let TensorRT-RTX record and replay its launches. Raises DiffcError when the artifact is
-    damaged, was compiled for none of what runs here, or the target does not come up; nothing falls back.
+    `cuda_graph`: let TensorRT-RTX record and replay its launches. `cache`: follow the cache plan of the compile, if
+    there was one; False runs every step in full. Raises DiffcError when the artifact is damaged, was compiled
+    for none of what runs here, or the target does not come up; nothing falls back.
     """
     found = Artifact.load(Path(artifact).expanduser().absolute())
     _check_paths(found)
@@ -66,7 +68,15 @@ def load(
     chosen, where = resolve(found, target, device)
     profiles = (_profile(found, spec),) if chosen in (*_ENGINES, *_PREFIX) else ()
     signature = Signature.of(found.manifest, spec.dims(model["config"]), profiles)
-    session = _open(found, chosen, where, signature, cuda_graph)
+    models = found.manifest.get("cache", {}).get("models", ())
+    if models and (cache or chosen in _ENGINES):  # of engines there are none without kept outputs
+        from diffc.cache.session import open_cached
+
+        session: Session = open_cached(
+            found, spec, signature, lambda a, s: _open(a, chosen, where, s, cuda_graph), follow=cache
+        )
+    else:
+        session = _open(found, chosen, where, signature, cuda_graph)
     own = TORCH_TYPES[{"float32": "FLOAT"}.get(found.manifest["dtype"], found.manifest["dtype"].upper())]
     return CompiledBackbone(session, signature, spec, model["config"], dtype or own, chosen)
 
@@ -84,6 +94,8 @@ def _check_paths(artifact: Artifact) -> None:
     """Raise DiffcError when the manifest names a file outside the artifact's folder, or one that it does not list."""
     manifest = artifact.manifest
     used = {*manifest["targets"].values(), *(e["file"] for e in manifest["engines"])}
+    for cached in manifest.get("cache", {}).get("models", ()):
+        used |= set(cached["files"].values())
     for name in (*manifest["files"], *used):
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:

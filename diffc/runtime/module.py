@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from diffc.cache.session import CachedSession
 from diffc.errors import DiffcError
 from diffc.models.spec import ModelSpec
 from diffc.runtime.session import Session
@@ -75,9 +76,20 @@ class CompiledBackbone(nn.Module):
 
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:
-        """diffusers' name for the branch of guidance that runs ("cond", "uncond"); nothing is kept per branch."""
-        del name
-        yield
+        """diffusers' name for the branch of guidance that runs ("cond", "uncond"), which keeps its own."""
+        if isinstance(self._session, CachedSession):
+            with self._session.branch(name):
+                yield
+        else:
+            yield
+
+    def start(self, steps: int) -> None:
+        """A generation of `steps` denoising steps begins in this thread: nothing that was kept before is used.
+
+        Only plans that depend on the number of steps need this; a new prompt, shape or start is seen without.
+        """
+        if isinstance(self._session, CachedSession):
+            self._session.generations.reset(steps)
 
     def close(self) -> None:
         """Free the session: weights, memory and caches. A closed module runs no more."""
