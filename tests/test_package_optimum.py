@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+import shlex
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,7 @@ from diffc.compile import CompileRequest, compile_model
 from diffc.package.optimum import PackageRequest, package
 
 ROOT = Path(__file__).parent.parent
+_TOOLS = ("diffc", "optimum_env", "optimum_images")
 PROMPTS = ("a handwritten seven", "a handwritten three")
 STEPS, SIZE = 8, 64
 LATENTS = {"digits-sd3": (2, 16, 8, 8), "digits-flux": (2, 16, 64), "digits-sdxl": (2, 4, 8, 8)}
@@ -123,3 +126,28 @@ def test_profile_options_name_every_input_of_the_backbone(tmp_path: Path) -> Non
     assert images.profile(tmp_path) == {
         f"nv_profile_{key}_shapes": "sample:1x4x8x8,time_ids:1x6" for key in ("min", "opt", "max")
     }
+
+
+def test_the_commands_of_the_page_are_those_of_the_tools() -> None:
+    """They run in the slow test and in test_package.py with other paths; here every option must exist."""
+    from typer.main import get_command
+
+    from diffc.cli import app
+
+    page = (ROOT / "docs" / "windows-rtx.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    lines = [shlex.split(line.replace("\\", "/")) for block in blocks for line in block.splitlines()]
+    seen = set()
+    for words in lines:
+        tool = next((Path(word).stem for word in words if Path(word).stem in _TOOLS), None)
+        if tool == "diffc" and "pip" not in words[0]:
+            group: Any = get_command(app)
+            command = group.commands[words[1]]
+            command.make_context(words[1], words[2:])
+        elif tool == "optimum_env":
+            assert script(tool).parser().parse_args(words[words.index("tools/optimum_env.py") + 1 :])
+        elif tool == "optimum_images":
+            assert script(tool).parser().parse_args(words[words.index("tools/optimum_images.py") + 1 :])
+        seen.add(tool)
+    assert seen >= set(_TOOLS)
+    assert {"compile", "package", "doctor"} <= {words[1] for words in lines if "diffc" in words[0]}

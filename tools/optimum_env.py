@@ -51,16 +51,19 @@ sys.exit(bool(wrong))
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=("make", "test"))
-    parser.add_argument("--folder", type=Path, default=ROOT / ".venv-optimum")
-    parser.add_argument("--rtx", action="store_true", help="install the TensorRT-RTX provider too")
-    given = parser.parse_args(arguments)
+    given = parser().parse_args(arguments)
     if given.what == "test":
         return probe(given.folder)
     return make(given.folder, rtx=given.rtx)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("what", choices=("make", "test"))
+    made.add_argument("--folder", type=Path, default=ROOT / ".venv-optimum")
+    made.add_argument("--rtx", action="store_true", help="install the TensorRT-RTX provider too")
+    return made
 
 
 def python_of(folder: Path) -> Path:

@@ -84,6 +84,8 @@ def rtx_session(folder: Path, device: int) -> dict[str, Any]:
     cache = folder / component / "rtx_cache"
     cache.mkdir(exist_ok=True)
     options = ort.SessionOptions()
+    # ONNX Runtime's own rewrites of quantizers are for its own kernels; TensorRT-RTX takes the graph as it is.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.add_provider_for_devices(
         [devices[device]], profile(folder) | {"nv_runtime_cache_path": str(cache)}

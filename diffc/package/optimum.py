@@ -156,7 +156,7 @@ def external_files(model: onnx.ModelProto) -> set[str]:
     return {entry.value for tensor in held for entry in tensor.external_data if entry.key == "location"}
 
 
-def link(source: Path, target: Path) -> None:
+def link(source: str | Path, target: str | Path) -> None:
     """A hard link, or a copy where the file system has none."""
     try:
         os.link(source, target)
