@@ -100,22 +100,26 @@ def test_every_graph_opens_and_runs_with_onnx_runtimes_defaults(sd3: Path) -> No
             expected = [eval(d, {}, sizes) if isinstance(d, str) else d for d in output.shape]
             assert list(array.shape) == expected, (file.parent.name, output.name)
             assert np.isfinite(array).all()
-            assert array.std() > 0
+            assert array.astype(np.float64).std() > 0
 
 
-def test_the_backbone_is_the_artifacts_and_its_weights_are_not_copied(sd3: Path, compiled: Cells) -> None:
+def test_the_backbone_is_the_artifacts(sd3: Path, compiled: Cells) -> None:
     from diffc.backends.ort import OrtSession
     from diffc.validate.fidelity import validation_arrays
 
     cell = compiled("tiny-sd3", "fp8")
     source = cell.artifact.folder / "model.onnx_data"
-    assert (sd3 / "transformer" / "model.onnx_data").samefile(source)
-    feeds = validation_arrays(cell.plan.source, "float16", 3)
+    packaged = sd3 / "transformer" / "model.onnx_data"
+    assert packaged.read_bytes() == source.read_bytes()
+    onnx.load(sd3 / "transformer" / "model.onnx")  # which refuses weights that are linked
+    drawn = validation_arrays(cell.plan.source, "float16", 3)[0]
     results = []
     for file in (cell.folder / model_file(cell.artifact, None), sd3 / "transformer" / "model.onnx"):
         with OrtSession(file, exact=True) as session:
+            kinds = {i.name: onnx.helper.tensor_dtype_to_np_dtype(i.dtype) for i in session.inputs}
+            feeds = {name: array.astype(kinds[name]) for name, array in drawn.items()}
             results.append(session.run(feeds)["out_hidden_states"])
-    assert results[0].std() > 0
+    assert results[0].astype(np.float64).std() > 0
     assert np.array_equal(results[0], results[1])
 
 
@@ -149,8 +153,11 @@ def test_components_of_another_folder_are_taken_as_they_are(
     artifact = compiled("tiny-sd3", "none").folder
     made = package(PackageRequest(artifact, tmp_path / "again", components=sd3))
     assert made.errors == {}
-    assert (tmp_path / "again/vae_decoder/model.onnx").samefile(sd3 / "vae_decoder/model.onnx")
-    assert not (tmp_path / "again/transformer/model.onnx").samefile(sd3 / "transformer/model.onnx")
+    graphs = {
+        name: [(f / name / "model.onnx").read_bytes() for f in (sd3, tmp_path / "again")]
+        for name in ("vae_decoder", "text_encoder_3", "transformer")
+    }
+    assert {name for name, (old, new) in graphs.items() if old == new} == {"vae_decoder", "text_encoder_3"}
     shutil.copytree(sd3, tmp_path / "broken")
     (tmp_path / "broken/text_encoder_2/model.onnx").unlink()
     with pytest.raises(DiffcError, match=r"no text_encoder_2/model\.onnx"):

@@ -8,7 +8,6 @@ where optimum feeds another type (`backbone_types`).
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -117,9 +116,10 @@ def model_file(artifact: Artifact, target: str | None) -> str:
 
 
 def backbone(artifact: Artifact, file: Path, folder: Path) -> None:
-    """model.onnx with the types that optimum feeds, config.json, and the artifact's weights, not copied if possible.
+    """model.onnx with the types that optimum feeds, config.json, and the artifact's weights.
 
-    Only the graph is rewritten: the file of weights stays what it is and is linked, or copied to another disk.
+    Only the graph is rewritten: the file of weights is copied as it is. A hard link would save the room, but onnx.load
+    takes a file of weights with two names for an attack, in the package and in the artifact.
     """
     from passes import Pipeline
     from passes.cast_io import CastIo
@@ -131,7 +131,7 @@ def backbone(artifact: Artifact, file: Path, folder: Path) -> None:
     model = Pipeline([CastIo(backbone_types(model)), GuardSlices()]).run(model).model
     onnx.save(model, folder / "model.onnx")
     for name in sorted(external_files(model)):
-        link(file.parent / name, folder / name)
+        shutil.copyfile(file.parent / name, folder / name)
     config = json.dumps(artifact.manifest["model"]["config"], indent=2)
     (folder / "config.json").write_text(config, encoding="utf-8")
 
@@ -156,21 +156,13 @@ def external_files(model: onnx.ModelProto) -> set[str]:
     return {entry.value for tensor in held for entry in tensor.external_data if entry.key == "location"}
 
 
-def link(source: str | Path, target: str | Path) -> None:
-    """A hard link, or a copy where the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def _components(
     parts: Parts, request: PackageRequest, folder: Path, ui: Reporter
 ) -> Iterator[tuple[str, float]]:
     """Write the text encoders' and the VAE's graphs; gives the errors of those that were exported here."""
     for name in parts.exported:
         with ui.stage(f"take {name}"):
-            shutil.copytree(parts.folder / name, folder / name, copy_function=link)
+            shutil.copytree(parts.folder / name, folder / name)
     if not parts.graphs:
         return
     from diffc.package.export import check, write
