@@ -26,9 +26,10 @@ STEPS, SIZE = 8, 64
 LATENTS = {"digits-sd3": (2, 16, 8, 8), "digits-flux": (2, 16, 64), "digits-sdxl": (2, 4, 8, 8)}
 GUIDANCE = {"digits-sd3": 4.0, "digits-flux": 3.5, "digits-sdxl": 4.0}
 
-# Root mean square over pixels in 0..1. Components and backbone are float16 on one side and float32 on the other; FP8
-# moves a picture of eight steps further, torch simulates the same quantizers in its own rounding.
-TOLERANCE = {"none": 0.01, "fp8": 0.05}
+# Root mean square over pixels in 0..1. Components and backbone are float16 on one side and float32 on the other:
+# 0.00025 measured. In FP8 that rounding moves values to the next step of a quantizer, and eight steps of denoising carry
+# it on: 0.042 (SD3), 0.003 (FLUX), 0.015 (SDXL) measured, with every digit read as asked on both sides.
+TOLERANCE = {"none": 0.002, "fp8": 0.08}
 
 
 def script(name: str) -> ModuleType:
