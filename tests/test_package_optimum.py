@@ -27,7 +27,7 @@ LATENTS = {"digits-sd3": (2, 16, 8, 8), "digits-flux": (2, 16, 64), "digits-sdxl
 GUIDANCE = {"digits-sd3": 4.0, "digits-flux": 3.5, "digits-sdxl": 4.0}
 
 # Root mean square over pixels in 0..1. Components and backbone are float16 on one side and float32 on the other:
-# 0.00025 measured. In FP8 that rounding moves values to the next step of a quantizer, and eight steps of denoising carry
+# 0.00025 measured. In FP8 that rounding moves values to the next step of a quantizer, and eight steps carry
 # it on: 0.042 (SD3), 0.003 (FLUX), 0.015 (SDXL) measured, with every digit read as asked on both sides.
 TOLERANCE = {"none": 0.002, "fp8": 0.08}
 
