@@ -101,9 +101,6 @@ def compile_command(
         str,
         typer.Option(help="Blocks to use again between steps: a preset of `diffc cache list`, or a file."),
     ] = "",
-    cache_layout: Annotated[
-        str, typer.Option(help="full+reduced: a model for every kind of step.")
-    ] = "full+reduced",
     optimization_level: Annotated[
         int | None, typer.Option(help="Of the engine builder: 0 (fast build) to 5. [default: its own]")
     ] = None,
@@ -157,7 +154,6 @@ def compile_command(
         image_size=image_size,
         seed=seed,
         cache_plan=cache_plan,
-        cache_layout=cache_layout,
         skip_validation=skip_validation,
         force=force,
         dump=dump,

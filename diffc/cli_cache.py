@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -49,3 +50,48 @@ def show_command(
     for note in found.notes:
         console.print(note, markup=False, soft_wrap=True)
     console.print(f"# computed, . used again; {1 + len(found.reuse_sets())} models")
+
+
+@cache_app.command("search")
+def search_command(
+    model: Annotated[str, typer.Argument(help="A pipeline folder, or an embedded model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The plan to write, a .json file.")],
+    speedup: Annotated[
+        float, typer.Option(help="How many times as fast the backbone is to be.", min=1.01)
+    ] = 1.5,
+    steps: Annotated[int, typer.Option(help="Denoising steps.", min=3)] = 20,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt to measure with; repeatable.")] = None,
+    trials: Annotated[int, typer.Option(help="How many of the promising plans to run.", min=1)] = 6,
+    size: Annotated[
+        int | None, typer.Option(help="Pixels of the images. [default: the model's]", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**32 - 1)] = 0,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw change by block and step, and the speed/quality curve.")
+    ] = None,
+) -> None:
+    """Measure how much blocks change from step to step in torch, and write the plan of best quality."""
+    import json
+
+    from rich.table import Table
+
+    from diffc.bench.output import check_plot
+    from diffc.cache.search import Request, draw, search
+    from diffc.cache.searching import DEFAULT_PROMPTS, load_for_search
+    from diffc.ui import Terminal
+
+    check_plot(plot)
+    ui = Terminal()
+    pipe = load_for_search(model, ui)
+    asked = Request(tuple(prompt or DEFAULT_PROMPTS), steps, speedup, trials, seed, size)
+    with ui.stage("measure and try plans") as update:
+        found = search(pipe, asked, update)
+    table = Table("plan", "speed-up", "PSNR of the latents")
+    for tried in found.tried:
+        mark = " *" if tried is found.best else ""
+        table.add_row(tried.plan.name + mark, f"{tried.speedup:.2f}", f"{tried.psnr or 0:.1f} dB")
+    ui.console.print(table)
+    output.write_text(json.dumps(found.best.plan.to_json(), indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        draw(found, plot)
+    ui.console.print(f"Wrote {output}: diffc compile {model} --cache-plan {output}", soft_wrap=True)

@@ -53,7 +53,6 @@ class CompileRequest:
     image_size: int | None = None
     seed: int = 0
     cache_plan: str = ""
-    cache_layout: str = "full+reduced"
     engine: EngineOptions = DEFAULT_ENGINE
     skip_validation: bool = False
     force: bool = False

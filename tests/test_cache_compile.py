@@ -147,7 +147,6 @@ def test_a_plan_that_uses_nothing_again_adds_no_model(compiled: Cells, tmp_path:
         (["--cache-plan", "nothing"], "unknown cache plan 'nothing'"),
         (["--cache-plan", "tgate"], "no cross attention"),
         (["--cache-plan", "missing.json"], "cannot read the cache plan missing.json"),
-        (["--cache-plan", "blocks", "--cache-layout", "half"], "unknown cache layout 'half'"),
     ],
 )
 def test_refusals_come_before_any_work(

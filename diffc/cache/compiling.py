@@ -11,8 +11,7 @@ import onnx
 
 from diffc.cache.presets import plan_of
 from diffc.cache.resolve import ResolvedPlan, resolve, spell
-from diffc.cache.variants import LAYOUTS, CacheBuild, Variant, check_variants, split
-from diffc.errors import unknown
+from diffc.cache.variants import CacheBuild, Variant, check_variants, split
 from diffc.models.locate import ModelSource
 from diffc.models.specs import find_spec
 from diffc.plan import CompileRequest, Plan
@@ -31,8 +30,6 @@ def resolve_plan(plan: Plan, ui: Reporter) -> ResolvedPlan | None:
     Raises DiffcError when the plan cannot be read, or does not fit.
     """
     request = plan.request
-    if request.cache_layout not in LAYOUTS:
-        raise unknown("cache layout", request.cache_layout, LAYOUTS)
     if not request.cache_plan:
         return None
     found = resolve_for(plan.source, request.cache_plan)

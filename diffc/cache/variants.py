@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from diffc.models.spec import ModelSpec
 
 Dims = Mapping[str, tuple[str | int, ...]]
-LAYOUTS = ("full+reduced",)
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,6 @@ class CacheBuild:
     plan: ResolvedPlan
     variants: tuple[Variant, ...]
     dims: Dims
-    layout: str = LAYOUTS[0]
 
     def manifest(self) -> dict[str, Any]:
         """What manifest.json says of it: enough to run the schedule."""
@@ -56,7 +54,7 @@ class CacheBuild:
             | {kind: self._sized(values) for kind, values in described_values(v.model).items()}
             for v in self.variants
         ]
-        return {"layout": self.layout, "plan": self.plan.to_json(), "models": models}
+        return {"plan": self.plan.to_json(), "models": models}
 
     def _sized(self, values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return [
