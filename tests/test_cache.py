@@ -309,6 +309,23 @@ def test_a_second_plan_and_no_backbone_are_refused() -> None:
         cache.apply(object(), "blocks")
 
 
+def test_pipelines_that_look_at_parameters_find_them() -> None:
+    """FluxPipeline refuses a scheduler whose set_timesteps takes no sigmas."""
+    import inspect
+
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    class Pipe:
+        transformer, scheduler = backbone_of("flux"), FlowMatchEulerDiscreteScheduler()
+
+    names = list(inspect.signature(Pipe.transformer.forward).parameters)
+    with cache.apply(Pipe, "blocks:first=0,last=0") as applied:
+        assert "sigmas" in inspect.signature(Pipe.scheduler.set_timesteps).parameters
+        assert list(inspect.signature(Pipe.transformer.forward).parameters) == names
+        Pipe.scheduler.set_timesteps(sigmas=[1.0, 0.5, 0.25])
+        assert applied.generations.count == 3
+
+
 def test_a_pipeline_tells_the_number_of_steps_and_each_call_is_new() -> None:
     from diffusers import DiffusionPipeline
 

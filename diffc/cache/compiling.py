@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from diffc.models.locate import ModelSource
 from diffc.models.specs import find_spec
 from diffc.plan import CompileRequest, Plan
 from diffc.ui import Reporter
+from passes.check import Check, check_structure
 from passes.storage import weight_bytes
 
 if TYPE_CHECKING:
@@ -60,36 +62,44 @@ def plan_files(request: CompileRequest) -> list[Path]:
 def build_variants(plan: Plan, cache: ResolvedPlan, canonical: onnx.ModelProto, ui: Reporter) -> CacheBuild:
     """The variants of the canonical graph, checked against each other, in every target's form."""
     from diffc.validate.fidelity import validation_arrays
-    from diffc.validate.pass_check import NUMERIC_LIMIT
+    from diffc.validate.pass_check import NUMERIC_LIMIT, NumericCheck
 
     build = split(canonical, cache, plan.source)
     if not build.variants:
         ui.note("cache plan: no step uses anything again")
         return build
-    arrays: list[dict[str, Any]] = [*validation_arrays(plan.source, plan.dtype, plan.request.seed)]
-    if weight_bytes(canonical) <= NUMERIC_LIMIT:
+    if weight_bytes(canonical) > NUMERIC_LIMIT:
+        ui.note("the graphs of the cache plan are checked in structure only, as the passes are")
+        checks: list[Check] = [check_structure for _ in build.variants]
+    else:
         with ui.stage("check the graphs of the cache plan"):
-            arrays = check_variants(build, arrays)
-    return replace(build, variants=tuple(_legalized(plan, v, arrays, ui) for v in build.variants))
+            arrays = check_variants(build, validation_arrays(plan.source, plan.dtype, plan.request.seed))
+        checks = [NumericCheck(partial(_fed, v, arrays)) for v in build.variants]
+    pairs = zip(build.variants, checks, strict=True)
+    return replace(build, variants=tuple(_legalized(plan, v, check, ui) for v, check in pairs))
 
 
-def _legalized(plan: Plan, variant: Variant, arrays: Sequence[Mapping[str, Any]], ui: Reporter) -> Variant:
-    from diffc.compile import legalize
-    from diffc.validate.pass_check import NumericCheck
-
+def _fed(variant: Variant, arrays: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The inputs that a variant takes, of arrays that hold more."""
     names = [value.name for value in variant.model.graph.input]
-    check = NumericCheck(lambda: [{n: values[n] for n in names} for values in arrays])
+    return [{name: values[name] for name in names} for values in arrays]
+
+
+def _legalized(plan: Plan, variant: Variant, check: Check, ui: Reporter) -> Variant:
+    from diffc.compile import legalize
+
+    dump = plan.request.dump
     graphs = legalize(
         variant.model,
         plan.targets,
         check,
-        None if plan.request.dump is None else plan.request.dump / variant.suffix.strip("-"),
+        None if dump is None else dump / variant.suffix.strip("-"),
         ui,
         attention=plan.request.options.quantizes_attention,
     )
-    names_of = {name: f"{Path(name).stem}{variant.suffix}.onnx" for name in graphs.models}
-    models = {names_of[name]: model for name, model in graphs.models.items()}
-    return replace(variant, legalized=models, files={t: names_of[name] for t, name in graphs.files.items()})
+    names = {name: f"{Path(name).stem}{variant.suffix}.onnx" for name in graphs.models}
+    models = {names[name]: model for name, model in graphs.models.items()}
+    return replace(variant, legalized=models, files={t: names[name] for t, name in graphs.files.items()})
 
 
 def validate_variants(

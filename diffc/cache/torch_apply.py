@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -106,6 +107,7 @@ def _counting(
     """The backbone's forward, which finds out what step it is before the blocks run."""
     forward, signature = backbone.forward, inspect.signature(backbone.forward)
 
+    @functools.wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:
         given = dict(signature.bind(*args, **kwargs).arguments)
         generation = generations.advance(*time_and_conditions(given))
@@ -125,6 +127,7 @@ def _keeping(
     forward, signature = block.forward, inspect.signature(block.forward)
     streams = streams_of(block) if group.keep == "residual" else None
 
+    @functools.wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:
         step = current.get()
         if step is None:  # the block is called by itself
@@ -152,6 +155,7 @@ def _telling(scheduler: Any, generations: Generations) -> Callable[..., Any]:
     """The scheduler's set_timesteps, which every pipeline calls before its loop: a generation begins."""
     original = scheduler.set_timesteps
 
+    @functools.wraps(original)  # pipelines look at its parameters
     def run(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         generations.reset(len(scheduler.timesteps))
