@@ -18,8 +18,9 @@ from passes.fuse_qdq_movement import STANDARD
 from passes.graphs import Emitter, Names, drop_nodes, output_ids, producer, splice
 from passes.weights import dtype_of
 
-# A probability is at most 1, and the largest number of FLOAT8E4M3FN is 448: no calibration is needed.
-_SCALE = 1.0 / 448.0
+# A probability is at most 1, and the largest number of FLOAT8E4M3FN is 448: no calibration is needed. This is the first
+# number from 1 / 448 on that float16 and bfloat16 both hold: rounded down, it would cut off probabilities near 1.
+_SCALE = 147 * 2.0**-16
 
 
 @register
@@ -35,7 +36,8 @@ class QuantizeSoftmax(Pass):
     2. The factor of the scores (1 / sqrt(head size)) goes into the scale that dequantizes the queries: their
        grid stays that of calibration, and nothing comes between the pair and the MatMul.
     3. Mask and is_causal as in decompose-attention: floats are added, what is masked becomes -inf.
-    4. Softmax, then a pair with scale 1 / 448: this is what changes numbers, as in ModelOpt's FP8 attention.
+    4. Softmax, then a pair with scale 1 / 448, rounded up: this is what changes numbers, as in ModelOpt's FP8
+       attention.
     5. MatMul with the values. Rows with everything masked are set to zero here, not after the Softmax: a node
        between Softmax and its pair keeps TensorRT from fusing.
 

@@ -14,7 +14,7 @@ import torch
 def softmax_scale(model: onnx.ModelProto) -> float | None:
     """The scale of the quantizers behind Softmax, as the pass quantize-softmax leaves them; None where there are none.
 
-    It is 1 / 448, a probability being at most 1, as the compute type of the graph has it.
+    It is 1 / 448, a probability being at most 1, rounded up to what every compute type holds.
     """
     softmax = {node.output[0] for node in model.graph.node if node.op_type == "Softmax"}
     found = {n.input[1] for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in softmax}

@@ -16,11 +16,11 @@ from passes.weights import Recipe
 
 Array = npt.NDArray[Any]
 
-# type -> (largest magnitude, half a step relative to the value, half a step near zero). E4M3 has 3 mantissa
+# type -> (least and largest value, half a step relative to the value, half a step near zero). E4M3 has 3 mantissa
 # bits: steps of 2^-3 of the leading power of two, so at most 2^-4 of the value, and 2^-9 for subnormals.
 _STEPS = {
-    TensorProto.INT8: (127.0, 0.0, 0.5),
-    TensorProto.FLOAT8E4M3FN: (448.0, 2.0**-4, 2.0**-10),
+    TensorProto.INT8: (-128.0, 127.0, 0.0, 0.5),
+    TensorProto.FLOAT8E4M3FN: (-448.0, 448.0, 2.0**-4, 2.0**-10),
 }
 
 
@@ -60,8 +60,8 @@ def _check(name: str, recipe: Recipe, position: int) -> None:
     scale = evaluate(Recipe.from_json(args["scale"])).astype(np.float64)
     if args["axis"] is not None and scale.ndim:
         scale = scale.reshape([-1 if i == args["axis"] % original.ndim else 1 for i in range(original.ndim)])
-    largest, relative, absolute = _STEPS[args["to"]]
-    wanted = np.clip(original / scale, -largest, largest)
+    least, largest, relative, absolute = _STEPS[args["to"]]
+    wanted = np.clip(original / scale, least, largest)
     # The slack is the rounding of the scale to 16 bits, and of float32 arithmetic.
     allowed = np.maximum(np.abs(wanted) * relative, absolute) + np.abs(wanted) * 2.0**-8
     worst = float(np.max(np.abs(quantized - wanted) - allowed))

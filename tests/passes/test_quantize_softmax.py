@@ -76,7 +76,7 @@ def expected(values: dict[str, Any], causal: bool = False, scale: float | None =
         scores = scores + torch.from_numpy(mask)
     if causal:
         scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
-    rows = fp8(scores.softmax(-1).nan_to_num(0.0), 1 / 448)
+    rows = fp8(scores.softmax(-1).nan_to_num(0.0), 147 * 2.0**-16)
     return (rows @ v).numpy()
 
 
