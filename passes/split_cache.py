@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,8 +51,7 @@ class SplitCache(Pass):
         given = [item for item in given if not self.outputs or item.name in self.outputs]
         for item in given:
             _give(graph, item)
-        for item in taken:
-            _take(graph, item)
+        _append(graph, [_take(graph, item) for item in taken])
         gone = _prune(graph) if taken else 0
         note = f"{len(given)} kept tensors returned, {len(taken)} taken, {gone} nodes gone"
         return PassResult(len(taken) + len(given), (note,) if kept else ())
@@ -68,8 +68,11 @@ def _give(graph: gs.Graph, item: Kept) -> None:
     graph.outputs.append(out)
 
 
-def _take(graph: gs.Graph, item: Kept) -> None:
-    """Take a kept tensor as an input, in the place of the tensor that the group's blocks would make."""
+def _take(graph: gs.Graph, item: Kept) -> tuple[gs.Node, gs.Node]:
+    """Take a kept tensor as an input, in the place of the tensor that the group's blocks would make.
+
+    Gives the node that made the tensor, and the one that makes it now, which belongs behind it.
+    """
     kept = gs.Variable(item.name, item.tensor.dtype, item.tensor.shape)
     inputs = [kept] if item.source is None else [item.source, kept]
     maker = item.tensor.inputs[0]
@@ -77,8 +80,16 @@ def _take(graph: gs.Graph, item: Kept) -> None:
     place = next(i for i, other in enumerate(maker.outputs) if other is item.tensor)
     maker.outputs[place] = gs.Variable(f"{item.name}/unused", item.tensor.dtype, item.tensor.shape)
     node.outputs.append(item.tensor)  # it keeps its name and its readers
-    graph.nodes.insert(next(i for i, other in enumerate(graph.nodes) if other is maker) + 1, node)
     graph.inputs.append(kept)
+    return maker, node
+
+
+def _append(graph: gs.Graph, pairs: Sequence[tuple[gs.Node, gs.Node]]) -> None:
+    """Insert the second node of every pair behind the first, in one sweep."""
+    behind: dict[int, list[gs.Node]] = {}
+    for maker, node in pairs:
+        behind.setdefault(id(maker), []).append(node)
+    graph.nodes = [item for node in graph.nodes for item in (node, *behind.get(id(node), ()))]
 
 
 def _prune(graph: gs.Graph) -> int:

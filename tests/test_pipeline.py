@@ -345,6 +345,7 @@ NOTHING_TO_DO = (
     "type-trt-ops",
     "emulate-fp4",
     "add-trt-functions",
+    "split-cache",  # without groups
 )
 
 

@@ -61,7 +61,7 @@ class Steps:
         if self.needs_count and count is None:
             raise DiffcError(
                 "this cache plan depends on the number of denoising steps, which the backbone is not told",
-                mend="apply it to the pipeline, or give the number of steps",
+                mend="tell it: start(steps) of a loaded module, or give cache.apply the pipeline, or steps=",
             )
         if self.by_count is not None:
             return step in self._known(cast(int, count))
