@@ -162,7 +162,7 @@ class Reference:
         (name,) = expected
         changes = []
         for run in range(FLOOR_RUNS):
-            with _noisy(self.model, rounding, run):
+            with noisy(self.model, rounding, run):
                 values = {k: v.float() for k, v in drawn.items()}
                 other = torch_outputs(self.model, self.source, values)[name]
             changes.append(np.linalg.norm(other - expected[name]) / np.linalg.norm(expected[name]))
@@ -262,7 +262,7 @@ def _judge(case: _Case, session: Session, reference: AnyReference, shape: Sizes,
 
 
 @contextmanager
-def _noisy(reference: torch.nn.Module, rounding: float, seed: int) -> Iterator[None]:
+def noisy(reference: torch.nn.Module, rounding: float, seed: int) -> Iterator[None]:
     """What every layer gives and every quantizer of activations takes is off by up to `rounding` while this is open.
 
     `rounding` is relative to a value and to the root mean square of its tensor: sums that cancel are small, and their
