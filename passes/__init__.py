@@ -2,6 +2,7 @@
 
 from passes import (
     add_trt_functions,
+    add_zero_bias,
     cast_io,
     decompose_attention,
     emulate_fp4,
@@ -39,6 +40,7 @@ __all__ = [
     "PipelineResult",
     "Refusal",
     "add_trt_functions",
+    "add_zero_bias",
     "all_passes",
     "cast_io",
     "decompose_attention",

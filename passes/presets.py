@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from passes.add_trt_functions import AddTrtFunctions
+from passes.add_zero_bias import AddZeroBias
 from passes.base import Pass
 from passes.decompose_attention import DecomposeAttention
 from passes.emulate_fp4 import EmulateFp4
@@ -56,6 +57,7 @@ _FUSED: tuple[Pass, ...] = (
 _TENSORRT: tuple[Pass, ...] = (
     *_FUSED,
     DecomposeAttention(),  # the compiler has no float32 kernel and none above 256 (16-bit stays one node)
+    AddZeroBias(),  # after fuse-qdq, which lets layers share their quantized input
     FoldConstants(),  # the causal mask and the shapes that decomposing adds are often static
     RemoveUnused(),  # what folding left, and the doubled scales and axes of many attention layers
     TypeTrtOps(),  # last: what is typed must not change any more

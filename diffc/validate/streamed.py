@@ -2,8 +2,8 @@
 
 The torch reference has no weights of its own; accelerate loads those of each module from the files when it runs. The
 compiled graph runs in segments. What is compared is the sharpest case alone, activations scaled and not rounded, at
-one shape: any wrong weight, scale or wire shows in it. Hundreds of layers multiply float32 roundings beyond the limit of
-small models; how far is measured on the reference itself.
+one shape: any wrong weight, scale or wire shows in it. Hundreds of layers multiply float32 roundings beyond the limit
+of small models; how far is measured on the reference itself.
 """
 
 from __future__ import annotations
