@@ -61,7 +61,7 @@ def compared(reports: Sequence[ShapeReport], console: Console, title: str) -> No
     console.print(table)
     if any(report.chaotic for report in reports):
         console.print(
-            "(*) roundings in its layers move the reference's own output by as much; the unrounded rows decide"
+            "(*) float roundings in its layers, measured, move the reference's own output by as much"
         )
 
 
