@@ -23,7 +23,7 @@ _WRAPPING = (
     (r"^IBuilder::\w+: Error Code \d+: (Internal Error )?", ""),
     (r"^ITensor::\w+: Error Code \d+: (API Usage Error )?", ""),
     (r"^Myelin \(\[[^\]]*\] ", ""),
-    (r"^(MyelinCheckException: )?\w+\.cpp:\d+: CHECK\(.*?\) failed\. ?", ""),
+    (r"^(MyelinCheckException: )?\w+\.cpp:\d+: CHECK\(.*?\) failed\. ?(?! *\(?In \w+ at )", ""),
     (r"^API Usage Error ", ""),
     (r"^\((?=[TQ])", ""),
     (r"\.? ?\(?In \w+ at /_src/.*$", ""),

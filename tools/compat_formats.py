@@ -103,6 +103,25 @@ def nvfp4_form(net: Net, hp: int, form: str) -> None:
     net.output(y, hp)
 
 
+_LAYERS = ("other global scales", "one global scale", "one global scale, biases")
+
+
+@family("NVFP4", "W4A4 of keys and values, FP8 attention", layers=_LAYERS, hp=HPS)
+def nvfp4_attention(net: Net, layers: str, hp: int) -> None:
+    """Two layers on one input whose outputs become heads, which FP8 attention reads (see add-zero-bias)."""
+    x = nvfp4_input(net, net.input(hp, 2, 32, 128), net.scale(F32), hp)
+    q = pair(net, net.input(hp, 2, 2, 32, 64), hp, FP8)
+    shape, scales, sides = net.constant(np.array([0, 0, 2, 64])), [net.scale(F32), net.scale(F32)], []
+    for perm, own in (([0, 2, 3, 1], scales[0]), ([0, 2, 1, 3], scales[1])):
+        s2 = own if layers == _LAYERS[0] else scales[0]
+        w = nvfp4_pair(net, net.weight(FP4, 128, 128), net.scale(FP8, 128, 8), s2, hp, DEQUANTIZERS[0])
+        y = net.op("MatMul", x, net.op("Transpose", w, perm=[1, 0]))
+        y = net.op("Add", y, net.weight(hp, 128)) if layers == _LAYERS[2] else y
+        sides.append(pair(net, net.op("Transpose", net.op("Reshape", y, shape), perm=perm), hp, FP8))
+    weights = pair(net, net.op("Softmax", net.op("MatMul", q, sides[0]), axis=-1), hp, FP8)
+    net.output(net.op("MatMul", weights, sides[1]), hp)
+
+
 @family("NVFP4", "weight with other scales", hp=HPS, form=("one level, hp", "blocks of 32", "per tensor"))
 def nvfp4_other(net: Net, hp: int, form: str) -> None:
     """FP4 weights that are not NVFP4."""

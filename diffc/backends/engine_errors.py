@@ -42,6 +42,8 @@ _MENDS = (
      "TensorRT cannot read this element type: quantize to INT8, INT4, FLOAT8E4M3FN or FLOAT4E2M1"),
     (r"no optimization profile",
      "give a profile with a minimum, optimum and maximum shape for each dynamic input"),
+    (r"perm\.size\(\) == t\.size\(\)",
+     "run the pass add-zero-bias: NVFP4 layers of one input and one global scale are in front of FP8 attention"),
     (r"softcap|hasSoftmaxPrecision|Attention nodes with one output",
      "run the pass decompose-attention: TensorRT's Attention lacks this option"),
     (r"UNSUPPORTED_NODE",
