@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
     from diffc.backends.engine import EngineReport
+    from diffc.cache.noise import CacheNoise
     from diffc.cache.resolve import ResolvedPlan
     from diffc.cache.variants import CacheBuild
     from diffc.quantize.checkpoint import Checkpoint
@@ -57,12 +58,13 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
     key = request_key(request, files, plan.source.weights.values())
     with staging(request.output, force=request.force, key=key) as folder:
         checkpoint = quantize(plan, folder, ui)
+        noise = _cache_noise(plan, cache, checkpoint, ui)
         traced = trace(plan, checkpoint, ui)
         graphs = rewrite(plan, traced, ui, cache)
         hashes = write(graphs, folder, ui)
         validation = validate(plan, checkpoint, graphs, folder, ui)
         engines = build(plan, graphs, folder, ui)
-        content = manifest(plan, graphs, validation, engines)
+        content = manifest(plan, graphs, validation, engines, noise)
         written = write_manifest(folder, content, hashes)
     artifact = Artifact(request.output, written)
     return CompileResult(
@@ -109,6 +111,16 @@ def _cache_plan(plan: Plan, ui: Reporter) -> ResolvedPlan | None:
     from diffc.cache.compiling import resolve_plan
 
     return resolve_plan(plan, ui)
+
+
+def _cache_noise(
+    plan: Plan, cache: ResolvedPlan | None, checkpoint: Checkpoint | None, ui: Reporter
+) -> CacheNoise | None:
+    if cache is None or checkpoint is None:
+        return None
+    from diffc.cache.noise import measure_noise
+
+    return measure_noise(plan, cache, checkpoint, ui)
 
 
 def _cache_files(request: CompileRequest) -> Sequence[Path]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
     from diffc.backends.engine import EngineReport
+    from diffc.cache.noise import CacheNoise
     from diffc.compile import Graphs
     from diffc.validate.reports import ShapeReport
     from passes.pipeline import PassRecord
@@ -35,6 +36,7 @@ def manifest(
     graphs: Graphs,
     validation: Sequence[ShapeReport],
     engines: Sequence[EngineReport],
+    noise: CacheNoise | None = None,
 ) -> dict[str, Any]:
     """What manifest.json says beside the files: enough to run the artifact, and to make it again."""
     request = asdict(replace(plan.request, output=Path(), force=False, dump=None))
@@ -64,8 +66,12 @@ def manifest(
             for v in validation
         ],
         "engines": described_engines(engines),
-        **({} if graphs.cache is None else {"cache": graphs.cache.manifest()}),
+        **({} if graphs.cache is None else {"cache": graphs.cache.manifest() | _noise(noise)}),
     }
+
+
+def _noise(noise: CacheNoise | None) -> dict[str, Any]:
+    return {} if noise is None else {"noise": noise.to_json()}
 
 
 def described_values(model: onnx.ModelProto) -> dict[str, Any]:

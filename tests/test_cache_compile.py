@@ -49,7 +49,9 @@ def paint(pipe: Any, prompt: str, *, seed: int = 1, width: int = 64, steps: int 
 
 @pytest.mark.parametrize(("model", "format"), EVERY)
 def test_cached_steps_are_those_of_torch(compiled: Cells, model: str, format: str) -> None:
-    reports = [r for r in cell(compiled, model, format).result.validation if "reuse" in r.model]
+    done = cell(compiled, model, format)
+    assert ("noise" in done.artifact.manifest["cache"]) == (format != "none")
+    reports = [r for r in done.result.validation if "reuse" in r.model]
     assert {r.arithmetic for r in reports} >= {"float32"}
     assert len({str(r.shape) for r in reports}) == 2
     for report in reports:

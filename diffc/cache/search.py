@@ -7,8 +7,7 @@ promising ones are then run on the prompts and judged by what they do to the lat
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffc.cache.plan import CachePlan, Entry, Steps
 from diffc.cache.resolve import block_names, resolve
-from diffc.cache.streams import streams_of
+from diffc.cache.streams import kept_tensors
 from diffc.cache.torch_apply import apply, backbone_of
 from diffc.errors import DiffcError
 
@@ -140,22 +139,9 @@ class _Watch:
         self._last: list[Tensor] = []
 
     def __call__(self, block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        values = output if isinstance(output, tuple) else (output,)
-        streams = streams_of(block)
-        if streams is not None:
-            given = inspect.signature(block.forward).bind(*args, **kwargs).arguments
-            values = tuple(v if v is None else v - given[s] for v, s in zip(values, streams, strict=True))
-        new = [v.detach().float() for v in _tensors(values)]
+        new = kept_tensors(block, args, kwargs, output, residual=True)
         self.changes.append(_change(self._last, new) if self._last else float("nan"))
         self._last = new
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _change(old: Sequence[Tensor], new: Sequence[Tensor]) -> float:

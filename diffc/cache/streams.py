@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 STREAMS: Mapping[str, tuple[str, ...]] = {
     "JointTransformerBlock": ("encoder_hidden_states", "hidden_states"),
@@ -19,3 +21,22 @@ STREAMS: Mapping[str, tuple[str, ...]] = {
 def streams_of(module: nn.Module) -> tuple[str, ...] | None:
     """The arguments that the outputs of a block add to, in the order of its outputs; None where they do not."""
     return STREAMS.get(type(module).__name__)
+
+
+def kept_tensors(
+    block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any, *, residual: bool
+) -> list[Tensor]:
+    """What a plan keeps of one call of `block`: the tensors of its output, with `residual` less its input."""
+    values = output if isinstance(output, tuple) else (output,)
+    if residual and (streams := streams_of(block)) is not None:
+        given = inspect.signature(block.forward).bind(*args, **kwargs).arguments
+        values = tuple(v if v is None else v - given[s] for v, s in zip(values, streams, strict=True))
+    return [tensor.detach().float() for tensor in _tensors(values)]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _tensors(item)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -152,7 +152,7 @@ class Reference:
         """The same, computed anew; `watched` (hooks, which see what quantizers give here) is open around the run."""
         spec = find_spec(self.source.family)
         drawn = random_inputs(spec, self.source.config, shape, dtype=DTYPES[self.dtype], seed=seed)
-        with _unrounded(self.model) if smooth else nullcontext(), watched or nullcontext():
+        with unrounded(self.model) if smooth else nullcontext(), watched or nullcontext():
             expected = torch_outputs(self.model, self.source, {k: v.float() for k, v in drawn.items()})
         return drawn, expected
 
@@ -294,11 +294,13 @@ def noisy(reference: torch.nn.Module, rounding: float, seed: int) -> Iterator[No
 
 
 @contextmanager
-def _unrounded(reference: torch.nn.Module) -> Iterator[None]:
-    """ModelOpt's activation quantizers saturate, and do not round, while this is open."""
+def unrounded(
+    reference: torch.nn.Module, chosen: Callable[[str], bool] = lambda name: True
+) -> Iterator[None]:
+    """ModelOpt's activation quantizers saturate, and do not round, while this is open: those with `chosen` names."""
     handles = []
     for name, quantizer in enabled_quantizers(reference).items():
-        if role_of(name) != "weight_quantizer":
+        if role_of(name) != "weight_quantizer" and chosen(name):
             handles.append(quantizer.register_forward_hook(_saturate))
     try:
         yield

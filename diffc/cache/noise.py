@@ -1,0 +1,265 @@
+"""Whether quantization and a cache plan are at odds: rounding noise of what is kept, beside how fast it changes.
+
+A kept tensor is off by how far the backbone has moved on since, and by the rounding noise of the step that made it.
+Noise that every step draws anew partly cancels over the steps; kept noise enters each of them with the same sign.
+Where it is the larger of the two, it is measured whether the blocks left unquantized have less, and said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from diffc.cache.resolve import ResolvedPlan
+from diffc.cache.streams import kept_tensors
+from diffc.quantize.simulate import cpu_block_quant
+from diffc.ui import Reporter
+from diffc.validate.fidelity import Reference, unrounded
+
+if TYPE_CHECKING:
+    from diffc.plan import Plan
+    from diffc.quantize.checkpoint import Checkpoint
+
+MOST_PIXELS = 512
+"""Height and width of the measurement at most: it is of statistics, and runs on the CPU."""
+HELPS = 0.8
+"""What is left of the noise where leaving a block unquantized is worth a word."""
+Kept = dict[str, list[Tensor]]
+Call = Mapping[str, Any]
+
+
+class _Enough(Exception):
+    """The calls that are wanted were seen; the rest of the pipeline need not run."""
+
+
+@dataclass(frozen=True)
+class BlockNoise:
+    """A block of a plan between two neighbouring steps; all figures relative to the L2 norm of what is kept.
+
+    `change` of the kept tensors without rounding; `noise`, what rounding of activations moves them by; `redrawn`, the
+    part of the noise that is another in the next step (independent noise: all of it); `kept`, `redrawn` when the
+    block itself is not quantized, measured where it matters.
+    """
+
+    block: str
+    change: float
+    noise: float
+    redrawn: float
+    kept: float | None = None
+
+    @property
+    def fights(self) -> bool:
+        """Whether noise that would be drawn anew is larger than the change that caching neglects."""
+        return self.redrawn > self.change
+
+    @property
+    def helped(self) -> bool:
+        """Whether leaving the block unquantized takes at least a fifth of the noise away."""
+        return self.kept is not None and self.kept < HELPS * self.redrawn
+
+    @property
+    def pattern(self) -> str:
+        """What --keep takes for the block."""
+        return f"{self.block}.*"
+
+
+@dataclass(frozen=True)
+class CacheNoise:
+    """The blocks of a plan from `step` - 1 to `step` of `steps`."""
+
+    step: int
+    steps: int
+    blocks: tuple[BlockNoise, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, `keep` the patterns that were measured to help where noise is the larger."""
+        patterns = [block.pattern for block in self.blocks if block.helped]
+        return {**asdict(self), "blocks": [asdict(b) for b in self.blocks], "keep": patterns}
+
+
+def measure_noise(
+    plan: Plan, cache: ResolvedPlan | None, checkpoint: Checkpoint | None, ui: Reporter
+) -> CacheNoise | None:
+    """The measurement of a compile, and its notes; None where nothing is kept, or no activation is rounded.
+
+    Needs the pipeline, whose latents in two neighbouring steps cannot be made up, and torch's whole backbone.
+    """
+    request = plan.request
+    rounds = plan.format.input is not None or request.options.quantizes_attention
+    if cache is None or checkpoint is None or not rounds or not cache.reuse_sets():
+        return None
+    if why := _obstacle(plan):
+        ui.note(f"cache plan: rounding noise of what is kept is not measured, {why}")
+        return None
+    steps = max(2, request.steps)
+    with ui.stage("measure rounding noise of what is kept"):
+        calls = neighbouring_calls(plan, steps)
+        model = Reference(plan.source, plan.dtype, checkpoint).model
+        found = CacheNoise(steps // 2, steps, compare_noise(model, cache, calls))
+    for line in describe(found):
+        ui.note(f"cache plan: {line}")
+    return found
+
+
+def _obstacle(plan: Plan) -> str:
+    if plan.request.skip_validation:
+        return "as --skip-validation asks"
+    if plan.streams_validation:
+        return "the model is too large to run it whole"
+    if plan.source.pipeline_dir is None or plan.request.calibrate == "synthetic":
+        return "there is no pipeline to run"
+    return ""
+
+
+def neighbouring_calls(plan: Plan, steps: int) -> list[Call]:
+    """What the pipeline calls its backbone with in the two steps in the middle of `steps`, in float32 on the CPU."""
+    from diffc.models.backbone import quiet_libraries
+    from diffc.quantize.calibrate import DEFAULT_PROMPTS
+    from diffc.quantize.run import load_pipeline
+
+    request = plan.request
+    calls: list[Call] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = tree_map(_as_float32, {**dict(zip(("sample", "timestep"), args, strict=False)), **kwargs})
+        if not calls or not torch.equal(calls[-1]["timestep"], given["timestep"]):
+            calls.append(given)  # a second call in a step is the other half of guidance
+        if len(calls) > steps // 2:
+            raise _Enough
+
+    with quiet_libraries():
+        pipe = load_pipeline(plan)
+        pipe.set_progress_bar_config(disable=True)
+        size = min(request.image_size or pipe.vae.config.sample_size, MOST_PIXELS)
+        handle = getattr(pipe, plan.spec.component).register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            pipe(
+                prompt=[(request.prompts or DEFAULT_PROMPTS)[0]],
+                generator=[torch.Generator("cpu").manual_seed(request.seed)],
+                num_inference_steps=steps,
+                output_type="latent",
+                **dict(plan.spec.calibration) | {"height": size, "width": size},
+            )
+        except _Enough:
+            pass
+        finally:
+            handle.remove()
+    return calls[-2:]
+
+
+def _as_float32(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    copy = value.detach().to("cpu", copy=True)
+    return copy.float() if copy.is_floating_point() else copy
+
+
+def compare_noise(model: nn.Module, cache: ResolvedPlan, calls: Sequence[Call]) -> tuple[BlockNoise, ...]:
+    """Every block of `cache` in the two `calls` of the fake-quantized `model`, with rounding and without."""
+    exact = _run(model, cache, calls, unrounded(model))
+    rounded = _run(model, cache, calls, nullcontext())
+    blocks = tuple(
+        BlockNoise(path, _change(exact, path), _noise(exact, rounded, path), _redrawn(exact, rounded, path))
+        for path in exact[0]
+    )
+    prefixes = tuple(f"{block.block}." for block in blocks if block.fights)
+    if not prefixes:
+        return blocks
+    helped = _run(model, cache, calls, unrounded(model, lambda name: name.startswith(prefixes)))
+    return tuple(
+        replace(block, kept=_redrawn(exact, helped, block.block)) if block.fights else block
+        for block in blocks
+    )
+
+
+def _run(
+    model: nn.Module, cache: ResolvedPlan, calls: Sequence[Call], rounding: AbstractContextManager[None]
+) -> list[Kept]:
+    """What the plan would keep in each of the calls, by block, in the order in which blocks run."""
+    with rounding, torch.no_grad(), cpu_block_quant():
+        found = []
+        for given in calls:
+            with _watched(model, cache) as kept:
+                model(**{**given, "return_dict": False})
+            found.append(kept)
+    return found
+
+
+@contextmanager
+def _watched(model: nn.Module, cache: ResolvedPlan) -> Iterator[Kept]:
+    kept: Kept = {}
+
+    def hook(path: str, residual: bool) -> Callable[..., None]:
+        def note(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            kept[path] = kept_tensors(block, args, kwargs, output, residual=residual)
+
+        return note
+
+    handles = [
+        model.get_submodule(path).register_forward_hook(
+            hook(path, group.keep == "residual"), with_kwargs=True
+        )
+        for group in cache.groups
+        for path in group.blocks
+    ]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _change(exact: Sequence[Kept], path: str) -> float:
+    before, after = (run[path] for run in exact)
+    return _norm(b - a for a, b in zip(before, after, strict=True)) / _norm(after)
+
+
+def _noise(exact: Sequence[Kept], rounded: Sequence[Kept], path: str) -> float:
+    pairs = zip(exact[1][path], rounded[1][path], strict=True)
+    return _norm(q - e for e, q in pairs) / _norm(exact[1][path])
+
+
+def _redrawn(exact: Sequence[Kept], rounded: Sequence[Kept], path: str) -> float:
+    """Half of the variance of the difference of two independent draws is that of one."""
+    first, second = ([q - e for e, q in zip(exact[i][path], rounded[i][path], strict=True)] for i in range(2))
+    apart = _norm(b - a for a, b in zip(first, second, strict=True))
+    return apart / 2**0.5 / _norm(exact[1][path])
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    squares = sum(float(t.double().square().sum()) for t in tensors)
+    return max(math.sqrt(squares), 1e-12)
+
+
+def describe(found: CacheNoise) -> list[str]:
+    """What a user should read of it: a line for all, and one for every block where noise is the larger."""
+    changes, noises = ([getattr(b, name) for b in found.blocks] for name in ("change", "redrawn"))
+    lines = [
+        f"from step {found.step - 1} to {found.step} of {found.steps} kept tensors change by {_range(changes)},"
+        f" and rounding of activations moves them, anew each step, by {_range(noises)}"
+    ]
+    return lines + [_advice(block) for block in found.blocks if block.fights]
+
+
+def _advice(block: BlockNoise) -> str:
+    """What is wrong with a block, and what helps, as measured."""
+    wrong = (
+        f"{block.block} changes by {block.change:.2%} and its rounding noise of {block.redrawn:.2%} is kept"
+    )
+    if block.helped:
+        return f"{wrong}; calibrated with --keep '{block.pattern}' it is {block.kept or 0:.2%}"
+    return (
+        f"{wrong}. It comes with the block's inputs: left unquantized, the block has {block.kept or 0:.2%}. What"
+        " helps is a format of finer steps, or a plan without the block"
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.2%} to {max(values):.2%}"
