@@ -331,7 +331,7 @@ def test_the_presets_clean_the_blocks() -> None:
     assert {r.nbytes for r in recipes(result.model).values()} == {64}
 
 
-# In a graph of float32 at opset 23 whose quantizers are all on weights, and without TensorRT's operators.
+# In a graph of float32 at opset 23 whose quantizers are all on weights, without TensorRT's operators, norms and Gelu.
 NOTHING_TO_DO = (
     "fold-int4-weights",
     "fuse-qdq",
@@ -346,6 +346,12 @@ NOTHING_TO_DO = (
     "emulate-fp4",
     "add-trt-functions",
     "split-cache",  # without groups
+    "add-zero-bias",
+    "cast-io",  # without names
+    "fuse-adaptive-norm",
+    "fuse-bias-gelu",
+    "fuse-rms-norm",
+    "lift-bias",
 )
 
 
