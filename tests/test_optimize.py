@@ -76,7 +76,7 @@ def test_dump_writes_the_graph_after_every_pass(model: Path, tmp_path: Path) -> 
     [
         (
             ["-p", "fold-everything"],
-            "unknown pass 'fold-everything'. Known passes: add-trt-functions, decompose",
+            "unknown pass 'fold-everything'. Known passes: add-trt-functions, add-zero-bias",
         ),
         (["-p", ""], "the pipeline is empty"),
         (["-p", "fold-weight-qdq{"], "cannot read the pipeline"),

@@ -351,6 +351,7 @@ NOTHING_TO_DO = (
     "fuse-adaptive-norm",
     "fuse-bias-gelu",
     "fuse-rms-norm",
+    "guard-slices",
     "lift-bias",
 )
 
