@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -317,9 +316,7 @@ def build_engines(
             name = target.name + "".join(f"-sm{sm}" for sm in group) + suffix
             output = folder / "engines" / f"{name}.engine"
             model_file = folder / graphs.files[target.name]
-            request = EngineRequest(
-                target.name, model_file, output, group, profiles, **dataclasses.asdict(options)
-            )
+            request = EngineRequest(target.name, model_file, output, group, profiles, options)
             with ui.stage(f"build {name}") as update:
                 report = build_engine(request, on_progress=lambda _, done, total: update(done, total))
             engines.append(report)

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffc.artifact import Artifact
 from diffc.errors import DiffcError
 from diffc.models.locate import ModelSource, locate
+from diffc.models.pipelines import open_pipeline
 from diffc.models.spec import Shape
 from diffc.models.specs import find_spec
 from diffc.quality.pictures import Column, montage, psnr, save_png, ssim, to_image
@@ -140,7 +141,6 @@ def _source(artifact: Artifact, pipeline: str | None) -> ModelSource:
 
 def _pipeline(source: ModelSource, artifact: Artifact, device: torch.device, *, with_backbone: bool) -> Any:
     """The diffusers pipeline on `device`, in float32 on the CPU; its own backbone is read only if it is needed."""
-    from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -148,15 +148,8 @@ def _pipeline(source: ModelSource, artifact: Artifact, device: torch.device, *, 
     transformers_logging.disable_progress_bar()
     dtype = getattr(torch, artifact.manifest["dtype"]) if device.type == "cuda" else torch.float32
     left_out = {} if with_backbone else {find_spec(source.family).component: None}
-    try:
-        pipe = DiffusionPipeline.from_pretrained(
-            source.pipeline_dir, dtype=dtype, local_files_only=True, use_safetensors=True, **left_out
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise DiffcError(
-            f"diffusers cannot load the pipeline in {source.pipeline_dir}: {error}",
-            mend="download the whole pipeline, or give another --pipeline",
-        ) from error
+    mend = "download the whole pipeline, or give another --pipeline"
+    pipe = open_pipeline(source, dtype=dtype, mend=mend, **left_out)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

@@ -107,9 +107,8 @@ def check(request: CompileRequest) -> Plan:
         )
     profile = parse_profile(request.profile, spec, source.config)
     _check_weights(source)
-    return Plan(
-        request, source, spec, fmt, targets, dtype, profile, streams_validation=not _fits_memory(source)
-    )
+    streams = not request.skip_validation and not _fits_memory(source)
+    return Plan(request, source, spec, fmt, targets, dtype, profile, streams)
 
 
 def _check_weights(source: ModelSource) -> None:

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.base import Pass, PassResult, register, walk
-from passes.graphs import Names, array_of, drop_nodes, output_ids, producer
+from passes.base import Pass, PassResult, register
+from passes.graphs import Names, array_of, output_ids, producer, replace_chains
 
 
 @register
@@ -30,28 +30,18 @@ class FuseAdaptiveNorm(Pass):
     def run(self, graph: gs.Graph) -> PassResult:
         """Replace the sum; product and norm go when nothing else reads them."""
         names, kept = Names(graph), output_ids(graph)
-        dead: set[int] = set()
-        changed = 0
-        for part in walk(graph):
-            for index, node in enumerate(part.nodes):
-                found = _match(node, kept)
-                if found is None:
-                    continue
-                norm, product, scale, shift = found
-                output = node.outputs[0]
-                node.outputs.clear()
-                attrs = {
-                    **norm.attrs,
-                    "axis": 2,
-                }  # ONNX Runtime's kernels broadcast for this axis, so written
-                name = names.fresh(f"{norm.name}/scaled")
-                inputs = [norm.inputs[0], scale, shift]
-                part.nodes[index] = gs.Node(
-                    "LayerNormalization", name, attrs=attrs, inputs=inputs, outputs=[output]
-                )
-                dead |= {id(node), id(product)}
-                changed += 1
-        drop_nodes(graph, dead)
+
+        def rewrite(node: gs.Node) -> tuple[gs.Node, list[gs.Node]] | None:
+            found = _match(node, kept)
+            if found is None:
+                return None
+            norm, product, scale, shift = found
+            attrs = {**norm.attrs, "axis": 2}  # ONNX Runtime's kernels broadcast for this axis, so written
+            name = names.fresh(f"{norm.name}/scaled")
+            inputs = [norm.inputs[0], scale, shift]
+            return gs.Node("LayerNormalization", name, attrs=attrs, inputs=inputs), [product]
+
+        changed = replace_chains(graph, rewrite)
         return PassResult(changed, (f"{changed} norms",) if changed else ())
 
 

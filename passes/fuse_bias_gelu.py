@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from passes.base import Pass, PassResult, register, walk
+from passes.base import Pass, PassResult, register
 from passes.flatten_attention import MICROSOFT
-from passes.graphs import Names, drop_nodes, output_ids, producer
+from passes.graphs import Names, output_ids, producer, replace_chains
 
 
 @register
@@ -26,23 +26,17 @@ class FuseBiasGelu(Pass):
     def run(self, graph: gs.Graph) -> PassResult:
         """Replace the Gelu; the sum goes."""
         names, kept = Names(graph), output_ids(graph)
-        dead: set[int] = set()
-        changed = 0
-        for part in walk(graph):
-            for index, node in enumerate(part.nodes):
-                total = _sum(node, kept)
-                if total is None:
-                    continue
-                x, bias = total.inputs if _is_bias(total.inputs[1], total.inputs[0]) else total.inputs[::-1]
-                op = "FastGelu" if node.attrs.get("approximate", "none") == "tanh" else "BiasGelu"
-                output = node.outputs[0]
-                node.outputs.clear()
-                part.nodes[index] = gs.Node(
-                    op, names.fresh(f"{node.name}/{op}"), inputs=[x, bias], outputs=[output], domain=MICROSOFT
-                )
-                dead |= {id(node), id(total)}
-                changed += 1
-        drop_nodes(graph, dead)
+
+        def rewrite(node: gs.Node) -> tuple[gs.Node, list[gs.Node]] | None:
+            total = _sum(node, kept)
+            if total is None:
+                return None
+            x, bias = total.inputs if _is_bias(total.inputs[1], total.inputs[0]) else total.inputs[::-1]
+            op = "FastGelu" if node.attrs.get("approximate", "none") == "tanh" else "BiasGelu"
+            name = names.fresh(f"{node.name}/{op}")
+            return gs.Node(op, name, inputs=[x, bias], domain=MICROSOFT), [total]
+
+        changed = replace_chains(graph, rewrite)
         return PassResult(changed, (f"{changed} pairs",) if changed else ())
 
 

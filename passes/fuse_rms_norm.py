@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from passes.base import Pass, PassResult, register, walk
-from passes.graphs import Names, array_of, drop_nodes, output_ids, producer
+from passes.base import Pass, PassResult, register
+from passes.graphs import Names, array_of, output_ids, producer, replace_chains
 
 
 @register
@@ -31,28 +31,23 @@ class FuseRmsNorm(Pass):
         if graph.opset < 23:
             return PassResult()
         names, kept = Names(graph), output_ids(graph)
-        dead: set[int] = set()
-        changed = 0
-        for part in walk(graph):
-            for index, node in enumerate(part.nodes):
-                chain = _match(node, kept)
-                if chain is None:
-                    continue
-                part.nodes[index] = _norm(chain, names)
-                dead |= {id(item) for item in chain.nodes}
-                changed += 1
-        drop_nodes(graph, dead)
+
+        def rewrite(node: gs.Node) -> tuple[gs.Node, tuple[gs.Node, ...]] | None:
+            chain = _match(node, kept)
+            return None if chain is None else (_norm(chain, node, names), chain.others)
+
+        changed = replace_chains(graph, rewrite)
         return PassResult(changed, (f"{changed} norms",) if changed else ())
 
 
 @dataclass(frozen=True)
 class _Chain:
-    """A norm: `nodes` from the reciprocal's product to the product with the weight, the last one."""
+    """A norm: `others` go from the reciprocal's product up to the product with the weight, without it."""
 
     x: gs.Tensor
     weight: gs.Tensor
     epsilon: float
-    nodes: tuple[gs.Node, ...]
+    others: tuple[gs.Node, ...]
 
 
 def _match(node: gs.Node, kept: set[int]) -> _Chain | None:
@@ -71,7 +66,7 @@ def _match(node: gs.Node, kept: set[int]) -> _Chain | None:
             continue
         found = _normalized(product)
         if found is not None and _fits(found[0], weight, node):
-            return _Chain(found[0], weight, found[1], tuple(n for n in (*between, node) if n is not None))
+            return _Chain(found[0], weight, found[1], tuple(n for n in between if n is not None))
     return None
 
 
@@ -130,10 +125,7 @@ def _fits(x: gs.Tensor, weight: gs.Tensor, node: gs.Node) -> bool:
     return x.dtype is not None and x.dtype == weight.dtype == node.outputs[0].dtype
 
 
-def _norm(chain: _Chain, names: Names) -> gs.Node:
-    last = chain.nodes[-1]
-    output = last.outputs[0]
-    last.outputs.clear()
+def _norm(chain: _Chain, last: gs.Node, names: Names) -> gs.Node:
     attrs = {"axis": -1, "epsilon": chain.epsilon, "stash_type": 1}
     name = names.fresh(f"{last.name}/RMSNormalization")
-    return gs.Node("RMSNormalization", name, attrs=attrs, inputs=[chain.x, chain.weight], outputs=[output])
+    return gs.Node("RMSNormalization", name, attrs=attrs, inputs=[chain.x, chain.weight])

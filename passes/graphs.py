@@ -6,7 +6,7 @@ nodes one by one costs the square of the fan-out. `drop_nodes` unlinks any numbe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,32 @@ def drop_nodes(graph: gs.Graph, dead: set[int]) -> None:
             list.clear(node.inputs)
             list.clear(node.outputs)
         part.nodes = [node for node in part.nodes if id(node) not in dead]
+
+
+def replace_chains(
+    graph: gs.Graph, rewrite: Callable[[gs.Node], tuple[gs.Node, Sequence[gs.Node]] | None]
+) -> int:
+    """Let one node take the place of a chain, wherever `rewrite` finds one; return how many were replaced.
+
+    `rewrite` is given each node as the last of a chain. It returns the new node, with its inputs and without
+    outputs, and the other nodes of the chain, which nothing else may read; or None.
+    """
+    dead: set[int] = set()
+    changed = 0
+    for part in walk(graph):
+        for index, node in enumerate(part.nodes):
+            found = rewrite(node)
+            if found is None:
+                continue
+            new, others = found
+            outputs = list(node.outputs)
+            node.outputs.clear()
+            new.outputs.extend(outputs)
+            part.nodes[index] = new
+            dead |= {id(item) for item in (node, *others)}
+            changed += 1
+    drop_nodes(graph, dead)
+    return changed
 
 
 def splice(graph: gs.Graph, new: Mapping[int, Sequence[gs.Node]]) -> None:

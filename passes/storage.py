@@ -23,6 +23,7 @@ __all__ = [
     "materialize",
     "save",
     "save_all",
+    "stored_bytes",
     "weight_bytes",
 ]
 
@@ -84,5 +85,10 @@ def materialize(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def weight_bytes(model: onnx.ModelProto) -> int:
     """Bytes of all initializers as they will be stored, without alignment."""
-    recipes = (Recipe.of_tensor(t) or t.ByteSize() for t in initializers(model))
-    return sum(r.nbytes if isinstance(r, Recipe) else r for r in recipes)
+    return sum(stored_bytes(tensor) for tensor in initializers(model))
+
+
+def stored_bytes(tensor: TensorProto) -> int:
+    """Bytes of an initializer as it will be stored, whether it is a recipe or holds its values."""
+    recipe = Recipe.of_tensor(tensor)
+    return tensor.ByteSize() if recipe is None else recipe.nbytes

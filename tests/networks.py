@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from diffc.backends.base import Profile
+from diffc.backends.base import EngineOptions, Profile
 from diffc.backends.engine import EngineReport, EngineRequest, build_engine
 
 value = helper.make_tensor_value_info
@@ -61,7 +61,7 @@ def request(folder: Path, model: onnx.ModelProto, sms=(89,), profiles=None, **op
     path = folder / "model.onnx"
     onnx.save(model, path, save_as_external_data=True, location="model.onnx_data", size_threshold=1024)
     profiles = (profile(),) if profiles is None else profiles
-    return EngineRequest("trt-rtx", path, folder / "m.engine", tuple(sms), profiles, **options)
+    return EngineRequest("trt-rtx", path, folder / "m.engine", tuple(sms), profiles, EngineOptions(**options))
 
 
 def build(folder: Path, model: onnx.ModelProto, sms=(89,), **options) -> EngineReport:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from diffc.backends import engine_errors
-from diffc.backends.base import Profile, Target, check_sms, find_target
+from diffc.backends.base import DEFAULT_ENGINE, EngineOptions, Profile, Target, check_sms, find_target
 from diffc.backends.engine_process import events, worker
 from diffc.backends.graph import element_types, graph_inputs, read
 from diffc.backends.profiles import check_profiles
@@ -36,9 +36,7 @@ class EngineRequest:
     output: Path
     sms: tuple[int, ...] = ()
     profiles: tuple[Profile, ...] = ()
-    optimization_level: int | None = None
-    weight_streaming: bool = False
-    strip_weights: bool = False
+    options: EngineOptions = DEFAULT_ENGINE
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def _check(target: Target, request: EngineRequest) -> None:
     check_sms(element_types(model), request.sms)
     check_profiles(graph_inputs(model), request.profiles)
     target.require()
-    if request.strip_weights:
+    if request.options.strip_weights:
         check_stripping()
     if not target.ahead_of_time and not has_device():
         raise UnsupportedError(
@@ -138,9 +136,7 @@ def _message(target: Target, request: EngineRequest, partial: Path) -> dict[str,
         "partial": str(partial.resolve()),
         "sms": sorted(set(request.sms)),
         "profiles": [p.inputs for p in request.profiles],
-        "optimization_level": request.optimization_level,
-        "weight_streaming": request.weight_streaming,
-        "strip_weights": request.strip_weights,
+        **asdict(request.options),
         "has_device": has_device(),
     }
 

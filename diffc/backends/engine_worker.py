@@ -117,9 +117,8 @@ def _config(trt: Any, builder: Any, request: Mapping[str, Any]) -> Any:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if request["strip_weights"]:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-        config.set_flag(
-            trt.BuilderFlag.REFIT_IDENTICAL
-        )  # the same weights come back: all fusions are allowed
+        # The same weights come back, so all fusions are allowed.
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
     for ranges in request["profiles"]:
         profile = builder.create_optimization_profile()
         for name, (smallest, usual, largest) in ranges.items():

@@ -136,16 +136,9 @@ def _sdxl() -> Any:
     """StableDiffusionXLPipeline: two CLIP encoders, the pooled vector from the second."""
     import diffusers
 
-    scheduler = diffusers.EulerDiscreteScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        steps_offset=1,
-        timestep_spacing="leading",
-    )
     return diffusers.StableDiffusionXLPipeline(
         unet=diffusers.UNet2DConditionModel(**SDXL).eval(),
-        scheduler=scheduler,
+        scheduler=tiny.sdxl_scheduler(),
         vae=_vae(latent_channels=4),
         text_encoder=clip_encoder("digits/clip_l", projection=False),
         tokenizer=clip_tokenizer(),

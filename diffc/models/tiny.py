@@ -137,22 +137,28 @@ def _flux(name: str) -> Any:
     )
 
 
-def _sdxl(name: str) -> Any:
-    """StableDiffusionXLPipeline: two CLIP encoders, the pooled vector from the second."""
+def sdxl_scheduler() -> Any:
+    """The scheduler of SDXL's release."""
     import diffusers
-    import torch
 
-    scheduler = diffusers.EulerDiscreteScheduler(
+    return diffusers.EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         steps_offset=1,
         timestep_spacing="leading",
     )
+
+
+def _sdxl(name: str) -> Any:
+    """StableDiffusionXLPipeline: two CLIP encoders, the pooled vector from the second."""
+    import diffusers
+    import torch
+
     unet = diffusers.UNet2DConditionModel(**SDXL)
     return diffusers.StableDiffusionXLPipeline(
         unet=_backbone(unet, f"{name}/unet", torch.float16),
-        scheduler=scheduler,
+        scheduler=sdxl_scheduler(),
         vae=_vae(name, latent_channels=4, scaling_factor=0.13025),
         text_encoder=clip_encoder(f"{name}/text_encoder", projection=False),
         tokenizer=clip_tokenizer(),

@@ -161,19 +161,13 @@ def _repeated(prompts: tuple[str, ...], count: int | None) -> tuple[str, ...]:
 def load_pipeline(plan: Plan) -> Any:
     """The whole pipeline, offline: in the compute type on a GPU, in float32 on the CPU."""
     import torch
-    from diffusers import DiffusionPipeline
+
+    from diffc.models.pipelines import open_pipeline
 
     cuda = torch.cuda.is_available()
     dtype: Any = DTYPES[plan.dtype] if cuda else torch.float32
     if cuda and plan.request.component_dtypes:
         dtype = {"default": dtype} | {name: DTYPES[t] for name, t in plan.request.component_dtypes}
-    try:
-        pipe = DiffusionPipeline.from_pretrained(
-            plan.source.pipeline_dir, dtype=dtype, local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise DiffcError(
-            f"diffusers cannot load the pipeline in {plan.source.pipeline_dir}: {error}",
-            mend="download the whole pipeline (tokenizers, text encoders, VAE, scheduler), or --from-checkpoint",
-        ) from error
+    mend = "download the whole pipeline (tokenizers, text encoders, VAE, scheduler), or --from-checkpoint"
+    pipe = open_pipeline(plan.source, dtype=dtype, mend=mend)
     return pipe.to("cuda") if cuda else pipe

@@ -71,7 +71,7 @@ def cut(
         helper.make_node("Identity", [name], [name + HERE]) for name in wanted if name not in known
     )
     graph.node.extend(helper.make_node("Shape", [name], [name + HERE]) for name in sorted(values))
-    used = {name for node in graph.node for name in _reads(node)}
+    used = {name for node in graph.node for name in reads(node)}
     graph.initializer.extend(t for t in model.graph.initializer if t.name in used)
     graph.input.extend(v for v in model.graph.input if v.name in inputs)
     graph.input.extend(_value(name, known[name]) for name in known if name in inputs)
@@ -97,7 +97,7 @@ def _needed(
     todo = [makers[name] for name in wanted if name in makers]
     found, fed = set(todo), {name for name in wanted if name not in makers}
     while todo:
-        for name in _reads(model.graph.node[todo.pop()]):
+        for name in reads(model.graph.node[todo.pop()]):
             if name in known or name not in makers:
                 fed.add(name)
             elif makers[name] not in found:
@@ -106,13 +106,15 @@ def _needed(
     return [model.graph.node[i] for i in sorted(found)], fed
 
 
-def _reads(node: onnx.NodeProto) -> list[str]:
-    """What a node reads, in graphs inside it too."""
+def reads(node: onnx.NodeProto) -> list[str]:
+    """The tensors that a node takes, those that graphs inside it take from outside included."""
     names = [name for name in node.input if name]
     for attribute in node.attribute:
         for graph in [attribute.g, *attribute.graphs]:
-            names += [name for inner in graph.node for name in _reads(inner)]
-            names += [value.name for value in graph.output]
+            own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+            own |= {name for inner in graph.node for name in inner.output}
+            read = [name for inner in graph.node for name in reads(inner)]
+            names += [name for name in (*read, *(v.name for v in graph.output)) if name not in own]
     return names
 
 

@@ -15,8 +15,9 @@ import onnx
 from onnx import helper
 
 from diffc.errors import DiffcError
+from diffc.validate.points import reads
 from diffc.validate.twin import cpu_session, emulated
-from passes.weights import Recipe
+from passes.storage import stored_bytes
 
 Array = npt.NDArray[Any]
 SEGMENT_BYTES = 1 << 30
@@ -81,7 +82,7 @@ class SegmentedSession:
 
 def cut(model: onnx.ModelProto, limit: int) -> list[Segment]:
     """Consecutive segments of the nodes, each closed when its weights have `limit` bytes or more."""
-    sizes = {t.name: _nbytes(t) for t in model.graph.initializer}
+    sizes = {t.name: stored_bytes(t) for t in model.graph.initializer}
     groups: list[list[onnx.NodeProto]] = [[]]
     held: dict[str, int] = {}
     for node in model.graph.node:
@@ -89,7 +90,7 @@ def cut(model: onnx.ModelProto, limit: int) -> list[Segment]:
             groups.append([])
             held = {}
         groups[-1].append(node)
-        held |= {name: sizes[name] for name in _reads(node) if name in sizes}
+        held |= {name: sizes[name] for name in reads(node) if name in sizes}
     return _segments(groups, sizes.keys(), [output.name for output in model.graph.output])
 
 
@@ -99,29 +100,13 @@ def _segments(
     """The groups with what they take and give, found from the last to the first."""
     wanted, found = set(outputs), []
     for nodes in reversed(groups):
-        made = [name for node in nodes for name in node.output if name]
-        read = list(dict.fromkeys(name for node in nodes for name in _reads(node)))
+        made = dict.fromkeys(name for node in nodes for name in node.output if name)
+        read = dict.fromkeys(name for node in nodes for name in reads(node))
         given = [name for name in made if name in wanted]
-        taken = [name for name in read if name not in weights and name not in set(made)]
+        taken = [name for name in read if name not in weights and name not in made]
         found.append(Segment(nodes, taken, given, [name for name in read if name in weights]))
-        wanted = (wanted - set(made)) | set(taken)
+        wanted = (wanted - made.keys()) | set(taken)
     return found[::-1]
-
-
-def _reads(node: onnx.NodeProto) -> list[str]:
-    """The tensors that a node takes, those that its subgraphs take from outside included."""
-    names = [name for name in node.input if name]
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else []:
-            own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-            own |= {name for inner in graph.node for name in inner.output}
-            names += [name for inner in graph.node for name in _reads(inner) if name not in own]
-    return names
-
-
-def _nbytes(tensor: onnx.TensorProto) -> int:
-    recipe = Recipe.of_tensor(tensor)
-    return tensor.ByteSize() if recipe is None else recipe.nbytes
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
