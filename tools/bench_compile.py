@@ -6,9 +6,10 @@
 A depth is how many transformer blocks are kept of each kind (of every kind, FLUX: twice as many single ones); "full" is
 the release. Weights are random and on disk before anything is measured; both routes get amax 1 everywhere, so that
 calibration is no part of it. Each route runs in a process of its own, sampled while it runs. The ModelOpt route is what
-its diffusers example does: the model in memory, mtq.quantize, torch.onnx.export at opset 20, for NVFP4 its exporter,
-one file of external data. It wants a GPU at full size, and for NVFP4 at any. The route "copy" reads the weights and
-writes as many bytes as the route before it left, through a buffer of 4 MB: what the disk alone takes.
+its diffusers example does, step by step (`bench_routes.modelopt_route` names them): the model in memory, mtq.quantize,
+torch.onnx.export at opset 20, the example's rewrite of the loaded result, one file of external data. It wants a GPU at
+full size, and for NVFP4 at any. The route "copy" reads the weights and writes as many bytes as the route before it
+left, through a buffer of 4 MB: what the disk alone takes.
 """
 
 from __future__ import annotations

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shutil
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +123,14 @@ def ones(source: Any, format: str) -> Any:
 
 
 def modelopt_route(source: Path, format: str, output: Path, pixels: int) -> dict[str, Any]:
-    """ModelOpt's diffusers example: the whole model in memory, quantized, exported by the TorchScript exporter."""
+    """What examples/diffusers/quantization of NVIDIA/Model-Optimizer does to a backbone, as of ModelOpt 0.47.
+
+    Its steps in its order: `quantize.py` loads to the GPU, quantizes, disables what its filter names, and moves the
+    model to the CPU and back before the export; `modelopt_export_sd` of `onnx_utils/export.py` exports at opset 20
+    into a temporary folder inside the output's, loads that with all weights, rewrites it (`_rewritten`), saves it with
+    one file of external data, and removes the temporary folder. Left out: the pipeline's other models, calibration
+    (every amax is 1), and what SDXL's FP8 convolutions ask for (scales as INT8, zero points turned to FP8).
+    """
     with stage("import libraries"):
         import diffusers
         import modelopt.torch.quantization as mtq
@@ -131,7 +141,6 @@ def modelopt_route(source: Path, format: str, output: Path, pixels: int) -> dict
         # The example's own patch: the TorchScript exporter has no translation of torch's RMSNorm.
         torch.nn.RMSNorm = RMSNorm  # type: ignore[misc]
 
-        from diffc.frontend.inputs import forward_kwargs, random_inputs
         from diffc.models.specs import find_spec
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     spec = next(
@@ -140,42 +149,102 @@ def modelopt_route(source: Path, format: str, output: Path, pixels: int) -> dict
         if s.backbone_class == config["_class_name"]
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = stored_type(source)
     with stage("load the model"):
-        cls = getattr(diffusers, spec.backbone_class)
-        dtype = stored_type(source)
-        model = cls.from_pretrained(source, torch_dtype=dtype).to(device).eval()
-    shape = spec.native(config)
-    if pixels:
-        shape = replace(shape, batch=1, height=pixels, width=pixels, text=32)
-    values = random_inputs(spec, config, shape, dtype=dtype, seed=0)
-    inputs = forward_kwargs(spec, config, {k: v.to(device) for k, v in values.items()})
+        model = getattr(diffusers, spec.backbone_class).from_pretrained(source, torch_dtype=dtype).to(device)
     with stage("quantize with amax 1"):
         rules = {"fp8": mtq.FP8_DEFAULT_CFG, "nvfp4": mtq.NVFP4_DEFAULT_CFG}[format]
         mtq.quantize(model, {**rules, "algorithm": None})
+        mtq.disable_quantizer(model, lambda name: re.match(spec.unquantized, name) is not None)
         for quantizer in (
             m for m in model.modules() if isinstance(m, mtq.nn.TensorQuantizer) and m.is_enabled
         ):
             quantizer.amax = torch.ones((), device=device, dtype=dtype)
             quantizer._trt_high_precision_dtype = {"torch.bfloat16": "BFloat16"}.get(str(dtype), "Half")
-            quantizer._onnx_quantizer_type = "dynamic"
-        for module in model.modules():
-            if hasattr(module, "weight_quantizer"):
-                module.weight_quantizer._onnx_quantizer_type = "static"
-    with stage("export"), torch.no_grad():
-        inputs["return_dict"] = False
-        (output / "export").mkdir()
-        torch.onnx.export(
-            model, (), str(output / "export" / "model.onnx"), kwargs=inputs, opset_version=20, dynamo=False
-        )
-    with stage("load and post-process"):
-        graph = onnx.load(output / "export" / "model.onnx")
-        if format == "nvfp4":
-            from modelopt.onnx.export import NVFP4QuantExporter
-
-            graph = NVFP4QuantExporter.process_model(graph)
+    with stage("to the CPU and back"):
+        model.to("cpu")
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        model.to(device).eval()
+    temporary = Path(tempfile.mkdtemp(prefix=".modelopt-raw-", dir=output))
+    with stage("export"):
+        _torchscript_export(model, spec, config, format, pixels, temporary / "model.onnx")
+    with stage("load again"):
+        graph = onnx.load(str(temporary / "model.onnx"), load_external_data=True)
+    with stage("post-process"):
+        graph = _rewritten(graph, spec.family, format)
     with stage("save"):
-        onnx.save(graph, output / "model.onnx", save_as_external_data=True, location="model.onnx_data")
+        onnx.save(
+            graph,
+            str(output / "model.onnx"),
+            save_as_external_data=True,
+            all_tensors_to_one_file=True,
+            location="model.onnx_data",
+            size_threshold=1024,
+        )
+        shutil.rmtree(temporary)
     return {"nodes": len(graph.graph.node)}
+
+
+def _torchscript_export(
+    model: Any, spec: Any, config: dict[str, Any], format: str, pixels: int, file: Path
+) -> None:
+    """The example's export: inputs at the model's own size (or `pixels`), axes dynamic, constants folded."""
+    import torch
+    from modelopt.torch.quantization.export_onnx import configure_linear_module_onnx_quantizers
+
+    from diffc.frontend.inputs import forward_kwargs, random_inputs
+
+    shape = spec.native(config)
+    if pixels:
+        shape = replace(shape, batch=1, height=pixels, width=pixels, text=32)
+    values = random_inputs(spec, config, shape, dtype=model.dtype, seed=0)
+    inputs = forward_kwargs(spec, config, {k: v.to(model.device) for k, v in values.items()})
+    axes = {item.name: _dynamic_axes(item.dims) for item in spec.inputs(config)}
+    if spec.family == "flux":
+        axes["encoder_hidden_states"], axes["txt_ids"] = {0: "batch"}, {}  # text is not dynamic there
+    fp4 = configure_linear_module_onnx_quantizers(model) if format == "nvfp4" else nullcontext()
+    with fp4, torch.inference_mode():
+        torch.onnx.export(
+            model,
+            (),
+            file.as_posix(),
+            kwargs=inputs | {"return_dict": False},
+            input_names=list(axes),
+            output_names=["latent"],
+            dynamic_axes={**axes, "latent": _dynamic_axes(spec.output_dims(config))},
+            do_constant_folding=True,
+            opset_version=20,
+            dynamo=False,
+        )
+
+
+def _dynamic_axes(dims: Sequence[str | int]) -> dict[int, str]:
+    return {axis: name for axis, name in enumerate(dims) if isinstance(name, str)}
+
+
+def _rewritten(graph: Any, family: str, format: str) -> Any:
+    """What the example does between load and save, with all weights in memory.
+
+    NVFP4: ModelOpt's exporter compresses the weights. FP8 of FLUX: `flux_convert_rope_weight_type`, a graphsurgeon
+    import and export whose result is thrown away. FP8 of others: two such round trips, with clean-up, that count.
+    """
+    if format == "nvfp4":
+        from modelopt.onnx.export import NVFP4QuantExporter
+
+        return NVFP4QuantExporter.process_model(graph)
+    import onnx_graphsurgeon as gs
+
+    if family == "flux":
+        imported = gs.import_onnx(graph)
+        for node in imported.nodes:
+            if node.op == "Einsum":
+                node.inputs[1].dtype = "float32"
+        gs.export_onnx(imported)
+        return graph
+    for _ in range(2):
+        graph = gs.export_onnx(gs.import_onnx(graph).cleanup().toposort())
+    return graph
 
 
 if __name__ == "__main__":
