@@ -1,0 +1,88 @@
+"""Floating-point operations of a graph: what a cached step saves on paper, beside what it saves by the clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from math import prod
+
+import onnx
+
+from diffc.cache.shapes import size_of
+from diffc.errors import DiffcError
+from passes import Pipeline
+from passes.check import infer_types
+from passes.fold_constants import FoldConstants
+
+Shapes = Mapping[str, tuple[int, ...]]
+Dims = Mapping[str, tuple[str | int, ...]]
+
+
+def count_operations(model: onnx.ModelProto, sizes: Mapping[str, int], kept: Dims) -> Counter[str]:
+    """Multiplications and additions of the matrix products in a canonical `model`, by kind of node.
+
+    `sizes` are those of the dynamic dimensions, `kept` the dims of the kept tensors among the inputs. Counted are
+    MatMul, Gemm, Conv and Attention, two operations for each product of two numbers, as torch's FlopCounterMode
+    does. Raises DiffcError where a shape is not known.
+    """
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value"):
+                dim.dim_value = size_of(
+                    kept[value.name][axis] if value.name in kept else dim.dim_param, sizes
+                )
+    del fixed.graph.value_info[:]
+    for node in fixed.graph.node:
+        if node.op_type == "GroupNormalization":  # ONNX infers no shape behind it; it has that of its input
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
+    # Sizes that are computed become constants, and with them the shapes behind.
+    folded = Pipeline([FoldConstants()]).run(fixed).model
+    shapes = _shapes(infer_types(folded).graph)
+    found: Counter[str] = Counter()
+    for node in folded.graph.node:
+        if node.op_type in _COUNT:
+            try:
+                found[node.op_type] += _COUNT[node.op_type](node, shapes)
+            except KeyError as error:
+                raise DiffcError(f"the shape of {error} at {node.name!r} is not known") from error
+    return found
+
+
+def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
+    """Shapes that are known in full, by tensor name."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if all(dim.HasField("dim_value") for dim in dims):
+            shapes[value.name] = tuple(dim.dim_value for dim in dims)
+    return shapes
+
+
+def _matmul(node: onnx.NodeProto, shapes: Shapes) -> int:
+    return 2 * prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+
+
+def _gemm(node: onnx.NodeProto, shapes: Shapes) -> int:
+    transposed = any(a.name == "transA" and a.i for a in node.attribute)
+    return 2 * prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else 1]
+
+
+def _conv(node: onnx.NodeProto, shapes: Shapes) -> int:
+    return 2 * prod(shapes[node.output[0]]) * prod(shapes[node.input[1]][1:])
+
+
+def _attention(node: onnx.NodeProto, shapes: Shapes) -> int:
+    """Queries with keys, then probabilities with values; all tensors [batch, heads, tokens, width]."""
+    q, k, v = (shapes[name] for name in node.input[:3])
+    return 2 * prod(q[:3]) * k[2] * (q[3] + v[3])
+
+
+_COUNT = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Attention": _attention}
+
+
+def total(models: Iterable[Counter[str]]) -> int:
+    """Operations of models that run after each other."""
+    return sum(sum(model.values()) for model in models)
