@@ -320,7 +320,7 @@ def build_engines(
             with ui.stage(f"build {name}") as update:
                 report = build_engine(request, on_progress=lambda _, done, total: update(done, total))
             engines.append(report)
-            for sm in group:
+            for sm in group if report.weights is None else ():  # an EPContext node has no weights to give
                 model = graphs.models[graphs.files[target.name]]
                 write_context(model, output, version=report.version, sm=sm)
             ui.note(_built(report))

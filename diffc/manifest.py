@@ -97,6 +97,7 @@ def described_engines(engines: Sequence[EngineReport]) -> list[dict[str, Any]]:
             "sms": list(e.sms),
             "layers": e.layers,
             "seconds": e.seconds,
+            **({} if e.weights is None else {"weights": e.weights.name}),
         }
         for e in engines
     ]

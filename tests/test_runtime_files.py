@@ -147,6 +147,16 @@ def test_an_engine_that_does_not_load_says_why(tmp_path: Path) -> None:
         deserialize(trt, file)
 
 
+@pytest.mark.skipif(not HAS_RTX, reason="needs TensorRT-RTX")
+def test_what_refitting_calls_is_there() -> None:
+    import tensorrt_rtx as trt
+
+    assert callable(trt.Refitter.refit_cuda_engine)
+    assert callable(trt.Refitter.get_missing_weights)
+    assert callable(trt.OnnxParserRefitter.refit_from_file)
+    assert callable(trt.OnnxParserRefitter.get_error)
+
+
 def test_an_engine_is_wrapped_for_onnx_runtime(artifact: Path) -> None:
     import onnxruntime as ort
 

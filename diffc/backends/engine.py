@@ -44,7 +44,8 @@ class EngineReport:
     """What was built: file, SHA-256, bytes; seconds and peak memory (bytes) of the builder; for which SMs.
 
     `dumps` maps "network" (the parsed network, always) and "engine" (the inspector's account, only where a
-    GPU can load the engine) to files of JSON. `layers` counts the layers of the parsed network.
+    GPU can load the engine) to files of JSON. `layers` counts the layers of the parsed network. `weights` is the ONNX
+    model that has the weights of an engine without its own.
     """
 
     target: str
@@ -58,6 +59,7 @@ class EngineReport:
     sms: tuple[int, ...]
     log: Path
     dumps: Mapping[str, Path]
+    weights: Path | None = None
 
     def moved(self, folder: Path) -> EngineReport:
         """This report after its files were moved to `folder`."""
@@ -182,6 +184,7 @@ def _finish(request: EngineRequest, answer: Mapping[str, Any], partial: Path, lo
         sms=tuple(sorted(set(request.sms))),
         log=log,
         dumps=dumps,
+        weights=request.model if request.options.strip_weights else None,
     )
 
 

@@ -27,7 +27,8 @@ class EnginePlan:
     """What to open: an engine file for target trt-rtx or tensorrt, on a CUDA device.
 
     `cache` is the file of TensorRT-RTX's compiled kernels, read at the start and written by `close`; None keeps
-    none. `cuda_graph`: TensorRT-RTX records each shape's launches and replays them.
+    none. `cuda_graph`: TensorRT-RTX records each shape's launches and replays them. `weights` is the ONNX model
+    from which an engine built without its weights is filled.
     """
 
     file: Path
@@ -36,6 +37,7 @@ class EnginePlan:
     profiles: tuple[Profile, ...]
     cache: Path | None = None
     cuda_graph: bool = False
+    weights: Path | None = None
 
 
 class Engine:
@@ -52,6 +54,8 @@ class Engine:
         trt = _module(plan.target)
         with torch.cuda.device(plan.device):
             self._runtime, self._engine = deserialize(trt, plan.file)
+            if plan.weights is not None:
+                refit(trt, self._runtime[0], self._engine, plan.weights)
             self._cache, self._context = _context(trt, self._engine, plan)
             size = int(self._engine.device_memory_size_v2)
             self._memory = torch.empty(max(size, 1), dtype=torch.uint8, device=plan.device)
@@ -172,6 +176,23 @@ def deserialize(trt: Any, file: Path) -> tuple[Any, Any]:
             " compare manifest.json, then compile again or install that version",
         )
     return (logger, runtime), engine
+
+
+def refit(trt: Any, logger: Any, engine: Any, model: Path) -> None:
+    """Fill `engine`, built with --strip-weights, with the weights of the ONNX model that it was built from.
+
+    Raises DiffcError when the model lacks some, or has other ones.
+    """
+    refitter = trt.Refitter(engine, logger)
+    parser = trt.OnnxParserRefitter(refitter, logger)
+    if parser.refit_from_file(str(model)) and refitter.refit_cuda_engine():
+        return
+    said = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    missing = refitter.get_missing_weights()
+    raise DiffcError(
+        f"{model} does not fill the engine: {'; '.join(said) or f'{len(missing)} weights are missing'}",
+        mend="keep model.onnx and model.onnx_data as they were when the engine was built, or compile again",
+    )
 
 
 def _module(target: str) -> Any:

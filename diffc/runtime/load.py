@@ -174,9 +174,9 @@ def _open(
         entry = engine.pick_engine(artifact.manifest["engines"], target, _sm(device))
         file = artifact.folder / entry["file"]
         cache = None if target == "tensorrt" else _cache(artifact, file.stem + ".kernels")
-        return engine.Engine(
-            engine.EnginePlan(file, target, device, signature.profiles, cache, cuda_graph), signature
-        )
+        weights = artifact.folder / entry["weights"] if "weights" in entry else None
+        wanted = engine.EnginePlan(file, target, device, signature.profiles, cache, cuda_graph, weights)
+        return engine.Engine(wanted, signature)
     if cuda_graph:
         raise DiffcError(
             "CUDA graphs are there for TensorRT-RTX engines only", mend="leave out cuda_graph=True"
