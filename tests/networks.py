@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -87,3 +88,8 @@ def attention(same: bool, dtype: int) -> onnx.ModelProto:
     return make(
         [helper.make_node("Attention", names, ["y"], "attn")], inputs, [value("y", dtype, [2, 2, 16, 64])]
     )
+
+
+def rel_l2(got: Any, want: Any) -> float:
+    """Norm of the difference, relative to that of `want`."""
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))

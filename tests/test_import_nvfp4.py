@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from networks import rel_l2
 
 from diffc.importing import import_result
 from diffc.validate.twin import cpu_session, feed, float32_twin, smooth_twin
@@ -98,10 +99,6 @@ def run(model: Any, feeds: dict[str, Any], dtype: Any) -> Any:
     tensors = {k: torch.from_numpy(v).to(torch.float32 if k in ids else dtype) for k, v in feeds.items()}
     with torch.no_grad():
         return model.to(dtype)(**tensors, return_dict=False)[0].double().numpy()
-
-
-def rel_l2(got: Any, want: Any) -> float:
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
 @pytest.fixture(scope="module")
