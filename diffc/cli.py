@@ -101,6 +101,9 @@ def compile_command(
         str,
         typer.Option(help="Blocks to use again between steps: a preset of `diffc cache list`, or a file."),
     ] = "",
+    cache_layout: Annotated[
+        str, typer.Option(help="Models of a cache plan: full+reduced, or segments, which share no weight.")
+    ] = "full+reduced",
     optimization_level: Annotated[
         int | None, typer.Option(help="Of the engine builder: 0 (fast build) to 5. [default: its own]")
     ] = None,
@@ -154,6 +157,7 @@ def compile_command(
         image_size=image_size,
         seed=seed,
         cache_plan=cache_plan,
+        cache_layout=cache_layout,
         skip_validation=skip_validation,
         force=force,
         dump=dump,

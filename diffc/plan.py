@@ -32,7 +32,7 @@ class CompileRequest:
     `image_size` (pixels) is that of the calibration images, None for the model's own. `calib_size` is how many
     prompts are used, None for all; more than there are repeat with other noise. `component_dtypes` are
     (component, type) pairs for calibration on a GPU; the rest of the pipeline has the compute type. `cache_plan` is a
-    preset of `diffc.cache` or a plan file, empty for none.
+    preset of `diffc.cache` or a plan file, empty for none; `cache_layout` "full+reduced" or "segments".
     """
 
     model: str
@@ -53,6 +53,7 @@ class CompileRequest:
     image_size: int | None = None
     seed: int = 0
     cache_plan: str = ""
+    cache_layout: str = "full+reduced"
     engine: EngineOptions = DEFAULT_ENGINE
     skip_validation: bool = False
     force: bool = False

@@ -9,7 +9,9 @@ recipe. A pass edits recipes; it never evaluates one. Small constants hold their
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
@@ -56,6 +58,11 @@ class Pass:
     changes_types: ClassVar[bool] = False
     changes_interface: ClassVar[bool] = False
 
+    @property
+    def drops_outputs(self) -> bool:
+        """Whether, beyond `changes_interface`, outputs may go as well: the pass leaves a part of the graph."""
+        return False
+
     def run(self, graph: gs.Graph) -> PassResult:
         """Rewrite `graph` in place. Idempotent: a second run changes nothing."""
         raise TypeError(f"{type(self).__name__} does not define run() for {graph.name}")
@@ -88,7 +95,28 @@ def find_pass(name: str) -> type[Pass]:
 def walk(graph: gs.Graph) -> Iterator[gs.Graph]:
     """The graph and every subgraph (bodies of If, Loop, Scan) below it, outermost first."""
     yield graph
-    for node in graph.nodes:
-        for value in node.attrs.values():
-            if isinstance(value, gs.Graph):
-                yield from walk(value)
+    body_of = gs.Graph
+    bodies = [
+        value
+        for node in graph.nodes
+        if node.attrs
+        for value in node.attrs.values()
+        if isinstance(value, body_of)
+    ]
+    for body in bodies:
+        yield from walk(body)
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Keep Python's garbage collector from searching a large graph again and again while it is built or changed.
+
+    What is dropped meanwhile in cycles stays in memory until the end: about one copy of the graph for a pipeline.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -92,7 +92,7 @@ class Regions:
         always: set[int] = set()
         for node in self.graph.nodes:  # in topological order
             number = self._named(node)
-            if _is_bookkeeping(node, known, always):
+            if is_bookkeeping(node, known, always):
                 known.add(id(node))
             elif number is None:
                 always.add(id(node))
@@ -138,7 +138,7 @@ def _data_inputs(node: gs.Node) -> Iterable[gs.Tensor]:
     return inputs
 
 
-def _is_bookkeeping(node: gs.Node, known: set[int], runs_always: set[int]) -> bool:
+def is_bookkeeping(node: gs.Node, known: set[int], runs_always: set[int]) -> bool:
     """Whether a node computes integers from sizes and constants alone.
 
     `known` are such nodes before it, `runs_always` other nodes that run in every step: their outputs have sizes.

@@ -104,7 +104,8 @@ def _same_interface(before: ModelProto | None, after: ModelProto, step: Pass | N
     ):
         was, now = ([(v.name, v.type.tensor_type.elem_type if typed else 0) for v in vs] for vs in (old, new))
         if step is not None and step.changes_interface:
-            now = [item for item in now if item in was] if kind == "inputs" else now[: len(was)]
-            was = [item for item in was if item in now] if kind == "inputs" else was
+            now = [item for item in now if item in was] if kind == "inputs" else now
+            was = [item for item in was if item in now] if kind == "inputs" or step.drops_outputs else was
+            now = now[: len(was)]
         if was != now:
             yield f"graph {kind} changed from {was} to {now} (name, element type)"

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from passes.base import Pass, PassError, PassResult, register
 from passes.cache_regions import Group, Kept, Regions
 from passes.remove_unused import RemoveUnused
+from passes.segments import Chain, is_part
 
 
 @register
@@ -26,6 +27,10 @@ class SplitCache(Pass):
     2. A tensor that leaves a group in `reuse` -> a graph input of that name; with `residual`, plus the input of the
        group as it is in this step. What only led there is gone, weights and graph inputs included.
     3. `outputs`, where not empty, are the only kept tensors that are returned.
+    4. `part` from 0 on -> that segment of the graph alone. In a chain the segments are the graph, and a step that uses
+       a group again leaves its segments out: it takes the kept tensors `cached_GROUP_INDEX` from the step before, with
+       `residual` what they are more than the group's input, and other crossing tensors (`flow_INDEX`) from the
+       segments before. No weight is in two segments.
 
     Not where a group has no node, and not for a residual that is none (PassError). Integer arithmetic on sizes
     belongs to no group. For graphs before a target's own passes, which move quantizers over the borders.
@@ -36,6 +41,12 @@ class SplitCache(Pass):
     groups: tuple[str, ...] = ()
     reuse: tuple[int, ...] = ()
     outputs: tuple[str, ...] = ()
+    part: int = -1
+
+    @property
+    def drops_outputs(self) -> bool:
+        """A segment has its own outputs."""
+        return self.part >= 0
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Cut along the borders of `groups`; a second run finds its own tensors and changes nothing."""
@@ -43,8 +54,10 @@ class SplitCache(Pass):
         if unknown := [number for number in self.reuse if not 0 <= number < len(groups)]:
             raise PassError(f"reuse names group {unknown[0]}, and there are {len(groups)} (from 0)")
         names = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
-        if not groups or any(name.startswith("cached_") for name in names):
+        if not groups or is_part(names):
             return PassResult()
+        if self.part >= 0:
+            return self._segment(graph, groups)
         kept = Regions(graph, groups).kept()
         taken = [item for item in kept if item.group in self.reuse]
         given = [item for item in kept if item.group not in self.reuse]
@@ -55,6 +68,14 @@ class SplitCache(Pass):
         gone = _prune(graph) if taken else 0
         note = f"{len(given)} kept tensors returned, {len(taken)} taken, {gone} nodes gone"
         return PassResult(len(taken) + len(given), (note,) if kept else ())
+
+    def _segment(self, graph: gs.Graph, groups: Sequence[Group]) -> PassResult:
+        if self.reuse or self.outputs:
+            raise PassError("a segment (part) has no reuse and no outputs: a chain runs or skips it")
+        before, chain = len(graph.nodes), Chain(graph, groups)
+        chain.leave(self.part)
+        note = f"segment {self.part} of {len(chain.segments)}, {len(graph.nodes)} of {before} nodes"
+        return PassResult(before - len(graph.nodes), (note,))
 
 
 def _give(graph: gs.Graph, item: Kept) -> None:

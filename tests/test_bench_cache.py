@@ -69,9 +69,11 @@ def _behind_unknown(graph: onnx.ModelProto, node: onnx.NodeProto) -> str:
     return "strange"
 
 
-def test_the_tool_measures_every_model_and_the_generation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["full+reduced", pytest.param("segments", marks=pytest.mark.slow)])
+def test_the_tool_measures_every_model_and_the_generation(tmp_path: Path, layout: str) -> None:
     table = tmp_path / "rows.json"
     options = ["digits-sd3", "blocks:first=0,every=4", "--size", "64", "--repeat", "2", "--json", str(table)]
+    options += ["--layout", layout]
     subprocess.run([sys.executable, str(TOOL), *options], check=True, timeout=300)
     content = json.loads(table.read_text(encoding="utf-8"))
     plain, keep, reuse = content["models"]

@@ -17,9 +17,9 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from diffc.backends.ort import session_options
 from diffc.cache.compiling import resolve_for
 from diffc.cache.operations import count_operations
 from diffc.cache.shapes import size_of
-from diffc.cache.variants import CacheBuild, split
+from diffc.cache.variants import LAYOUTS, CacheBuild, split
 from diffc.frontend.inputs import random_inputs
 from diffc.frontend.trace import trace
 from diffc.models import real
@@ -74,15 +74,17 @@ def _cut(config: dict[str, Any], depth: int) -> dict[str, Any]:
 
 @dataclass
 class Step:
-    """One model of the plan, as it runs: floating-point operations, and seconds of each turn."""
+    """A denoising step of one kind: floating-point operations, and seconds of each turn.
+
+    `reuse` has the groups that it uses again, None without a plan.
+    """
 
     name: str
-    reuse: tuple[int, ...] | None
+    reuse: frozenset[int] | None
     operations: int
     nodes: int
-    session: Any
-    binding: Any
-    seconds: list[float]
+    run: Callable[[], None]
+    seconds: list[float] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
         """What JSON says of it."""
@@ -94,6 +96,19 @@ class Step:
             "most_ms": 1e3 * max(self.seconds),
             "nodes": self.nodes,
         }
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model in a session, bound."""
+
+    session: Any
+    binding: Any
+    nodes: int
+
+    def run(self) -> None:
+        """Once."""
+        self.session.run_with_iobinding(self.binding)
 
 
 @dataclass(frozen=True)
@@ -122,10 +137,12 @@ def main() -> None:
         shape = replace(shape, height=options.size, width=options.size) if options.size else shape
         shape = spec.check(source.config, replace(shape, text=options.text or shape.text))
         tensors = buffers(build, graphs, source, shape, options)
-        steps = [
-            opened(name, build, graphs[name], files[name], tensors, spec.sizes(shape), options)
-            for name in files
-        ]
+        opened = {name: open_one(files[name], tensors, options) for name in files}
+        counted = {
+            name: sum(count_operations(graph, spec.sizes(shape), build.dims).values())
+            for name, graph in graphs.items()
+        }
+        steps = steps_of(build, opened, counted, tensors)
         errors = run_in_turns(steps, tensors, source, shape, options)
     report(options, build, steps, shape, errors)
 
@@ -136,6 +153,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("model", choices=[*REAL, *EMBEDDED])
     parser.add_argument("plan", help="a cache plan of `diffc cache list`, or a file")
+    parser.add_argument("--layout", default=LAYOUTS[0], choices=LAYOUTS)
     parser.add_argument("--provider", default="cpu", choices=list(TARGET))
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     parser.add_argument("--depth", type=int, default=0, help="how many blocks are left, 0: all")
@@ -171,7 +189,7 @@ def models_of(
 ) -> tuple[CacheBuild, dict[str, Path], dict[str, onnx.ModelProto]]:
     """The plan's models in the provider's form over one file of weights; and their canonical graphs, for counting."""
     canonical = Pipeline(CANONICAL).run(trace(source, dtype=options.dtype, checkpoint=None)).model
-    build = split(canonical, resolve_for(source, options.plan), source)
+    build = split(canonical, resolve_for(source, options.plan), source, options.layout)
     if not build.variants:
         raise SystemExit(f"{options.plan} uses nothing again")
     graphs = {PLAIN: canonical} | {PLAIN + v.suffix: v.model for v in build.variants}
@@ -208,15 +226,7 @@ def buffers(
     }
 
 
-def opened(
-    name: str,
-    build: CacheBuild,
-    graph: onnx.ModelProto,
-    file: Path,
-    tensors: Tensors,
-    sizes: Mapping[str, int],
-    options: argparse.Namespace,
-) -> Step:
+def open_one(file: Path, tensors: Tensors, options: argparse.Namespace) -> Opened:
     """A session on the provider alone, at fixed sizes, its inputs and outputs bound."""
     written = read(file)
     settings = session_options(element_types(written))
@@ -238,9 +248,53 @@ def opened(
             tensor = tensors[value.name]
             kind, shape = _ONNX_TYPES[tensor.dtype], tuple(tensor.shape)
             bind(value.name, options.provider, 0, kind, shape, tensor.data_ptr())
-    reuse = next((v.reuse for v in build.variants if PLAIN + v.suffix == name), None)
-    operations = sum(count_operations(graph, sizes, build.dims).values())
-    return Step(name, reuse, operations, len(written.graph.node), session, binding, [])
+    return Opened(session, binding, len(written.graph.node))
+
+
+def steps_of(
+    build: CacheBuild, opened: Mapping[str, Opened], counted: Mapping[str, int], tensors: Tensors
+) -> list[Step]:
+    """The step without a plan, that which runs all, and those that use something again."""
+
+    def step(name: str, reuse: frozenset[int] | None, names: list[str], run: Callable[[], None]) -> Step:
+        operations, nodes = (
+            sum(of[n] for n in names) for of in (counted, {n: o.nodes for n, o in opened.items()})
+        )
+        return Step(name, reuse, operations, nodes, run)
+
+    found = [step(PLAIN, None, [PLAIN], opened[PLAIN].run)]
+    if build.layout != "segments":
+        for variant in build.variants:
+            name = PLAIN + variant.suffix
+            found.append(step(name, frozenset(variant.reuse), [name], opened[name].run))
+        return found
+    held = {item.tensor: torch.zeros_like(tensors[item.tensor]) for item in build.kept}
+    for number, reuse in enumerate([frozenset[int](), *build.plan.reuse_sets()]):
+        names = [PLAIN + v.suffix for v in build.variants if v.group not in reuse]
+        run = partial(_run_parts, build, opened, tensors, held, reuse)
+        found.append(step(f"parts-reuse-{number}" if reuse else "parts", reuse, names, run))
+    return found
+
+
+def _run_parts(
+    build: CacheBuild,
+    opened: Mapping[str, Opened],
+    tensors: Tensors,
+    held: Tensors,
+    reuse: frozenset[int],
+) -> None:
+    """A step of a chain: as diffc.cache.chain.run_chain, in the tensors that the segments are bound to."""
+    for part in build.variants:
+        own = [item for item in build.kept if item.tensor in part.gives]
+        if part.group not in reuse:
+            opened[PLAIN + part.suffix].run()
+        for item in own:
+            tensor, kept = tensors[item.tensor], held[item.tensor]
+            source = torch.zeros_like(tensor) if item.source is None else tensors[item.source]
+            if part.group in reuse:
+                torch.add(source, kept, out=tensor)
+            else:
+                torch.sub(tensor, source, out=kept)
 
 
 def _provider(options: argparse.Namespace) -> tuple[str, dict[str, str]]:
@@ -269,7 +323,7 @@ def run_in_turns(
             output.fill_(torch.nan)  # what the model before it wrote
             _wait(options)
             started = clock()
-            step.session.run_with_iobinding(step.binding)
+            step.run()
             _wait(options)
             if turn >= 0:
                 step.seconds.append(clock() - started)
@@ -294,7 +348,7 @@ def savings(build: CacheBuild, steps: list[Step], count: int) -> list[Saving]:
         for step in steps
         if step.reuse
     ]
-    by_reuse = {frozenset(step.reuse): step for step in steps if step.reuse is not None}
+    by_reuse = {step.reuse: step for step in steps if step.reuse is not None}
     run = [by_reuse[reuse] for reuse in build.plan.schedule(count)]
     operations = sum(step.operations for step in run) / (count * plain.operations)
     clock = sum(took[step.name] for step in run) / (count * took[plain.name])
@@ -312,7 +366,8 @@ def report(
     device = torch.cuda.get_device_name() if options.provider == "cuda" else f"CPU, {options.threads} threads"
     depth = f", depth {options.depth}" if options.depth else ""
     print(
-        f"{options.model}{depth}, {options.plan}, {options.dtype}, {shape}; {device}, ORT {ort.__version__}"
+        f"{options.model}{depth}, {options.plan}, {options.layout}, {options.dtype}, {shape};"
+        f" {device}, ORT {ort.__version__}"
     )
     rows = [step.row() | {"rel_l2": errors[step.name]} for step in steps]
     for row in rows:
@@ -328,6 +383,7 @@ def report(
         )
     if options.json:
         about = {"model": options.model, "depth": options.depth, "plan": options.plan, "dtype": options.dtype}
+        about |= {"layout": options.layout}
         about |= {"shape": asdict(shape), "device": device, "ort": ort.__version__}
         content = about | {"models": rows, "savings": [asdict(s) | {"reached": s.reached} for s in found]}
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

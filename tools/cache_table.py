@@ -1,69 +1,150 @@
-"""Caching against fewer steps on a trained embedded model: times as fast, PSNR, and the share that reads as asked.
+"""Caching against fewer steps on the trained models: times as fast, what reads as asked, PSNR; and the same in FP8.
 
-    python tools/cache_table.py digits-sdxl deepcache:every=2 modelopt-sdxl 10 13
+    python tools/cache_table.py [--models digits-sd3 ...] [--variants blocks:every=2 12 ...] [--write docs]
 
-A plan of `diffc cache list` or a number of steps in each row; torch on one CPU core, processor time of the pipeline.
+A variant is a plan of `diffc cache list` or a number of steps. Torch on one CPU core, processor time of the pipeline.
+FP8: the backbone quantized as a compile does it, in torch; `alone` is the PSNR that its error and that of caching would
+have together if they had nothing to do with each other. --write puts a picture of the rows of each model there.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from diffc import cache
-from diffc.cache.searching import load_for_search
-from diffc.models.digits import PIXELS, prompt
-from diffc.quality.classifier import score
+from diffc.compile import CompileRequest, check
+from diffc.models.digits import BACKBONES, PIXELS, prompt
+from diffc.quality.painting import Figures, judge, load_pipeline, paint
+from diffc.quality.strips import decode, encode, sheet
+from diffc.quantize.run import calibrated
+from diffc.quantize.simulate import cpu_block_quant
 from diffc.ui import Silent
+from diffc.validate.fidelity import Reference
+
+VARIANTS = {
+    "digits-sd3": ("blocks:first=0,every=2", "12", "modelopt-sd3", "blocks:first=0,every=3", "10"),
+    "digits-flux": ("blocks:every=2", "14", "blocks:first=0,last=0,every=2", "11", "10"),
+    "digits-sdxl": ("tgate:step=8", "14", "deepcache:every=2", "12", "modelopt-sdxl", "10"),
+}
+CALIBRATION_SEED = 10_000  # noise that no picture of the table starts from
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant: seconds of the unquantized pipeline, its figures, and those in FP8; against the full run without."""
+
+    name: str
+    seconds: float
+    plain: Figures
+    fp8: Figures
+    strips: tuple[str, str]
 
 
 def main() -> None:
-    """Print a row for every variant."""
+    """Print a table for every model, and write the pictures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="digits-sd3, digits-flux or digits-sdxl")
-    parser.add_argument("variants", nargs="+", help="cache plans and numbers of steps")
+    parser.add_argument("--models", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", help="cache plans and numbers of steps")
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--steps", type=int, default=20, help="steps of the full run and the plans")
+    parser.add_argument("--write", type=Path, help="a folder for cache-MODEL.png")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    pipe = load_for_search(given.model, Silent())
-    digits = [number % 10 for number in range(given.images)]
-    full, seconds = paint(pipe, digits, given.steps, "")
-    print(f"{'in full':32} 1.00 times as fast, {score(full, digits):.0%} read as asked")
-    for variant in given.variants:
-        fewer = variant.isdigit()
-        steps, plan = (int(variant), "") if fewer else (given.steps, variant)
-        images, took = paint(pipe, digits, steps, plan)
-        name = f"{variant} steps" if fewer else variant
-        figures = f"{seconds / took:.2f} times as fast, PSNR {psnr(full, images):.1f} dB"
-        print(f"{name:32} {figures}, {score(images, digits):.0%} read as asked")
+    for model in given.models:
+        rows = table(model, given.variants or VARIANTS[model], given.images, given.steps)
+        print_table(model, rows)
+        if given.write:
+            picture(rows).save(given.write / f"cache-{model}.png", optimize=True)
 
 
-def paint(pipe: Any, digits: list[int], steps: int, plan: str) -> tuple[Any, float]:
-    """Images [N, H, W, 3] in 0..1, image i from noise seeded with i, and the processor's seconds."""
-    with cache.apply(pipe, plan) if plan else nullcontext():
+def table(model: str, variants: tuple[str, ...], count: int, steps: int) -> list[Row]:
+    """The full run, then each variant."""
+    pipe, component = load_pipeline(model), BACKBONES[model]
+    backbones = [getattr(pipe, component), quantized(model)]
+    rows: list[Row] = []
+    reference = None
+    for variant in ("", *variants):
+        images = []
+        for backbone in backbones:
+            setattr(pipe, component, backbone)
+            images.append(run(pipe, variant, count, steps))
+        reference = images[0][0] if reference is None else reference
+        plain, fp8 = (judge(found, reference) for found, _ in images)
+        name = f"{steps} steps" if not variant else f"{variant} steps" if variant.isdigit() else variant
+        strips = encode(images[0][0][:10]), encode(images[1][0][:10])
+        rows.append(Row(name, images[0][1], plain, fp8, strips))
+    return rows
+
+
+def quantized(model: str) -> Any:
+    """The backbone in FP8 as a compile calibrates it, in float32 around the quantizers."""
+    request = CompileRequest(
+        model,
+        Path("unwritten"),
+        "fp8",
+        dtype="float32",
+        prompts=tuple(prompt(digit) for digit in range(10)),
+        steps=5,
+        batch_size=10,
+        image_size=PIXELS,
+        seed=CALIBRATION_SEED,
+        force=True,
+    )
+    plan = check(request)
+    return Reference(plan.source, plan.dtype, calibrated(plan, Silent())).model
+
+
+def run(pipe: Any, variant: str, count: int, steps: int) -> tuple[Tensor, float]:
+    """Images [N, 3, H, W] in 0..1, image i from noise seeded with i, and the processor's seconds."""
+    fewer = variant.isdigit()
+    plan = cache.apply(pipe, variant) if variant and not fewer else nullcontext()
+    with plan, cpu_block_quant():
         started = time.process_time()
-        images = pipe(
-            [prompt(digit) for digit in digits],
-            num_inference_steps=steps,
-            generator=[torch.Generator().manual_seed(seed) for seed in range(len(digits))],
-            output_type="np",
-            height=PIXELS,
-            width=PIXELS,
-        ).images
+        images = paint(pipe, count, steps=int(variant) if fewer else steps, batch=count)
         return images, time.process_time() - started
 
 
-def psnr(reference: Any, other: Any) -> float:
-    """In dB, the mean over images."""
-    return float(np.mean(-10 * np.log10(((reference - other) ** 2).mean(axis=(1, 2, 3)))))
+def print_table(model: str, rows: list[Row]) -> None:
+    """Markdown."""
+    heads = [model, "times as fast", "read as asked", "PSNR", "FP8: read", "PSNR", "alone"]
+    print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    for row in rows:
+        figures = [
+            f"{rows[0].seconds / row.seconds:.2f}",
+            f"{row.plain.right:.0%}",
+            decibels(row.plain.psnr),
+            f"{row.fp8.right:.0%}",
+            decibels(row.fp8.psnr),
+            decibels(together(row.plain.psnr, rows[0].fp8.psnr)),
+        ]
+        print(f"| `{row.name}` | {' | '.join(figures)} |", flush=True)
+
+
+def decibels(value: float) -> str:
+    """`38.2`; a dash for equal images."""
+    return f"{value:.1f}" if math.isfinite(value) else "-"
+
+
+def together(one: float, other: float) -> float:
+    """The PSNR of two errors that have nothing to do with each other: their mean squares add up."""
+    return -10 * math.log10(10 ** (-one / 10) + 10 ** (-other / 10))
+
+
+def picture(rows: list[Row]) -> Any:
+    """Ten digits of every row, without quantization and in FP8."""
+    named = [(row.name, decode(row.strips[0])) for row in rows]
+    return sheet(named + [(f"FP8, {row.name}", decode(row.strips[1])) for row in rows])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import onnx
 
 from diffc.cache.presets import plan_of
 from diffc.cache.resolve import ResolvedPlan, resolve, spell
-from diffc.cache.variants import CacheBuild, Variant, check_variants, split
+from diffc.cache.variants import LAYOUTS, CacheBuild, Layout, Variant, check_variants, split
+from diffc.errors import unknown
 from diffc.models.locate import ModelSource
 from diffc.models.specs import find_spec
 from diffc.plan import CompileRequest, Plan
@@ -32,6 +33,7 @@ def resolve_plan(plan: Plan, ui: Reporter) -> ResolvedPlan | None:
     Raises DiffcError when the plan cannot be read, or does not fit.
     """
     request = plan.request
+    layout_of(request)
     if not request.cache_plan:
         return None
     found = resolve_for(plan.source, request.cache_plan)
@@ -59,12 +61,20 @@ def plan_files(request: CompileRequest) -> list[Path]:
     return [Path(request.cache_plan)] if request.cache_plan.endswith((".json", ".yaml", ".yml")) else []
 
 
+def layout_of(request: CompileRequest) -> Layout:
+    """The layout that is asked for. Raises DiffcError that lists those there are."""
+    for layout in LAYOUTS:
+        if layout == request.cache_layout:
+            return layout
+    raise unknown("cache layout", request.cache_layout, LAYOUTS)
+
+
 def build_variants(plan: Plan, cache: ResolvedPlan, canonical: onnx.ModelProto, ui: Reporter) -> CacheBuild:
     """The variants of the canonical graph, checked against each other, in every target's form."""
     from diffc.validate.fidelity import validation_arrays
     from diffc.validate.pass_check import NUMERIC_LIMIT, NumericCheck
 
-    build = split(canonical, cache, plan.source)
+    build = split(canonical, cache, plan.source, layout_of(plan.request))
     if not build.variants:
         ui.note("cache plan: no step uses anything again")
         return build
@@ -75,6 +85,8 @@ def build_variants(plan: Plan, cache: ResolvedPlan, canonical: onnx.ModelProto, 
         with ui.stage("check the graphs of the cache plan"):
             arrays = check_variants(build, validation_arrays(plan.source, plan.dtype, plan.request.seed))
         checks = [NumericCheck(partial(_fed, v, arrays)) for v in build.variants]
+    if build.layout == "segments":
+        ui.note(f"cache plan: a chain of {len(build.variants)} segments")
     pairs = zip(build.variants, checks, strict=True)
     return replace(build, variants=tuple(_legalized(plan, v, check, ui) for v, check in pairs))
 

@@ -1,9 +1,12 @@
-"""Floating-point operations of a graph: what a cached step saves on paper, beside what it saves by the clock."""
+"""What a graph costs at given sizes: the shapes of its tensors, and its floating-point operations.
+
+ONNX infers few shapes behind dynamic dimensions. Here these have numbers, and what is computed from them is folded.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import prod
 
 import onnx
@@ -25,22 +28,8 @@ def count_operations(model: onnx.ModelProto, sizes: Mapping[str, int], kept: Dim
     MatMul, Gemm, Conv and Attention, two operations for each product of two numbers, as torch's FlopCounterMode
     does. Raises DiffcError where a shape is not known.
     """
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    for value in fixed.graph.input:
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value"):
-                dim.dim_value = size_of(
-                    kept[value.name][axis] if value.name in kept else dim.dim_param, sizes
-                )
-    del fixed.graph.value_info[:]
-    for node in fixed.graph.node:
-        if node.op_type == "GroupNormalization":  # ONNX infers no shape behind it; it has that of its input
-            node.op_type = "Identity"
-            del node.input[1:], node.attribute[:]
-    # Sizes that are computed become constants, and with them the shapes behind.
-    folded = Pipeline([FoldConstants()]).run(fixed).model
-    shapes = _shapes(infer_types(folded).graph)
+    folded = at_sizes(model, sizes, kept)
+    shapes = known_shapes(folded)
     found: Counter[str] = Counter()
     for node in folded.graph.node:
         if node.op_type in _COUNT:
@@ -51,12 +40,33 @@ def count_operations(model: onnx.ModelProto, sizes: Mapping[str, int], kept: Dim
     return found
 
 
-def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
-    """Shapes that are known in full, by tensor name."""
+def at_sizes(model: onnx.ModelProto, sizes: Mapping[str, int], kept: Dims) -> onnx.ModelProto:
+    """`model` with numbers for its dynamic dimensions, what is computed from them folded, and types inferred."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value"):
+                dim.dim_value = size_of(
+                    kept[value.name][axis] if value.name in kept else dim.dim_param, sizes
+                )
+    for value in fixed.graph.output:  # ONNX fills in what is not there
+        value.type.tensor_type.ClearField("shape")
+    del fixed.graph.value_info[:]
+    for node in fixed.graph.node:
+        if node.op_type == "GroupNormalization":  # ONNX infers no shape behind it; it has that of its input
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
+    return infer_types(Pipeline([FoldConstants()]).run(fixed).model)
+
+
+def known_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes that a model states in full, by tensor name."""
+    graph = model.graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.value_info, *graph.input, *graph.output):
         dims = value.type.tensor_type.shape.dim
-        if all(dim.HasField("dim_value") for dim in dims):
+        if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
             shapes[value.name] = tuple(dim.dim_value for dim in dims)
     return shapes
 
@@ -81,8 +91,3 @@ def _attention(node: onnx.NodeProto, shapes: Shapes) -> int:
 
 
 _COUNT = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Attention": _attention}
-
-
-def total(models: Iterable[Counter[str]]) -> int:
-    """Operations of models that run after each other."""
-    return sum(sum(model.values()) for model in models)

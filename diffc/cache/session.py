@@ -13,9 +13,11 @@ from torch import Tensor
 
 from diffc.artifact import Artifact
 from diffc.backends.base import Profile
+from diffc.cache.chain import run_chain
 from diffc.cache.generations import Generations, time_and_conditions
 from diffc.cache.resolve import ResolvedPlan
 from diffc.cache.shapes import size_of
+from diffc.cache.variants import KeptTensor
 from diffc.models.profiles import ShapeProfile
 from diffc.models.spec import ModelSpec, Shape
 from diffc.runtime.session import Session
@@ -26,11 +28,17 @@ KEPT = "cached_"
 
 @dataclass(frozen=True)
 class Stepper:
-    """One of the artifact's models, opened: it uses the groups `reuse` again."""
+    """One of the artifact's models, opened: it uses the groups `reuse` again, or is a segment of `group`."""
 
     reuse: frozenset[int]
     session: Session
     signature: Signature
+    group: int | None = None
+
+    @property
+    def gives(self) -> list[str]:
+        """The names of its outputs."""
+        return [value.name for value in self.signature.outputs]
 
     def run(self, given: Mapping[str, Tensor], sizes: Mapping[str, int]) -> dict[str, Tensor]:
         """All outputs, the kept ones included; `given` may hold more than the model takes."""
@@ -46,9 +54,11 @@ class CachedSession:
     A step that cannot follow the one before (see `Generations`) runs everything.
     """
 
-    def __init__(self, plan: ResolvedPlan, steppers: Sequence[Stepper]):
+    def __init__(self, plan: ResolvedPlan, steppers: Sequence[Stepper], signature: Signature):
+        """`signature` is the backbone's."""
         self.plan, self.generations = plan, Generations()
         self._steppers = sorted(steppers, key=lambda s: -len(s.reuse))  # the last runs all
+        self._signature = signature
 
     @property
     def device(self) -> torch.device:
@@ -61,11 +71,21 @@ class CachedSession:
         """The outputs of the denoising step that this call is. Raises DiffcError as the models' sessions do."""
         generation = self.generations.advance(*time_and_conditions(inputs))
         wanted = self.plan.reused(generation.step, self.generations.count)
-        stepper = next(s for s in self._steppers if s.reuse <= wanted)
-        sizes = _sizes(self._steppers[-1].signature, inputs)
-        found = stepper.run({**inputs, **generation.values}, sizes)
-        generation.values |= {name: value for name, value in found.items() if name.startswith(KEPT)}
+        found = self._step(wanted, inputs, generation.values, _sizes(self._signature, inputs))
         return {name: found[name] for name in output_shapes}
+
+    def _step(
+        self,
+        wanted: frozenset[int],
+        inputs: Mapping[str, Tensor],
+        held: dict[str, Tensor],
+        sizes: Mapping[str, int],
+    ) -> dict[str, Tensor]:
+        """The outputs of a step that is to use the groups `wanted` again; `held` is what is kept, and is renewed."""
+        stepper = next(s for s in self._steppers if s.reuse <= wanted)
+        found = stepper.run({**inputs, **held}, sizes)
+        held |= {name: value for name, value in found.items() if name.startswith(KEPT)}
+        return found
 
     @contextmanager
     def branch(self, name: str) -> Iterator[None]:
@@ -78,6 +98,31 @@ class CachedSession:
         self.generations.forget()
         for stepper in self._steppers:
             stepper.session.close()
+
+
+class ChainSession(CachedSession):
+    """The same for the layout `segments`: a step runs them one after the other, and leaves out what it uses again."""
+
+    def __init__(
+        self,
+        plan: ResolvedPlan,
+        steppers: Sequence[Stepper],
+        signature: Signature,
+        kept: Sequence[KeptTensor],
+    ):
+        super().__init__(plan, steppers, signature)
+        self._kept = kept
+
+    def _step(
+        self,
+        wanted: frozenset[int],
+        inputs: Mapping[str, Tensor],
+        held: dict[str, Tensor],
+        sizes: Mapping[str, int],
+    ) -> dict[str, Tensor]:
+        return run_chain(
+            self._steppers, self._kept, wanted, inputs, held, lambda part, flow: part.run(flow, sizes)
+        )
 
 
 def _sizes(signature: Signature, inputs: Mapping[str, Tensor]) -> dict[str, int]:
@@ -100,17 +145,22 @@ def open_cached(
     """The session of an artifact that was compiled with a cache plan; `open_one` opens one of its models.
 
     `signature` is that of the backbone; where it has profiles, so do those of the models. Without `follow` the
-    model that runs all is opened alone, and runs every step.
+    model that runs all is opened alone, or all segments are, and every step runs everything.
     """
     entry = artifact.manifest["cache"]
+    chain = entry.get("layout") == "segments"
     steppers = []
-    for model in entry["models"] if follow else entry["models"][:1]:
+    for model in entry["models"] if follow or chain else entry["models"][:1]:
         own = Signature.of(model, signature.limits)
         if signature.profiles:
             own = replace(own, profiles=(_profile(artifact.manifest, spec, own),))
-        steppers.append(Stepper(frozenset(model["reuse"]), open_one(only(artifact, model), own), own))
+        session = open_one(only(artifact, model), own)
+        steppers.append(Stepper(frozenset(model.get("reuse", ())), session, own, model.get("group")))
     plan = ResolvedPlan.from_json(entry["plan"])
-    return CachedSession(plan if follow else replace(plan, groups=()), steppers)
+    plan = plan if follow else replace(plan, groups=())
+    if not chain:
+        return CachedSession(plan, steppers, signature)
+    return ChainSession(plan, steppers, signature, [KeptTensor(**item) for item in entry["kept"]])
 
 
 def only(artifact: Artifact, model: Mapping[str, Any]) -> Artifact:

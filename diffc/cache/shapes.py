@@ -1,7 +1,7 @@
 """Sizes of kept tensors in terms of the graph's dynamic dimensions, found by running torch on fake tensors.
 
 The graph knows "batch" and "text"; that an image of height x width latents has height * width / 4 tokens it has
-forgotten. A size is written as a text: "height*width/4", "text", "128".
+forgotten. A size is written as a text: "height*width/4", "text", "128", "text+image".
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ Seen = Mapping[str, Sequence[tuple[int, ...]]]
 
 def size_of(text: str | int, sizes: Sizes) -> int:
     """The number that a size stands for, given the graph's dynamic dimensions."""
-    product, _, divisor = str(text).partition("/")
-    factors = (sizes[part] if part in sizes else int(part) for part in product.split("*"))
-    return prod(factors) // int(divisor or 1)
+    total = 0
+    for term in str(text).split("+"):
+        product, _, divisor = term.partition("/")
+        factors = (sizes[part] if part in sizes else int(part) for part in product.split("*"))
+        total += prod(factors) // int(divisor or 1)
+    return total
 
 
 def kept_dims(model: onnx.ModelProto, source: ModelSource) -> dict[str, tuple[str | int, ...]]:
@@ -42,17 +45,17 @@ def kept_dims(model: onnx.ModelProto, source: ModelSource) -> dict[str, tuple[st
     known = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in kept}
     if all(isinstance(d, int) or d in names for dims in known.values() for d in dims):
         return {name: tuple(dims) for name, dims in known.items()}
-    shapes = [_shape(spec.pixel_multiple(source.config), n) for n in range(3)]
+    shapes = telling_shapes(spec.pixel_multiple(source.config))
     seen = seen_shapes(source, shapes)
     sizes = [spec.sizes(shape) for shape in shapes]
     makers = _makers(model)
     return {name: _dims_of(dims, makers[name], seen, sizes) for name, dims in known.items()}
 
 
-def _shape(multiple: int, number: int) -> Shape:
+def telling_shapes(multiple: int) -> list[Shape]:
     """Shapes whose sizes have nothing in common, so that no product is taken for another."""
-    batch, height, width, text = ((2, 4, 6, 20), (3, 4, 10, 36), (1, 6, 14, 44))[number]
-    return Shape(batch, height * multiple, width * multiple, text)
+    rows = ((2, 4, 6, 20), (3, 4, 10, 36), (1, 6, 14, 44))
+    return [Shape(batch, height * multiple, width * multiple, text) for batch, height, width, text in rows]
 
 
 def seen_shapes(source: ModelSource, shapes: Sequence[Shape]) -> list[dict[str, list[tuple[int, ...]]]]:
@@ -129,14 +132,14 @@ def _completed(
                 return None
             found.append(dim)
             continue
-        text = _fit(values, sizes)
+        text = product_of(values, sizes)
         if text is None or text in sizes[0]:
             return None
         found.append(text)
     return tuple(found)
 
 
-def _fit(values: Sequence[int], sizes: Sequence[Sizes]) -> str | None:
+def product_of(values: Sequence[int], sizes: Sequence[Sizes]) -> str | None:
     """`values`, one for each of `sizes`, as a product of dimensions, times or divided by a number."""
     for count in range(len(sizes[0]) + 1):
         for chosen in combinations(sizes[0], count):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +14,11 @@ import onnx
 from torch import Tensor, nn
 
 from diffc.backends.ort import OrtSession
+from diffc.cache.chain import run_chain
 from diffc.cache.plan import Steps
 from diffc.cache.resolve import ResolvedPlan
 from diffc.cache.torch_apply import apply
-from diffc.cache.variants import CacheBuild
+from diffc.cache.variants import CacheBuild, Variant
 from diffc.validate.fidelity import Reference, validate_session, validation_shapes
 from diffc.validate.reports import SMOOTH, ShapeReport
 from diffc.validate.tolerances import SMOOTH_REL_L2, tolerance_of
@@ -60,6 +61,40 @@ class TwoStepSession:
         return {name: array for name, array in found.items() if not name.startswith("cached_")}
 
 
+class TwoStepChain:
+    """The same with a chain of segments, of which the second step leaves out those of the groups `reuse`."""
+
+    def __init__(
+        self,
+        build: CacheBuild,
+        models: Sequence[onnx.ModelProto],
+        opened: Sequence[OrtSession],
+        reuse: frozenset[int],
+    ):
+        self._build, self._reuse = build, reuse
+        suffixes = (variant.suffix for variant in build.variants)
+        self._parts = dict(zip(suffixes, zip(models, opened, strict=True), strict=True))
+
+    def run(self, given: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """The backbone's output of the second step."""
+        held: dict[str, npt.NDArray[Any]] = {}
+        self._step(first_step(given), held, frozenset())
+        flow = self._step(given, held, self._reuse)
+        assert self._build.whole is not None
+        name = self._build.whole.graph.output[0].name  # a backbone has one; what crosses comes behind it
+        return {name: flow[name]}
+
+    def _step(
+        self, given: Arrays, held: dict[str, npt.NDArray[Any]], reuse: frozenset[int]
+    ) -> dict[str, npt.NDArray[Any]]:
+        def run(part: Variant, flow: Arrays) -> Arrays:
+            model, session = self._parts[part.suffix]
+            found: Arrays = session.run(feed(model, flow))
+            return found
+
+        return run_chain(self._build.variants, self._build.kept, reuse, given, held, run)
+
+
 def first_step(given: Mapping[str, Any]) -> dict[str, Any]:
     """Other latents at an earlier time, the rest as given; exact in every type."""
     earlier = dict(given)
@@ -72,56 +107,88 @@ def first_step(given: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Case:
+    """An arithmetic, and in it the model without a plan and those that run the two steps."""
+
     arithmetic: str
-    models: tuple[onnx.ModelProto, onnx.ModelProto]
+    models: tuple[onnx.ModelProto, ...]
     limit: float
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What runs the two steps: the files of a pair, or of a chain, and what the reports call them."""
+
+    name: str
+    reuse: frozenset[int]
+    files: tuple[str, ...]
 
 
 def validate_cached(
     folder: Path, build: CacheBuild, reference: Reference, *, format: str, seed: int
 ) -> list[ShapeReport]:
-    """Every reduced model, after the full one, against torch; at the two shapes and within the limits of a compile.
+    """Every set of groups that is used again, after a step that runs all, against torch; at the two shapes and within
+    the limits of a compile.
 
-    The variants' files are in `folder`. The reports are called after the reduced model's file.
+    The models' files are in `folder`. Reports are called after the reduced model's file, or after the segments'.
     """
     reports: list[ShapeReport] = []
-    for variant in build.variants[1:]:
+    for subject in _subjects(build):
         stepping = Reference(
             reference.source,
             reference.dtype,
             None,
-            model=TwoSteps(reference.model, build.plan, variant.reuse),
+            model=TwoSteps(reference.model, build.plan, sorted(subject.reuse)),
         )
         stepping.quantized = reference.quantized
-        for target, file in variant.files.items():
-            if any(report.model == file for report in reports):
-                continue  # another target's, and the same
-            models = load(folder / build.variants[0].files[target]), load(folder / file)
-            for case in _cases(models, reference, format):
-                found = _run(case, stepping, seed)
-                reports += [replace(report, model=file) for report in found]
+        plain = load(folder / "model.onnx")  # says what a step is given, and how attention is quantized
+        models = (plain, *(load(folder / file) for file in subject.files))
+        for case in _cases(models, reference, format):
+            found = _run(case, build, subject.reuse, stepping, seed)
+            reports += [replace(report, model=subject.name) for report in found]
     return reports
 
 
-def _cases(models: tuple[onnx.ModelProto, onnx.ModelProto], reference: Reference, format: str) -> list[_Case]:
+def _subjects(build: CacheBuild) -> Iterator[_Subject]:
+    """The pairs or chains of files that targets take, each once."""
+    seen = set()
+    for target in build.variants[0].files:
+        for number, reuse in enumerate(build.plan.reuse_sets(), 1):
+            if build.layout == "segments":
+                files = tuple(v.files[target] for v in build.variants)
+                name = files[0].replace(build.variants[0].suffix, f"-parts-reuse-{number}")
+            else:
+                reduced = next(v for v in build.variants[1:] if frozenset(v.reuse) == reuse)
+                files = (build.variants[0].files[target], reduced.files[target])
+                name = files[1]
+            if (files, reuse) not in seen:  # another target's, and the same
+                seen.add((files, reuse))
+                yield _Subject(name, reuse, files)
+
+
+def _cases(models: tuple[onnx.ModelProto, ...], reference: Reference, format: str) -> list[_Case]:
     twins = tuple(float32_twin(m) if reference.dtype != "float32" else m for m in models)
-    cases = [_Case("float32", (twins[0], twins[1]), tolerance_of(format, "float32"))]
+    cases = [_Case("float32", twins, tolerance_of(format, "float32"))]
     if reference.quantized:
-        smooth = smooth_twin(models[0]), smooth_twin(models[1])
-        cases.insert(0, _Case(SMOOTH, smooth, SMOOTH_REL_L2))
+        cases.insert(0, _Case(SMOOTH, tuple(map(smooth_twin, models)), SMOOTH_REL_L2))
     if reference.dtype == "float16" and all(runs_on_cpu(m) for m in models):
         cases.append(_Case("float16", models, tolerance_of(format, "float16")))
     return cases
 
 
-def _run(case: _Case, reference: Reference, seed: int) -> list[ShapeReport]:
-    full, reduced = case.models
+def _run(
+    case: _Case, build: CacheBuild, reuse: frozenset[int], reference: Reference, seed: int
+) -> list[ShapeReport]:
+    plain, *models = case.models
     with ExitStack() as stack:
-        opened = [stack.enter_context(cpu_session(model)) for model in case.models]
-        session = TwoStepSession(full, reduced, opened)
+        opened = [stack.enter_context(cpu_session(model)) for model in models]
+        session: TwoStepChain | TwoStepSession
+        if build.layout == "segments":
+            session = TwoStepChain(build, models, opened, reuse)
+        else:
+            session = TwoStepSession(models[0], models[1], opened)
         return validate_session(
             case.arithmetic,
-            full,  # its inputs are what a step is given; it also tells how attention is quantized
+            plain,
             session,
             reference,
             limit=case.limit,

@@ -1,10 +1,13 @@
-"""The models of a cached artifact: one that runs all and returns what is kept, one for each set that is used again."""
+"""The models of a cached artifact: one that runs all and returns what is kept, one for each set that is used again.
+
+Or, in the layout `segments`, a chain (`diffc.cache.chain`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
 
@@ -21,13 +24,25 @@ if TYPE_CHECKING:
     from diffc.models.spec import ModelSpec
 
 Dims = Mapping[str, tuple[str | int, ...]]
+Layout = Literal["full+reduced", "segments"]
+LAYOUTS: tuple[Layout, ...] = ("full+reduced", "segments")
+
+
+@dataclass(frozen=True)
+class KeptTensor:
+    """A tensor of a chain that steps without `group` use again: as it was, or what it was more than `source`."""
+
+    tensor: str
+    group: int
+    source: str | None
 
 
 @dataclass(frozen=True)
 class Variant:
     """The model for steps that use the groups `reuse` again. `suffix` sets its files apart.
 
-    `legalized` is what targets take, by file name, and `files` which of them each target does.
+    Or a segment, which steps that use `group` again leave out (None: no step does). `legalized` is what targets
+    take, by file name, and `files` which of them each target does.
     """
 
     reuse: tuple[int, ...]
@@ -35,26 +50,42 @@ class Variant:
     model: onnx.ModelProto
     legalized: Mapping[str, onnx.ModelProto] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    group: int | None = None
+
+    @property
+    def gives(self) -> list[str]:
+        """The names of its outputs."""
+        return [value.name for value in self.model.graph.output]
 
 
 @dataclass(frozen=True)
 class CacheBuild:
-    """A plan, its models (that which runs all comes first; none where nothing is kept) and the kept tensors' sizes."""
+    """A plan, its models (none where nothing is kept) and the sizes of kept and crossing tensors.
+
+    Of `full+reduced` the model that runs all comes first; `segments` are in the order in which they run. `whole` runs
+    all and returns everything that goes from one model to another.
+    """
 
     plan: ResolvedPlan
     variants: tuple[Variant, ...]
     dims: Dims
+    layout: Layout = "full+reduced"
+    kept: tuple[KeptTensor, ...] = ()
+    whole: onnx.ModelProto | None = None
 
     def manifest(self) -> dict[str, Any]:
         """What manifest.json says of it: enough to run the schedule."""
         from diffc.manifest import described_values
 
+        chain = self.layout == "segments"
         models = [
-            {"reuse": list(v.reuse), "suffix": v.suffix, "files": dict(v.files)}
+            ({"group": v.group} if chain else {"reuse": list(v.reuse)})
+            | {"suffix": v.suffix, "files": dict(v.files)}
             | {kind: self._sized(values) for kind, values in described_values(v.model).items()}
             for v in self.variants
         ]
-        return {"plan": self.plan.to_json(), "models": models}
+        kept = {"kept": [asdict(item) for item in self.kept]} if chain else {}
+        return {"layout": self.layout, "plan": self.plan.to_json(), "models": models, **kept}
 
     def _sized(self, values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return [
@@ -75,13 +106,23 @@ class CacheBuild:
         return Profile.of(*(at(shape) for shape in (shapes.minimum, shapes.optimum, shapes.maximum)))
 
 
-def split(model: onnx.ModelProto, plan: ResolvedPlan, source: ModelSource) -> CacheBuild:
-    """The variants of a canonical `model`; none where no step uses anything again.
+def group_texts(plan: ResolvedPlan) -> tuple[str, ...]:
+    """The groups of a plan as passes take them."""
+    return tuple(str(Group(group.blocks, group.keep == "residual")) for group in plan.groups)
+
+
+def split(
+    model: onnx.ModelProto, plan: ResolvedPlan, source: ModelSource, layout: Layout = "full+reduced"
+) -> CacheBuild:
+    """The models of a plan for a canonical `model`; none where no step uses anything again.
 
     Raises PassError where a group of the plan cannot be cut out.
     """
-    sets = plan.reuse_sets()
-    groups = tuple(str(Group(group.blocks, group.keep == "residual")) for group in plan.groups)
+    if layout == "segments":
+        from diffc.cache.chain import cut as cut_chain
+
+        return cut_chain(model, plan, source)
+    sets, groups = plan.reuse_sets(), group_texts(plan)
     if not sets:
         return CacheBuild(plan, (), {})
 
@@ -93,10 +134,10 @@ def split(model: onnx.ModelProto, plan: ResolvedPlan, source: ModelSource) -> Ca
     models = [cut((), sorted(wanted)), *(_returning(m, wanted) for m in reduced)]
     dims = kept_dims(models[0], source)
     for item in models:
-        _name_dims(item, dims)
+        name_dims(item, dims)
     suffixes = ["-keep", *(f"-reuse-{n}" for n in range(1, len(sets) + 1))]
     keys = [(), *(tuple(sorted(reuse)) for reuse in sets)]
-    return CacheBuild(plan, tuple(map(Variant, keys, suffixes, models)), dims)
+    return CacheBuild(plan, tuple(map(Variant, keys, suffixes, models)), dims, whole=models[0])
 
 
 def _returning(model: onnx.ModelProto, wanted: set[str]) -> onnx.ModelProto:
@@ -108,7 +149,7 @@ def _returning(model: onnx.ModelProto, wanted: set[str]) -> onnx.ModelProto:
     return model
 
 
-def _name_dims(model: onnx.ModelProto, dims: Dims) -> None:
+def name_dims(model: onnx.ModelProto, dims: Dims) -> None:
     """Give the kept tensors of a graph their sizes; those that are computed get names of their own."""
     for value in (*model.graph.input, *model.graph.output):
         for axis, size in enumerate(dims.get(value.name, ())):
@@ -120,37 +161,40 @@ def _name_dims(model: onnx.ModelProto, dims: Dims) -> None:
 
 
 def check_variants(build: CacheBuild, arrays: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`arrays`, inputs of the model that runs all, and with them the kept tensors that it returns for them.
+    """`arrays`, inputs of the model that runs all, and with them what it returns for them beside its output.
 
-    A variant that uses what was kept in the very same step must give what the run of all gives, and kept tensors
-    must have the sizes that are noted of them; raises PassCheckError otherwise. Activations are not rounded.
+    A model that uses what was kept in the very same step, or a segment that is given what crosses, must give what the
+    run of all gives, and tensors between models must have the sizes that are noted of them; raises PassCheckError
+    otherwise. Activations are not rounded.
     """
     from diffc.validate.compare import compare
     from diffc.validate.tolerances import PASS_REL_L2
     from diffc.validate.twin import cpu_session, feed, smooth_twin
 
-    full = smooth_twin(build.variants[0].model)
+    assert build.whole is not None
+    full = smooth_twin(build.whole)
     with cpu_session(full) as session:
         results = [session.run(feed(full, values)) for values in arrays]
     for values, result in zip(arrays, results, strict=True):
         _check_sizes(build, values, result)
     inputs = [dict(values) | result for values, result in zip(arrays, results, strict=True)]
-    for variant in build.variants[1:]:
+    for variant in build.variants:
+        if variant.model is build.whole:
+            continue
         twin = smooth_twin(variant.model)
         with cpu_session(twin) as session:
             for values, expected in zip(inputs, results, strict=True):
                 found = session.run(feed(twin, values))
                 for row in compare({name: expected[name] for name in found}, found, PASS_REL_L2):
                     if not row.passed:
-                        raise PassCheckError(
-                            f"split-cache, groups {variant.reuse}: {row.name!r} {row.reason}"
-                        )
+                        raise PassCheckError(f"split-cache, model{variant.suffix}: {row.name!r} {row.reason}")
     return inputs
 
 
 def _check_sizes(build: CacheBuild, given: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    sizes = {}
-    for value in build.variants[0].model.graph.input:
+    sizes, whole = {}, build.whole
+    assert whole is not None
+    for value in whole.graph.input:
         for dim, size in zip(value.type.tensor_type.shape.dim, given[value.name].shape, strict=True):
             sizes[dim.dim_param] = size
     for name, dims in build.dims.items():

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from networks import FP32, make, value
 from onnx import helper, numpy_helper
 
 from passes import PassError, Pipeline
 from passes.cache_regions import Group
+from passes.check import infer_types
+from passes.segments import Chain
 from passes.split_cache import SplitCache
 
 RESIDUAL = "residual:block.0+block.1"
@@ -39,7 +44,7 @@ def stack(blocks: int = 3, width: int = 8, seed: int = 0) -> onnx.ModelProto:
     return make(nodes, [value("x", FP32, dims)], [value("y", FP32, dims)], weights)
 
 
-def cut(model: onnx.ModelProto, *groups: str, **options: tuple[int, ...]) -> onnx.ModelProto:
+def cut(model: onnx.ModelProto, *groups: str, **options: Any) -> onnx.ModelProto:
     return Pipeline([SplitCache(groups, **options)]).run(model).model
 
 
@@ -158,6 +163,87 @@ def test_streams_that_are_joined_and_parted_are_told_apart_by_shape() -> None:
     np.testing.assert_allclose(first["cached_0_1"], np.sin(feed["i"]), atol=1e-6)
     again = run(cut(model, "residual:block.0", reuse=(0,)), feed | first)
     np.testing.assert_allclose(again["y"], first["y"], rtol=1e-5)
+
+
+def chain(model: onnx.ModelProto, *groups: str) -> tuple[Chain, list[onnx.ModelProto]]:
+    """What the segments are, and the models of them."""
+    found = Chain(gs.import_onnx(infer_types(model)), [Group.parse(group) for group in groups])
+    steps = [SplitCache(groups, part=number) for number in range(len(found.segments))]
+    return found, [Pipeline([step]).run(model).model for step in steps]
+
+
+def step(
+    found: Chain, models: list[onnx.ModelProto], x: np.ndarray, held: dict[str, np.ndarray], *reuse: int
+) -> np.ndarray:
+    """A step of the chain as its description says, without the groups `reuse`; `held` is renewed."""
+    flow = {"x": x}
+    for segment, model in zip(found.segments, models, strict=True):
+        kept = [k for k in found.kept if k.tensor.name in names_of(model.graph.output)]
+        if segment.group in reuse:
+            for k in kept:
+                flow[k.tensor.name] = held[k.name] + (0 if k.source is None else flow[k.source.name])
+            continue
+        flow |= run(model, flow)
+        for k in kept:
+            held[k.name] = flow[k.tensor.name] - (0 if k.source is None else flow[k.source.name])
+    return flow["y"]
+
+
+CHAINS = [
+    ([RESIDUAL], [None, 0, None]),
+    (["output:block.1"], [None, 0, None]),
+    (["output:block.2"], [None, 0, None]),
+    (["residual:block.0+block.2"], [None, 0, None, 0, None]),
+    (["residual:block.0", "output:block.1"], [None, 0, 1, None]),
+]
+
+
+@pytest.mark.parametrize(("groups", "order"), CHAINS)
+def test_a_chain_is_the_model_and_its_steps_are_those_of_reduced_models(
+    groups: list[str], order: list[int | None]
+) -> None:
+    model = stack()
+    found, models = chain(model, *groups)
+    assert [segment.group for segment in found.segments] == order
+    held: dict[str, np.ndarray] = {}
+    plain = run(model, {"x": x_of(1)})["y"]
+    np.testing.assert_array_equal(step(found, models, x_of(1), held), plain)
+    kept = run(cut(model, *groups), {"x": x_of(1)})
+    for reuse in [(0,), tuple(range(len(groups)))]:
+        reduced = run(cut(model, *groups, reuse=reuse), kept | {"x": x_of(2)})["y"]
+        again = step(found, models, x_of(2), dict(held), *reuse)
+        np.testing.assert_allclose(again, reduced, rtol=1e-5, atol=1e-6)
+        assert not np.allclose(again, run(model, {"x": x_of(2)})["y"], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("groups", "order"), CHAINS)
+def test_no_weight_is_in_two_segments(groups: list[str], order: list[int | None]) -> None:
+    _, models = chain(stack(), *groups)
+    weights = [t.name for model in models for t in model.graph.initializer if t.name.endswith(".w")]
+    assert sorted(weights) == ["block.0.w", "block.1.w", "block.2.w"]
+    assert len(models) == len(order)
+
+
+def test_what_later_segments_alone_read_is_made_there() -> None:
+    """The modulation of a late block: of the time embedding, which crosses in its place."""
+    model = stack()
+    late = helper.make_node("MatMul", ["h", "late.w"], ["shift"], "block.2.norm/MatMul")
+    weight = numpy_helper.from_array(np.eye(8, dtype=np.float32), "late.w")
+    model.graph.node.insert(1, late)  # as soon as it can be
+    model.graph.initializer.append(weight)
+    next(n for n in model.graph.node if n.name == "block.2/Add").input[0] = "shift"
+    _, models = chain(model, "output:block.0+block.1")
+    assert [("late.w" in names_of(m.graph.initializer)) for m in models] == [False, False, True]
+
+
+def test_refusals_of_segments() -> None:
+    model = stack()
+    with pytest.raises(PassError, match="there is no segment 3: the chain has 3"):
+        cut(model, RESIDUAL, part=3)
+    with pytest.raises(PassError, match="has no reuse"):
+        cut(model, RESIDUAL, part=0, reuse=(0,))
+    once = cut(model, RESIDUAL, part=1)
+    assert not Pipeline([SplitCache((RESIDUAL,), part=1)]).run(once).changed
 
 
 def test_groups_as_text() -> None:
