@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
 
 from passes.base import Pass, PassResult, register, walk
+from passes.exchange import export_model
 from passes.graphs import (
     array_of,
     drop_nodes,
@@ -60,7 +62,7 @@ class FoldConstants(Pass):
         """Sweep front to back, so that a chain folds in one sweep, until a sweep folds nothing."""
         fold = _Fold(graph.opset, self.max_elements, output_ids(graph))
         while fold.sweep(graph):
-            fill_types(graph, gs.export_onnx(graph, do_type_check=False))
+            fill_types(graph, export_model(graph))
         notes = (f"{fold.folded} folded, {fold.wired} no-ops removed",) if fold.changed else ()
         return PassResult(fold.changed, notes)
 
@@ -150,8 +152,30 @@ def evaluate_node(node: gs.Node, arrays: list[Array | None], opset: int) -> list
     outputs = [f"o{index}" for index in range(len(node.outputs))]
     proto = onnx.helper.make_node(node.op, names, outputs)
     proto.attribute.extend(gs.exporters.onnx_exporter.OnnxExporter.export_attributes(node.attrs))
-    feeds = {name: array for name, array in zip(names, arrays, strict=True) if name}
-    results = ReferenceEvaluator(proto, opsets={"": opset}).run(None, feeds)
+    feeds = {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
+    if sum(array.nbytes for array in feeds.values()) > _SMALL:
+        return _run_reference(proto, feeds, opset)
+    # The same few small sums stand in every block of a backbone.
+    content = tuple((a.dtype, a.shape, a.tobytes()) for a in feeds.values())
+    return list(_remembered(proto.SerializeToString(), content, opset))
+
+
+_SMALL = 1024
+"""Bytes of inputs up to which the outputs of a node are remembered."""
+
+
+@lru_cache(4096)
+def _remembered(
+    node: bytes, feeds: tuple[tuple[np.dtype[Any], tuple[int, ...], bytes], ...], opset: int
+) -> list[Array]:
+    proto = onnx.NodeProto.FromString(node)
+    arrays = [np.frombuffer(content, dtype).reshape(shape) for dtype, shape, content in feeds]
+    names = [name for name in proto.input if name]
+    return _run_reference(proto, dict(zip(names, arrays, strict=True)), opset)
+
+
+def _run_reference(node: onnx.NodeProto, feeds: dict[str, Array], opset: int) -> list[Array]:
+    results = ReferenceEvaluator(node, opsets={"": opset}).run(None, feeds)
     return [np.asarray(result) for result in results]
 
 
@@ -186,8 +210,10 @@ def _picked_dims(node: gs.Node, opset: int) -> Array | None:
     """The dimensions that a constant Gather or Slice picks from a Shape, when all are static."""
     source = producer(node.inputs[0])
     dims = _known_dims(source) if source is not None and source.op == "Shape" else None
+    if dims is None:
+        return None
     arguments = [array_of(t) for t in node.inputs[1:]]
-    if dims is None or any(array is None for array in arguments):
+    if any(array is None for array in arguments):
         return None
     # Positions take the place of the dimensions, so that the operator itself says which ones it picks.
     where = evaluate_node(node, [np.arange(len(dims)), *arguments], opset)[0]

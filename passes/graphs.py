@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter, get_onnx_tensor_shape
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.base import PassError, walk
 from passes.check import infer_types
+from passes.exchange import info_of, tensors_of
 from passes.weights import Array, Recipe, RecipeValues, recipe_of
 
 # Floating-point types by the names that pass options use.
@@ -147,15 +147,15 @@ def splice(graph: gs.Graph, new: Mapping[int, Sequence[gs.Node]]) -> None:
 
 def fill_types(graph: gs.Graph, model: onnx.ModelProto) -> None:
     """Give the tensors of `graph` the types and dimensions that ONNX infers on `model`, its export."""
-    inferred = {value.name: value for value in infer_types(model).graph.value_info}
-    for name, tensor in graph.tensors().items():
+    inferred = {value.name: info_of(value) for value in infer_types(model).graph.value_info}
+    for name, tensor in tensors_of(graph).items():
         if not isinstance(tensor, gs.Variable) or name not in inferred:
             continue
-        if tensor.dtype is None:  # rare, and slow
-            tensor.dtype = OnnxImporter.import_tensor(inferred[name]).dtype
-        shape = get_onnx_tensor_shape(inferred[name])
-        if tensor.shape is None or shape is None or len(tensor.shape) != len(shape):
-            tensor.shape = shape if tensor.shape is None else tensor.shape
+        dtype, shape, _ = inferred[name]
+        tensor.dtype = dtype if tensor.dtype is None else tensor.dtype
+        if tensor.shape is None:
+            tensor.shape = None if shape is None else list(shape)
+        if shape is None or len(tensor.shape) != len(shape):
             continue
         tensor.shape = [
             new if isinstance(new, int) else old for old, new in zip(tensor.shape, shape, strict=True)

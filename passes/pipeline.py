@@ -13,10 +13,10 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from passes.base import Pass, PassError, Refusal, find_pass, walk
+from passes.base import Pass, PassError, Refusal, collector_paused, find_pass, walk
 from passes.check import Check, check_structure, infer_types
+from passes.exchange import export_graph, import_graph
 from passes.graphs import fill_types
-from passes.weights import export_graph, import_graph
 
 _STEP = re.compile(r"\s*([A-Za-z0-9_-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 _RESERVED = set("{},;=")
@@ -106,13 +106,21 @@ class Pipeline:
         the model after each pass is written there as `00-name.onnx` (weights stay recipes). Raises
         PassCheckError when a check fails and PassError when a pass cannot take the model.
         """
+        with collector_paused():
+            return self._run(model, check, on_event, dump)
+
+    def _run(
+        self, model: ModelProto, check: Check, on_event: Callable[[Event], None] | None, dump: Path | None
+    ) -> PipelineResult:
         graph = _import(model)
         current = export_graph(graph, model)
         check(None, current, None)
-        records = []
+        records: list[PassRecord] = []
         for index, step in enumerate(self.passes):
             if on_event is not None:
                 on_event(Event(step, index, len(self.passes)))
+            if records and records[-1].changed:
+                fill_types(graph, current)
             current, record = _run_step(step, graph, current, check)
             records.append(record)
             if dump is not None:
@@ -124,15 +132,16 @@ class Pipeline:
 
 def _run_step(step: Pass, graph: gs.Graph, before: ModelProto, check: Check) -> tuple[ModelProto, PassRecord]:
     """Run one pass on `graph`; `before` is the same graph exported."""
-    nodes, started = count_nodes(graph), time.perf_counter()
+    nodes = count_nodes(graph)
+    started = time.perf_counter()
     result = step.run(graph)
     seconds, line, after = time.perf_counter() - started, "unchanged", before
     if result.changed:
         after = export_graph(graph, before)
         line = check(before, after, step)
-        fill_types(graph, after)
+    left = count_nodes(graph) if result.changed else nodes
     record = PassRecord(
-        _spell(step), result.changed, seconds, nodes, count_nodes(graph), result.notes, result.refusals, line
+        _spell(step), result.changed, seconds, nodes, left, result.notes, result.refusals, line
     )
     return after, record
 

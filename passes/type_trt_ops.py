@@ -13,6 +13,7 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from passes.base import Pass, PassError, PassResult, Refusal, register, walk
 from passes.check import shell
+from passes.exchange import export_model
 from passes.trt_ops import TRT_OPS, Output, is_trt, trt_op
 from passes.weights import dtype_of
 
@@ -45,7 +46,7 @@ class TypeTrtOps(Pass):
         """Change types and shapes; the graph keeps its nodes."""
         if not any(is_trt(node) for part in walk(graph) for node in part.nodes):
             return PassResult()
-        inferred = _infer(gs.export_onnx(graph, do_type_check=False))
+        inferred = _infer(export_model(graph))
         changed = 0
         for part, body in zip(walk(graph), _bodies(inferred.graph), strict=True):
             known = {value.name: value for value in (*body.value_info, *body.output)}

@@ -22,7 +22,7 @@ from onnx import TensorProto
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from passes.base import PassError, walk
+from passes.base import PassError
 
 # graphsurgeon warns at every type that numpy lacks, and that it has no colours: nothing a user can act on.
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
@@ -233,33 +233,6 @@ def recipe_of(tensor: gs.Tensor) -> Recipe | None:
 def constant(name: str, recipe: Recipe) -> gs.Constant:
     """A graphsurgeon constant called `name` whose values are `recipe`."""
     return gs.Constant(name, RecipeValues(recipe.to_tensor(name)))
-
-
-def import_graph(model: onnx.ModelProto) -> gs.Graph:
-    """graphsurgeon's import, with every recipe initializer recognised (subgraphs included)."""
-    graph = gs.import_onnx(model)
-    for part in walk(graph):
-        for tensor in part.tensors().values():
-            values = getattr(tensor, "_values", None)
-            held = getattr(values, "tensor", None) if type(values) is LazyValues else None
-            if held is not None and Recipe.of_tensor(held) is not None:
-                tensor._values = RecipeValues(held)
-    return graph
-
-
-def export_graph(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
-    """graphsurgeon's export with IR version, metadata and producer of `like`, which graphsurgeon drops.
-
-    When the graph is of another opset than `like`, the IR version is the one that came with that opset.
-    """
-    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
-    opset = default_opset(model.opset_import)
-    model.ir_version = like.ir_version
-    if opset is not None and opset != default_opset(like.opset_import):
-        model.ir_version = onnx.helper.OP_SET_ID_VERSION_MAP["ai.onnx", opset]
-    model.producer_name, model.producer_version = like.producer_name, like.producer_version
-    model.metadata_props.extend(like.metadata_props)
-    return model
 
 
 def default_opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int | None:

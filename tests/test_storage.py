@@ -11,10 +11,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from passes.base import PassError
+from passes.exchange import export_graph, import_graph
 from passes.kernels import evaluate, to_bytes
 from passes.sources import keep, np_dtype, safetensors_source
 from passes.storage import INLINE_BYTES, initializers, load, materialize, save, save_all, weight_bytes
-from passes.weights import Op, Recipe, constant, export_graph, import_graph, recipe_of
+from passes.weights import Op, Recipe, constant, recipe_of
 
 RNG = np.random.default_rng(7)
 

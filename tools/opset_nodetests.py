@@ -32,8 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from passes import PassCheckError, PassError, Pipeline
 from passes.check import infer_types
+from passes.exchange import export_graph, import_graph
 from passes.rewrite_opset import OLDEST, RewriteOpset
-from passes.weights import default_opset, export_graph, import_graph
+from passes.weights import default_opset
 
 FOLDER = "onnx/backend/test/data/node/"
 RANDOM = {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"}

@@ -21,9 +21,10 @@ from qdq_networks import (
 )
 
 from passes import Pipeline
+from passes.exchange import import_graph
 from passes.fuse_qdq import FuseQdq
 from passes.fuse_qdq_grids import survives_round_trip
-from passes.weights import Recipe, import_graph
+from passes.weights import Recipe
 
 
 class TestMerge:

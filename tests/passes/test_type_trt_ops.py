@@ -13,10 +13,10 @@ from passes import Pass, PassError, Pipeline
 from passes.add_trt_functions import AddTrtFunctions
 from passes.check import shell
 from passes.emulate_fp4 import EmulateFp4
+from passes.exchange import export_graph, import_graph
 from passes.fold_constants import FoldConstants
 from passes.trt_ops import TRT_OPS
 from passes.type_trt_ops import TypeTrtOps
-from passes.weights import export_graph, import_graph
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "modelopt-0.47-flux"
 E4M3, FP4, UINT8 = TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1, TensorProto.UINT8
