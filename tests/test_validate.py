@@ -255,6 +255,20 @@ def small_graph() -> onnx.ModelProto:
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=11)
 
 
+def test_a_module_that_ends_with_one_inside_it_has_no_point() -> None:
+    model = small_graph()
+    for node, name in zip(model.graph.node, ("up/Resize", "up.conv/Exp", "up.conv.bias/Add"), strict=True):
+        node.name = name
+    assert [p.module for p in points_of(model)] == ["up.conv.bias"]
+
+
+def test_bisect_finds_nothing_in_a_unet_that_was_just_made(compiled: Cells) -> None:
+    result = validate(compiled("tiny-sdxl", "fp8").folder)
+    (bisections,) = result.bisections.values()
+    assert not any(b.findings for b in bisections)
+    assert all(b.pieces > 50 for b in bisections)
+
+
 def test_a_cut_graph_computes_each_piece_from_what_it_is_fed() -> None:
     model = small_graph()
     points = points_of(model)
