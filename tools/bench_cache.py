@@ -295,6 +295,8 @@ def _run_parts(
                 torch.add(source, kept, out=tensor)
             else:
                 torch.sub(tensor, source, out=kept)
+        if own and tensors[own[0].tensor].is_cuda:
+            torch.cuda.current_stream().synchronize()  # ONNX Runtime's stream is another
 
 
 def _provider(options: argparse.Namespace) -> tuple[str, dict[str, str]]:
