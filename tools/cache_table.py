@@ -1,11 +1,12 @@
-"""Caching against fewer steps on the trained models: times as fast, what reads as asked, PSNR; and the same in FP8.
+"""Caching against fewer steps on the trained models: speed, what reads as asked, PSNR; and the same in FP8.
 
     python tools/cache_table.py [--models digits-sd3 ...] [--variants blocks:every=2 12 ...] [--write docs]
 
-A variant is a plan of `diffc cache list` or a number of steps. Torch on one CPU core; processor time of the pipeline,
-the least of --rounds in which the variants take turns, on 10 images. FP8: the backbone quantized as a compile does it,
-in torch; `alone` is the PSNR that its error and that of caching would have together if they had nothing to do with each
-other. --write puts a picture of the rows of each model there.
+A variant is a plan of `diffc cache list` or a number of steps. `operations`: how many times fewer floating-point
+operations the backbone has, as torch counts them. `time`: how many times less processor time the pipeline takes, in
+torch on one core, the least of --rounds in which the variants take turns, on 10 images. FP8: the backbone quantized as
+a compile does it, in torch; `alone` is the PSNR that its error and that of caching would have together if they had
+nothing to do with each other. --write puts a picture of the rows of each model there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffc import cache
 from diffc.compile import CompileRequest, check
@@ -41,9 +44,10 @@ CALIBRATION_SEED = 10_000  # noise that no picture of the table starts from
 
 @dataclass(frozen=True)
 class Row:
-    """A variant: seconds of the unquantized pipeline, its figures, and those in FP8; against the full run without."""
+    """A variant: operations of the backbone, seconds of the pipeline, figures without quantization and in FP8."""
 
     name: str
+    operations: int
     seconds: float
     plain: Figures
     fp8: Figures
@@ -89,7 +93,9 @@ def table(model: str, variants: tuple[str, ...], count: int, steps: int, rounds:
         plain, fp8 = (judge(found, reference) for found in images)
         name = f"{steps} steps" if not variant else f"{variant} steps" if variant.isdigit() else variant
         strips = encode(images[0][:10]), encode(images[1][:10])
-        rows.append(Row(name, min(took[variant]), plain, fp8, strips))
+        setattr(pipe, component, backbones[0])
+        counted = operations(pipe, backbones[0], variant, steps)
+        rows.append(Row(name, counted, min(took[variant]), plain, fp8, strips))
     return rows
 
 
@@ -121,12 +127,33 @@ def run(pipe: Any, variant: str, count: int, steps: int) -> tuple[Tensor, float]
         return images, time.process_time() - started
 
 
+def operations(pipe: Any, backbone: nn.Module, variant: str, steps: int) -> int:
+    """Floating-point operations of the backbone for one image, in all steps."""
+    total, counter = 0, FlopCounterMode(display=False)
+
+    def start(*_: Any) -> None:
+        counter.__enter__()
+
+    def stop(*_: Any) -> None:
+        nonlocal total
+        counter.__exit__(None, None, None)
+        total += counter.get_total_flops()
+
+    handles = [backbone.register_forward_pre_hook(start), backbone.register_forward_hook(stop)]
+    with sdpa_kernel(SDPBackend.MATH):  # torch does not count the CPU's own kernel
+        run(pipe, variant, 1, steps)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
 def print_table(model: str, rows: list[Row]) -> None:
     """Markdown."""
-    heads = [model, "times as fast", "read as asked", "PSNR", "FP8: read", "PSNR", "alone"]
+    heads = [model, "operations", "time", "read as asked", "PSNR", "FP8: read", "PSNR", "alone"]
     print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for row in rows:
         figures = [
+            f"{rows[0].operations / row.operations:.2f}",
             f"{rows[0].seconds / row.seconds:.2f}",
             f"{row.plain.right:.0%}",
             decibels(row.plain.psnr),
