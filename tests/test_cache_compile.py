@@ -14,16 +14,21 @@ import torch
 from cli_helpers import Capture, refusal
 from conftest import Cells
 from diffusers import DiffusionPipeline
+from networks import FP32, make, value
 
 import diffc
 from diffc import cache
-from diffc.cache.chain import _size
+from diffc.cache.chain import _size, cut
+from diffc.cache.plan import Steps
+from diffc.cache.resolve import Group, ResolvedPlan
+from diffc.cache.session import CachedSession
 from diffc.cache.shapes import size_of
 from diffc.cli import run
 from diffc.compile import compile_model
 from diffc.errors import DiffcError
 from diffc.frontend.inputs import forward_kwargs, random_inputs
 from diffc.models.embedded import materialize
+from diffc.models.locate import locate
 from diffc.models.spec import Shape
 from diffc.models.specs import find_spec
 
@@ -158,11 +163,17 @@ def test_segments_share_no_weight_and_run_as_one(compiled: Cells) -> None:
     assert (ours - whole).norm() < 1e-6 * whole.norm()
 
 
-def test_plans_without_rows_of_blocks_are_no_chain(tmp_path: Path, capsys: Capture) -> None:
-    options = ["--cache-plan", "tgate", "--cache-layout", "segments", "--dtype", "float32"]
-    message = refusal(["compile", "digits-sdxl", "-o", str(tmp_path / "out"), *options], tmp_path, capsys)
-    assert "segments, and 9 are the most" in message
-    assert "take --cache-layout full+reduced" in message
+def test_plans_without_rows_of_blocks_are_no_chain() -> None:
+    weight = onnx.numpy_helper.from_array(torch.eye(4).numpy(), "w")
+    nodes = [
+        onnx.helper.make_node("MatMul", [f"h{n}", "w"], [f"h{n + 1}"], f"blocks.{n}/MatMul")
+        for n in range(12)
+    ]
+    ends = [value("h0", FP32, ["batch", 4])], [value("h12", FP32, ["batch", 4])]
+    model = make(nodes, *ends, [weight])
+    rows = ResolvedPlan("odd", (Group(tuple(f"blocks.{n}" for n in range(1, 12, 2)), Steps(), "output"),))
+    with pytest.raises(DiffcError, match="cuts the backbone into 12 segments, and 9 are the most"):
+        cut(model, rows, locate("digits-sd3"))
 
 
 def test_sizes_of_what_crosses() -> None:
@@ -224,10 +235,6 @@ def test_sizes_as_text() -> None:
 
 
 def test_an_unknown_count_is_asked_for(compiled: Cells) -> None:
-    from diffc.cache.plan import Steps
-    from diffc.cache.resolve import Group, ResolvedPlan
-    from diffc.cache.session import CachedSession
-
     backbone = diffc.load(cell(compiled, "digits-sd3").folder)
     session = backbone._session
     assert isinstance(session, CachedSession)
