@@ -30,6 +30,7 @@ from diffc.models.spec import DimSpec, ModelSpec, Shape
 from diffc.models.specs import find_spec
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import layer_of, role_of
+from passes.base import collector_paused
 
 OPSET = 23
 _LOG = logging.getLogger(__name__)
@@ -46,13 +47,13 @@ def trace(
     a few are traced and the others stamped, with the same result as a `whole` trace (`diffc.frontend.stamp`).
     """
     spec = find_spec(source.family)
-    with quiet_exporter():
+    with quiet_exporter(), collector_paused():
         program, traced = _export(spec, source, DTYPES[dtype], checkpoint, whole)
-    name_graph(program.model, spec, source.config)
-    attach_recipes(program.model, source, traced, checkpoint)
-    if any(quantizer.dynamic for quantizer in traced.values()):
-        program.model.opset_imports[TRT] = 1
-    model: onnx.ModelProto = program.model_proto
+        name_graph(program.model, spec, source.config)
+        attach_recipes(program.model, source, traced, checkpoint)
+        if any(quantizer.dynamic for quantizer in traced.values()):
+            program.model.opset_imports[TRT] = 1
+        model: onnx.ModelProto = program.model_proto
     model.ir_version = IR_VERSION
     model.producer_name = "diffc"
     return model
