@@ -21,7 +21,7 @@ from passes.weights import Array, Recipe, RecipeValues
 
 __all__ = ["BOUNDS", "THREADS", "Task", "evaluate", "tasks", "to_bytes"]
 
-THREADS = min(8, os.cpu_count() or 1)
+THREADS = min(16, os.cpu_count() or 1)
 _PIECE = 1 << 17
 """Elements that pass through all steps before the next: as float32, half a megabyte."""
 _TASK = 1 << 22

@@ -12,11 +12,14 @@ import io
 import json
 import os
 import shutil
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, Queue
 
 import onnx
 
@@ -55,6 +58,10 @@ class Place:
     def end(self) -> int:
         """The first byte behind it."""
         return self.offset + self.recipe.nbytes
+
+
+Part = tuple[Place, memoryview, bool]
+"""The next bytes of a place, and whether they are its last."""
 
 
 def save(model: onnx.ModelProto, path: Path, progress: Progress | None = None) -> list[SavedFile]:
@@ -171,14 +178,20 @@ def _stream(
     _check_room(final.parent, total - (partial.stat().st_size if partial.exists() else 0))
     partial.open("ab").close()  # before the journal: one without this file means that it has its final name
     length, digest = notes.begin(partial)
-    with partial.open("r+b", buffering=0) as file:
+    left = [place for place in places.values() if place.end > length]
+    with (
+        partial.open("r+b", buffering=0) as file,
+        ThreadPoolExecutor(1) as hand,
+        _Ahead(_computed(left)) as parts,
+    ):
         file.truncate(length)
         file.seek(length)
-        for place, part, last in _computed([place for place in places.values() if place.end > length]):
+        for place, part, last in parts:
             chunk = bytes(max(0, place.offset - length))
             for data in (memoryview(chunk), part):
-                _write_all(file, data)
+                written = hand.submit(_write_all, file, data)
                 digest.update(data)
+                written.result()
                 length += len(data)
             if last:
                 notes.record(length, digest, force=length == total)
@@ -188,7 +201,50 @@ def _stream(
     return SavedFile(partial, length, digest.hexdigest())
 
 
-def _computed(places: Iterable[Place]) -> Iterator[tuple[Place, memoryview, bool]]:
+class _Ahead(Iterator[Part]):
+    """Takes items from an iterator in a thread of its own, some ahead of whoever asks for them.
+
+    So hashing and writing go on while the next weight is prepared, which transposing one whole is.
+    """
+
+    def __init__(self, items: Iterator[Part]):
+        self._items, self._stopped = items, threading.Event()
+        self._queue: Queue[Part | BaseException | None] = Queue(_AHEAD)
+        self._thread = threading.Thread(target=self._take, daemon=True)
+
+    def __enter__(self) -> _Ahead:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        while self._thread.is_alive():  # it may wait for room in the queue
+            with suppress(Empty):
+                self._queue.get(timeout=0.01)
+        self._thread.join()
+
+    def __next__(self) -> Part:
+        item = self._queue.get()
+        if item is None:
+            raise StopIteration
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def _take(self) -> None:
+        try:
+            for item in self._items:
+                self._queue.put(item)
+                if self._stopped.is_set():
+                    break
+            self._queue.put(None)
+        except BaseException as error:
+            self._queue.put(error)
+        finally:
+            self._items.close()  # type: ignore[attr-defined]  # a generator, which has threads to end
+
+
+def _computed(places: Iterable[Place]) -> Iterator[Part]:
     """The bytes of every place, part by part and in order, each with whether it is the place's last."""
     waiting: deque[tuple[Place, Future[memoryview], bool]] = deque()
     pool = ThreadPoolExecutor(THREADS)
@@ -204,7 +260,7 @@ def _computed(places: Iterable[Place]) -> Iterator[tuple[Place, memoryview, bool
         pool.shutdown(cancel_futures=True)
 
 
-def _taken(waiting: deque[tuple[Place, Future[memoryview], bool]]) -> tuple[Place, memoryview, bool]:
+def _taken(waiting: deque[tuple[Place, Future[memoryview], bool]]) -> Part:
     place, future, last = waiting.popleft()
     return place, future.result(), last
 
