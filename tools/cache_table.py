@@ -37,7 +37,7 @@ from diffc.validate.fidelity import Reference
 VARIANTS = {
     "digits-sd3": ("blocks:first=0,every=2", "12", "modelopt-sd3", "blocks:first=0,every=3", "10"),
     "digits-flux": ("blocks:every=2", "12", "blocks:first=0,last=0,every=2", "10"),
-    "digits-sdxl": ("tgate:step=8", "deepcache:every=2", "13", "modelopt-sdxl", "10"),
+    "digits-sdxl": ("tgate:step=8", "13", "deepcache:every=2", "12", "modelopt-sdxl", "10"),
 }
 CALIBRATION_SEED = 10_000  # noise that no picture of the table starts from
 
