@@ -58,7 +58,7 @@ class Shallow(RealModel):
     """A real model with fewer blocks: `name` is the release's, and a depth behind a slash."""
 
     @cached_property
-    def config(self) -> Mapping[str, Any]:  # type: ignore[override]  # a property there, kept here
+    def config(self) -> Mapping[str, Any]:
         """The release's config, cut."""
         name, _, depth = self.name.partition("/")
         return _cut(dict(REAL[name].config), int(depth))
@@ -257,10 +257,8 @@ def steps_of(
     """The step without a plan, that which runs all, and those that use something again."""
 
     def step(name: str, reuse: frozenset[int] | None, names: list[str], run: Callable[[], None]) -> Step:
-        operations, nodes = (
-            sum(of[n] for n in names) for of in (counted, {n: o.nodes for n, o in opened.items()})
-        )
-        return Step(name, reuse, operations, nodes, run)
+        nodes = sum(opened[item].nodes for item in names)
+        return Step(name, reuse, sum(counted[item] for item in names), nodes, run)
 
     found = [step(PLAIN, None, [PLAIN], opened[PLAIN].run)]
     if build.layout != "segments":

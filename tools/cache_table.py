@@ -129,7 +129,8 @@ def run(pipe: Any, variant: str, count: int, steps: int) -> tuple[Tensor, float]
 
 def operations(pipe: Any, backbone: nn.Module, variant: str, steps: int) -> int:
     """Floating-point operations of the backbone for one image, in all steps."""
-    total, counter = 0, FlopCounterMode(display=False)
+    total = 0
+    counter: Any = FlopCounterMode(display=False)  # its methods have no types
 
     def start(*_: Any) -> None:
         counter.__enter__()
