@@ -233,6 +233,17 @@ def test_partial_blocks_are_filled_with_zeros(shape: tuple[int, ...], dtype: tor
         assert torch.equal(result, whole[..., : shape[-1]])
 
 
+@pytest.mark.parametrize("shape", [(7, 96), (3, 5, 96), (96,)])
+def test_pieces_make_no_difference(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    x = normal(*shape, seed=15, dtype=torch.bfloat16)
+    whole = nvfp4_fake_quant(x, x.abs().max()), mxfp8_fake_quant(x)
+    monkeypatch.setattr(simulate, "_PIECE", 200)
+    for result, expected in zip(
+        (nvfp4_fake_quant(x, x.abs().max()), mxfp8_fake_quant(x)), whole, strict=True
+    ):
+        assert torch.equal(result, expected)
+
+
 def test_takes_views_and_leaves_the_input_alone() -> None:
     x = normal(48, 32, seed=14)
     before = x.clone()

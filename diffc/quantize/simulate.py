@@ -6,7 +6,7 @@ extension for MXFP8 (`tensor_quant_mx.cu`). tests/data/README.md says how far th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ SMALLEST_BLOCK_SCALE = 1e-5
 """Below it, ModelOpt's kernel takes 1 for the scale of an NVFP4 block."""
 NVFP4_KERNEL_BLOCK = 16
 """The only block size of ModelOpt's NVFP4 kernel."""
+_PIECE = 1 << 20
+"""Elements that are rounded at a time: larger temporaries cost more than the rounding."""
 
 
 def nvfp4_fake_quant(x: torch.Tensor, amax: torch.Tensor, block_size: int = 16) -> torch.Tensor:
@@ -48,6 +50,12 @@ def nvfp4_round_trip(x: torch.Tensor, scale: torch.Tensor, block_size: int = 16)
     import torch
 
     scale = torch.where(scale > 0, scale, 1e-12)
+    return _piece_by_piece(lambda rows: _nvfp4_rows(rows, scale, block_size), x)
+
+
+def _nvfp4_rows(x: torch.Tensor, scale: torch.Tensor, block_size: int) -> torch.Tensor:
+    import torch
+
     blocks = _blocks(x, block_size)
     size = blocks.abs()
     largest = size.nan_to_num(nan=-1.0, posinf=torch.inf).amax(-1, keepdim=True)
@@ -67,6 +75,10 @@ def mxfp8_fake_quant(x: torch.Tensor, block_size: int = 32) -> torch.Tensor:
     block; a large float16 value may round up to infinity. Other than the kernel, zero keeps its sign (the
     kernel reads an uninitialised one), and subnormal numbers are not flushed to zero.
     """
+    return _piece_by_piece(lambda rows: _mxfp8_rows(rows, block_size), x)
+
+
+def _mxfp8_rows(x: torch.Tensor, block_size: int) -> torch.Tensor:
     import torch
 
     blocks = _blocks(x, block_size)
@@ -76,6 +88,20 @@ def mxfp8_fake_quant(x: torch.Tensor, block_size: int = 32) -> torch.Tensor:
     scale = torch.ldexp(torch.ones_like(largest), exponent)
     rounded = size.div_(scale).clamp_(max=E4M3_MAX).to(torch.float8_e4m3fn).float().mul_(scale)
     return _unblock(torch.where(blocks < 0, -rounded, rounded), x)
+
+
+def _piece_by_piece(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """`function` of a matrix, applied to few rows of `x` [..., K] at a time: what it makes then stays in the cache."""
+    import torch
+
+    rows = x.detach().reshape(-1, x.shape[-1])
+    if x.device.type != "cpu" or len(rows) * rows.shape[1] <= _PIECE:
+        return function(rows).reshape(x.shape)
+    out = torch.empty_like(rows)
+    step = max(1, _PIECE // rows.shape[1])
+    for start in range(0, len(rows), step):
+        out[start : start + step] = function(rows[start : start + step])
+    return out.reshape(x.shape)
 
 
 def _blocks(x: torch.Tensor, block_size: int) -> torch.Tensor:

@@ -268,8 +268,9 @@ def noisy(reference: torch.nn.Module, rounding: float, seed: int) -> Iterator[No
     `rounding` is relative to a value and to the root mean square of its tensor: sums that cancel are small, and their
     error is that of their terms. Quantizers, because ModelOpt multiplies by bound / amax where ONNX divides by the
     scale: 16-bit inputs of the graph, which no layer made, often lie exactly between two steps, and the two then take
-    one each.
+    one each. What a sinusoidal embedding takes, too: its angles go to thousands, and their roundings with them.
     """
+    from diffusers.models.embeddings import Timesteps
     from modelopt.torch.quantization.nn import TensorQuantizer
 
     generator = torch.Generator().manual_seed(seed)
@@ -286,6 +287,8 @@ def noisy(reference: torch.nn.Module, rounding: float, seed: int) -> Iterator[No
         if role_of(name) != "weight_quantizer":
             before = quantizer.register_forward_pre_hook(lambda q, x: (disturb(q, x, x[0]), *x[1:]))
             handles.append(before)
+    for module in (m for m in reference.modules() if isinstance(m, Timesteps)):
+        handles.append(module.register_forward_pre_hook(lambda m, x: (disturb(m, x, x[0]), *x[1:])))
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from graph_helpers import apply, check_same, model, ops, recipes
+from onnx import numpy_helper
 
 from passes.fold_constants import FoldConstants
 from passes.weights import Recipe
@@ -160,6 +161,26 @@ def test_folded_values_keep_their_type(kind: str) -> None:
     result = apply(before, FoldConstants())
     assert ops(result.model) == ["Mul"]
     assert [t.data_type for t in result.model.graph.initializer] == [number]
+
+
+def test_frequencies_of_an_embedding_are_rounded_once() -> None:
+    before = model(
+        """g (float[b,128] x) => (float[b,128] y) {
+            zero = Constant<value_float = 0.0>()
+            end = Constant<value_float = 128.0>()
+            one = Constant<value_float = 1.0>()
+            steps = Range(zero, end, one)
+            rate = Constant<value_float = -0.071955785>()
+            exponents = Mul(steps, rate)
+            frequencies = Exp(exponents)
+            y = Mul(x, frequencies)
+        }"""
+    )
+    (held,) = apply(before, FoldConstants()).model.graph.initializer
+    exponents = np.arange(128, dtype=np.float32) * np.float32(-0.071955785)
+    exact = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    np.testing.assert_array_equal(numpy_helper.to_array(held), exact)
+    assert np.any(np.exp(exponents) != exact), "numpy's own is off in some"
 
 
 def test_recipes_quantizers_and_graph_outputs_stay() -> None:
