@@ -10,12 +10,16 @@ from passes.emulate_fp4 import EmulateFp4
 from passes.flatten_attention import FlattenAttention
 from passes.fold_constants import FoldConstants
 from passes.fold_int4_weights import FoldInt4Weights
+from passes.fold_value_bias import FoldValueBias
 from passes.fold_weight_layout import FoldWeightLayout
 from passes.fold_weight_qdq import FoldWeightQdq
 from passes.fuse_adaptive_norm import FuseAdaptiveNorm
 from passes.fuse_bias_gelu import FuseBiasGelu
 from passes.fuse_qdq import FuseQdq
 from passes.fuse_rms_norm import FuseRmsNorm
+from passes.fuse_rotary import FuseRotary
+from passes.fuse_skip_norm import FuseSkipNorm
+from passes.join_slices import JoinSlices
 from passes.lift_bias import LiftBias
 from passes.match_types import MatchTypes
 from passes.normalize_qdq import NormalizeQdq
@@ -71,10 +75,15 @@ _PLAIN: tuple[Pass, ...] = (
 _CUDA: tuple[Pass, ...] = (
     FuseRmsNorm(),  # before flatten-attention, which moves norms as one node
     FuseAdaptiveNorm(),
-    FuseBiasGelu(),  # before lift-bias: what it takes needs one axis
+    FuseRotary(),
+    JoinSlices(),
     FlattenAttention(multi_head=True),
-    LiftBias(),
-    RemoveUnused(),  # the transposes that nothing reads any more
+    RemoveUnused(),  # transposes and plain norms, so that what is left says who reads what
+    FoldValueBias(),  # before fuse-skip-norm, which takes in the bias behind the output projection
+    FuseSkipNorm(),  # where fix-size has made the batch 1
+    FuseBiasGelu(),
+    LiftBias(),  # behind all that takes in a bias of one axis
+    RemoveUnused(),  # what has been taken in
 )
 
 # What a target asks for on top of the canonical form.

@@ -350,8 +350,13 @@ NOTHING_TO_DO = (
     "add-zero-bias",
     "cast-io",  # without names
     "fuse-adaptive-norm",
+    "fix-size",  # without a size
+    "fold-value-bias",
     "fuse-bias-gelu",
     "fuse-rms-norm",
+    "fuse-rotary",
+    "fuse-skip-norm",
+    "join-slices",
     "guard-slices",
     "lift-bias",
 )

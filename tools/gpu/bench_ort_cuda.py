@@ -1,10 +1,11 @@
 """A real-size backbone in ONNX Runtime's CUDA provider, beside torch eager and torch.compile, in one run.
 
     python tools/gpu/bench_ort_cuda.py [--model sd35-medium] [--dtype float16] [--batch 2] [--size 1024]
-                                       [--graphs plain fused] [--torch eager compile] [--folder DIR] [--json FILE]
+                                       [--graphs plain fused fixed] [--torch eager compile] [--folder DIR] [--json FILE]
                                        [--profile 25]
 
-`plain` is the canonical form, `fused` what target ort-cuda makes of it. Weights are random. A step is one call of the
+`plain` is the canonical form, `fused` what target ort-cuda makes of it, `fixed` the same for this batch alone (pass
+fix-size before it). Weights are random. A step is one call of the
 backbone at fixed shapes, waited for; in ONNX Runtime with bound inputs and outputs and a CUDA graph. Median of --repeat
 steps after warming up. Outputs are compared with torch eager's, as relative L2 error.
 `--profile N` prints the N kernels that take most of an ONNX Runtime step. Needs a CUDA device and onnxruntime-gpu.
@@ -33,10 +34,13 @@ from diffc.models.locate import locate
 from diffc.models.spec import ModelSpec, Shape
 from diffc.models.specs import find_spec
 from passes import Pipeline
+from passes.fix_size import FixSize
 from passes.presets import CANONICAL, target_passes
 from passes.storage import save_all
 
 Tensors = dict[str, torch.Tensor]
+GRAPHS = ("plain", "fused", "fixed")
+LEVELS = ("basic", "extended", "all")
 
 
 def main() -> None:
@@ -72,10 +76,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16"))
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--graphs", nargs="*", default=["plain", "fused"], choices=("plain", "fused"))
+    parser.add_argument("--graphs", nargs="*", default=list(GRAPHS), choices=GRAPHS)
     parser.add_argument("--torch", nargs="*", default=["eager", "compile"], choices=("eager", "compile"))
     parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="for weights and graphs")
     parser.add_argument("--provider-option", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--level", default="all", choices=LEVELS, help="of ONNX Runtime's own optimizer")
     parser.add_argument("--repeat", type=int, default=20)
     parser.add_argument("--profile", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -138,8 +143,9 @@ def graphs(source: Path, options: argparse.Namespace) -> dict[str, Path]:
     """The graphs asked for, over one file of weights."""
     model = Pipeline(CANONICAL).run(trace(locate(str(source)), dtype=options.dtype, checkpoint=None)).model
     made = {"plain": model}
-    if "fused" in options.graphs:
-        made["fused"] = Pipeline(target_passes("ort-cuda")).run(model).model
+    for name, batch in (("fused", 0), ("fixed", options.batch)):
+        if name in options.graphs:
+            made[name] = Pipeline([FixSize("batch", batch), *target_passes("ort-cuda")]).run(model).model
     folder = options.folder / f"{options.model}-onnx"
     folder.mkdir(exist_ok=True)
     save_all({folder / f"{name}.onnx": made[name] for name in options.graphs})
@@ -157,7 +163,7 @@ def run_ort(
     """A graph in ONNX Runtime: inputs and outputs bound to torch's memory, the step captured as a CUDA graph."""
     extra = dict(item.split("=", 1) for item in options.provider_option)
     started = time.perf_counter()
-    session = open_session(file, spec.sizes(shape), {"enable_cuda_graph": "1", **extra})
+    session = open_session(file, spec.sizes(shape), {"enable_cuda_graph": "1", **extra}, options.level)
     output = torch.full_like(values["hidden_states"], float("nan"))  # of the same shape in these models
     binding = bind(session, values, output)
     session.run_with_iobinding(binding)  # captures
@@ -173,10 +179,11 @@ def run_ort(
     return output.clone(), row
 
 
-def open_session(file: Path, sizes: Mapping[str, int], extra: Mapping[str, str]) -> Any:
+def open_session(file: Path, sizes: Mapping[str, int], extra: Mapping[str, str], level: str = "all") -> Any:
     """A session on the CUDA provider alone, at fixed sizes."""
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
+    settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{level.upper()}")
     for name, size in sizes.items():
         settings.add_free_dimension_override_by_name(name, size)
     provider = ("CUDAExecutionProvider", {"use_tf32": "0", **extra})
