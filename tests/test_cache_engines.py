@@ -22,7 +22,7 @@ from diffc.runtime.signature import Signature, pick_profile
 PLANS = {"digits-sd3": "blocks:first=0", "digits-flux": "blocks:first=0", "digits-sdxl": "deepcache:every=2"}
 LAYOUTS = {"full+reduced": ["-keep", "-reuse-1"], "segments": ["-part-1", "-part-2", "-part-3"]}
 SMS = (89, 120)
-SHAPES = (Shape(1, 64, 96, 24), Shape(2, 64, 64, 40))
+SHAPES = (Shape(1, 64, 96, 90), Shape(2, 64, 64, 333))  # inside the profile
 
 pytestmark = [
     pytest.mark.slow,  # a minute each
