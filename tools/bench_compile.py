@@ -9,8 +9,8 @@ calibration is no part of it. Each route runs in a process of its own, sampled w
 its diffusers example does, step by step (`bench_routes.modelopt_route` names them): the model in memory, mtq.quantize,
 torch.onnx.export at opset 20, the example's rewrite of the loaded result, one file of external data. It wants a GPU at
 full size, and for NVFP4 at any. The route "copy" reads the weights and writes as many bytes as the route before it
-left, through a buffer of 4 MB: what the disk alone takes. The weights are dropped from memory before each route; libraries
-are not, so let a small depth go first where their disk is slow.
+left, through a buffer of 4 MB: what the disk alone takes. The weights are dropped from memory before each route; the
+libraries are not, so let a small depth go first where their disk is slow.
 """
 
 from __future__ import annotations
