@@ -35,8 +35,8 @@ prompts, from other noise.
 images, against torch; the limit is 5 for formats of 4 bits and 2 for the others. PSNR and SSIM are against torch's
 images, mean over the images. They say how far a picture is from torch's, not how good it is: another stroke that is a
 clean seven costs PSNR and no point. FP4 and FP8 run on the CPU as their values, exactly, in float arithmetic: what a
-GPU's kernels sum in another order is not in here. Layers of digits-sdxl that are 64 wide stay unquantized in int4_awq and
-w4a8_awq, whose blocks are 128: hence their figures there.
+GPU's kernels sum in another order is not in here. Layers of digits-sdxl that are 64 wide stay unquantized in int4_awq
+and w4a8_awq, whose blocks are 128: hence their figures there.
 
 """
 
