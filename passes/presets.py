@@ -97,9 +97,16 @@ TARGETS: dict[str, tuple[Pass, ...]] = {
 _HAS_FP8_ATTENTION = ("trt-rtx", "tensorrt", "ort-trt-rtx")
 
 
-def target_passes(target: str, *, quantized_attention: bool = False) -> tuple[Pass, ...]:
-    """The passes of a target; with FP8 attention, in the form that TensorRT has a kernel for (changes numbers)."""
+def target_passes(
+    target: str, *, quantized_attention: bool = False, moved_biases: bool = False
+) -> tuple[Pass, ...]:
+    """The passes of a target; with FP8 attention, in the form that TensorRT has a kernel for (changes numbers).
+
+    `moved_biases`: with fold-value-bias where it is in the list. It rounds the new biases to the model's type, which
+    validation against torch takes for an error of the graph (6e-5 of digits-flux in float16), so it is left out else.
+    """
+    steps = tuple(s for s in TARGETS[target] if moved_biases or not isinstance(s, FoldValueBias))
     if quantized_attention and target in _HAS_FP8_ATTENTION:
         # First: it wants q, k and v as they are traced, with their quantizers right at the attention.
-        return (QuantizeSoftmax(), *TARGETS[target])
-    return TARGETS[target]
+        return (QuantizeSoftmax(), *steps)
+    return steps

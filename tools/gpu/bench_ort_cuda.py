@@ -4,7 +4,7 @@
                                        [--graphs plain fused fixed] [--torch eager compile] [--folder DIR] [--json FILE]
                                        [--profile 25]
 
-`plain` is the canonical form, `fused` what target ort-cuda makes of it, `fixed` the same for this batch alone (pass
+`plain` is the canonical form, `fused` what target ort-cuda makes of it with fold-value-bias, `fixed` the same for this batch alone (pass
 fix-size before it). Weights are random. A step is one call of the
 backbone at fixed shapes, waited for; in ONNX Runtime with bound inputs and outputs and a CUDA graph. Median of --repeat
 steps after warming up. Outputs are compared with torch eager's, as relative L2 error.
@@ -145,7 +145,8 @@ def graphs(source: Path, options: argparse.Namespace) -> dict[str, Path]:
     made = {"plain": model}
     for name, batch in (("fused", 0), ("fixed", options.batch)):
         if name in options.graphs:
-            made[name] = Pipeline([FixSize("batch", batch), *target_passes("ort-cuda")]).run(model).model
+            steps = target_passes("ort-cuda", moved_biases=True)
+            made[name] = Pipeline([FixSize("batch", batch), *steps]).run(model).model
     folder = options.folder / f"{options.model}-onnx"
     folder.mkdir(exist_ok=True)
     save_all({folder / f"{name}.onnx": made[name] for name in options.graphs})
