@@ -4,8 +4,8 @@
                                        [--graphs plain fused fixed] [--torch eager compile] [--folder DIR] [--json FILE]
                                        [--profile 25]
 
-`plain` is the canonical form, `fused` what target ort-cuda makes of it with fold-value-bias, `fixed` the same for this batch alone (pass
-fix-size before it). Weights are random. A step is one call of the
+`plain` is the canonical form, `fused` what target ort-cuda makes of it with fold-value-bias, `fixed` the same for this
+batch alone (pass fix-size before it). Weights are random. A step is one call of the
 backbone at fixed shapes, waited for; in ONNX Runtime with bound inputs and outputs and a CUDA graph. Median of --repeat
 steps after warming up. Outputs are compared with torch eager's, as relative L2 error.
 `--profile N` prints the N kernels that take most of an ONNX Runtime step. Needs a CUDA device and onnxruntime-gpu.
