@@ -37,7 +37,9 @@ class FuseAdaptiveNorm(Pass):
                 return None
             norm, product, scale, shift = found
             attrs = {**norm.attrs, "axis": 2}  # ONNX Runtime's kernels broadcast for this axis, so written
-            name = names.fresh(f"{norm.name}/scaled")
+            name = names.fresh(
+                f"{node.name}/LayerNormalization"
+            )  # its value is that of the module of the sum
             inputs = [norm.inputs[0], scale, shift]
             return gs.Node("LayerNormalization", name, attrs=attrs, inputs=inputs), [product]
 

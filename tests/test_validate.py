@@ -27,6 +27,8 @@ from diffc.validate.artifact import Validated, ValidateRequest, validate_artifac
 from diffc.validate.bisect import Bisection
 from diffc.validate.points import HERE, cut, nodes_behind, points_of
 from diffc.validate.reports import SMOOTH
+from passes import Pipeline
+from passes.presets import target_passes
 
 SMALL = "batch=1,height=64,width=64,text=8"
 Damage = Callable[[onnx.ModelProto], None]
@@ -267,6 +269,19 @@ def test_bisect_finds_nothing_in_a_unet_that_was_just_made(compiled: Cells) -> N
     (bisections,) = result.bisections.values()
     assert not any(b.findings for b in bisections)
     assert all(b.pieces > 50 for b in bisections)
+
+
+def test_bisect_finds_nothing_in_fused_operators(fp8: Cell, tmp_path: Path) -> None:
+    """What fusing takes from a module, its bias or norm, is no longer compared with what the module gives."""
+
+    def fused(model: onnx.ModelProto) -> None:
+        model.CopyFrom(Pipeline(target_passes("ort-cuda")).run(model).model)
+        assert {"FastGelu", "MultiHeadAttention"} <= {node.op_type for node in model.graph.node}
+
+    result = validate(damaged(fp8, tmp_path, fused))
+    (bisections,) = result.bisections.values()
+    assert not any(b.findings for b in bisections)
+    assert all(b.pieces > 60 for b in bisections)
 
 
 def test_a_cut_graph_computes_each_piece_from_what_it_is_fed() -> None:
