@@ -115,7 +115,7 @@ def _cache_plan(plan: Plan, ui: Reporter) -> ResolvedPlan | None:
 def _cache_noise(
     plan: Plan, cache: ResolvedPlan | None, checkpoint: Checkpoint | None, ui: Reporter
 ) -> CacheNoise | None:
-    if cache is None or checkpoint is None:
+    if cache is None:
         return None
     from diffc.cache.noise import measure_noise
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graphs import Names, array_of, output_ids, producer, replace_chains
+from passes.graphs import Names, array_of, output_ids, producer, replace_chains, uncast
 
 
 @register
@@ -85,8 +85,8 @@ def _normalized(product: gs.Node) -> tuple[gs.Tensor, float] | None:
             exponent = None if power is None else array_of(power.inputs[1])
             if power is None or exponent is None or exponent.size != 1 or float(exponent.item()) != 2.0:
                 continue
-            if _uncast(power.inputs[0]) is _uncast(left):
-                return _uncast(left), float(value.item())
+            if uncast(power.inputs[0]) is uncast(left):
+                return uncast(left), float(value.item())
     return None
 
 
@@ -102,11 +102,6 @@ def _through(tensor: gs.Tensor, *ops: str) -> gs.Tensor | None:
         node = _of(current, op)
         current = None if node is None else node.inputs[0]
     return current
-
-
-def _uncast(tensor: gs.Tensor) -> gs.Tensor:
-    node = producer(tensor)
-    return node.inputs[0] if node is not None and node.op == "Cast" else tensor
 
 
 def _over_last(node: gs.Node) -> bool:

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from passes.base import Pass, PassResult, register, walk
 from passes.flatten_attention import MICROSOFT
-from passes.graphs import Emitter, Names, array_of, drop_nodes, producer, splice
+from passes.graphs import Emitter, Names, array_of, drop_nodes, producer, splice, uncast
 from passes.weights import dtype_of
 
 _END = np.iinfo(np.int64).max
@@ -68,7 +68,7 @@ def _rotation(node: gs.Node) -> Rotation | None:
         tables = _table(cos), _table(sin)
         if tables[0] is None or tables[1] is None or not _four_axes(x):
             continue
-        if _uncast(x) is _turned(_uncast(other)):
+        if uncast(x) is _turned(uncast(other)):
             return Rotation(x, tables[0], tables[1])
     return None
 
@@ -76,11 +76,6 @@ def _rotation(node: gs.Node) -> Rotation | None:
 def _four_axes(x: gs.Tensor) -> bool:
     shape = x.shape
     return shape is not None and len(shape) == 4 and all(isinstance(n, (int, np.integer)) for n in shape[2:])
-
-
-def _uncast(tensor: gs.Tensor) -> gs.Tensor:
-    node = producer(tensor)
-    return node.inputs[0] if node is not None and node.op == "Cast" else tensor
 
 
 def _turned(tensor: gs.Tensor) -> gs.Tensor | None:

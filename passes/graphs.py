@@ -77,6 +77,12 @@ def producer(tensor: gs.Tensor) -> gs.Node | None:
     return tensor.inputs[0] if len(tensor.inputs) == 1 else None
 
 
+def uncast(tensor: gs.Tensor) -> gs.Tensor:
+    """What the tensor is a Cast of; the tensor itself where it is none."""
+    node = producer(tensor)
+    return node.inputs[0] if node is not None and node.op == "Cast" else tensor
+
+
 def static_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
     """The shape when every dimension is a known number, otherwise None."""
     shape = tensor.shape

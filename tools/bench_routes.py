@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -141,13 +141,10 @@ def modelopt_route(source: Path, format: str, output: Path, pixels: int) -> dict
         # The example's own patch: the TorchScript exporter has no translation of torch's RMSNorm.
         torch.nn.RMSNorm = RMSNorm  # type: ignore[misc]
 
+        from diffc.models.locate import locate
         from diffc.models.specs import find_spec
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    spec = next(
-        s
-        for s in (find_spec(f) for f in ("flux", "sd3", "sdxl"))
-        if s.backbone_class == config["_class_name"]
-    )
+    found = locate(str(source))
+    spec = find_spec(found.family)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = stored_type(source)
     with stage("load the model"):
@@ -168,7 +165,7 @@ def modelopt_route(source: Path, format: str, output: Path, pixels: int) -> dict
         model.to(device).eval()
     temporary = Path(tempfile.mkdtemp(prefix=".modelopt-raw-", dir=output))
     with stage("export"):
-        _torchscript_export(model, spec, config, format, pixels, temporary / "model.onnx")
+        _torchscript_export(model, spec, found.config, format, pixels, temporary / "model.onnx")
     with stage("load again"):
         graph = onnx.load(str(temporary / "model.onnx"), load_external_data=True)
     with stage("post-process"):
@@ -187,7 +184,7 @@ def modelopt_route(source: Path, format: str, output: Path, pixels: int) -> dict
 
 
 def _torchscript_export(
-    model: Any, spec: Any, config: dict[str, Any], format: str, pixels: int, file: Path
+    model: Any, spec: Any, config: Mapping[str, Any], format: str, pixels: int, file: Path
 ) -> None:
     """The example's export: inputs at the model's own size (or `pixels`), axes dynamic, constants folded."""
     import torch

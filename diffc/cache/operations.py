@@ -11,14 +11,13 @@ from math import prod
 
 import onnx
 
-from diffc.cache.shapes import size_of
+from diffc.cache.shapes import Dims, size_of
 from diffc.errors import DiffcError
 from passes import Pipeline
 from passes.check import infer_types
 from passes.fold_constants import FoldConstants
 
 Shapes = Mapping[str, tuple[int, ...]]
-Dims = Mapping[str, tuple[str | int, ...]]
 
 
 def count_operations(model: onnx.ModelProto, sizes: Mapping[str, int], kept: Dims) -> Counter[str]:

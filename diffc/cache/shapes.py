@@ -22,6 +22,7 @@ from diffc.models.spec import Shape
 from diffc.models.specs import find_spec
 
 Sizes = Mapping[str, int]
+Dims = Mapping[str, tuple[str | int, ...]]
 Seen = Mapping[str, Sequence[tuple[int, ...]]]
 
 

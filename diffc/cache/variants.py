@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx
 
 from diffc.cache.resolve import ResolvedPlan
-from diffc.cache.shapes import kept_dims, size_of
+from diffc.cache.shapes import Dims, kept_dims, size_of
 from diffc.models.locate import ModelSource
 from passes import PassCheckError, Pipeline
 from passes.cache_regions import Group
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from diffc.models.profiles import ShapeProfile
     from diffc.models.spec import ModelSpec
 
-Dims = Mapping[str, tuple[str | int, ...]]
 Layout = Literal["full+reduced", "segments"]
 LAYOUTS: tuple[Layout, ...] = ("full+reduced", "segments")
 
