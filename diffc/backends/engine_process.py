@@ -39,6 +39,9 @@ def worker(log_file: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+            if process.stdin:  # closing it sends what a dead worker did not take, which fails
+                with contextlib.suppress(OSError):
+                    process.stdin.close()
 
 
 def events(process: subprocess.Popen[str], message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -60,11 +63,11 @@ def events(process: subprocess.Popen[str], message: Mapping[str, Any]) -> Iterat
 def _pump(process: subprocess.Popen[str], message: str, lines: queue.Queue[str | None]) -> None:
     try:
         if process.stdin and process.stdout:
-            # A worker that died at once has closed its end; its exit code will say why.
-            with contextlib.suppress(OSError):
+            # A worker that died at once has closed its end (OSError); its exit code will say why. Ctrl-C closes ours
+            # (ValueError), under the writer as under the reader.
+            with contextlib.suppress(OSError, ValueError):
                 process.stdin.write(message + "\n")
                 process.stdin.flush()
-            # Ctrl-C closes the pipe under the reader.
             with contextlib.suppress(ValueError):
                 for line in process.stdout:
                     lines.put(line)
