@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from typing import Any
 
 import pytest
 
@@ -24,20 +23,19 @@ def test_a_worker_that_is_dead_before_it_is_asked_ends_the_conversation() -> Non
 def test_ctrl_c_while_the_worker_is_asked_raises_that_and_nothing_else(head_start: float) -> None:
     """The request is written by a thread; Ctrl-C closes the pipe under it."""
 
-    def ask(process: Any) -> None:
-        next(events(process, {"module": "x" * 100_000}), None)
-
     asking: list[threading.Thread] = []
-    for _ in range(5):
-        with (
-            pytest.raises(KeyboardInterrupt),
-            tempfile.TemporaryFile() as log,
-            worker(log) as process,
-        ):
-            asking.append(threading.Thread(target=ask, args=(process,), daemon=True))
+
+    def interrupted() -> None:
+        with tempfile.TemporaryFile() as log, worker(log) as process:
+            question = events(process, {"module": "x" * 100_000})
+            asking.append(threading.Thread(target=next, args=(question, None), daemon=True))
             asking[-1].start()
             asking[-1].join(head_start)
             raise KeyboardInterrupt
+
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
     for thread in asking:
         thread.join(10)
         assert not thread.is_alive()
