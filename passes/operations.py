@@ -85,6 +85,12 @@ def _reshape(args: Mapping[str, Any], shape: Shape, _: Evaluate) -> Step:
     return Step(lambda x, _: x.reshape(result), result, by_rows=False)
 
 
+def _append(args: Mapping[str, Any], shape: Shape, evaluate: Evaluate) -> Step:
+    others = [Recipe.from_json(data) for data in args["others"]]
+    result = (shape[0] + sum(other.shape[0] for other in others), *shape[1:])
+    return Step(lambda x, _: np.concatenate([x, *map(evaluate, others)]), result, by_rows=False)
+
+
 def _multiply(args: Mapping[str, Any], shape: Shape, evaluate: Evaluate) -> Step:
     by = _argument(args["by"], evaluate)
     result = np.broadcast_shapes(shape, by.shape)
@@ -196,6 +202,7 @@ BINDERS: dict[str, Callable[[Mapping[str, Any], Shape, Evaluate], Step]] = {
     "cast": _cast,
     "transpose": _transpose,
     "reshape": _reshape,
+    "append": _append,
     "multiply": _multiply,
     "scale_of_amax": _scale_of_amax,
     "amax": _amax,

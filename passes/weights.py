@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,6 +114,14 @@ class Recipe:
         """Less the matrix product `left` [N, r] times `right` [r, K], made in float64; result in this dtype."""
         args = {"left": left.to_json(), "right": right.to_json()}
         return self._then("subtract_product", args, self.dtype, self.shape)
+
+    def append(self, others: Sequence[Recipe]) -> Recipe:
+        """The rows of this and, behind them, of `others`, which have its type and its rows' shape; else PassError."""
+        rows = [(o.dtype, o.shape[1:]) for o in (self, *others)]
+        if not self.shape or set(rows) != {rows[0]} or bits_of(self.dtype) < 8:
+            raise PassError(f"weights of shapes {[o.shape for o in (self, *others)]} have no rows in common")
+        shape = (self.shape[0] + sum(o.shape[0] for o in others), *self.shape[1:])
+        return self._then("append", {"others": [o.to_json() for o in others]}, self.dtype, shape)
 
     def nvfp4_scales(self, scale: Recipe, block_size: int = 16) -> Recipe:
         """NVFP4: the E4M3 scale of every block of the last axis; `scale` is the tensor's, amax / (6 * 448)."""

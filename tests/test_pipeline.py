@@ -359,6 +359,7 @@ NOTHING_TO_DO = (
     "join-slices",
     "guard-slices",
     "lift-bias",
+    "merge-modulations",
 )
 
 
