@@ -137,11 +137,14 @@ def rewrite(plan: Plan, model: onnx.ModelProto, ui: Reporter, cache: ResolvedPla
     from diffc.validate.fidelity import validation_arrays
     from diffc.validate.pass_check import NumericCheck
     from passes import Pipeline
+    from passes.fix_size import FixSize
     from passes.presets import CANONICAL
 
-    checker = NumericCheck(lambda: validation_arrays(plan.source, plan.dtype, plan.request.seed))
+    batch = plan.profile.batch
+    fixed = () if batch is None else (FixSize("batch", batch),)
+    checker = NumericCheck(lambda: validation_arrays(plan.source, plan.dtype, plan.request.seed, batch))
     with ui.stage("rewrite the graph") as update:
-        canonical = Pipeline(CANONICAL).run(
+        canonical = Pipeline((*fixed, *CANONICAL)).run(
             model, check=checker, dump=plan.request.dump, on_event=lambda e: update(e.index, e.total)
         )
     ui.note(f"{len(model.graph.node)} -> {len(canonical.model.graph.node)} nodes")
@@ -240,7 +243,7 @@ def _whole(
 
     reports = []
     reference = fidelity.Reference(plan.source, plan.dtype, checkpoint)
-    shapes = fidelity.validation_shapes(plan.source)
+    shapes = fidelity.validation_shapes(plan.source, plan.profile.batch)
     for name, path in models.items():
         with ui.stage(f"validate {name} against torch"):
             found = fidelity.validate(

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
 from passes.flatten_attention import MICROSOFT
-from passes.graphs import Names, output_ids, producer, replace_chains
+from passes.graphs import Names, hand_over, output_ids, producer, replace_chains
 
 
 @register
@@ -33,7 +33,7 @@ class FuseBiasGelu(Pass):
                 return None
             x, bias = total.inputs if _is_bias(total.inputs[1], total.inputs[0]) else total.inputs[::-1]
             op = "FastGelu" if node.attrs.get("approximate", "none") == "tanh" else "BiasGelu"
-            _take_over(producer(x), total, node, names)
+            hand_over(producer(x), total, node, names, kept)
             name = names.fresh(f"{node.name}/{op}")
             return gs.Node(op, name, inputs=[x, bias], domain=MICROSOFT), [total]
 
@@ -51,13 +51,6 @@ def _sum(node: gs.Node, kept: set[int]) -> gs.Node | None:
         return None
     left, right = total.inputs
     return total if _is_bias(right, left) or _is_bias(left, right) else None
-
-
-def _take_over(made: gs.Node | None, total: gs.Node, node: gs.Node, names: Names) -> None:
-    """Call what makes x after the module of the Gelu: without its bias it is no longer what its own module gives."""
-    (module, slash, _), (owner, _, _) = total.name.partition("/"), node.name.partition("/")
-    if made is not None and slash and made.name.startswith(f"{module}/"):
-        made.name = names.fresh(f"{owner}/{made.op}")
 
 
 def _is_bias(tensor: gs.Tensor, x: gs.Tensor) -> bool:

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register, walk
 from passes.flatten_attention import MICROSOFT
-from passes.graphs import Emitter, Names, drop_nodes, output_ids, producer, splice
+from passes.graphs import Emitter, Names, drop_nodes, hand_over, output_ids, producer, splice
 
 
 class Gated(NamedTuple):
@@ -187,6 +187,7 @@ def _terms(
     if found is None:
         return [images.of(tensor, new) for tensor in total.inputs], []
     images.dead |= {id(found.product), id(found.total)}
+    hand_over(producer(found.value), found.total, new.site, new.names, images.kept)
     gates, values = images.of(found.gate, new), images.of(found.value, new)
     products = [_shaped(new, "Mul", [g, v], found.value) for g, v in zip(gates, values, strict=True)]
     biases = [new.emit("Mul", [g, found.bias], found.bias.dtype) for g in images.vectors(found.gate, new)]

@@ -190,6 +190,17 @@ class Names:
         return name
 
 
+def hand_over(made: gs.Node | None, total: gs.Node, owner: gs.Node, names: Names, kept: set[int]) -> None:
+    """Call the value of `made`, whose sum with a bias, `total`, goes into `owner`, after the module of `owner`.
+
+    Without its bias it is no longer what its own module gives, and validation compares modules by these names.
+    """
+    (module, slash, _), (taker, _, _) = total.name.partition("/"), owner.name.partition("/")
+    if made is None or not slash or not made.name.startswith(f"{module}/") or id(made.outputs[0]) in kept:
+        return
+    made.outputs[0].name = names.fresh(f"{taker}/{made.op}_out")
+
+
 class Emitter:
     """Builds the nodes that take the place of `site`: names derived from it, in order, in `nodes`."""
 

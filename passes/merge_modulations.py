@@ -128,9 +128,12 @@ def _key(tensor: gs.Tensor) -> Hashable:
 def _merge(
     group: Sequence[Modulation], names: Names, kept: set[int], new: dict[int, list[gs.Node]], dead: set[int]
 ) -> None:
-    """One product for the group, at the place of its first."""
+    """One product for the group, at the place of its first.
+
+    New nodes are called after the modules that take modulations apart: what the products' own modules give is no more.
+    """
     first = group[0].product
-    at = Emitter(first, names)
+    at = Emitter(group[0].split, names)
     weights = [_joined(group, index, names) for index in (1, 2)]
     result = at.emit("Gemm", [first.inputs[0], *weights], first.outputs[0].dtype, transB=1)
     result.shape = [first.outputs[0].shape[0], sum(item.width for item in group)]
@@ -139,7 +142,7 @@ def _merge(
     new[id(first)] = at.nodes
     offset = 0
     for item in group:
-        site = Emitter(item.product, names)
+        site = Emitter(item.split, names)
         bounds = [site.constant("bound", np.array([b], np.int64)) for b in (offset, offset + item.width)]
         columns = site.emit("Slice", [result, *bounds, one], result.dtype)
         columns.shape = [result.shape[0], item.width]

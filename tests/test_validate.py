@@ -257,11 +257,32 @@ def small_graph() -> onnx.ModelProto:
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=11)
 
 
-def test_a_module_that_ends_with_one_inside_it_has_no_point() -> None:
-    model = small_graph()
-    for node, name in zip(model.graph.node, ("up/Resize", "up.conv/Exp", "up.conv.bias/Add"), strict=True):
+def renamed(model: onnx.ModelProto, *names: str) -> onnx.ModelProto:
+    """The nodes and what they give called so, the graph's output excepted."""
+    new = {node.output[0]: f"{name}_out" for node, name in zip(model.graph.node, names, strict=True)}
+    for node, name in zip(model.graph.node, names, strict=True):
         node.name = name
+        for field in (node.input, node.output):
+            field[:] = [tensor if tensor == "y" else new.get(tensor, tensor) for tensor in field]
+    return model
+
+
+def test_a_module_that_ends_with_one_inside_it_has_no_point() -> None:
+    model = renamed(small_graph(), "up/Resize", "up.conv/Exp", "up.conv.bias/Add")
     assert [p.module for p in points_of(model)] == ["up.conv.bias"]
+
+
+def test_a_value_that_another_modules_node_gives_is_still_its_modules() -> None:
+    model = small_graph()
+    for node, name in zip(model.graph.node, ("a/Relu", "a.inner/Exp", "c/Add"), strict=True):
+        node.name = name
+    assert [p.module for p in points_of(model)] == ["a.inner", "c"]
+    model.graph.node[1].output[0] = model.graph.node[2].input[0] = (
+        "c/Exp_out"  # a's last step, taken over in part
+    )
+    assert [(p.module, p.tensor) for p in points_of(model)] == [("c", "y")]
+    model.graph.node[2].output.append("a/Add_out")
+    assert [(p.module, p.node) for p in points_of(model)] == [("a", "c/Add"), ("c", "c/Add")]
 
 
 def test_bisect_finds_nothing_in_a_unet_that_was_just_made(compiled: Cells) -> None:

@@ -83,7 +83,8 @@ def build_variants(plan: Plan, cache: ResolvedPlan, canonical: onnx.ModelProto, 
         checks: list[Check] = [check_structure for _ in build.variants]
     else:
         with ui.stage("check the graphs of the cache plan"):
-            arrays = check_variants(build, validation_arrays(plan.source, plan.dtype, plan.request.seed))
+            drawn = validation_arrays(plan.source, plan.dtype, plan.request.seed, plan.profile.batch)
+            arrays = check_variants(build, drawn)
         checks = [NumericCheck(partial(_fed, v, arrays)) for v in build.variants]
     if build.layout == "segments":
         ui.note(f"cache plan: a chain of {len(build.variants)} segments")

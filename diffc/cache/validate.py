@@ -19,7 +19,7 @@ from diffc.cache.plan import Steps
 from diffc.cache.resolve import ResolvedPlan
 from diffc.cache.torch_apply import apply
 from diffc.cache.variants import CacheBuild, Variant
-from diffc.validate.fidelity import Reference, validate_session, validation_shapes
+from diffc.validate.fidelity import Reference, fixed_batch, validate_session, validation_shapes
 from diffc.validate.reports import SMOOTH, ShapeReport
 from diffc.validate.tolerances import SMOOTH_REL_L2, tolerance_of
 from diffc.validate.twin import cpu_session, feed, float32_twin, runs_on_cpu, smooth_twin
@@ -192,6 +192,6 @@ def _run(
             session,
             reference,
             limit=case.limit,
-            shapes=validation_shapes(reference.source),
+            shapes=validation_shapes(reference.source, fixed_batch(models[0])),
             seed=seed,
         )

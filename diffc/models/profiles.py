@@ -18,6 +18,11 @@ class ShapeProfile:
     optimum: Shape
     maximum: Shape
 
+    @property
+    def batch(self) -> int | None:
+        """The one batch that there is; None for a range."""
+        return self.minimum.batch if self.minimum.batch == self.maximum.batch else None
+
     def __str__(self) -> str:
         return f"{self.minimum} | {self.optimum} | {self.maximum}"
 

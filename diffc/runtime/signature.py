@@ -123,7 +123,8 @@ def _match(value: Value, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
         known = [f"{d}={sizes[d]}" if d in sizes else str(d) for d in value.dims if d is not None]
         raise DiffcError(
             f"input {value.name} has shape {list(shape)}, and this backbone takes [{', '.join(known)}]",
-            mend="give tensors of one batch, image size and prompt length, as the diffusers pipeline makes them",
+            mend="give tensors of one batch, image size and prompt length, as the diffusers pipeline makes them; for"
+            " another batch than the one of its --profile, compile again",
         )
     sizes.update({d: s for d, s in zip(value.dims, shape, strict=True) if isinstance(d, str)})
 

@@ -305,14 +305,21 @@ def _kind(artifact: Artifact, model: onnx.ModelProto) -> tuple[str, str]:
     return format, "float32"
 
 
-def _shapes(artifact: Artifact, model: onnx.ModelProto, texts: Sequence[str]) -> list[Sizes]:
+def _shapes(artifact: Artifact, model: onnx.ModelProto, texts: Sequence[str]) -> Sequence[Sizes]:
     manifest = artifact.manifest
     if manifest["format"] == IMPORTED:
         wanted = [(text, 2) for text in texts] or [("", 2), ("", 4)]
         return [parse_graph_sizes(text, model, default) for text, default in wanted]
     spec, config = find_spec(manifest["model"]["family"]), manifest["model"]["config"]
-    usual = fidelity.usual_shapes(spec, config)
-    return [parse_shape(text, spec, config, usual[0]) for text in texts] or list(usual)
+    batch = fidelity.fixed_batch(model)
+    usual = fidelity.usual_shapes(spec, config, batch)
+    shapes = tuple(parse_shape(text, spec, config, usual[0]) for text in texts) or usual
+    if other := next((s for s in shapes if batch not in (None, s.batch)), None):
+        raise DiffcError(
+            f"shape ({other}): {artifact.folder} was compiled for a batch of {batch}",
+            mend=f"use --shape batch={batch},..., or compile with --profile batch=min:opt:max",
+        )
+    return shapes
 
 
 def _draw(artifact: Artifact, model: onnx.ModelProto, dtype: str) -> Draw:

@@ -65,21 +65,28 @@ class AnyReference(Protocol):
         ...
 
 
-def validation_shapes(source: ModelSource) -> tuple[Shape, Shape]:
-    """Two small shapes that differ in batch, height, width and text length."""
-    return usual_shapes(find_spec(source.family), source.config)
+def validation_shapes(source: ModelSource, batch: int | None = None) -> tuple[Shape, Shape]:
+    """Two small shapes that differ in batch (where a graph is not made for one), height, width and text length."""
+    return usual_shapes(find_spec(source.family), source.config, batch)
 
 
-def usual_shapes(spec: ModelSpec, config: Config) -> tuple[Shape, Shape]:
+def usual_shapes(spec: ModelSpec, config: Config, batch: int | None = None) -> tuple[Shape, Shape]:
     """The same for a backbone of `spec` with `config`."""
     step = math.lcm(32, spec.pixel_multiple(config))
-    return Shape(1, 2 * step, 3 * step, 24), Shape(2, 4 * step, 2 * step, 40)
+    return Shape(batch or 1, 2 * step, 3 * step, 24), Shape(batch or 2, 4 * step, 2 * step, 40)
 
 
-def validation_arrays(source: ModelSource, dtype: str, seed: int) -> list[dict[str, npt.NDArray[Any]]]:
+def fixed_batch(model: onnx.ModelProto) -> int | None:
+    """The batch that the graph of a backbone is made for; None where it takes any."""
+    return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
+
+
+def validation_arrays(
+    source: ModelSource, dtype: str, seed: int, batch: int | None = None
+) -> list[dict[str, npt.NDArray[Any]]]:
     """Random inputs at both validation shapes, as float32 arrays that `dtype` holds exactly."""
     spec = find_spec(source.family)
-    shapes = validation_shapes(source)
+    shapes = validation_shapes(source, batch)
     values = (random_inputs(spec, source.config, s, dtype=DTYPES[dtype], seed=seed) for s in shapes)
     return [_arrays(v) for v in values]
 

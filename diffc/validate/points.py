@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import itemgetter
@@ -33,26 +33,40 @@ class Point:
 def points_of(model: onnx.ModelProto) -> list[Point]:
     """One point for each module that nodes are named after (`<module>/<op>`), in the order of the nodes.
 
-    Behind them those of the graph's outputs. Of float32 values only; without a noted type they are taken for that. A
-    module that ends with a module inside it has no point: its own last value is not what it gives.
+    A node that took in the last one of another module may give that one's value, too; its name, `<module>/<op>_out`,
+    still says whose it is. Behind the modules come the graph's outputs. Of float32 values only; without a noted type
+    they are taken for that. A module that ends with a module inside it has no point: its own last value is not what
+    it gives.
     """
     types = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
     weights = {t.name for t in model.graph.initializer}
     last: dict[str, tuple[int, Point]] = {}
     ends: dict[str, int] = {}
     for index, node in enumerate(model.graph.node):
-        module, slash, _ = node.name.partition("/")
-        if types.get(node.output[0], TensorProto.FLOAT) != TensorProto.FLOAT:
+        if all(name in weights for name in node.input if name):
             continue
-        if slash and module and not all(name in weights for name in node.input if name):
-            last[module] = index, Point(module, node.name, node.op_type, node.output[0])
-            ends |= dict.fromkeys(accumulate(module.split("."), "{}.{}".format), index)
+        for module, tensor in _given(node):
+            if types.get(tensor, TensorProto.FLOAT) == TensorProto.FLOAT:
+                last[module] = index, Point(module, node.name, node.op_type, tensor)
+                for name in (module, node.name.partition("/")[0]):
+                    ends |= dict.fromkeys(accumulate(name.split("."), "{}.{}".format), index)
     own = sorted(((i, point) for i, point in last.values() if ends[point.module] == i), key=itemgetter(0))
     points = [point for _, point in own]
     outputs = {v.name for v in model.graph.output} - {p.tensor for p in points}
     for node in model.graph.node:
         points += [Point(OUTPUT + n, node.name, node.op_type, n) for n in node.output if n in outputs]
     return points
+
+
+def _given(node: onnx.NodeProto) -> Iterator[tuple[str, str]]:
+    """Modules and tensors: the node's own and its first output; others, and outputs that are called after them."""
+    own, slash, _ = node.name.partition("/")
+    for position, tensor in enumerate(node.output):
+        owner, named, rest = tensor.partition("/")
+        if named and owner and owner != own and "/" not in rest:
+            yield owner, tensor
+        elif position == 0 and slash and own:
+            yield own, tensor
 
 
 def cut(

@@ -26,7 +26,7 @@ from diffc.quantize.scaling import by_layer, scaled
 from diffc.quantize.state import Scaling
 from diffc.quantize.synthetic import FileWeights, fill_buffers
 from diffc.validate.compare import compare
-from diffc.validate.fidelity import Reference, noisy, validation_shapes
+from diffc.validate.fidelity import Reference, fixed_batch, noisy, validation_shapes
 from diffc.validate.reports import SMOOTH, ShapeReport
 from diffc.validate.segments import SEGMENT_BYTES, SegmentedSession
 from diffc.validate.sequences import quantize_twice_as_graphs_do
@@ -81,7 +81,7 @@ def validate_streamed(
     model: onnx.ModelProto, reference: Reference, *, format: str, seed: int, limit: int = SEGMENT_BYTES
 ) -> list[ShapeReport]:
     """One report, at the first validation shape; `limit` is the bytes of weights that a segment holds."""
-    shape = validation_shapes(reference.source)[0]
+    shape = validation_shapes(reference.source, fixed_batch(model))[0]
     smooth = reference.quantized
     graph = smooth_twin(model) if smooth else float32_twin(model)
     tolerance = SMOOTH_REL_L2 if smooth else tolerance_of(format, "float32")

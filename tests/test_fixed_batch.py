@@ -1,0 +1,75 @@
+"""A profile with one batch: written into the graph, where target ort-cuda makes use of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from cli_helpers import Capture, refusal
+
+import diffc
+from diffc.compile import CompileRequest, compile_model
+from diffc.errors import DiffcError
+from diffc.models.spec import Shape
+from diffc.validate.artifact import ValidateRequest, validate_artifact
+from diffc.validate.points import points_of
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    folder = tmp_path_factory.mktemp("fixed") / "out"
+    targets, profile = ("ort", "ort-cuda"), f"batch={request.param}"
+    compile_model(CompileRequest("tiny-sd3", folder, dtype="float32", targets=targets, profile=profile))
+    return folder, request.param
+
+
+def test_every_input_has_it_and_norms_take_residual_sums_in(compiled: tuple[Path, int]) -> None:
+    folder, batch = compiled
+    for name, norms in (("model.onnx", 0), ("model-ort-cuda.onnx", 1)):
+        model = onnx.load(folder / name, load_external_data=False)
+        for value in (*model.graph.input, *model.graph.output):
+            dims = value.type.tensor_type.shape.dim
+            assert dims[0].dim_value == batch
+            assert all(d.dim_param for d in dims[2:] if value.name == "hidden_states")  # the others stay free
+        kinds = Counter(node.op_type for node in model.graph.node)
+        assert bool(kinds["SkipLayerNormalization"]) == norms
+        assert kinds["SkipLayerNormalization"] % batch == 0
+
+
+def test_it_was_validated_at_this_batch_and_can_be_again(compiled: tuple[Path, int], capsys: Capture) -> None:
+    folder, batch = compiled
+    found = validate_artifact(ValidateRequest(folder), bisect=True)
+    shapes = {report.shape for report in found.reports}
+    assert {s.batch for s in shapes if isinstance(s, Shape)} == {batch}
+    assert len(shapes) == 2
+    assert not any(b.findings for name in found.bisections for b in found.bisections[name])
+    error = refusal(["validate", str(folder), "--shape", f"batch={batch + 1}"], folder, capsys)
+    assert f"was compiled for a batch of {batch}" in error
+
+
+def test_what_a_norm_took_in_is_still_held_against_its_module(compiled: tuple[Path, int]) -> None:
+    folder, batch = compiled
+    points = {
+        p.module: p for p in points_of(onnx.load(folder / "model-ort-cuda.onnx", load_external_data=False))
+    }
+    plain = {p.module for p in points_of(onnx.load(folder / "model.onnx", load_external_data=False))}
+    assert points.keys() <= plain
+    if batch == 1:  # the sum with the positions, which the first norm gives now
+        assert points["pos_embed"].op == "SkipLayerNormalization"
+    assert "transformer_blocks.0.attn.to_out.0" not in points  # its bias went into a norm
+
+
+def test_another_batch_is_refused(compiled: tuple[Path, int]) -> None:
+    folder, batch = compiled
+    module = diffc.load(folder, target="ort")
+    text = torch.zeros(batch + 1, 8, module.config.joint_attention_dim)
+    with pytest.raises(DiffcError, match=rf"takes \[{batch}, .*[\s\S]*compile again"):
+        module(
+            hidden_states=torch.zeros(batch + 1, module.config.in_channels, 8, 8),
+            encoder_hidden_states=text,
+            pooled_projections=torch.zeros(batch + 1, module.config.pooled_projection_dim),
+            timestep=torch.ones(batch + 1),
+        )
