@@ -73,3 +73,16 @@ def test_another_batch_is_refused(compiled: tuple[Path, int]) -> None:
             pooled_projections=torch.zeros(batch + 1, module.config.pooled_projection_dim),
             timestep=torch.ones(batch + 1),
         )
+
+
+def test_with_a_cache_plan(tmp_path: Path) -> None:
+    """Kept tensors are written in terms of the sizes that are left."""
+    plan = "blocks:every=2,first=1,last=1"
+    request = CompileRequest(
+        "tiny-sd3", tmp_path / "out", dtype="float32", profile="batch=3", cache_plan=plan
+    )
+    result = compile_model(request)
+    assert {report.model for report in result.validation} > {"model.onnx"}
+    assert all(report.passed for report in result.validation)
+    keep, *_ = result.artifact.manifest["cache"]["models"]
+    assert all(value["dims"][0] == 3 for value in (*keep["inputs"], *keep["outputs"]))

@@ -20,6 +20,7 @@ from diffc.errors import DiffcError
 from diffc.models.locate import ModelSource
 from diffc.models.spec import Shape
 from diffc.models.specs import find_spec
+from diffc.validate.shapes import fixed_batch
 
 Sizes = Mapping[str, int]
 Dims = Mapping[str, tuple[str | int, ...]]
@@ -46,17 +47,17 @@ def kept_dims(model: onnx.ModelProto, source: ModelSource) -> dict[str, tuple[st
     known = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in kept}
     if all(isinstance(d, int) or d in names for dims in known.values() for d in dims):
         return {name: tuple(dims) for name, dims in known.items()}
-    shapes = telling_shapes(spec.pixel_multiple(source.config))
+    shapes = telling_shapes(spec.pixel_multiple(source.config), fixed_batch(model))
     seen = seen_shapes(source, shapes)
     sizes = [spec.sizes(shape) for shape in shapes]
     makers = _makers(model)
     return {name: _dims_of(dims, makers[name], seen, sizes) for name, dims in known.items()}
 
 
-def telling_shapes(multiple: int) -> list[Shape]:
-    """Shapes whose sizes have nothing in common, so that no product is taken for another."""
+def telling_shapes(multiple: int, batch: int | None = None) -> list[Shape]:
+    """Shapes whose sizes have nothing in common, so that no product is taken for another; all of `batch`, if given."""
     rows = ((2, 4, 6, 20), (3, 4, 10, 36), (1, 6, 14, 44))
-    return [Shape(batch, height * multiple, width * multiple, text) for batch, height, width, text in rows]
+    return [Shape(batch or n, height * multiple, width * multiple, text) for n, height, width, text in rows]
 
 
 def seen_shapes(source: ModelSource, shapes: Sequence[Shape]) -> list[dict[str, list[tuple[int, ...]]]]:

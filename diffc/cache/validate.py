@@ -19,8 +19,9 @@ from diffc.cache.plan import Steps
 from diffc.cache.resolve import ResolvedPlan
 from diffc.cache.torch_apply import apply
 from diffc.cache.variants import CacheBuild, Variant
-from diffc.validate.fidelity import Reference, fixed_batch, validate_session, validation_shapes
+from diffc.validate.fidelity import Reference, validate_session, validation_shapes
 from diffc.validate.reports import SMOOTH, ShapeReport
+from diffc.validate.shapes import fixed_batch
 from diffc.validate.tolerances import SMOOTH_REL_L2, tolerance_of
 from diffc.validate.twin import cpu_session, feed, float32_twin, runs_on_cpu, smooth_twin
 from passes.storage import load

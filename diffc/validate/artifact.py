@@ -31,7 +31,7 @@ from diffc.validate.bisect import bisect as modules_off
 from diffc.validate.graph_reference import Draw, GraphReference, draw_by_graph
 from diffc.validate.reports import ShapeReport, Sizes, require_match
 from diffc.validate.script import check_folder, write_script
-from diffc.validate.shapes import parse_graph_sizes, parse_shape
+from diffc.validate.shapes import fixed_batch, parse_graph_sizes, parse_shape
 from diffc.validate.tolerances import tolerance_of
 from diffc.validate.twin import emulated, runs_on_cpu
 from passes.storage import load, save
@@ -311,7 +311,7 @@ def _shapes(artifact: Artifact, model: onnx.ModelProto, texts: Sequence[str]) ->
         wanted = [(text, 2) for text in texts] or [("", 2), ("", 4)]
         return [parse_graph_sizes(text, model, default) for text, default in wanted]
     spec, config = find_spec(manifest["model"]["family"]), manifest["model"]["config"]
-    batch = fidelity.fixed_batch(model)
+    batch = fixed_batch(model)
     usual = fidelity.usual_shapes(spec, config, batch)
     shapes = tuple(parse_shape(text, spec, config, usual[0]) for text in texts) or usual
     if other := next((s for s in shapes if batch not in (None, s.batch)), None):

@@ -76,11 +76,6 @@ def usual_shapes(spec: ModelSpec, config: Config, batch: int | None = None) -> t
     return Shape(batch or 1, 2 * step, 3 * step, 24), Shape(batch or 2, 4 * step, 2 * step, 40)
 
 
-def fixed_batch(model: onnx.ModelProto) -> int | None:
-    """The batch that the graph of a backbone is made for; None where it takes any."""
-    return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
-
-
 def validation_arrays(
     source: ModelSource, dtype: str, seed: int, batch: int | None = None
 ) -> list[dict[str, npt.NDArray[Any]]]:

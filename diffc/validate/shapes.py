@@ -29,6 +29,11 @@ def parse_graph_sizes(text: str, model: onnx.ModelProto, default: int) -> GraphS
     return GraphSizes(tuple((name, sizes.get(name, default)) for name in dict.fromkeys(names)))
 
 
+def fixed_batch(model: onnx.ModelProto) -> int | None:
+    """The batch that the graph of a backbone is made for; None where it takes any."""
+    return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
+
+
 def _single(text: str, known: Sequence[str]) -> dict[str, int]:
     sizes = {}
     for axis, (low, _, high) in parse_sizes(text, known).items():

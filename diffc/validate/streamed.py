@@ -26,10 +26,11 @@ from diffc.quantize.scaling import by_layer, scaled
 from diffc.quantize.state import Scaling
 from diffc.quantize.synthetic import FileWeights, fill_buffers
 from diffc.validate.compare import compare
-from diffc.validate.fidelity import Reference, fixed_batch, noisy, validation_shapes
+from diffc.validate.fidelity import Reference, noisy, validation_shapes
 from diffc.validate.reports import SMOOTH, ShapeReport
 from diffc.validate.segments import SEGMENT_BYTES, SegmentedSession
 from diffc.validate.sequences import quantize_twice_as_graphs_do
+from diffc.validate.shapes import fixed_batch
 from diffc.validate.tolerances import SMOOTH_REL_L2, tolerance_of
 from diffc.validate.twin import feed, float32_twin, smooth_twin
 
