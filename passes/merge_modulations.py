@@ -45,10 +45,10 @@ class MergeModulations(Pass):
     """Join the products that give scales, shifts and gates of every block: same input, weights W [N, K] one by one.
 
     Fires on Gemm(x, W, b) of constant W and b whose output (batch, N) is cut into equal parts and whose x is the same
-    for two or more of them (each block of a diffusion transformer computes SiLU of the embedding anew). Weights are
-    joined along N, up to `most` values; each block cuts its columns out of the result. A number added to a part
-    (1 + scale) is added to the joined result, with zero for the other parts. Where the batch is a number and parts
-    are cut image by image, one Split makes the parts of all images.
+    for two or more of them (each block of a diffusion transformer computes SiLU of the embedding anew). Weights of the
+    same shape are joined along N, up to `most` values, and one Split gives each block its columns of the result. A
+    number added to a part (1 + scale) is added to the joined result, with zero for the other parts. Where the batch
+    is a number and parts are cut image by image, one Split makes the parts of all images.
 
     All of it is done on a few values, by many small kernels: this saves most of them. Exact but for the order of
     the sums in the product.
@@ -78,22 +78,12 @@ class MergeModulations(Pass):
             split = _split_of(node, kept)
             if split is not None:
                 x, weight = node.inputs[:2]
-                found[_key(x), str(weight.dtype), weight.shape[1]].append(Modulation(node, split))
+                found[_key(x), str(weight.dtype), *weight.shape].append(Modulation(node, split))
         for group in found.values():
-            yield from (part for part in self._bounded(group) if len(part) > 1)
-
-    def _bounded(self, group: Sequence[Modulation]) -> Iterator[list[Modulation]]:
-        """The group in pieces whose weights have at most `most` values together."""
-        piece: list[Modulation] = []
-        total = 0
-        for item in group:
-            size = math.prod(item.product.inputs[1].shape)
-            if piece and total + size > self.most:
-                yield piece
-                piece, total = [], 0
-            piece.append(item)
-            total += size
-        yield piece
+            most = max(1, min(_BY_VALUE, self.most // math.prod(group[0].product.inputs[1].shape)))
+            size = math.ceil(len(group) / math.ceil(len(group) / most))
+            pieces = (group[start : start + size] for start in range(0, len(group), size))
+            yield from (piece for piece in pieces if len(piece) > 1)
 
 
 def _split_of(node: gs.Node, kept: set[int]) -> gs.Node | None:
@@ -138,19 +128,18 @@ def _merge(
     result = at.emit("Gemm", [first.inputs[0], *weights], first.outputs[0].dtype, transB=1)
     result.shape = [first.outputs[0].shape[0], sum(item.width for item in group)]
     result = _shifted(result, group, at, kept, dead)
-    one = at.constant("one", np.array([1], np.int64))
+    columns = [_columns(at, result, item) for item in group]
+    at.emit_to("Split", [result], columns, axis=1, num_outputs=len(columns))
     new[id(first)] = at.nodes
-    offset = 0
-    for item in group:
-        site = Emitter(item.split, names)
-        bounds = [site.constant("bound", np.array([b], np.int64)) for b in (offset, offset + item.width)]
-        columns = site.emit("Slice", [result, *bounds, one], result.dtype)
-        columns.shape = [result.shape[0], item.width]
-        new.setdefault(id(item.product), []).extend(site.nodes)
-        offset += item.width
-        item.split.inputs[0] = columns
+    for item, mine in zip(group, columns, strict=True):
+        item.split.inputs[0] = mine
         dead.add(id(item.product))
         new[id(item.split)] = _by_image(item.split, Emitter(item.split, names), dead)
+
+
+def _columns(at: Emitter, result: gs.Tensor, item: Modulation) -> gs.Tensor:
+    name = at.names.fresh(f"{item.split.name}/columns")
+    return gs.Variable(name, dtype=result.dtype, shape=[result.shape[0], item.width])
 
 
 def _joined(group: Sequence[Modulation], index: int, names: Names) -> gs.Constant:

@@ -64,7 +64,9 @@ def test_one_product_one_sum_and_one_split_an_image(batch: str) -> None:
     assert kinds.count("Sigmoid") == 1
     assert kinds.count("Add") == 1 + 2  # of 1 + scale; the shifts
     if batch != "b":
-        assert kinds.count("Split") == 2 + 2  # the parts of each block as they are, and those of all images
+        assert (
+            kinds.count("Split") == 1 + 2 + 2
+        )  # the blocks; of each its parts as they are, and those of all images
         assert ops(before).count("Split") == 2 + 4
     values = feeds(2 if batch == "b" else int(batch))
     check_same(before, result.model, values, 1e-6, run_ort)
