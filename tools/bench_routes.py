@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -40,6 +41,7 @@ def main() -> None:
         "stages": STAGES,
     }
     Path(report).write_text(json.dumps(content), encoding="utf-8")
+    gc.freeze()  # as diffc's command does at its end, for every route
 
 
 def parameters(source: Path) -> int:
