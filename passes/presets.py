@@ -23,6 +23,7 @@ from passes.join_slices import JoinSlices
 from passes.lift_bias import LiftBias
 from passes.match_types import MatchTypes
 from passes.merge_modulations import MergeModulations
+from passes.merge_projections import MergeProjections
 from passes.normalize_qdq import NormalizeQdq
 from passes.quantize_softmax import QuantizeSoftmax
 from passes.remove_unused import RemoveUnused
@@ -83,6 +84,7 @@ _CUDA: tuple[Pass, ...] = (
     FoldValueBias(),  # before fuse-skip-norm, which takes in the bias behind the output projection
     FuseSkipNorm(),  # where fix-size has made the batch 1
     FuseBiasGelu(),
+    MergeProjections(),  # behind fold-value-bias, which wants each projection as it is
     LiftBias(),  # behind all that takes in a bias of one axis
     MergeModulations(),  # behind fuse-skip-norm, which cuts modulations by image
     RemoveUnused(),  # what has been taken in

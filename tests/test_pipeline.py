@@ -360,6 +360,7 @@ NOTHING_TO_DO = (
     "guard-slices",
     "lift-bias",
     "merge-modulations",
+    "merge-projections",
 )
 
 
