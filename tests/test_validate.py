@@ -273,15 +273,11 @@ def test_a_module_that_ends_with_one_inside_it_has_no_point() -> None:
 
 
 def test_a_value_that_another_modules_node_gives_is_still_its_modules() -> None:
-    model = small_graph()
-    for node, name in zip(model.graph.node, ("a/Relu", "a.inner/Exp", "c/Add"), strict=True):
-        node.name = name
+    model = renamed(small_graph(), "a/Relu", "a.inner/Exp", "c/Add")
     assert [p.module for p in points_of(model)] == ["a.inner", "c"]
-    model.graph.node[1].output[0] = model.graph.node[2].input[0] = (
-        "c/Exp_out"  # a's last step, taken over in part
-    )
+    model.graph.node[1].output[0] = model.graph.node[2].input[0] = "c/Exp_out"  # its bias went into c, a norm
     assert [(p.module, p.tensor) for p in points_of(model)] == [("c", "y")]
-    model.graph.node[2].output.append("a/Add_out")
+    model.graph.node[2].output.append("a/Add_out")  # and c gives the sum behind it, too
     assert [(p.module, p.node) for p in points_of(model)] == [("a", "c/Add"), ("c", "c/Add")]
 
 
