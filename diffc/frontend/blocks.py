@@ -1,7 +1,7 @@
 """Finds the blocks of a backbone that repeat, and takes most of them out for the time of a trace.
 
 Backbones are lists of equal blocks: 19 + 38 in FLUX.1, 10 in a level of SDXL. The exporter's time is per block, so
-it sees the first, two more and the last; `diffc.frontend.stamp` puts the others into the graph.
+it sees the first two and the last; `diffc.frontend.stamp` puts the others into the graph.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-KEPT = 4
-"""Blocks of a run that are traced: the first (constants that all share), two to compare, and the last."""
+KEPT = 3
+"""Blocks of a run that are traced: the first (it makes what all share), the one that is copied, and the last."""
 
 
 @dataclass(frozen=True)

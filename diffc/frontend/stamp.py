@@ -1,20 +1,22 @@
 """Puts the blocks that a trace left out into its graph: copies of a traced one, proven to be what a trace gives.
 
-The traced blocks of a run are numbered 0, 1, 2 and 3, the last. The nodes of a block are a *segment*: from the first
-node of its module to the first of the next one's. Copies of segment 2 go between it and segment 3, with paths renamed.
+The traced blocks of a run are numbered 0, 1 and 2, the last. The nodes of a block are a *segment*: from the first node
+of its module to the first of the next one's. Copies of segment 1 go between it and segment 2, with paths renamed.
 
 What a node reads is one of: a value of its own segment, a value of the segment before, a weight of its own block, or
-something that all blocks share. Segments 1 and 2 must be equal in all of this, node by node; so a block is the same
-function of its number in all of them, and since the modules that were left out equal these (`blocks.find_runs`),
-their segments are, too. Where segments are not equal nothing is stamped, and the caller traces the whole.
+something that all blocks share. The three segments must be equal in this, node by node; so a block is the same function
+of its number in all of them, and since the modules that were left out equal these (`blocks.find_runs`), their segments
+are, too. Segment 0 reads from outside the run what the others read of the segment before, and may have more nodes: they
+make what all share. Segment 2 may have fewer: nobody reads some of what the last block could make. Where segments
+are not equal nothing is stamped, and the caller traces the whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from itertools import chain, pairwise
 from typing import Any
 
 import onnx_ir as ir
@@ -25,15 +27,42 @@ from diffc.frontend.recipes import is_real
 
 
 class StampError(Exception):
-    """The traced blocks of a run are not copies of each other; says which node differs, and in what."""
+    """The traced blocks of a run are not copies of each other; says which node differs."""
 
 
 @dataclass(frozen=True)
-class _Traced:
-    """The traced part of a run: node segments 0 to 2, and the first node of segment 3."""
+class _Segment:
+    """The nodes of a traced block, and those behind it before the next."""
+
+    block: str
+    nodes: tuple[ir.Node, ...]
+
+    @property
+    def values(self) -> Iterator[ir.Value]:
+        """What its nodes make."""
+        return (value for node in self.nodes for value in node.outputs)
+
+
+class _Read(Enum):
+    """What a node reads: of its segment, of the one before, a weight of its block, or the same in all blocks."""
+
+    OWN = auto()
+    BEFORE = auto()
+    WEIGHT = auto()
+    SHARED = auto()
+
+
+_Reads = tuple[_Read, ...]
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """A proven segment 1, and what its nodes read. `after`: id() of a value of segment 0 -> its equal in 1."""
 
     run: Run
-    segments: tuple[tuple[ir.Node, ...], ...]
+    nodes: tuple[ir.Node, ...]
+    reads: tuple[_Reads, ...]
+    after: Mapping[int, ir.Value]
     end: ir.Node
 
 
@@ -46,17 +75,15 @@ def stamp(model: ir.Model, runs: Sequence[Run]) -> None:
     graph = model.graph
     nodes = list(graph)
     position = {id(node): i for i, node in enumerate(nodes)}
-    found = [_find(run, nodes, position) for run in runs]
-    for traced in found:
-        _prove(traced, nodes, position)
-    for traced in found:
-        _prove_weights(graph, traced.run)
+    patterns = [_prove(run, _segments(run, nodes, position)) for run in runs]
+    for run in runs:
+        _prove_weights(graph, run)
     _stamp_weights(graph, runs)
-    for traced in found:
-        _stamp_nodes(graph, traced)
+    for pattern in patterns:
+        _stamp_nodes(graph, pattern)
 
 
-def _find(run: Run, nodes: Sequence[ir.Node], position: Mapping[int, int]) -> _Traced:
+def _segments(run: Run, nodes: Sequence[ir.Node], position: Mapping[int, int]) -> list[_Segment]:
     """The segments of a run. Raises StampError when nodes of its blocks are not in the blocks' order."""
     starts, ends = [], []
     for block in run.traced:
@@ -64,68 +91,113 @@ def _find(run: Run, nodes: Sequence[ir.Node], position: Mapping[int, int]) -> _T
         if not inside:
             raise StampError(f"{block} has no nodes")
         starts.append(inside[0])
-        ends.append(inside[-1])
-    if any(end >= start for end, start in zip(ends, starts[1:], strict=False)):
+        ends.append(inside[-1] + 1)
+    if any(end > start for end, start in zip(ends, starts[1:], strict=False)):
         raise StampError(f"the blocks of {run.path} do not follow each other")
-    segments = [tuple(nodes[a:b]) for a, b in pairwise(starts)]
-    return _Traced(run, tuple(segments), nodes[starts[-1]])
+    between = starts[2] - ends[1]  # what the network itself does behind a block
+    slices = (*pairwise(starts), (starts[2], ends[2] + between))
+    return [_Segment(block, tuple(nodes[a:b])) for block, (a, b) in zip(run.traced, slices, strict=True)]
 
 
 def _below(path: str, block: str) -> bool:
     return path == block or path.startswith(f"{block}.")
 
 
-def _prove(traced: _Traced, nodes: Sequence[ir.Node], position: Mapping[int, int]) -> None:
-    """Raise StampError unless segments 1 and 2 are equal, and what follows reads neither but through 3."""
-    places = [
-        _places(segment, block) for segment, block in zip(traced.segments, traced.run.traced, strict=False)
-    ]
-    one, two = traced.segments[1:]
-    if len(one) != len(two):
-        raise StampError(
-            f"{traced.run.traced[1]} has {len(one)} nodes, {traced.run.traced[2]} has {len(two)}"
-        )
-    for a, b in zip(one, two, strict=True):
-        left = _describe(a, traced.run.traced[1], places[0], places[1])
-        right = _describe(b, traced.run.traced[2], places[1], places[2])
-        # Segment 1 may read of segment 0 what all blocks share.
-        shared = {id(value) for value in b.inputs}
-        left["inputs"] = [
-            _fixed(v) if v is not None and id(v) in shared else r
-            for v, r in zip(a.inputs, left["inputs"], strict=True)
-        ]
-        if left != right:
-            different = ", ".join(key for key in left if left[key] != right[key])
-            raise StampError(f"{a.name} and {b.name} ({a.op_type}) differ in {different}")
-    _prove_readers(traced, nodes[position[id(traced.end)] :], places)
+def _prove(run: Run, segments: Sequence[_Segment]) -> _Pattern:
+    """Segment 1 as a pattern. Raises StampError unless the segments are equal, and show only what blocks may."""
+    first, one, last = segments
+    # A constant is made by the first who reads it, and belongs to no block.
+    constants = {id(node) for node in first.nodes if not node.inputs and not _is_private(node, first)}
+    first = _Segment(first.block, tuple(node for node in first.nodes if id(node) not in constants))
+    made = {id(value) for value in first.values}
+    start = _Comparison(one.block, first.block, lambda v, w: id(v) in made and id(w) not in made)
+    reads = {id(node): start.reads(node, other) for node, other in _pairs(one, first)}
+    after = {id(start.same[id(value)]): value for value in one.values}
+
+    end = _Comparison(one.block, last.block, lambda v, w: after.get(id(v)) is w)
+    for other, node in _pairs(last, one):
+        if end.reads(node, other) != reads[id(node)]:
+            raise StampError(f"{node.name} and {other.name} ({node.op_type}) differ in what they read")
+    pattern = _Pattern(run, one.nodes, tuple(reads.values()), after, last.nodes[0])
+    _prove_readers(pattern, (first, one, last), end.same)
+    return pattern
 
 
-def _prove_readers(traced: _Traced, after: Sequence[ir.Node], places: Sequence[_Places]) -> None:
-    """From segment 3 on, segment 1 must not be read, and segment 2 by block 3 alone, where 2 reads 1."""
-    run = traced.run
-    chain = {places[1][id(v)] for n in traced.segments[2] for v in n.inputs if id(v) in places[1]}
-    for node in after:
-        for value in (v for v in node.inputs if v is not None):
-            place = places[2].get(id(value))
-            allowed = place in chain and _below(module_of(node), run.traced[-1])
-            if id(value) in places[1] or (place is not None and not allowed):
-                raise StampError(f"{node.name} ({node.op_type}) reads {value.name} inside {run.path}")
-    if any(value.is_graph_output() for segment in traced.segments for n in segment for value in n.outputs):
-        raise StampError(f"an output of the model comes from the middle of {run.path}")
+def _pairs(few: _Segment, many: _Segment) -> list[tuple[ir.Node, ir.Node]]:
+    """Every node of `few` with its equal in `many`, whatever they read. Raises StampError when one has none.
+
+    Order decides, from the end, where results are: constants, which are alike, come before what reads them.
+    """
+    rest = ((node, _described(node, many.block)) for node in reversed(many.nodes))
+    pairs = []
+    for node in reversed(few.nodes):
+        own = _described(node, few.block)
+        other = next((other for other, described in rest if described == own), None)
+        if other is None:
+            raise StampError(f"{node.name} ({node.op_type}) has no equal in {many.block}")
+        pairs.append((node, other))
+    return pairs[::-1]
 
 
-_Places = Mapping[int, tuple[Any, ...]]
-"""id() of a value of a segment -> what it is there: module below the block, operator, how many so far, output."""
+def _is_private(node: ir.Node, segment: _Segment) -> bool:
+    """Whether only nodes of the segment read what the node makes."""
+    inside = {id(reader) for reader in segment.nodes}
+    return all(id(reader) in inside for value in node.outputs for reader, _ in value.uses())
 
 
-def _places(segment: Sequence[ir.Node], block: str) -> _Places:
-    places: dict[int, tuple[Any, ...]] = {}
-    count: dict[tuple[str, str], int] = {}
-    for node in segment:
-        key = (_relative(module_of(node), block), node.op_type)
-        count[key] = count.get(key, -1) + 1
-        places |= {id(value): (*key, count[key], i) for i, value in enumerate(node.outputs)}
-    return places
+@dataclass
+class _Comparison:
+    """Of nodes of segment 1 and of another. `before` says whether two values are equals in the segments before."""
+
+    block: str
+    other: str
+    before: Callable[[ir.Value, ir.Value], bool]
+    same: dict[int, ir.Value] = field(default_factory=dict)
+    """id() of a value of segment 1 -> its equal in the other."""
+
+    def reads(self, node: ir.Node, other: ir.Node) -> _Reads:
+        """What both read, in their blocks' terms; notes that they are equal. Raises StampError when they are not."""
+        kinds = [self._read(v, w) for v, w in zip(node.inputs, other.inputs, strict=False)]
+        if len(node.inputs) != len(other.inputs) or None in kinds:
+            raise StampError(f"{node.name} and {other.name} ({node.op_type}) differ in what they read")
+        self.same |= {id(v): w for v, w in zip(node.outputs, other.outputs, strict=True)}
+        return tuple(kind for kind in kinds if kind is not None)
+
+    def _read(self, value: ir.Value | None, other: ir.Value | None) -> _Read | None:
+        if value is other:
+            return _Read.SHARED
+        if value is None or other is None:
+            return None
+        if id(value) in self.same:
+            return _Read.OWN if self.same[id(value)] is other else None
+        if value.is_initializer() and _below(str(value.name), self.block):
+            return _Read.WEIGHT if _weight(value, self.block) == _weight(other, self.other) else None
+        return _Read.BEFORE if self.before(value, other) else None
+
+
+def _weight(value: ir.Value, block: str) -> Any:
+    return value.is_initializer(), _relative(str(value.name), block), value.dtype, str(value.shape)
+
+
+def _prove_readers(pattern: _Pattern, segments: Sequence[_Segment], last: Mapping[int, ir.Value]) -> None:
+    """Raise StampError when others read of segment 0 what is not shared, of 1 anything, of the last what is no end.
+
+    `last` is id() of a value of segment 1 -> its equal in the last.
+    """
+    shown = set[int]()
+    for node, kinds in zip(pattern.nodes, pattern.reads, strict=True):
+        for value, kind in zip(node.inputs, kinds, strict=True):
+            if kind is _Read.SHARED:
+                shown.add(id(value))
+            elif kind is _Read.BEFORE and id(value) not in pattern.after:
+                raise StampError(f"{node.name} ({node.op_type}) reads what {pattern.run.path} makes once")
+            elif kind is _Read.BEFORE:
+                shown.add(id(last.get(id(pattern.after[id(value)]))))
+    inside = {id(node) for segment in segments for node in segment.nodes}
+    for value in chain.from_iterable(segment.values for segment in segments):
+        outside = [reader.name for reader, _ in value.uses() if id(reader) not in inside]
+        if id(value) not in shown and (outside or value.is_graph_output()):
+            raise StampError(f"{value.name} inside {pattern.run.path} is read by {outside or 'the caller'}")
 
 
 def _relative(path: str, block: str) -> str:
@@ -133,37 +205,20 @@ def _relative(path: str, block: str) -> str:
     return f"*{path.removeprefix(block)}" if _below(path, block) else path
 
 
-def _describe(node: ir.Node, block: str, before: _Places, own: _Places) -> dict[str, Any]:
-    """Everything about a node that decides what it computes, in terms of its block."""
-    return {
-        "operator": (node.domain, node.op_type, node.overload, node.version),
-        "place": own[id(node.outputs[0])],
-        "attributes": {name: _plain(value) for name, value in node.attributes.items()},
-        "outputs": [(value.type, str(value.shape)) for value in node.outputs],
-        "inputs": [_reference(value, block, before, own) for value in node.inputs],
-    }
+def _described(node: ir.Node, block: str) -> Any:
+    """What decides what a node computes, but for its inputs, in terms of its block."""
+    return (
+        (node.domain, node.op_type, node.overload, node.version),
+        _relative(module_of(node), block),
+        {name: _plain(value) for name, value in node.attributes.items()},
+        [(value.type, str(value.shape)) for value in node.outputs],
+    )
 
 
 def _scopes(node: ir.Node, block: str, path: str) -> str:
     """The module scopes of a node with the path of its block replaced."""
     scopes = node.metadata_props.get(SCOPES, "")
     return scopes.replace(f"'{block}'", f"'{path}'").replace(f"'{block}.", f"'{path}.")
-
-
-def _reference(value: ir.Value | None, block: str, before: _Places, own: _Places) -> tuple[Any, ...] | None:
-    if value is None:
-        return None
-    if id(value) in own:
-        return ("own", *own[id(value)])
-    if id(value) in before:
-        return ("before", *before[id(value)])
-    if value.is_initializer() and _below(str(value.name), block):
-        return ("weight", _relative(str(value.name), block), value.dtype, str(value.shape))
-    return _fixed(value)
-
-
-def _fixed(value: ir.Value) -> tuple[str, int]:
-    return ("fixed", id(value))
 
 
 def _plain(attribute: ir.Attr) -> Any:
@@ -179,7 +234,7 @@ def _plain(attribute: ir.Attr) -> Any:
 def _prove_weights(graph: ir.Graph, run: Run) -> None:
     """Raise StampError when a block holds values of its own that no file has."""
     for name, value in graph.initializers.items():
-        if _below(name, run.traced[2]) and is_real(value):
+        if _below(name, run.traced[1]) and is_real(value):
             raise StampError(f"the values of {name} are the trace's own")
 
 
@@ -187,7 +242,7 @@ def _stamp_weights(graph: ir.Graph, runs: Sequence[Run]) -> None:
     """Add the initializers of the blocks left out, where a trace of all blocks has them: block by block."""
     values: list[ir.Value] = []
     group: list[ir.Value] = []
-    source = {run.traced[2]: run for run in runs}
+    source = {run.traced[1]: run for run in runs}
     of = {name: next((b for b in source if _below(name, b)), None) for name in graph.initializers}
     current: str | None = None
     for name, value in (*graph.initializers.items(), ("", None)):
@@ -211,66 +266,43 @@ def _like(value: ir.Value, name: str | None) -> ir.Value:
     return ir.Value(name=name, shape=shape, type=value.type, const_value=value.const_value)
 
 
-def _stamp_nodes(graph: ir.Graph, traced: _Traced) -> None:
-    """Insert the copies of segment 2, each reading the one before it, and let segment 3 read the last."""
-    run, template, block = traced.run, traced.segments[2], traced.run.traced[2]
-    own = [value for node in template for value in node.outputs]
-    inside = {id(node) for node in template}
+def _stamp_nodes(graph: ir.Graph, pattern: _Pattern) -> None:
+    """Insert the copies of segment 1, each reading the one before it, and let the last read the last copy."""
+    block = pattern.run.traced[1]
+    own = [value for node in pattern.nodes for value in node.outputs]
+    inside = {id(node) for node in pattern.nodes}
     readers = [(n, i, value) for value in own for n, i in value.uses() if id(n) not in inside]
-    one = {place: value for value, place in _values_at(traced.segments[1], run.traced[1])}
-    # Value of segment 1 -> the same of segment 2.
-    next_one = {id(one[place]): value for value, place in _values_at(template, block)}
-    previous, new = next_one, dict[int, ir.Value]()
+    previous, new = pattern.after, dict[int, ir.Value]()
     copies: list[ir.Node] = []
-    for path in run.left_out:
+    for path in pattern.run.left_out:
         new = {id(value): _like(value, None) for value in own}
-        find = partial(_find_input, graph.initializers, block, path, previous, new)
-        copies += [_copy(node, block, path, find, new) for node in template]
-        previous = {key: new[id(value)] for key, value in next_one.items()}
+        sources = {_Read.OWN: new, _Read.BEFORE: previous}
+        for node, kinds in zip(pattern.nodes, pattern.reads, strict=True):
+            inputs: list[ir.Value | None] = []
+            for value, kind in zip(node.inputs, kinds, strict=True):
+                if value is not None and kind is _Read.WEIGHT:
+                    inputs.append(graph.initializers[path + str(value.name).removeprefix(block)])
+                else:
+                    inputs.append(sources[kind][id(value)] if kind in sources else value)
+            copies.append(
+                _copy(node, inputs, [new[id(value)] for value in node.outputs], _scopes(node, block, path))
+            )
+        previous = {key: new[id(value)] for key, value in pattern.after.items()}
     for node, i, value in readers:
         node.replace_input_with(i, new[id(value)])
-    graph.insert_before(traced.end, copies)
-
-
-def _values_at(segment: Sequence[ir.Node], block: str) -> Iterator[tuple[ir.Value, tuple[Any, ...]]]:
-    places = _places(segment, block)
-    return ((value, places[id(value)]) for node in segment for value in node.outputs)
-
-
-def _find_input(
-    weights: Mapping[str, ir.Value],
-    block: str,
-    path: str,
-    previous: Mapping[int, ir.Value],
-    new: Mapping[int, ir.Value],
-    value: ir.Value | None,
-) -> ir.Value | None:
-    """What the copy at `path` reads where the node of `block` reads `value`."""
-    if value is None:
-        return None
-    if id(value) in new:
-        return new[id(value)]
-    if id(value) in previous:
-        return previous[id(value)]
-    if value.is_initializer() and _below(str(value.name), block):
-        return weights[path + str(value.name).removeprefix(block)]
-    return value
+    graph.insert_before(pattern.end, copies)
 
 
 def _copy(
-    node: ir.Node,
-    block: str,
-    path: str,
-    find: Callable[[ir.Value | None], ir.Value | None],
-    new: Mapping[int, ir.Value],
+    node: ir.Node, inputs: Sequence[ir.Value | None], outputs: Sequence[ir.Value], scopes: str
 ) -> ir.Node:
     return ir.Node(
         node.domain,
         node.op_type,
-        [find(value) for value in node.inputs],
+        inputs,
         node.attributes,
         overload=node.overload,
-        outputs=[new[id(value)] for value in node.outputs],
+        outputs=outputs,
         version=node.version,
-        metadata_props={SCOPES: _scopes(node, block, path)},
+        metadata_props={SCOPES: scopes},
     )
