@@ -216,10 +216,10 @@ def all_but_last(network: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def two_back(network: Any, x: torch.Tensor) -> torch.Tensor:
-    """The second block reads what the first one read, which could be something that all read."""
+    """Behind the second block x is read again, as something that all share would be."""
     seen = [x, x]
     for block in network.blocks:
-        seen.append(block(seen[-1] * seen[-2]))
+        seen.append(block(seen[-1]) * seen[-2])
     return seen[-1]
 
 
