@@ -13,10 +13,12 @@ from diffc.errors import DiffcError
 from diffc.models.locate import ModelSource
 from diffc.models.spec import ModelSpec
 from diffc.models.specs import find_spec
+from passes.base import collector_paused
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+@collector_paused()  # the first call imports diffusers: a million objects that stay
 def build_backbone(spec: ModelSpec, config: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
     """The backbone of a config.json in `dtype`, weights not loaded (and fake under FakeTensorMode)."""
     import diffusers

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from diffc.errors import DiffcError
 from diffc.quantize.formats import Format
 from diffc.quantize.options import QuantOptions
+from passes.base import collector_paused
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +34,7 @@ def role_of(quantizer: str) -> str:
     return found[2] if found else quantizer.rpartition(".")[2]
 
 
+@collector_paused()  # the first call imports ModelOpt
 def insert_quantizers(
     backbone: nn.Module, fmt: Format, unquantized: str, options: QuantOptions | None = None
 ) -> None:
