@@ -34,6 +34,7 @@ def quantizer_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 def _static(x: Any, scale: Any, kind: str, axis: int | None, block_size: int) -> Any:
     from onnxscript import opset23 as op
 
+    scale = _cast(scale, x.dtype)
     attributes: dict[str, int] = {} if axis is None else {"axis": axis}
     if block_size:
         attributes = {"axis": len(x.shape) - 1, "block_size": block_size}
@@ -44,6 +45,17 @@ def _static(x: Any, scale: Any, kind: str, axis: int | None, block_size: int) ->
     zero_point = op.Constant(value=onnx.numpy_helper.from_array(zeros, "zero_point"))
     quantized = op.QuantizeLinear(x, scale, zero_point, **attributes)
     return op.DequantizeLinear(quantized, scale, zero_point, **attributes)
+
+
+def _cast(x: Any, dtype: Any) -> Any:
+    """x in that type, with its shape: the exporter notes both of what torch casts only."""
+    from onnxscript import opset23 as op
+
+    if x.dtype == dtype:
+        return x
+    out = op.Cast(x, to=int(dtype))
+    out.dtype, out.shape = dtype, x.shape
+    return out
 
 
 def _dynamic(x: Any, scale: Any, kind: str) -> Any:

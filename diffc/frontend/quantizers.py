@@ -24,10 +24,10 @@ def quantize_dequantize(
 ) -> torch.Tensor:
     """ONNX QuantizeLinear then DequantizeLinear with a zero zero point, in float32; result in x's dtype.
 
-    `scale` is a scalar, of shape [x.shape[axis]], or, with a `block_size` above 0, of the shape of x with the
-    last axis divided by it. `kind` is "int8", "int4" or "fp8" (E4M3FN).
+    `scale` is first rounded to that dtype, as both operators want it: a scalar, of shape [x.shape[axis]], or, with a
+    `block_size` above 0, of the shape of x with the last axis divided by it. `kind` is "int8", "int4" or "fp8" (E4M3FN).
     """
-    scaled = x.float() / (s := _spread(scale.float(), x, axis, block_size))
+    scaled = x.float() / (s := _spread(scale.to(x.dtype).float(), x, axis, block_size))
     if kind == "fp8":
         steps = scaled.clamp(-448, 448).to(torch.float8_e4m3fn).float()
     else:
@@ -95,7 +95,7 @@ class TracedQuantizer:
         if self.dynamic:
             out = block_quantize_dequantize(x, scale, self.kind)
         else:
-            out = quantize_dequantize(x, scale.to(x.dtype), self.kind, self.axis, self.block_size)
+            out = quantize_dequantize(x, scale, self.kind, self.axis, self.block_size)
         return out
 
 

@@ -33,6 +33,7 @@ from diffc.quantize.convert import layer_of, role_of
 from passes.base import collector_paused
 
 OPSET = 23
+_ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 _LOG = logging.getLogger(__name__)
 IR_VERSION = 11  # what opset 23 came with; ONNX Runtime 1.31 refuses newer ones
 
@@ -92,8 +93,11 @@ def _stamped(backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[st
 
 def _to_onnx(backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any]) -> Any:
     """torch's ONNX program of a backbone as it is."""
+    program = torch.export.export(backbone, (), kwargs=kwargs, dynamic_shapes=dynamic, strict=False)
+    for node in program.graph.find_nodes(op="call_function", target=_ASSERTION):
+        program.graph.erase_node(node)  # as the exporter does in the end, when each has been traced twice
     return torch.onnx.export(
-        torch.export.export(backbone, (), kwargs=kwargs, dynamic_shapes=dynamic, strict=False),
+        program,
         dynamo=True,
         opset_version=OPSET,
         optimize=False,  # its constant folder wants values; passes.fold-constants does this work
