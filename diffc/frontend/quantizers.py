@@ -24,8 +24,9 @@ def quantize_dequantize(
 ) -> torch.Tensor:
     """ONNX QuantizeLinear then DequantizeLinear with a zero zero point, in float32; result in x's dtype.
 
-    `scale` is first rounded to that dtype, as both operators want it: a scalar, of shape [x.shape[axis]], or, with a
-    `block_size` above 0, of the shape of x with the last axis divided by it. `kind` is "int8", "int4" or "fp8" (E4M3FN).
+    `scale` is first rounded to that dtype, as both operators want it: a scalar, of shape [x.shape[axis]], or,
+    with a `block_size` above 0, of the shape of x with the last axis divided by it. `kind` is "int8", "int4" or
+    "fp8" (E4M3FN).
     """
     scaled = x.float() / (s := _spread(scale.to(x.dtype).float(), x, axis, block_size))
     if kind == "fp8":
