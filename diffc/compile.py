@@ -166,6 +166,7 @@ def legalize(
     ui: Reporter,
     *,
     attention: bool = False,
+    across_blocks: bool = True,
 ) -> Graphs:
     """Each target's own passes on the canonical `model`; `attention`: it is quantized."""
     from passes import Pipeline
@@ -174,7 +175,7 @@ def legalize(
     records: list[PassRecord] = []
     wanted = {}
     for target in targets:
-        steps = target_passes(target.name, quantized_attention=attention)
+        steps = target_passes(target.name, quantized_attention=attention, across_blocks=across_blocks)
         with ui.stage(f"legalize for {target.name}") as update:
             result = Pipeline(steps).run(
                 model,

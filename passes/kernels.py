@@ -9,9 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
-from itertools import chain
 
 import ml_dtypes
 import numpy as np
@@ -47,10 +45,8 @@ def tasks(recipe: Recipe) -> Iterator[Task]:
     Parts are contiguous and hold an even count of elements, the last one excepted. What must be known as a
     whole, such as the input of a transpose, is computed here, before the first task.
     """
-    if recipe.ops and recipe.ops[-1].name == "append":
-        first = replace(recipe, ops=recipe.ops[:-1])
-        others = (Recipe.from_json(data) for data in recipe.ops[-1].args["others"])
-        for part in chain([first], others):  # one after another: together they may not fit
+    if len(recipe.rows) > 1:
+        for part in recipe.rows:  # one after another: together they may not fit
             yield from tasks(part)
         return
     array, steps = _prepared(recipe)

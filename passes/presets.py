@@ -102,14 +102,17 @@ _HAS_FP8_ATTENTION = ("trt-rtx", "tensorrt", "ort-trt-rtx")
 
 
 def target_passes(
-    target: str, *, quantized_attention: bool = False, moved_biases: bool = False
+    target: str, *, quantized_attention: bool = False, moved_biases: bool = False, across_blocks: bool = True
 ) -> tuple[Pass, ...]:
     """The passes of a target; with FP8 attention, in the form that TensorRT has a kernel for (changes numbers).
 
     `moved_biases`: with fold-value-bias where it is in the list. It rounds the new biases to the model's type, which
     validation against torch takes for an error of the graph (6e-5 of digits-flux in float16), so it is left out else.
+    `across_blocks`: with merge-modulations. Models that have other blocks in common would store joined weights again.
     """
-    steps = tuple(s for s in TARGETS[target] if moved_biases or not isinstance(s, FoldValueBias))
+    left_out: list[type[Pass]] = [] if moved_biases else [FoldValueBias]
+    left_out += [] if across_blocks else [MergeModulations]
+    steps = tuple(step for step in TARGETS[target] if type(step) not in left_out)
     if quantized_attention and target in _HAS_FP8_ATTENTION:
         # First: it wants q, k and v as they are traced, with their quantizers right at the attention.
         return (QuantizeSoftmax(), *steps)

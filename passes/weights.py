@@ -123,6 +123,15 @@ class Recipe:
         shape = (self.shape[0] + sum(o.shape[0] for o in others), *self.shape[1:])
         return self._then("append", {"others": [o.to_json() for o in others]}, self.dtype, shape)
 
+    @property
+    def rows(self) -> tuple[Recipe, ...]:
+        """What `append` joined, if that came last, else itself: their bytes, one after another, are the result's."""
+        if not self.ops or self.ops[-1].name != "append":
+            return (self,)
+        others = tuple(Recipe.from_json(data) for data in self.ops[-1].args["others"])
+        count = self.shape[0] - sum(other.shape[0] for other in others)
+        return replace(self, ops=self.ops[:-1], shape=(count, *self.shape[1:])), *others
+
     def nvfp4_scales(self, scale: Recipe, block_size: int = 16) -> Recipe:
         """NVFP4: the E4M3 scale of every block of the last axis; `scale` is the tensor's, amax / (6 * 448)."""
         args = {"scale": scale.to_json(), "block_size": block_size}

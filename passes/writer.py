@@ -48,11 +48,15 @@ class SavedFile:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a recipe's result lies in the file of weights; `name` is the first tensor's that has it."""
+    """Where a recipe's result lies in the file of weights; `name` is the first tensor's that has it.
+
+    `inside`: another place holds it, as some of its rows.
+    """
 
     name: str
     recipe: Recipe
     offset: int
+    inside: bool = False
 
     @property
     def end(self) -> int:
@@ -123,17 +127,39 @@ def _key(recipe: Recipe) -> str:
 
 
 def _layout(models: Iterable[onnx.ModelProto]) -> dict[str, Place]:
-    """The place of every distinct recipe that goes to the file of weights, in its order there."""
-    places: dict[str, Place] = {}
-    end = 0
+    """The place of every distinct recipe that goes to the file of weights, in its order there.
+
+    What is joined in one model and single in another is stored joined, where that leaves the single one aligned.
+    """
+    recipes: dict[str, tuple[str, Recipe]] = {}
     for tensor in (tensor for model in models for tensor in initializers(model)):
         recipe = Recipe.of_tensor(tensor)
-        if recipe is None or recipe.nbytes <= INLINE_BYTES or (key := _key(recipe)) in places:
-            continue
-        offset = end + -end % (_PAGE if recipe.nbytes >= 1 << 16 else _LINE)
-        places[key] = Place(tensor.name, recipe, offset)
-        end = places[key].end
+        if recipe is not None and recipe.nbytes > INLINE_BYTES:
+            recipes.setdefault(_key(recipe), (tensor.name, recipe))
+    inside = {part: found for key, (_, recipe) in recipes.items() for part, found in _parts(key, recipe)}
+    inside = {part: found for part, found in inside.items() if part in recipes and found[0] not in inside}
+    places: dict[str, Place] = {}
+    end = 0
+    for key, (name, recipe) in recipes.items():
+        if key not in inside:
+            places[key] = Place(name, recipe, end + -end % _alignment(recipe))
+            end = places[key].end
+    for key, (whole, distance) in inside.items():
+        places[key] = Place(*recipes[key], places[whole].offset + distance, inside=True)
     return places
+
+
+def _alignment(recipe: Recipe) -> int:
+    return _PAGE if recipe.nbytes >= 1 << 16 else _LINE
+
+
+def _parts(key: str, recipe: Recipe) -> Iterator[tuple[str, tuple[str, int]]]:
+    """The keys of recipes that are rows of this one, and their distance from its start."""
+    distance, rows = 0, recipe.rows
+    for part in rows if len(rows) > 1 else ():
+        if distance % _alignment(part) == 0 and _alignment(recipe) >= _alignment(part):
+            yield _key(part), (key, distance)
+        distance += part.nbytes
 
 
 def _total(places: Mapping[str, Place]) -> int:
@@ -178,7 +204,7 @@ def _stream(
     _check_room(final.parent, total - (partial.stat().st_size if partial.exists() else 0))
     partial.open("ab").close()  # before the journal: one without this file means that it has its final name
     length, digest = notes.begin(partial)
-    left = [place for place in places.values() if place.end > length]
+    left = [place for place in places.values() if place.end > length and not place.inside]
     with (
         partial.open("r+b", buffering=0) as file,
         ThreadPoolExecutor(1) as hand,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -76,13 +78,22 @@ def test_another_batch_is_refused(compiled: tuple[Path, int]) -> None:
 
 
 def test_with_a_cache_plan(tmp_path: Path) -> None:
-    """Kept tensors are written in terms of the sizes that are left."""
+    """Kept tensors are written in terms of the sizes that are left, and no weight is stored for each model."""
     plan = "blocks:every=2,first=1,last=1"
     request = CompileRequest(
         "tiny-sd3", tmp_path / "out", dtype="float32", profile="batch=3", cache_plan=plan
     )
-    result = compile_model(request)
+    result = compile_model(replace(request, targets=("ort-cuda", "ort")))
     assert {report.model for report in result.validation} > {"model.onnx"}
     assert all(report.passed for report in result.validation)
     keep, *_ = result.artifact.manifest["cache"]["models"]
     assert all(value["dims"][0] == 3 for value in (*keep["inputs"], *keep["outputs"]))
+    plain = replace(request, output=tmp_path / "plain", targets=("ort-cuda",), cache_plan="")
+    compile_model(replace(plain, skip_validation=True))
+    sizes = {f: (tmp_path / f / "model.onnx_data").stat().st_size for f in ("out", "plain")}
+    projections = sum(  # which merge-projections turns after joining: single ones have other bytes
+        math.prod(t.dims) * 4
+        for t in onnx.load(tmp_path / "plain" / "model.onnx", load_external_data=False).graph.initializer
+        if t.name.endswith("proj.weight/joined")
+    )
+    assert sizes["out"] <= sizes["plain"] + 1.1 * projections

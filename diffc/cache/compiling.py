@@ -109,6 +109,7 @@ def _legalized(plan: Plan, variant: Variant, check: Check, ui: Reporter) -> Vari
         None if dump is None else dump / variant.suffix.strip("-"),
         ui,
         attention=plan.request.options.quantizes_attention,
+        across_blocks=False,
     )
     names = {name: f"{Path(name).stem}{variant.suffix}.onnx" for name in graphs.models}
     models = {names[name]: model for name, model in graphs.models.items()}

@@ -12,7 +12,7 @@ from passes import PassError
 from passes.kernels import evaluate, tasks, to_bytes
 from passes.merge_modulations import MergeModulations
 from passes.remove_unused import RemoveUnused
-from passes.storage import load, save
+from passes.storage import load, save, save_all
 from passes.weights import Recipe
 
 RNG = np.random.default_rng(21)
@@ -131,6 +131,29 @@ def test_joined_rows_are_written_part_by_part(tmp_path: Path) -> None:
     save(made, tmp_path / "m.onnx")
     read = recipes(load(tmp_path / "m.onnx"))["w"]
     assert np.array_equal(evaluate(read), wanted)
+
+
+def test_what_is_joined_in_one_model_and_single_in_another_is_stored_once(tmp_path: Path) -> None:
+    parts = [Recipe.of_array(random(64, 256)) for _ in range(3)]  # 64 KiB each: a multiple of a page
+    odd = [Recipe.of_array(random(n, 256)) for n in (3, 64)]  # the second would not lie on a page
+    single = "g (float[n,256] x) => (float[n,m] y) { t = Transpose(w) y = MatMul(x, t) }"
+    also = "u = Transpose(v) z = MatMul(x, u)"
+    both = single.replace(" y)", " y, float[n,k] z)").replace("}", f"{also} }}")
+    models = {
+        tmp_path / "single.onnx": model(both, {"w": parts[1], "v": odd[1]}),
+        tmp_path / "joined.onnx": model(both, {"w": parts[0].append(parts[1:]), "v": odd[0].append(odd[1:])}),
+        tmp_path / "twice.onnx": model(single, {"w": parts[0].append(parts[1:2]).append(parts[2:])}),
+    }
+    written = save_all(models)
+    data = next(file for file in written if file.path.name.endswith("_data"))
+    once = sum(recipe.nbytes for recipe in (*parts, *odd))
+    assert (
+        once + odd[1].nbytes <= data.nbytes - sum(p.nbytes for p in parts) < once + odd[1].nbytes + 3 * 4096
+    )
+    values = {"x": random(5, 256)}
+    for path, made in models.items():
+        for got, want in zip(run_ort(load(path), values), run_ort(made, values), strict=True):
+            assert np.array_equal(got, want)
 
 
 def test_rows_that_do_not_fit() -> None:
