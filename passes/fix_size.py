@@ -16,7 +16,8 @@ class FixSize(Pass):
     """Let the dimension called `axis` be `size`, in inputs, outputs and between; 0 leaves it as it is.
 
     The model then takes inputs of this size alone (a runtime refuses others), and passes know it: fuse-skip-norm
-    wants a batch of 1. A name that the graph does not have changes nothing. Raises PassError on a negative size.
+    wants a batch that is a number. A name that the graph does not have changes nothing. Raises PassError on a negative
+    size.
     """
 
     name: ClassVar[str] = "fix-size"

@@ -11,7 +11,15 @@ import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register, walk
 from passes.flatten_attention import MICROSOFT
-from passes.graphs import Names, drop_nodes, output_ids, producer, replace_uses, weight_recipe
+from passes.graphs import (
+    Names,
+    drop_nodes,
+    known_recipe,
+    output_ids,
+    producer,
+    replace_uses,
+    weight_recipe,
+)
 from passes.weights import Recipe, constant
 
 
@@ -60,13 +68,13 @@ class FoldValueBias(Pass):
 
     def _fold(self, sources: list[Biased], readers: list[Biased], names: Names, dead: set[int]) -> None:
         gone = next((s for s in sources if self.short not in (s.value.shape or ())), sources[0])
-        bias = _recipe(gone.bias)
+        bias = known_recipe(gone.bias)
         for source in sources:
             if source is not gone:
-                _replace(source, _less(_recipe(source.bias), bias), names)
+                _replace(source, _less(known_recipe(source.bias), bias), names)
         for reader in readers:
-            weight = _recipe(reader.value.inputs[0].inputs[1]).transpose((1, 0))
-            moved = _recipe(reader.bias).reshape((reader.bias.shape[0], 1))
+            weight = known_recipe(reader.value.inputs[0].inputs[1]).transpose((1, 0))
+            moved = known_recipe(reader.bias).reshape((reader.bias.shape[0], 1))
             negated = bias.reshape((weight.shape[1], 1)).multiply(Recipe.of_array(np.full(1, -1, np.float32)))
             _replace(reader, moved.subtract_product(weight, negated).reshape((weight.shape[0],)), names)
         replace_uses(gone.node.outputs[0], gone.value)
@@ -128,12 +136,6 @@ def _biased(node: gs.Node) -> Biased | None:
 
 def _is_weight(tensor: gs.Tensor) -> bool:
     return isinstance(tensor, gs.Constant) and len(tensor.shape) == 2 and weight_recipe(tensor) is not None
-
-
-def _recipe(tensor: gs.Tensor) -> Recipe:
-    recipe = weight_recipe(tensor)
-    assert recipe is not None  # asked before
-    return recipe
 
 
 def _less(left: Recipe, right: Recipe) -> Recipe:

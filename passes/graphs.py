@@ -7,7 +7,7 @@ nodes one by one costs the square of the fan-out. `drop_nodes` unlinks any numbe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -18,6 +18,8 @@ from passes.base import PassError, walk
 from passes.check import infer_types
 from passes.exchange import info_of, tensors_of
 from passes.weights import Array, Recipe, RecipeValues, recipe_of
+
+T = TypeVar("T")
 
 # Floating-point types by the names that pass options use.
 FLOAT_TYPES = {
@@ -70,6 +72,19 @@ def weight_recipe(tensor: gs.Tensor) -> Recipe | None:
         return recipe
     array = array_of(tensor)
     return None if array is None else Recipe.of_array(np.ascontiguousarray(array).reshape(array.shape))
+
+
+def known_recipe(tensor: gs.Tensor) -> Recipe:
+    """The recipe of a constant that was asked for one before."""
+    recipe = weight_recipe(tensor)
+    assert recipe is not None
+    return recipe
+
+
+def joined_rows(tensors: Iterable[gs.Tensor]) -> Recipe:
+    """The rows of constants that have recipes, one behind another."""
+    first, *others = map(known_recipe, tensors)
+    return first.append(others)
 
 
 def producer(tensor: gs.Tensor) -> gs.Node | None:
@@ -149,6 +164,27 @@ def splice(graph: gs.Graph, new: Mapping[int, Sequence[gs.Node]]) -> None:
     """Insert nodes in front of the node whose `id()` is the key, so that the order stays topological."""
     if new:
         graph.nodes = [item for node in graph.nodes for item in (*new.get(id(node), ()), node)]
+
+
+def replace_groups(
+    graph: gs.Graph,
+    groups: Callable[[gs.Graph], Iterable[Sequence[T]]],
+    merge: Callable[[Sequence[T], dict[int, list[gs.Node]], set[int]], None],
+) -> int:
+    """Let `merge` make one of each group that `groups` finds in a graph or subgraph; return how many took part.
+
+    `merge` notes new nodes by the `id()` of the node that they come before, and the `id()` of those that go.
+    """
+    dead: set[int] = set()
+    merged = 0
+    for part in walk(graph):
+        new: dict[int, list[gs.Node]] = {}
+        for group in groups(part):
+            merge(group, new, dead)
+            merged += len(group)
+        splice(part, new)
+    drop_nodes(graph, dead)
+    return merged
 
 
 def fill_types(graph: gs.Graph, model: onnx.ModelProto) -> None:

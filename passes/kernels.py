@@ -45,8 +45,8 @@ def tasks(recipe: Recipe) -> Iterator[Task]:
     Parts are contiguous and hold an even count of elements, the last one excepted. What must be known as a
     whole, such as the input of a transpose, is computed here, before the first task.
     """
-    if len(recipe.rows) > 1:
-        for part in recipe.rows:  # one after another: together they may not fit
+    if len(parts := recipe.rows) > 1:
+        for part in parts:  # one after another: together they may not fit
             yield from tasks(part)
         return
     array, steps = _prepared(recipe)

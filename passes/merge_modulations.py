@@ -11,8 +11,17 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.base import Pass, PassResult, register, walk
-from passes.graphs import Emitter, Names, array_of, drop_nodes, output_ids, producer, splice, weight_recipe
+from passes.base import Pass, PassResult, register
+from passes.graphs import (
+    Emitter,
+    Names,
+    array_of,
+    joined_rows,
+    output_ids,
+    producer,
+    replace_groups,
+    weight_recipe,
+)
 from passes.weights import Recipe, constant, dtype_of, recipe_of
 
 _BY_VALUE = 32  # outputs whose addresses ONNX Runtime's CUDA Split hands to its kernel without a copy
@@ -60,15 +69,11 @@ class MergeModulations(Pass):
     def run(self, graph: gs.Graph) -> PassResult:
         """Join the products of each graph."""
         names, kept = Names(graph), output_ids(graph)
-        dead: set[int] = set()
-        merged = 0
-        for part in walk(graph):
-            new: dict[int, list[gs.Node]] = {}
-            for group in self._groups(part, kept):
-                _merge(group, names, kept, new, dead)
-                merged += len(group)
-            splice(part, new)
-        drop_nodes(graph, dead)
+        merged = replace_groups(
+            graph,
+            lambda part: self._groups(part, kept),
+            lambda group, new, dead: _merge(group, names, kept, new, dead),
+        )
         return PassResult(merged, (f"{merged} products",) if merged else ())
 
     def _groups(self, graph: gs.Graph, kept: set[int]) -> Iterator[list[Modulation]]:
@@ -145,8 +150,7 @@ def _columns(at: Emitter, result: gs.Tensor, item: Modulation) -> gs.Tensor:
 def _joined(group: Sequence[Modulation], index: int, names: Names) -> gs.Constant:
     """The weights of a group, rows behind rows."""
     tensors = [item.product.inputs[index] for item in group]
-    first, *others = [recipe for recipe in map(weight_recipe, tensors) if recipe is not None]
-    return constant(names.fresh(f"{tensors[0].name}/joined"), first.append(others))
+    return constant(names.fresh(f"{tensors[0].name}/joined"), joined_rows(tensors))
 
 
 def _shifted(

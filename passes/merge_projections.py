@@ -9,9 +9,9 @@ from typing import ClassVar, NamedTuple
 
 import onnx_graphsurgeon as gs
 
-from passes.base import Pass, PassResult, register, walk
-from passes.graphs import Emitter, Names, drop_nodes, output_ids, splice, weight_recipe
-from passes.weights import Recipe, constant, recipe_of
+from passes.base import Pass, PassResult, register
+from passes.graphs import Emitter, Names, joined_rows, known_recipe, output_ids, replace_groups, weight_recipe
+from passes.weights import constant, recipe_of
 
 
 class Projection(NamedTuple):
@@ -50,16 +50,12 @@ class MergeProjections(Pass):
     def run(self, graph: gs.Graph) -> PassResult:
         """Replace the products and sums of each x."""
         names, kept = Names(graph), output_ids(graph)
-        dead: set[int] = set()
-        merged = 0
-        for part in walk(graph):
-            new: dict[int, list[gs.Node]] = {}
-            for group in self._groups(part, kept):
-                new[id(group[0].product)] = _merge(group, Emitter(group[0].product, names))
-                dead |= {id(node) for projection in group for node in projection}
-                merged += len(group)
-            splice(part, new)
-        drop_nodes(graph, dead)
+
+        def merge(group: Sequence[Projection], new: dict[int, list[gs.Node]], dead: set[int]) -> None:
+            new[id(group[0].product)] = _merge(group, Emitter(group[0].product, names))
+            dead |= {id(node) for projection in group for node in projection}
+
+        merged = replace_groups(graph, lambda part: self._groups(part, kept), merge)
         return PassResult(merged, (f"{merged} projections",) if merged else ())
 
     def _groups(self, graph: gs.Graph, kept: set[int]) -> Iterator[list[Projection]]:
@@ -91,8 +87,9 @@ def _merge(group: Sequence[Projection], new: Emitter) -> list[gs.Node]:
     """One product and one sum; what the sums gave comes out of a Split."""
     first = group[0]
     x, dtype = first.product.inputs[0], first.product.outputs[0].dtype
-    weight = _joined([_turned(p.weight) for p in group]).transpose((1, 0))
-    bias = _joined([_recipe(p.bias) for p in group])
+    turned, *others = (known_recipe(p.weight).transpose((1, 0)) for p in group)
+    weight = turned.append(others).transpose((1, 0))
+    bias = joined_rows(p.bias for p in group)
     constants = [
         constant(new.names.fresh(f"{tensor.name}/joined"), recipe)
         for tensor, recipe in ((first.weight, weight), (first.bias, bias))
@@ -106,17 +103,3 @@ def _merge(group: Sequence[Projection], new: Emitter) -> list[gs.Node]:
         projection.sum.outputs.clear()
     new.emit_to("Split", [total], outputs, axis=2, num_outputs=len(outputs))
     return new.nodes
-
-
-def _joined(recipes: Sequence[Recipe]) -> Recipe:
-    return recipes[0].append(recipes[1:])
-
-
-def _turned(weight: gs.Tensor) -> Recipe:
-    return _recipe(weight).transpose((1, 0))
-
-
-def _recipe(tensor: gs.Tensor) -> Recipe:
-    recipe = weight_recipe(tensor)
-    assert recipe is not None  # asked before
-    return recipe

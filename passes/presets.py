@@ -82,7 +82,7 @@ _CUDA: tuple[Pass, ...] = (
     FlattenAttention(multi_head=True),
     RemoveUnused(),  # transposes and plain norms, so that what is left says who reads what
     FoldValueBias(),  # before fuse-skip-norm, which takes in the bias behind the output projection
-    FuseSkipNorm(),  # where fix-size has made the batch 1
+    FuseSkipNorm(),  # where fix-size has made the batch a number
     FuseBiasGelu(),
     MergeProjections(),  # behind fold-value-bias, which wants each projection as it is
     LiftBias(),  # behind all that takes in a bias of one axis
