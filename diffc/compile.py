@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffc.artifact import Artifact, staging, write_manifest
 from diffc.backends.base import DEFAULT_ENGINE, EngineOptions, Profile, Target
@@ -148,8 +148,7 @@ def rewrite(plan: Plan, model: onnx.ModelProto, ui: Reporter, cache: ResolvedPla
             model, check=checker, dump=plan.request.dump, on_event=lambda e: update(e.index, e.total)
         )
     ui.note(f"{len(model.graph.node)} -> {len(canonical.model.graph.node)} nodes")
-    attention = plan.request.options.quantizes_attention
-    graphs = legalize(canonical.model, plan.targets, checker, plan.request.dump, ui, attention=attention)
+    graphs = legalize(canonical.model, plan.targets, checker, plan.request.dump, ui, legal_options(plan))
     graphs = replace(graphs, records=[*canonical.records, *graphs.records])
     if cache is None:
         return graphs
@@ -158,24 +157,28 @@ def rewrite(plan: Plan, model: onnx.ModelProto, ui: Reporter, cache: ResolvedPla
     return replace(graphs, cache=build_variants(plan, cache, canonical.model, ui))
 
 
+def legal_options(plan: Plan) -> dict[str, Any]:
+    """What the passes of a target are told about the model: whether its attention is quantized, and its usual size."""
+    tokens = plan.spec.tokens(plan.source.config, plan.profile.optimum)
+    return {"quantized_attention": plan.request.options.quantizes_attention, "tokens": tokens}
+
+
 def legalize(
     model: onnx.ModelProto,
     targets: Sequence[Target],
     check: Check,
     dump: Path | None,
     ui: Reporter,
-    *,
-    attention: bool = False,
-    across_blocks: bool = True,
+    options: Mapping[str, Any] | None = None,
 ) -> Graphs:
-    """Each target's own passes on the canonical `model`; `attention`: it is quantized."""
+    """Each target's own passes on the canonical `model`, with the options of `target_passes`."""
     from passes import Pipeline
     from passes.presets import target_passes
 
     records: list[PassRecord] = []
     wanted = {}
     for target in targets:
-        steps = target_passes(target.name, quantized_attention=attention, across_blocks=across_blocks)
+        steps = target_passes(target.name, **(options or {}))
         with ui.stage(f"legalize for {target.name}") as update:
             result = Pipeline(steps).run(
                 model,

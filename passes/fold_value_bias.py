@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from passes.base import Pass, PassResult, register, walk
 from passes.flatten_attention import MICROSOFT
@@ -20,7 +21,7 @@ from passes.graphs import (
     replace_uses,
     weight_recipe,
 )
-from passes.weights import Recipe, constant
+from passes.weights import Recipe, constant, dtype_of
 
 
 class Biased(NamedTuple):
@@ -41,7 +42,8 @@ class FoldValueBias(Pass):
     the tokens may be cut out between). The bias behind becomes b + W v. Of several biases, that of the most tokens
     goes, and the others become their difference to it. Saves reading and writing the values once.
 
-    Changes numbers: what is left out is no longer rounded to 16 bits on the way.
+    Changes numbers: what is left out is no longer rounded to 16 bits on the way. The new biases are computed in
+    float32 and rounded to the type of the old.
     """
 
     name: ClassVar[str] = "fold-value-bias"
@@ -68,13 +70,13 @@ class FoldValueBias(Pass):
 
     def _fold(self, sources: list[Biased], readers: list[Biased], names: Names, dead: set[int]) -> None:
         gone = next((s for s in sources if self.short not in (s.value.shape or ())), sources[0])
-        bias = known_recipe(gone.bias)
+        bias = known_recipe(gone.bias).cast(TensorProto.FLOAT)
         for source in sources:
             if source is not gone:
                 _replace(source, _less(known_recipe(source.bias), bias), names)
         for reader in readers:
             weight = known_recipe(reader.value.inputs[0].inputs[1]).transpose((1, 0))
-            moved = known_recipe(reader.bias).reshape((reader.bias.shape[0], 1))
+            moved = known_recipe(reader.bias).cast(TensorProto.FLOAT).reshape((reader.bias.shape[0], 1))
             negated = bias.reshape((weight.shape[1], 1)).multiply(Recipe.of_array(np.full(1, -1, np.float32)))
             _replace(reader, moved.subtract_product(weight, negated).reshape((weight.shape[0],)), names)
         replace_uses(gone.node.outputs[0], gone.value)
@@ -142,10 +144,12 @@ def _less(left: Recipe, right: Recipe) -> Recipe:
     """The difference of two vectors."""
     one = Recipe.of_array(np.ones((1, 1), np.float32))
     column = (left.shape[0], 1)
-    return left.reshape(column).subtract_product(right.reshape(column), one).reshape(left.shape)
+    wide = left.cast(TensorProto.FLOAT).reshape(column)
+    return wide.subtract_product(right.reshape(column), one).reshape(left.shape)
 
 
 def _replace(biased: Biased, recipe: Recipe, names: Names) -> None:
-    """Give a sum another bias."""
+    """Give a sum another bias, rounded to the type of the one that it had (see keep-digits)."""
+    recipe = recipe.cast(dtype_of(biased.bias) or recipe.dtype)
     index = next(i for i, tensor in enumerate(biased.node.inputs) if tensor is biased.bias)
     biased.node.inputs[index] = constant(names.fresh(f"{biased.bias.name}/with_values"), recipe)

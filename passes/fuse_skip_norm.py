@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -12,16 +11,36 @@ import onnx_graphsurgeon as gs
 from passes.base import Pass, PassResult, register, walk
 from passes.flatten_attention import MICROSOFT
 from passes.graphs import Emitter, Names, drop_nodes, hand_over, output_ids, producer, splice
+from passes.images import Images, image_of, shaped
+
+_FILLING = 2048
+"""Tokens that fill a GPU by themselves: over as many, a product of one image takes half the time of one of two."""
 
 
 class Gated(NamedTuple):
-    """gate * (value + bias): the product and the sum."""
+    """gate * (value + bias), or gate * value + gate * bias, with a constant bias: the nodes that compute it.
 
-    product: gs.Node
-    total: gs.Node
+    `gated`: the value has been multiplied by the gate.
+    """
+
+    nodes: tuple[gs.Node, ...]
     gate: gs.Tensor
     value: gs.Tensor
     bias: gs.Tensor
+    gated: bool
+
+
+@dataclass
+class Terms:
+    """What a residual sum adds up: tensors (batch, tokens, channels), such products, and gated biases."""
+
+    plain: list[gs.Tensor] = field(default_factory=list)
+    gated: list[Gated] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Terms of every token."""
+        return len(self.plain) + sum(not item.gated for item in self.gated)
 
 
 @register
@@ -31,9 +50,13 @@ class FuseSkipNorm(Pass):
 
     Fires on the adaptive norms that fuse-adaptive-norm leaves, where the batch is a number (see fix-size): this
     operator wants vectors for scale and shift, so each image of a batch gets one of its own, and what lies between two
-    of them stays apart. Where b is gate * (value + bias), the bias goes into the operator as gate * bias. One kernel
-    takes the place of three that read and write every token. A sum whose other readers come before the norm stays, and
-    so do those of several images over few tokens, where more kernels cost more than they save.
+    of them stays apart. Where b is gate * (value + bias), the bias goes into the operator as gate * bias; of several
+    such terms, as one vector. One kernel takes the place of three that read and write every token. A second norm of
+    the same sum makes that sum again: it is read in the same kernel. With enough `tokens`, the projections and the
+    feed-forward between two norms work image by image as well, which saves joining and cutting.
+
+    A sum whose other readers come before the norm stays, and so do those of several images over few tokens, where more
+    kernels cost more than they save.
 
     Changes numbers: what one kernel does is rounded once.
     """
@@ -42,17 +65,24 @@ class FuseSkipNorm(Pass):
     tolerance: ClassVar[float] = 1e-3
     short: str = "text"
     """What the graph calls an axis of few tokens."""
+    tokens: int = 0
+    """Tokens of an image at the sizes that the model is made fast for; 0: unknown."""
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Replace norm and sum, where the norm is."""
-        names, images = Names(graph), Images(output_ids(graph))
+        names, images = Names(graph), Images(output_ids(graph), products=self.tokens >= _FILLING)
         changed = 0
         for part in walk(graph):
             place = {id(node): index for index, node in enumerate(part.nodes)}
             new: dict[int, list[gs.Node]] = {}
             for node in part.nodes:
-                total = _sum(node, place, images)
-                if total is not None and (total.outputs[0].shape[0] == 1 or not self._is_short(total)):
+                if not _is_adaptive(node):
+                    continue
+                again = images.sums.get(id(node.inputs[0]))
+                total = None if again else _sum(node, place, images)
+                if total is not None and total.outputs[0].shape[0] != 1 and self._is_short(total):
+                    total = None
+                if again is not None or total is not None:
                     new[id(node)] = _fuse(node, total, Emitter(node, names), images)
                     changed += 1
             splice(part, new)
@@ -63,149 +93,138 @@ class FuseSkipNorm(Pass):
         return any(self.short in (tensor.shape or ()) for tensor in (*total.inputs, *total.outputs))
 
 
-@dataclass
-class Images:
-    """The images of a batch as tensors of their own, each made once; nodes that are replaced by such are `dead`."""
-
-    kept: set[int]
-    dead: set[int] = field(default_factory=set)
-    made: dict[int, list[gs.Tensor]] = field(default_factory=dict)
-    rows: dict[int, list[gs.Tensor]] = field(default_factory=dict)
-
-    def of(self, tensor: gs.Tensor, new: Emitter) -> list[gs.Tensor]:
-        """A tensor (batch, tokens, channels) image by image; sums and products that it alone needs are taken apart."""
-        if tensor.shape[0] == 1:
-            return [tensor]
-        if id(tensor) not in self.made:
-            self.made[id(tensor)] = self._made(tensor, new)
-        return self.made[id(tensor)]
-
-    def _made(self, tensor: gs.Tensor, new: Emitter) -> list[gs.Tensor]:
-        node = producer(tensor)
-        alone = node is not None and len(tensor.outputs) == 1 and id(tensor) not in self.kept
-        if node is not None and alone and node.op in ("Add", "Mul") and all(_varies(t) for t in node.inputs):
-            self.dead.add(id(node))
-            terms = zip(*(self.of(t, new) for t in node.inputs), strict=True)
-            return [_shaped(new, node.op, list(pair), tensor) for pair in terms]
-        return _cut(tensor, new)
-
-    def vectors(self, tensor: gs.Tensor, new: Emitter) -> list[gs.Tensor]:
-        """A tensor (batch, 1, channels) as a vector for each image."""
-        if id(tensor) not in self.rows:
-            flat = new.constant("vector", np.array([-1], np.int64))
-            self.rows[id(tensor)] = [
-                new.emit("Reshape", [row, flat], tensor.dtype) for row in self.of(tensor, new)
-            ]
-        return self.rows[id(tensor)]
-
-
-def _cut(tensor: gs.Tensor, new: Emitter) -> list[gs.Tensor]:
-    """The images of a tensor that is computed for all at once."""
-    parts = [_image(new, tensor) for _ in range(tensor.shape[0])]
-    if tensor.shape[1] == 1:  # small: one kernel that writes all parts
-        new.emit_to("Split", [tensor], parts, axis=0, num_outputs=len(parts))
-        return parts
-    bounds = [new.constant(f"image_{i}", np.array([i], np.int64)) for i in range(len(parts) + 1)]
-    for part, (start, end) in zip(parts, pairwise(bounds), strict=True):  # each a copy of one piece of memory
-        new.emit_to("Slice", [tensor, start, end, bounds[0]], [part])
-    return parts
-
-
-def _varies(tensor: gs.Tensor) -> bool:
-    return not isinstance(tensor, gs.Constant) and len(tensor.shape or ()) == 3 and tensor.shape[0] != 1
-
-
-def _shaped(new: Emitter, op: str, inputs: list[gs.Tensor], like: gs.Tensor) -> gs.Tensor:
-    """An operator on one image of `like`."""
-    out = new.emit(op, inputs, like.dtype)
-    out.shape = [1, *like.shape[1:]]
-    return out
+def _is_adaptive(node: gs.Node) -> bool:
+    """Whether the node is a norm whose scale and shift are computed for each image of a known batch."""
+    if node.op != "LayerNormalization" or node.attrs.get("axis", -1) not in (-1, 2) or len(node.inputs) != 3:
+        return False
+    x, *affine = node.inputs
+    if x.shape is None or len(x.shape) != 3 or not isinstance(x.shape[0], (int, np.integer)):
+        return False
+    per_image = [x.shape[0], 1, x.shape[2]]
+    return len(node.outputs) == 1 and all(
+        list(t.shape or ()) == per_image and not isinstance(t, gs.Constant) for t in affine
+    )
 
 
 def _sum(node: gs.Node, place: dict[int, int], images: Images) -> gs.Node | None:
-    """The residual sum that the node, an adaptive norm of known batch, normalizes; None when it must stay."""
-    if node.op != "LayerNormalization" or node.attrs.get("axis", -1) not in (-1, 2) or len(node.inputs) != 3:
-        return None
-    x, scale, shift = node.inputs
-    shape = x.shape
-    if (
-        shape is None
-        or len(shape) != 3
-        or not isinstance(shape[0], (int, np.integer))
-        or len(node.outputs) != 1
-    ):
-        return None
-    per_image = [shape[0], 1, shape[2]]
-    if any(list(t.shape or ()) != per_image or isinstance(t, gs.Constant) for t in (scale, shift)):
-        return None
+    """The residual sum that an adaptive norm normalizes; None when it must stay."""
+    x = node.inputs[0]
     total = producer(x)
     if total is None or total.op != "Add" or id(total) in images.dead or id(x) in images.kept:
         return None
-    for term in total.inputs:
-        full = len(term.shape or ()) == 3 and term.shape[0] == shape[0] and term.shape[2] == shape[2]
-        if not full or term.shape[1] == 1 or isinstance(term, gs.Constant):
-            return None
+    if not all(_is_full(term, x) for term in total.inputs):
+        return None
     later = all(place.get(id(reader), -1) >= place[id(node)] for reader in x.outputs)
     return total if later else None
 
 
-def _fuse(node: gs.Node, total: gs.Node, new: Emitter, images: Images) -> list[gs.Node]:
-    """The nodes that take the place of norm and sum."""
+def _is_full(term: gs.Tensor, like: gs.Tensor) -> bool:
+    """Whether a tensor has values of its own for every token."""
+    shape = list(term.shape or [])
+    if len(shape) != 3 or isinstance(term, gs.Constant):
+        return False
+    return bool(shape[0] == like.shape[0] and shape[2] == like.shape[2] and shape[1] != 1)
+
+
+def _fuse(node: gs.Node, total: gs.Node | None, new: Emitter, images: Images) -> list[gs.Node]:
+    """The nodes that take the place of a norm and, if given, of the sum, which is made by another norm else."""
     x, *affine = node.inputs
-    terms, biases = _terms(total, new, images)
+    if total is not None:
+        images.sums[id(x)] = _terms(total, new, images)
+        total.outputs.clear()
+        images.dead.add(id(total))
     vectors = [images.vectors(tensor, new) for tensor in affine]
     output = node.outputs[0]
     node.outputs.clear()
-    total.outputs.clear()
-    images.dead |= {id(node), id(total)}
-    results: tuple[list[gs.Tensor], list[gs.Tensor]] = ([], [])
-    for inputs in zip(*terms, *vectors, *biases, strict=True):
-        pair = (output, x) if x.shape[0] == 1 else tuple(_image(new, tensor) for tensor in (output, x))
-        outputs = [pair[0], gs.Variable.empty(), gs.Variable.empty(), pair[1]]
+    images.dead.add(id(node))
+    wanted = [output] if total is None else [output, x]
+    made: list[list[gs.Tensor]] = [[] for _ in wanted]
+    for index, terms in enumerate(images.sums[id(x)]):
+        left, right, *bias = terms
+        scales = [rows[index] for rows in vectors]
+        pair = wanted if x.shape[0] == 1 else [image_of(new, tensor) for tensor in wanted]
+        outputs = [pair[0], *(gs.Variable.empty() for _ in "ab"), *pair[1:]] if total is not None else pair
         epsilon = node.attrs.get("epsilon", 1e-5)
-        new.emit_to("SkipLayerNormalization", list(inputs), outputs, epsilon=epsilon)
+        new.emit_to("SkipLayerNormalization", [left, right, *scales, *bias], outputs, epsilon=epsilon)
         new.nodes[-1].domain = MICROSOFT
-        for made, tensor in zip(results, pair, strict=True):
-            made.append(tensor)
+        for results, tensor in zip(made, pair, strict=True):
+            results.append(tensor)
     if x.shape[0] != 1:
-        for made, tensor in zip(results, (output, x), strict=True):
-            new.emit_to("Concat", made, [tensor], axis=0)
-        images.made[id(x)] = results[1]
+        for results, tensor in zip(made, wanted, strict=True):
+            new.emit_to("Concat", results, [tensor], axis=0)
+            images.made[id(tensor)] = results
     return new.nodes
 
 
-def _image(new: Emitter, like: gs.Tensor) -> gs.Tensor:
-    name = new.names.fresh(f"{like.name}/image")
-    return gs.Variable(name, dtype=like.dtype, shape=[1, *like.shape[1:]])
+def _terms(total: gs.Node, new: Emitter, images: Images) -> list[list[gs.Tensor]]:
+    """Image by image: the two tensors that make the sum and, when a term has a gated bias, that as a vector."""
+    terms = Terms()
+    for tensor in total.inputs:
+        _collect(tensor, terms, new, images)
+    big = _add_whole(terms, new, images)
+    for item in terms.gated:
+        if not item.gated:
+            pairs = zip(images.of(item.gate, new), images.of(item.value, new), strict=True)
+            big.append([shaped(new, "Mul", list(pair), item.value) for pair in pairs])
+    while len(big) > 2:
+        big[:2] = [[shaped(new, "Add", list(pair), pair[0]) for pair in zip(big[0], big[1], strict=True)]]
+    biases = [_gated_bias(item, new, images) for item in terms.gated]
+    while len(biases) > 1:
+        pairs = zip(biases[0], biases[1], strict=True)
+        biases[:2] = [[new.emit("Add", list(pair), pair[0].dtype) for pair in pairs]]
+    return [list(item) for item in zip(*big, *biases, strict=True)]
 
 
-def _terms(
-    total: gs.Node, new: Emitter, images: Images
-) -> tuple[list[list[gs.Tensor]], list[list[gs.Tensor]]]:
-    """The two terms of the sum image by image, and, when one has a gated bias, that as vectors instead."""
-    found = next((g for g in (_gated(t, images) for t in total.inputs) if g is not None), None)
-    if found is None:
-        return [images.of(tensor, new) for tensor in total.inputs], []
-    images.dead |= {id(found.product), id(found.total)}
-    hand_over(producer(found.value), found.total, new.site, new.names, images.kept)
-    gates, values = images.of(found.gate, new), images.of(found.value, new)
-    products = [_shaped(new, "Mul", [g, v], found.value) for g, v in zip(gates, values, strict=True)]
-    biases = [new.emit("Mul", [g, found.bias], found.bias.dtype) for g in images.vectors(found.gate, new)]
-    gated = found.product.outputs[0]
-    return [products if t is gated else images.of(t, new) for t in total.inputs], [biases]
+def _collect(tensor: gs.Tensor, terms: Terms, new: Emitter, images: Images) -> None:
+    """Take a term apart as far as nothing else reads what is between."""
+    found = _gated(tensor, images)
+    if found is not None:
+        images.dead |= {id(node) for node in found.nodes}
+        if not found.gated:
+            hand_over(producer(found.value), found.nodes[1], new.site, new.names, images.kept)
+            terms.gated.append(found)
+            return
+        terms.gated.append(found)
+        tensor = found.value
+    node = images.alone(tensor)
+    if node is not None and node.op == "Add" and all(_is_full(t, tensor) for t in node.inputs):
+        images.dead.add(id(node))
+        for term in node.inputs:
+            _collect(term, terms, new, images)
+    else:
+        terms.plain.append(tensor)
+
+
+def _add_whole(terms: Terms, new: Emitter, images: Images) -> list[list[gs.Tensor]]:
+    """The plain terms image by image; those that are not apart yet are added up first, and cut once."""
+    apart = [tensor for tensor in terms.plain if images.comes_apart(tensor)]
+    whole = [tensor for tensor in terms.plain if not images.comes_apart(tensor)]
+    while len(whole) > 1 and terms.count > 2:
+        out = new.emit("Add", whole[:2], whole[0].dtype)
+        out.shape = list(whole[0].shape)
+        whole[:2] = [out]
+        terms.plain = [*apart, *whole]
+    return [images.of(tensor, new) for tensor in (*apart, *whole)]
+
+
+def _gated_bias(item: Gated, new: Emitter, images: Images) -> list[gs.Tensor]:
+    return [new.emit("Mul", [row, item.bias], item.bias.dtype) for row in images.vectors(item.gate, new)]
 
 
 def _gated(tensor: gs.Tensor, images: Images) -> Gated | None:
     """The tensor as a gated sum with a constant bias that nothing else reads."""
-    product = producer(tensor)
-    if product is None or product.op != "Mul" or len(tensor.outputs) != 1 or id(tensor) in images.kept:
+    node = images.alone(tensor)
+    if node is None or node.op not in ("Mul", "Add"):
         return None
-    for gate, biased in (product.inputs, product.inputs[::-1]):
-        total = producer(biased)
-        if total is None or total.op != "Add" or len(biased.outputs) != 1 or id(biased) in images.kept:
+    for other, biased in (node.inputs, node.inputs[::-1]):
+        inner = images.alone(biased)
+        if inner is None or inner.op != {"Mul": "Add", "Add": "Mul"}[node.op]:
             continue
-        for value, bias in (total.inputs, total.inputs[::-1]):
-            vector = isinstance(bias, gs.Constant) and len(bias.shape or ()) == 1
-            if vector and list(gate.shape or ())[1:] == [1, bias.shape[0]] and len(value.shape or ()) == 3:
-                return Gated(product, total, gate, value, bias)
+        for first, bias in (inner.inputs, inner.inputs[::-1]):
+            if not isinstance(bias, gs.Constant) or len(bias.shape or ()) != 1:
+                continue
+            gated = node.op == "Add"  # the gate has been multiplied into value and bias
+            gate, value = (first, other) if gated else (other, first)
+            if list(gate.shape or ())[1:] == [1, bias.shape[0]] and len(value.shape or ()) == 3:
+                return Gated((node, inner), gate, value, bias, gated)
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from passes.add_trt_functions import AddTrtFunctions
 from passes.add_zero_bias import AddZeroBias
 from passes.base import Pass
@@ -9,6 +11,7 @@ from passes.decompose_attention import DecomposeAttention
 from passes.emulate_fp4 import EmulateFp4
 from passes.flatten_attention import FlattenAttention
 from passes.fold_constants import FoldConstants
+from passes.fold_gates import FoldGates
 from passes.fold_int4_weights import FoldInt4Weights
 from passes.fold_value_bias import FoldValueBias
 from passes.fold_weight_layout import FoldWeightLayout
@@ -20,6 +23,7 @@ from passes.fuse_rms_norm import FuseRmsNorm
 from passes.fuse_rotary import FuseRotary
 from passes.fuse_skip_norm import FuseSkipNorm
 from passes.join_slices import JoinSlices
+from passes.keep_digits import KeepDigits
 from passes.lift_bias import LiftBias
 from passes.match_types import MatchTypes
 from passes.merge_modulations import MergeModulations
@@ -82,11 +86,13 @@ _CUDA: tuple[Pass, ...] = (
     FlattenAttention(multi_head=True),
     RemoveUnused(),  # transposes and plain norms, so that what is left says who reads what
     FoldValueBias(),  # before fuse-skip-norm, which takes in the bias behind the output projection
+    FoldGates(),  # behind it as well, and before it, which takes in gated biases and sums
     FuseSkipNorm(),  # where fix-size has made the batch a number
     FuseBiasGelu(),
     MergeProjections(),  # behind fold-value-bias, which wants each projection as it is
     LiftBias(),  # behind all that takes in a bias of one axis
     MergeModulations(),  # behind fuse-skip-norm, which cuts modulations by image
+    KeepDigits(),  # behind all that wants biases as constants
     RemoveUnused(),  # what has been taken in
 )
 
@@ -102,17 +108,22 @@ _HAS_FP8_ATTENTION = ("trt-rtx", "tensorrt", "ort-trt-rtx")
 
 
 def target_passes(
-    target: str, *, quantized_attention: bool = False, moved_biases: bool = False, across_blocks: bool = True
+    target: str,
+    *,
+    quantized_attention: bool = False,
+    across_blocks: bool = True,
+    tokens: int = 0,
 ) -> tuple[Pass, ...]:
     """The passes of a target; with FP8 attention, in the form that TensorRT has a kernel for (changes numbers).
 
-    `moved_biases`: with fold-value-bias where it is in the list. It rounds the new biases to the model's type, which
-    validation against torch takes for an error of the graph (6e-5 of digits-flux in float16), so it is left out else.
+    `tokens`: how many an image has at the sizes that the model is made fast for (fold-gates, fuse-skip-norm).
     `across_blocks`: with merge-modulations. Models that have other blocks in common would store joined weights again.
     """
-    left_out: list[type[Pass]] = [] if moved_biases else [FoldValueBias]
-    left_out += [] if across_blocks else [MergeModulations]
-    steps = tuple(step for step in TARGETS[target] if type(step) not in left_out)
+    steps = tuple(
+        replace(step, tokens=tokens) if isinstance(step, (FoldGates, FuseSkipNorm)) else step
+        for step in TARGETS[target]
+        if across_blocks or not isinstance(step, MergeModulations)
+    )
     if quantized_attention and target in _HAS_FP8_ATTENTION:
         # First: it wants q, k and v as they are traced, with their quantizers right at the attention.
         return (QuantizeSoftmax(), *steps)

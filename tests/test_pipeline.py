@@ -351,12 +351,14 @@ NOTHING_TO_DO = (
     "cast-io",  # without names
     "fuse-adaptive-norm",
     "fix-size",  # without a size
+    "fold-gates",
     "fold-value-bias",
     "fuse-bias-gelu",
     "fuse-rms-norm",
     "fuse-rotary",
     "fuse-skip-norm",
     "join-slices",
+    "keep-digits",
     "guard-slices",
     "lift-bias",
     "merge-modulations",

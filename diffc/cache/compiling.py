@@ -99,7 +99,7 @@ def _fed(variant: Variant, arrays: Sequence[Mapping[str, Any]]) -> list[dict[str
 
 
 def _legalized(plan: Plan, variant: Variant, check: Check, ui: Reporter) -> Variant:
-    from diffc.compile import legalize
+    from diffc.compile import legal_options, legalize
 
     dump = plan.request.dump
     graphs = legalize(
@@ -108,8 +108,7 @@ def _legalized(plan: Plan, variant: Variant, check: Check, ui: Reporter) -> Vari
         check,
         None if dump is None else dump / variant.suffix.strip("-"),
         ui,
-        attention=plan.request.options.quantizes_attention,
-        across_blocks=False,
+        {**legal_options(plan), "across_blocks": False},
     )
     names = {name: f"{Path(name).stem}{variant.suffix}.onnx" for name in graphs.models}
     models = {names[name]: model for name, model in graphs.models.items()}

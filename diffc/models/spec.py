@@ -102,6 +102,11 @@ class ModelSpec:
             i.name: tuple(sizes[d] if isinstance(d, str) else d for d in i.dims) for i in self.inputs(config)
         }
 
+    def tokens(self, config: Config, shape: Shape) -> int:
+        """How many tokens the blocks of a transformer have for each image; of a UNet, those at its bottom."""
+        multiple = self.pixel_multiple(config)
+        return (shape.height // multiple) * (shape.width // multiple)
+
 
 def latent_sizes(shape: Shape) -> dict[str, int]:
     """`ModelSpec.sizes` of backbones that take images as rows and columns of latents."""

@@ -27,6 +27,7 @@ CONTEXT = "model_ctx.onnx"
 """File name of a model whose one EPContext node refers to an engine."""
 
 _ONNX_TYPES = {dtype: TensorProto.DataType.Value(name) for name, dtype in TORCH_TYPES.items()}
+_QUANTIZED = {TensorProto.INT8, TensorProto.UINT8, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2}
 _ASYNC = "disable_synchronize_execution_providers"
 _BUILT_IN: Mapping[str, tuple[str, str]] = {
     "ort": ("CPUExecutionProvider", "pip uninstall -y onnxruntime; pip install onnxruntime"),
@@ -163,7 +164,12 @@ def _open(plan: OrtPlan, stream: torch.cuda.Stream | None) -> Any:
     reason, mend = why_not(plan.target)
     if reason:
         raise DiffcError(f"target {plan.target!r} does not run here: {reason}", mend=mend)
-    options = session_options(element_types(read(plan.model)))
+    types = element_types(read(plan.model))
+    options = session_options(types)
+    if plan.target == "ort-cuda" and not types & _QUANTIZED:
+        # What its other optimizations find is fused already, and one of them makes two Slices a slow Split: at this
+        # level a step of SD3.5-medium takes 0.7 ms less on an H200.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     settings = dict(plan.options)
     if stream is not None:
         settings |= {"device_id": str(plan.device.index or 0), "user_compute_stream": str(stream.cuda_stream)}

@@ -58,7 +58,8 @@ def main() -> None:
         output, row = run_torch(mode, spec, config, source, values, dtype, options.repeat)
         reference = output if reference is None else reference
         report(rows, row, output, reference)
-    files = graphs(source, options) if options.graphs else {}
+    tokens = spec.tokens(config, shape)
+    files = graphs(source, options, tokens) if options.graphs else {}
     for name, file in files.items():
         output, row = run_ort(name, file, spec, shape, values, options)
         report(rows, row, output, reference)
@@ -139,13 +140,13 @@ def run_torch(
     return output, row
 
 
-def graphs(source: Path, options: argparse.Namespace) -> dict[str, Path]:
+def graphs(source: Path, options: argparse.Namespace, tokens: int) -> dict[str, Path]:
     """The graphs asked for, over one file of weights."""
     model = Pipeline(CANONICAL).run(trace(locate(str(source)), dtype=options.dtype, checkpoint=None)).model
     made = {"plain": model}
     for name, batch in (("fused", 0), ("fixed", options.batch)):
         if name in options.graphs:
-            steps = target_passes("ort-cuda", moved_biases=True)
+            steps = target_passes("ort-cuda", tokens=tokens)
             made[name] = Pipeline([FixSize("batch", batch), *steps]).run(model).model
     folder = options.folder / f"{options.model}-onnx"
     folder.mkdir(exist_ok=True)
