@@ -95,13 +95,17 @@ def _whole(array: Array, steps: list[Step]) -> Array:
 
 
 def _transposed(array: Array, steps: list[Step]) -> Array:
-    """The transpose of a result [N, K], each piece turned while it is in the cache."""
+    """The transpose of a result [N, K], each piece turned while it is in the cache.
+
+    As integers: numpy copies elements of a type that is not its own one by one, through a function of that type.
+    """
     rows, columns = _result_shape(array, steps)
     result = np.empty((columns, rows), _run(array[:1], steps, slice(0, 1)).dtype)
+    bits = result.view(f"u{result.itemsize}")
 
     def fill(part: slice) -> None:
         for piece in _split(1, part.start, part.stop, _TILE):
-            result[:, piece] = np.ascontiguousarray(_run(array[piece], steps, piece)).T
+            bits[:, piece] = np.ascontiguousarray(_run(array[piece], steps, piece)).view(bits.dtype).T
 
     _at_once(fill, _split(_row_size(array, (rows, columns)), 0, rows, _TURNED))
     return result
