@@ -26,6 +26,9 @@ _PIECE = 1 << 17
 """Elements that pass through all steps before the next: as float32, half a megabyte."""
 _TASK = 1 << 22
 """Elements of a task: enough for one thread to work a few milliseconds."""
+_TURNED = 1 << 19
+"""Elements of a task that transposes: a weight is prepared whole before its first byte is written, so all cores share
+even one of 9 million elements."""
 _TILE = 32
 """Rows that are transposed at a time: so many columns of the result are written a cache line each."""
 _FOUR_BITS = (np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4), np.dtype(ml_dtypes.float4_e2m1fn))
@@ -92,15 +95,19 @@ def _whole(array: Array, steps: list[Step]) -> Array:
 
 
 def _transposed(array: Array, steps: list[Step]) -> Array:
-    """The transpose of a result [N, K], each piece turned while it is in the cache."""
+    """The transpose of a result [N, K], each piece turned while it is in the cache.
+
+    As integers: numpy copies elements of a type that is not its own one by one, through a function of that type.
+    """
     rows, columns = _result_shape(array, steps)
     result = np.empty((columns, rows), _run(array[:1], steps, slice(0, 1)).dtype)
+    bits = result.view(f"u{result.itemsize}")
 
     def fill(part: slice) -> None:
         for piece in _split(1, part.start, part.stop, _TILE):
-            result[:, piece] = np.ascontiguousarray(_run(array[piece], steps, piece)).T
+            bits[:, piece] = np.ascontiguousarray(_run(array[piece], steps, piece)).view(bits.dtype).T
 
-    _at_once(fill, _split(_row_size(array, (rows, columns)), 0, rows, _TASK))
+    _at_once(fill, _split(_row_size(array, (rows, columns)), 0, rows, _TURNED))
     return result
 
 

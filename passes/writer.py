@@ -1,7 +1,8 @@
 """The one writer that computes weights and streams them to disk, in bounded memory and resumable after a kill.
 
 Where each tensor lies is known before any is computed. Tasks compute parts of tensors on every core; this thread hashes
-and writes them in order. Files appear under their final names only when complete.
+and writes them in order, and the disk is kept at work meanwhile (`passes.flushing`). Files appear under their final
+names only when complete.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import json
 import os
 import shutil
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +24,7 @@ from queue import Empty, Queue
 import onnx
 
 from passes.base import PassError
+from passes.flushing import Flusher
 from passes.initializers import INLINE_BYTES, initializers, inline
 from passes.journal import Journal, code_version, fingerprint
 from passes.kernels import THREADS, Task, tasks, to_bytes
@@ -208,35 +209,41 @@ def _stream(
     with (
         partial.open("r+b", buffering=0) as file,
         ThreadPoolExecutor(1) as hand,
-        _Ahead(_computed(left)) as parts,
+        Flusher(file.fileno()) as disk,
+        _Ahead(left) as parts,
     ):
         file.truncate(length)
         file.seek(length)
         for place, part, last in parts:
             chunk = bytes(max(0, place.offset - length))
-            for data in (memoryview(chunk), part):
+            for data in (memoryview(chunk), part) if chunk else (part,):
                 written = hand.submit(_write_all, file, data)
                 digest.update(data)
                 written.result()
                 length += len(data)
+            disk.grown(length)
             if last:
                 notes.record(length, digest, force=length == total)
             if progress:
                 progress(length, total, place.name)
-        os.fsync(file.fileno())
+        disk.finish()
     return SavedFile(partial, length, digest.hexdigest())
 
 
 class _Ahead(Iterator[Part]):
-    """Takes items from an iterator in a thread of its own, some ahead of whoever asks for them.
+    """The bytes of every place, part by part and in order, each with whether it is the place's last.
 
-    So hashing and writing go on while the next weight is prepared, which transposing one whole is.
+    A thread of its own makes the tasks, and a pool runs them, some ahead of whoever asks for them: so hashing and
+    writing go on while the next weight is prepared, which transposing one whole is.
     """
 
-    def __init__(self, items: Iterator[Part]):
-        self._items, self._stopped = items, threading.Event()
-        self._queue: Queue[Part | BaseException | None] = Queue(_AHEAD)
-        self._thread = threading.Thread(target=self._take, daemon=True)
+    def __init__(self, places: Iterable[Place]):
+        self._places, self._stopped = places, threading.Event()
+        self._queue: Queue[tuple[Place, Future[memoryview], bool] | BaseException | None] = Queue(
+            _AHEAD * THREADS
+        )
+        self._pool = ThreadPoolExecutor(THREADS)
+        self._thread = threading.Thread(target=self._submit, daemon=True)
 
     def __enter__(self) -> _Ahead:
         self._thread.start()
@@ -248,6 +255,7 @@ class _Ahead(Iterator[Part]):
             with suppress(Empty):
                 self._queue.get(timeout=0.01)
         self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
 
     def __next__(self) -> Part:
         item = self._queue.get()
@@ -255,40 +263,19 @@ class _Ahead(Iterator[Part]):
             raise StopIteration
         if isinstance(item, BaseException):
             raise item
-        return item
+        place, future, last = item
+        return place, future.result(), last
 
-    def _take(self) -> None:
+    def _submit(self) -> None:
         try:
-            for item in self._items:
-                self._queue.put(item)
-                if self._stopped.is_set():
-                    break
+            for place in self._places:
+                for task, last in _marked(tasks(place.recipe)):
+                    self._queue.put((place, self._pool.submit(_bytes, task), last))
+                    if self._stopped.is_set():
+                        return
             self._queue.put(None)
         except BaseException as error:
             self._queue.put(error)
-        finally:
-            self._items.close()  # type: ignore[attr-defined]  # a generator, which has threads to end
-
-
-def _computed(places: Iterable[Place]) -> Iterator[Part]:
-    """The bytes of every place, part by part and in order, each with whether it is the place's last."""
-    waiting: deque[tuple[Place, Future[memoryview], bool]] = deque()
-    pool = ThreadPoolExecutor(THREADS)
-    try:
-        for place in places:
-            for task, last in _marked(tasks(place.recipe)):
-                if len(waiting) >= _AHEAD * THREADS:
-                    yield _taken(waiting)
-                waiting.append((place, pool.submit(_bytes, task), last))
-        while waiting:
-            yield _taken(waiting)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _taken(waiting: deque[tuple[Place, Future[memoryview], bool]]) -> Part:
-    place, future, last = waiting.popleft()
-    return place, future.result(), last
 
 
 def _marked(parts: Iterator[Task]) -> Iterator[tuple[Task, bool]]:

@@ -10,7 +10,19 @@ import pytest
 import torch
 from backbones import backbone_of
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+
+from bench_compile import compile_code, library_folders
+
 TOOL = Path(__file__).parent.parent / "tools" / "bench_compile.py"
+
+
+def test_bytecode_is_there_before_anything_is_measured(tmp_path: Path) -> None:
+    assert Path(torch.__file__).parents[1] in library_folders()
+    (tmp_path / "good.py").write_text("x = 1\n")
+    (tmp_path / "broken.py").write_text("x = (\n")
+    compile_code({tmp_path})
+    assert [file.name.split(".")[0] for file in (tmp_path / "__pycache__").iterdir()] == ["good"]
 
 
 def test_the_steps_of_modelopts_example(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Pieces and tasks as they are, and so small that everything is cut and every table is used."""
     monkeypatch.setattr(kernels, "_PIECE", request.param[0])
     monkeypatch.setattr(kernels, "_TASK", request.param[1])
+    monkeypatch.setattr(kernels, "_TURNED", request.param[1] >> 3)
 
 
 def same(recipe: Recipe, expected: Array) -> None:
@@ -200,3 +201,15 @@ def test_shapes_of_all_kinds() -> None:
         keep(line).quantize(Recipe.of_array(np.float32(0.01)), TensorProto.INT4),
         plainly(line, np.float32(1) / np.float32(0.01), TensorProto.INT4),
     )
+
+
+@pytest.mark.usefixtures("pieces")
+@pytest.mark.parametrize("shape", [(601, 307), (64, 4100), (5000, 33)])
+@pytest.mark.parametrize(
+    "to", [TensorProto.FLOAT8E4M3FN, TensorProto.BFLOAT16, TensorProto.FLOAT16, TensorProto.FLOAT]
+)
+def test_a_large_weight_is_turned_after_it_was_cast(to: int, shape: tuple[int, int]) -> None:
+    x = (RNG.standard_normal(shape) * 3).astype(np.float32)
+    expected = x.astype(np_dtype(to))
+    same(keep(x).cast(to).transpose((1, 0)), expected.T)
+    same(keep(expected).transpose((1, 0)), expected.T)
