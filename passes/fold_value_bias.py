@@ -15,6 +15,7 @@ from passes.flatten_attention import MICROSOFT
 from passes.graphs import (
     Names,
     drop_nodes,
+    hand_over,
     known_recipe,
     output_ids,
     producer,
@@ -63,12 +64,18 @@ class FoldValueBias(Pass):
                 sources, readers = list(_sources(node.inputs[2], kept)), list(_readers(node, kept))
                 if not sources or not readers or None in sources or None in readers:
                     continue
-                self._fold([s for s in sources if s], [r for r in readers if r], names, dead)
+                found = [s for s in sources if s]
+                gone = self._fold(found, [r for r in readers if r], names)
+                for source in found:  # what is left of them is no longer what their modules give
+                    made = producer(source.value) if source is gone else source.node
+                    hand_over(made, source.node, node, names, kept)
+                dead.add(id(gone.node))
                 changed += 1
         drop_nodes(graph, dead)
         return PassResult(changed, (f"{changed} biases",) if changed else ())
 
-    def _fold(self, sources: list[Biased], readers: list[Biased], names: Names, dead: set[int]) -> None:
+    def _fold(self, sources: list[Biased], readers: list[Biased], names: Names) -> Biased:
+        """Rewrite the biases; return the sum that has none left."""
         gone = next((s for s in sources if self.short not in (s.value.shape or ())), sources[0])
         bias = known_recipe(gone.bias).cast(TensorProto.FLOAT)
         for source in sources:
@@ -80,7 +87,7 @@ class FoldValueBias(Pass):
             negated = bias.reshape((weight.shape[1], 1)).multiply(Recipe.of_array(np.full(1, -1, np.float32)))
             _replace(reader, moved.subtract_product(weight, negated).reshape((weight.shape[0],)), names)
         replace_uses(gone.node.outputs[0], gone.value)
-        dead.add(id(gone.node))
+        return gone
 
 
 def _sources(values: gs.Tensor, kept: set[int]) -> Iterator[Biased | None]:

@@ -120,10 +120,11 @@ def _options() -> argparse.Namespace:
 
 
 def library_folders() -> set[Path]:
-    """Where the code lies that routes import: this project's, and all that is installed beside torch."""
-    origins = {name: getattr(find_spec(name), "origin", None) for name in ("diffc", "passes", "torch")}
+    """Where the code lies that routes import: this project's, and all that is installed beside the libraries."""
+    own, libraries = ("diffc", "passes"), ("torch", "diffusers", "modelopt", "onnx")
+    origins = {name: getattr(find_spec(name), "origin", None) for name in (*own, *libraries)}
     folders = {name: Path(origin).parent for name, origin in origins.items() if origin}
-    return {folder.parent if name == "torch" else folder for name, folder in folders.items()}
+    return {folder if name in own else folder.parent for name, folder in folders.items()}
 
 
 def compile_code(folders: set[Path]) -> None:
