@@ -164,7 +164,7 @@ def _terms(total: gs.Node, new: Emitter, images: Images) -> list[list[gs.Tensor]
     big = _add_whole(terms, new, images)
     for item in terms.gated:
         if not item.gated:
-            pairs = zip(images.of(item.gate, new), images.of(item.value, new), strict=True)
+            pairs = zip(images.of(item.value, new), images.of(item.gate, new), strict=True)
             big.append([shaped(new, "Mul", list(pair), item.value) for pair in pairs])
     while len(big) > 2:
         big[:2] = [[shaped(new, "Add", list(pair), pair[0]) for pair in zip(big[0], big[1], strict=True)]]
