@@ -95,17 +95,19 @@ class Images:
         return None
 
     def _comes_apart(self, node: gs.Node) -> bool:
-        if len(node.outputs) != 1 or not all(_varies(t) or _is_shared(t) for t in node.inputs[:2]):
+        if node.op == "Slice":
+            return self.products and _varies(node.inputs[0]) and _cuts_tokens(node)
+        if len(node.outputs) != 1 or not all(_varies(t) or _is_shared(t) for t in node.inputs):
             return False
         if node.op in _BY_VALUE:
             varying = [t for t in node.inputs if _varies(t)]
             # A sum of few values with a constant is better done for all images.
             many = self.products and node.outputs[0].shape[1] != 1
             return len(varying) == len(node.inputs) or (many and len(varying) > 0)
-        if node.op == "MatMul" and self.products:
-            x = node.inputs[0]
-            return _varies(x) and (self._is_free(x) or x.shape[2] <= node.outputs[0].shape[2])
-        return self.products and node.op == "Slice" and _cuts_tokens(node)
+        x = node.inputs[0]
+        if node.op != "MatMul" or not self.products or not _varies(x):
+            return False
+        return self._is_free(x) or bool(x.shape[2] <= node.outputs[0].shape[2])
 
     def _is_free(self, tensor: gs.Tensor) -> bool:
         """Whether the images of a tensor are there, or are made without cutting one that is whole."""
