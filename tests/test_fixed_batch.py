@@ -64,6 +64,35 @@ def test_what_a_norm_took_in_is_still_held_against_its_module(compiled: tuple[Pa
     assert "transformer_blocks.0.attn.to_out.0" not in points  # its bias went into a norm
 
 
+def test_at_a_large_size_images_are_computed_one_by_one(compiled: tuple[Path, int], tmp_path: Path) -> None:
+    """What the graph is made fast for is the usual size of the profile; it is right at any, module by module."""
+    small, batch = compiled
+    profile = f"batch={batch},height=64:768:1024,width=64:768:1024"
+    request = CompileRequest(
+        "tiny-sd3", tmp_path / "out", dtype="float16", targets=("ort-cuda",), profile=profile
+    )
+    result = compile_model(request)
+    assert all(report.passed for report in result.validation)
+    files = tmp_path / "out" / "model.onnx", small / "model-ort-cuda.onnx"
+    graphs = [onnx.load(file, load_external_data=False).graph for file in files]
+    counts = [Counter(node.op_type for node in graph.node) for graph in graphs]
+    # Two projections of each feed-forward and one of each attention, for every image but the first.
+    more = counts[0]["MatMul"] - counts[1]["MatMul"]
+    assert more == 0 if batch == 1 else more >= 3
+    assert any(
+        node.name.startswith("transformer_blocks.") and is_gated_weight(node, graphs[0])
+        for node in graphs[0].node
+    )
+    found = validate_artifact(ValidateRequest(tmp_path / "out"), bisect=True)
+    assert not any(b.findings for name in found.bisections for b in found.bisections[name])
+
+
+def is_gated_weight(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
+    """Whether a node multiplies a weight."""
+    weights = {t.name for t in graph.initializer if len(t.dims) == 2 and min(t.dims) > 1}
+    return node.op_type == "Mul" and bool(weights & set(node.input))
+
+
 def test_another_batch_is_refused(compiled: tuple[Path, int]) -> None:
     folder, batch = compiled
     module = diffc.load(folder, target="ort")
