@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from conftest import HAS_RTX, Cells
+from onnx import TensorProto
 
 import diffc
 from diffc.backends.base import Profile
@@ -18,6 +20,7 @@ from diffc.errors import DiffcError
 from diffc.runtime.engine import deserialize, pick_engine
 from diffc.runtime.epcontext import write_context
 from diffc.runtime.load import profile_text
+from diffc.runtime.ort import options_for
 from diffc.runtime.signature import Signature, Value, pick_profile
 
 SMALL = {"targets": ("ort",), "sms": (), "dtype": "float32", "skip_validation": True}
@@ -181,3 +184,17 @@ def test_an_engine_is_wrapped_for_onnx_runtime(artifact: Path) -> None:
     )
     with pytest.raises(Exception, match="INVALID_GRAPH"):
         ort.InferenceSession(wrapped.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("target", "types", "basic"),
+    [
+        ("ort-cuda", {TensorProto.FLOAT16, TensorProto.INT64}, True),
+        ("ort-cuda", {TensorProto.FLOAT16, TensorProto.INT8}, False),
+        ("ort", {TensorProto.FLOAT16}, False),
+    ],
+)
+def test_what_a_session_may_optimize(target: str, types: set[int], basic: bool) -> None:
+    levels = ort.GraphOptimizationLevel
+    wanted = levels.ORT_ENABLE_BASIC if basic else levels.ORT_ENABLE_ALL
+    assert options_for(target, types).graph_optimization_level == wanted

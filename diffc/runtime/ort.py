@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,18 +158,25 @@ def plugin_devices() -> list[Any]:
     return devices
 
 
+def options_for(target: str, types: Set[int]) -> Any:
+    """onnxruntime.SessionOptions for a graph that holds these onnx.TensorProto types, on a runtime target."""
+    import onnxruntime as ort
+
+    options = session_options(types)
+    if target == "ort-cuda" and not types & _QUANTIZED:
+        # What its other optimizations find is fused already, and one of them makes two Slices a slow Split: at this
+        # level a step of SD3.5-medium takes 0.7 ms less on an H200.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return options
+
+
 def _open(plan: OrtPlan, stream: torch.cuda.Stream | None) -> Any:
     import onnxruntime as ort
 
     reason, mend = why_not(plan.target)
     if reason:
         raise DiffcError(f"target {plan.target!r} does not run here: {reason}", mend=mend)
-    types = element_types(read(plan.model))
-    options = session_options(types)
-    if plan.target == "ort-cuda" and not types & _QUANTIZED:
-        # What its other optimizations find is fused already, and one of them makes two Slices a slow Split: at this
-        # level a step of SD3.5-medium takes 0.7 ms less on an H200.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options = options_for(plan.target, element_types(read(plan.model)))
     settings = dict(plan.options)
     if stream is not None:
         settings |= {"device_id": str(plan.device.index or 0), "user_compute_stream": str(stream.cuda_stream)}
