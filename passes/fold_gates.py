@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import onnx_graphsurgeon as gs
 
-from passes.base import Pass, PassResult, register, walk
-from passes.graphs import Emitter, Names, drop_nodes, output_ids, producer, splice, weight_recipe
+from passes.base import Pass, PassResult, register
+from passes.graphs import Emitter, Names, alone, output_ids, replace_groups, weight_recipe
 
 
 class Gate(NamedTuple):
@@ -44,19 +45,20 @@ class FoldGates(Pass):
     def run(self, graph: gs.Graph) -> PassResult:
         """Replace the products behind projections."""
         names, kept = Names(graph), output_ids(graph)
-        dead: set[int] = set()
-        changed = 0
-        for part in walk(graph) if self.tokens else ():
-            new: dict[int, list[gs.Node]] = {}
-            for node in part.nodes:
-                found = _gate(node, kept)
-                if found is not None and self._pays(found):
-                    new[id(node)] = _folded(found, Emitter(node, names))
-                    dead |= {id(item) for item in found.nodes}
-                    changed += 1
-            splice(part, new)
-        drop_nodes(graph, dead)
+
+        def fold(group: Sequence[Gate], new: dict[int, list[gs.Node]], dead: set[int]) -> None:
+            for found in group:
+                new[id(found.nodes[0])] = _folded(found, Emitter(found.nodes[0], names))
+                dead |= {id(node) for node in found.nodes}
+
+        changed = replace_groups(graph, lambda part: self._gates(part, kept), fold)
         return PassResult(changed, (f"{changed} gates",) if changed else ())
+
+    def _gates(self, graph: gs.Graph, kept: set[int]) -> Iterator[list[Gate]]:
+        for node in graph.nodes if self.tokens else ():
+            found = _gate(node, kept)
+            if found is not None and self._pays(found):
+                yield [found]
 
     def _pays(self, found: Gate) -> bool:
         return found.weight.shape[0] < self.tokens and self.short not in found.x.shape
@@ -67,7 +69,7 @@ def _gate(node: gs.Node, kept: set[int]) -> Gate | None:
     if node.op != "Mul":
         return None
     for gate, value in (node.inputs, node.inputs[::-1]):
-        total = _alone(value, kept)
+        total = alone(value, kept)
         if total is None or isinstance(gate, gs.Constant):
             continue
         product, bias = _projection(total, kept)
@@ -80,17 +82,12 @@ def _gate(node: gs.Node, kept: set[int]) -> Gate | None:
     return None
 
 
-def _alone(tensor: gs.Tensor, kept: set[int]) -> gs.Node | None:
-    """What computes a tensor that one node reads and that is no output."""
-    return producer(tensor) if len(tensor.outputs) == 1 and id(tensor) not in kept else None
-
-
 def _projection(node: gs.Node, kept: set[int]) -> tuple[gs.Node | None, gs.Tensor | None]:
     """The MatMul with constant weights of a node that is it, or is its sum with a bias, and that bias."""
     if node.op == "MatMul":
         return (node, None) if _is_projection(node) else (None, None)
     for value, bias in (node.inputs, node.inputs[::-1]) if node.op == "Add" else ():
-        product = _alone(value, kept)
+        product = alone(value, kept)
         if product is not None and isinstance(bias, gs.Constant) and _is_projection(product):
             fits = list(bias.shape) == [product.inputs[1].shape[1]]
             return (product, bias) if fits else (None, None)

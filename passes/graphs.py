@@ -92,6 +92,11 @@ def producer(tensor: gs.Tensor) -> gs.Node | None:
     return tensor.inputs[0] if len(tensor.inputs) == 1 else None
 
 
+def alone(tensor: gs.Tensor, kept: set[int]) -> gs.Node | None:
+    """What computes a tensor that one node reads and that is not among the outputs `kept`, by `id()`."""
+    return producer(tensor) if len(tensor.outputs) == 1 and id(tensor) not in kept else None
+
+
 def uncast(tensor: gs.Tensor) -> gs.Tensor:
     """What the tensor is a Cast of; the tensor itself where it is none."""
     node = producer(tensor)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.graphs import Emitter, array_of, producer
+from passes.graphs import Emitter, alone, array_of, producer
 
 _BY_VALUE = ("Add", "Mul", "Gelu", "FastGelu")
 """What gives each value from those at the same place, or from a constant that all images share."""
@@ -55,7 +55,7 @@ class Images:
 
     def alone(self, tensor: gs.Tensor) -> gs.Node | None:
         """What computes a tensor that one node reads and that is no output."""
-        return producer(tensor) if len(tensor.outputs) == 1 and id(tensor) not in self.kept else None
+        return alone(tensor, self.kept)
 
     def _made(self, tensor: gs.Tensor, new: Emitter) -> list[gs.Tensor]:
         node = self.alone(tensor)
