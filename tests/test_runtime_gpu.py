@@ -101,6 +101,24 @@ def test_streams_and_threads_are_kept_apart(artifacts: dict[str, Path]) -> None:
             assert all(torch.allclose(r, alone[index], atol=2e-3) for r in results[index])
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_launches_give_the_same(name: str, artifacts: dict[str, Path]) -> None:
+    """Two shapes in turns, new values each time; what was returned before stays as it was."""
+    family = name.removeprefix("digits-")
+    shapes = [Shape(1, 64, 64, 24), Shape(4, 64, 96, 40)]
+    with diffc.load(artifacts[name]) as plain, diffc.load(artifacts[name], cuda_graph=True) as recorded:
+        kept = []
+        for seed in range(6):
+            given = inputs(plain, family, shapes[seed % 2], seed)
+            expected = plain(**given).sample
+            got = recorded(**given).sample
+            assert torch.allclose(got, expected, atol=2e-2 if CASES[name] == "bfloat16" else 2e-3)
+            kept.append((got, got.clone()))
+        torch.cuda.synchronize()
+        assert all(torch.equal(got, then) for got, then in kept)
+        assert not torch.equal(kept[0][0], kept[2][0])
+
+
 def test_tensors_of_the_cpu_are_refused(artifacts: dict[str, Path]) -> None:
     with diffc.load(artifacts["digits-sd3"]) as module:
         given = inputs(module, "sd3", Shape(2, 64, 64, 24), 1)

@@ -46,7 +46,7 @@ class Engine:
     def __init__(self, plan: EnginePlan, signature: Signature):
         if plan.cuda_graph and plan.target != "trt-rtx":
             raise DiffcError(
-                "CUDA graphs are there for TensorRT-RTX engines only", mend="leave out cuda_graph=True"
+                "CUDA graphs are there for targets trt-rtx and ort-cuda", mend="leave out cuda_graph=True"
             )
         self._plan = plan
         self._types = {v.name: v.dtype for v in signature.outputs}

@@ -18,6 +18,7 @@ from diffc.models.spec import ModelSpec, Shape
 from diffc.models.specs import find_spec
 from diffc.runtime import engine, ort
 from diffc.runtime.module import CompiledBackbone
+from diffc.runtime.ort_graphs import RecordedOrt
 from diffc.runtime.session import Session
 from diffc.runtime.signature import TORCH_TYPES, Signature
 
@@ -50,7 +51,7 @@ def load(
     compiled for tensorrt), ort-cuda or ort; by default the first of these that the artifact was compiled for
     and that runs here, on `device` where it is given. `dtype`: the type that the pipeline is told
     to work in, by default the compute type; the graph computes in its own. `verify`: hash every file first.
-    `cuda_graph`: let TensorRT-RTX record and replay its launches. `cache`: follow the cache plan of the compile, if
+    `cuda_graph`: record the launches of each shape and replay them (trt-rtx, ort-cuda). `cache`: follow the cache plan of the compile, if
     there was one; False runs every step in full. Raises DiffcError when the artifact is damaged, was compiled
     for none of what runs here, or the target does not come up; nothing falls back.
     """
@@ -177,9 +178,9 @@ def _open(
         weights = artifact.folder / entry["weights"] if "weights" in entry else None
         wanted = engine.EnginePlan(file, target, device, signature.profiles, cache, cuda_graph, weights)
         return engine.Engine(wanted, signature)
-    if cuda_graph:
+    if cuda_graph and target != "ort-cuda":
         raise DiffcError(
-            "CUDA graphs are there for TensorRT-RTX engines only", mend="leave out cuda_graph=True"
+            "CUDA graphs are there for targets trt-rtx and ort-cuda", mend="leave out cuda_graph=True"
         )
     name = artifact.manifest["targets"][_TAKES[target]]
     plan = ort.OrtPlan(artifact.folder / name, target, device, _ranges(target, signature.profiles))
@@ -189,7 +190,7 @@ def _open(
         )
         context = folder if target == "ort-trt-rtx" else None
         plan = replace(plan, options={**plan.options, **kept}, context=context)
-    return ort.OrtModel(plan, signature)
+    return RecordedOrt(plan, signature) if cuda_graph else ort.OrtModel(plan, signature)
 
 
 def _ranges(target: str, profiles: tuple[Profile, ...]) -> dict[str, str]:

@@ -84,11 +84,7 @@ class OrtModel:
             name: torch.empty(shape, dtype=self._types[name], device=self._device)
             for name, shape in output_shapes.items()
         }
-        binding = self._session.io_binding()
-        for name, tensor in inputs.items():
-            binding.bind_input(name, *_place(tensor))
-        for name, tensor in outputs.items():
-            binding.bind_output(name, *_place(tensor))
+        binding = bind(self._session, inputs, outputs)
         self._run(binding, [*inputs.values(), *outputs.values()])
         return outputs
 
@@ -235,6 +231,16 @@ def _with_helpers(provider: str, settings: Mapping[str, str]) -> list[Any]:
         shared = {k: v for k, v in settings.items() if not k.startswith("trt_")}
         chosen.append(("CUDAExecutionProvider", shared))
     return chosen
+
+
+def bind(session: Any, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Any:
+    """The binding of a session to tensors where they lie."""
+    binding = session.io_binding()
+    for name, tensor in inputs.items():
+        binding.bind_input(name, *_place(tensor))
+    for name, tensor in outputs.items():
+        binding.bind_output(name, *_place(tensor))
+    return binding
 
 
 def _place(tensor: Tensor) -> tuple[str, int, int, list[int], int]:

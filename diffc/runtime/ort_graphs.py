@@ -1,0 +1,97 @@
+"""ONNX Runtime's CUDA provider with its launches recorded: a CUDA graph for each shape, over memory of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffc.errors import DiffcError
+from diffc.runtime.ort import OrtModel, OrtPlan, bind
+from diffc.runtime.signature import Signature
+
+_GRAPH = "gpu_graph_id"
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the graph of one shape reads and writes, and the number that ONNX Runtime knows it by."""
+
+    number: int
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    binding: Any
+
+
+class RecordedOrt(OrtModel):
+    """A `Session` of ONNX Runtime's CUDA provider that records the launches of each shape once and replays them.
+
+    The first run of a shape runs and records; its memory stays until `close`. Inputs are copied to where the graph
+    reads them, outputs from where it writes. One run at a time: threads take turns.
+    """
+
+    def __init__(self, plan: OrtPlan, signature: Signature):
+        super().__init__(replace(plan, options={**plan.options, "enable_cuda_graph": "1"}), signature)
+        self._lock = threading.Lock()
+        self._recorded: dict[Shapes, Recorded] = {}
+
+    def run(
+        self, inputs: Mapping[str, Tensor], output_shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, Tensor]:
+        """The outputs by name, in new tensors. Raises DiffcError when ONNX Runtime fails."""
+        stream = self._stream
+        assert stream is not None  # the target is one of CUDA
+        caller = torch.cuda.current_stream(self._device)
+        with self._lock:
+            if self._session is None:
+                raise DiffcError(
+                    "this compiled backbone is closed", mend="load it again: diffc.load(artifact)"
+                )
+            stream.wait_stream(caller)
+            with torch.cuda.stream(stream):
+                graph = self._of(inputs, output_shapes)
+                for name, tensor in inputs.items():
+                    graph.inputs[name].copy_(tensor)
+                    tensor.record_stream(stream)
+                self._launch(graph)
+                outputs = {name: tensor.clone() for name, tensor in graph.outputs.items()}
+        for tensor in outputs.values():
+            tensor.record_stream(caller)
+        caller.wait_stream(stream)
+        return outputs
+
+    def close(self) -> None:
+        """Free the session, its graphs and their memory."""
+        with self._lock:
+            torch.cuda.synchronize(self._device)
+            super().close()
+            self._recorded.clear()
+
+    def _of(self, inputs: Mapping[str, Tensor], output_shapes: Mapping[str, tuple[int, ...]]) -> Recorded:
+        key: Shapes = tuple(sorted((name, tuple(tensor.shape)) for name, tensor in inputs.items()))
+        if key not in self._recorded:
+            mine = {
+                name: torch.empty_like(t, memory_format=torch.contiguous_format) for name, t in inputs.items()
+            }
+            outputs = {
+                name: torch.empty(shape, dtype=self._types[name], device=self._device)
+                for name, shape in output_shapes.items()
+            }
+            binding = bind(self._session, mine, outputs)
+            self._recorded[key] = Recorded(len(self._recorded) + 1, mine, outputs, binding)
+        return self._recorded[key]
+
+    def _launch(self, graph: Recorded) -> None:
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        options.add_run_config_entry(_GRAPH, str(graph.number))
+        try:
+            self._session.run_with_iobinding(graph.binding, options)
+        except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
+            raise DiffcError(f"ONNX Runtime failed to run the model: {error}") from error
