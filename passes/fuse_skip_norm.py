@@ -79,7 +79,7 @@ class FuseSkipNorm(Pass):
                 if not _is_adaptive(node):
                     continue
                 again = images.sums.get(id(node.inputs[0]))
-                total = None if again else _sum(node, place, images)
+                total = None if again else residual_sum(node, place, images.kept, images.dead)
                 if total is not None and total.outputs[0].shape[0] != 1 and self._is_short(total):
                     total = None
                 if again is not None or total is not None:
@@ -95,10 +95,15 @@ class FuseSkipNorm(Pass):
 
 def _is_adaptive(node: gs.Node) -> bool:
     """Whether the node is a norm whose scale and shift are computed for each image of a known batch."""
+    return scale_by_image(node) and isinstance(node.inputs[0].shape[0], (int, np.integer))
+
+
+def scale_by_image(node: gs.Node) -> bool:
+    """Whether the node is a norm over channels whose scale and shift, (batch, 1, channels), are computed."""
     if node.op != "LayerNormalization" or node.attrs.get("axis", -1) not in (-1, 2) or len(node.inputs) != 3:
         return False
     x, *affine = node.inputs
-    if x.shape is None or len(x.shape) != 3 or not isinstance(x.shape[0], (int, np.integer)):
+    if x.shape is None or len(x.shape) != 3:
         return False
     per_image = [x.shape[0], 1, x.shape[2]]
     return len(node.outputs) == 1 and all(
@@ -106,11 +111,14 @@ def _is_adaptive(node: gs.Node) -> bool:
     )
 
 
-def _sum(node: gs.Node, place: dict[int, int], images: Images) -> gs.Node | None:
-    """The residual sum that an adaptive norm normalizes; None when it must stay."""
+def residual_sum(node: gs.Node, place: dict[int, int], kept: set[int], dead: set[int]) -> gs.Node | None:
+    """The sum that a norm normalizes; None when it must stay: graph outputs `kept`, a reader in front of the norm.
+
+    `place`: the nodes' places in the graph by `id()`; `dead`: the `id()` of sums that have been replaced.
+    """
     x = node.inputs[0]
     total = producer(x)
-    if total is None or total.op != "Add" or id(total) in images.dead or id(x) in images.kept:
+    if total is None or total.op != "Add" or id(total) in dead or id(x) in kept:
         return None
     if not all(_is_full(term, x) for term in total.inputs):
         return None

@@ -19,8 +19,10 @@ from passes.fold_weight_qdq import FoldWeightQdq
 from passes.fuse_adaptive_norm import FuseAdaptiveNorm
 from passes.fuse_bias_gelu import FuseBiasGelu
 from passes.fuse_qdq import FuseQdq
+from passes.fuse_residual import FuseResidual
 from passes.fuse_rms_norm import FuseRmsNorm
 from passes.fuse_rotary import FuseRotary
+from passes.fuse_shared_norm import FuseSharedNorm
 from passes.fuse_skip_norm import FuseSkipNorm
 from passes.join_slices import JoinSlices
 from passes.keep_digits import KeepDigits
@@ -28,7 +30,9 @@ from passes.lift_bias import LiftBias
 from passes.match_types import MatchTypes
 from passes.merge_modulations import MergeModulations
 from passes.merge_projections import MergeProjections
+from passes.merge_row_products import MergeRowProducts
 from passes.normalize_qdq import NormalizeQdq
+from passes.patches_as_product import PatchesAsProduct
 from passes.quantize_softmax import QuantizeSoftmax
 from passes.remove_unused import RemoveUnused
 from passes.rewrite_opset import RewriteOpset
@@ -79,6 +83,7 @@ _PLAIN: tuple[Pass, ...] = (
 )
 # What ONNX Runtime's CUDA kernels do in one and its optimizer does not find; docs/benchmarks.md has the figures.
 _CUDA: tuple[Pass, ...] = (
+    PatchesAsProduct(),  # before lift-bias
     FuseRmsNorm(),  # before flatten-attention, which moves norms as one node
     FuseAdaptiveNorm(),
     FuseRotary(),
@@ -88,10 +93,13 @@ _CUDA: tuple[Pass, ...] = (
     FoldValueBias(),  # before fuse-skip-norm, which takes in the bias behind the output projection
     FoldGates(),  # behind it as well, and before it, which takes in gated biases and sums
     FuseSkipNorm(),  # where fix-size has made the batch a number
+    FuseSharedNorm(),  # behind it: the norms that it leaves
+    FuseResidual(),  # behind both: sums that no norm took in
     FuseBiasGelu(),
     MergeProjections(),  # behind fold-value-bias, which wants each projection as it is
     LiftBias(),  # behind all that takes in a bias of one axis
     MergeModulations(),  # behind fuse-skip-norm, which cuts modulations by image
+    MergeRowProducts(),  # behind it: it cuts rows of all images at once
     KeepDigits(),  # behind all that wants biases as constants
     RemoveUnused(),  # what has been taken in
 )

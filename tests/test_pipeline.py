@@ -354,8 +354,10 @@ NOTHING_TO_DO = (
     "fold-gates",
     "fold-value-bias",
     "fuse-bias-gelu",
+    "fuse-residual",
     "fuse-rms-norm",
     "fuse-rotary",
+    "fuse-shared-norm",
     "fuse-skip-norm",
     "join-slices",
     "keep-digits",
@@ -363,6 +365,8 @@ NOTHING_TO_DO = (
     "lift-bias",
     "merge-modulations",
     "merge-projections",
+    "merge-row-products",
+    "patches-as-product",
 )
 
 
