@@ -51,9 +51,10 @@ def load(
     compiled for tensorrt), ort-cuda or ort; by default the first of these that the artifact was compiled for
     and that runs here, on `device` where it is given. `dtype`: the type that the pipeline is told
     to work in, by default the compute type; the graph computes in its own. `verify`: hash every file first.
-    `cuda_graph`: record the launches of each shape and replay them (trt-rtx, ort-cuda). `cache`: follow the cache plan of the compile, if
-    there was one; False runs every step in full. Raises DiffcError when the artifact is damaged, was compiled
-    for none of what runs here, or the target does not come up; nothing falls back.
+    `cuda_graph`: record the launches of each shape and replay them (trt-rtx, ort-cuda). `cache`: follow the
+    cache plan of the compile, if there was one; False runs every step in full. Raises DiffcError when the
+    artifact is damaged, was compiled for none of what runs here, or the target does not come up; nothing falls
+    back.
     """
     found = Artifact.load(Path(artifact).expanduser().absolute())
     _check_paths(found)
