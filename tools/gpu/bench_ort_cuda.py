@@ -100,7 +100,7 @@ def report(
 
 
 def timed(step: Callable[[], Any], repeat: int) -> dict[str, float]:
-    """Median, least and largest milliseconds of a step, each waited for; and of `repeat` steps in a row."""
+    """Median, least and largest milliseconds of `repeat` steps, each waited for, after three."""
     for _ in range(3):
         step()
     torch.cuda.synchronize()
