@@ -26,6 +26,9 @@ def bench_command(
         typer.Option(help="Such as batch=2,height=128; repeatable. [default: the profile's optimum]"),
     ] = None,
     repeat: Annotated[int, typer.Option(help="Measured calls of every side at a shape.", min=1)] = 20,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="Record the compiled side's launches and replay them.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the inputs.", min=0, max=2**32 - 1)] = 0,
     json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the medians into this .png, .svg or .pdf.")] = None,
@@ -41,7 +44,8 @@ def bench_command(
         output.check_folder(path)
     folder = artifact.expanduser().absolute()
     sides = tuple(name for name in dict.fromkeys(against or SIDES) if name != "none")
-    request = BenchRequest(folder, sides, target, device, model, tuple(shape or ()), repeat, seed)
+    shapes = tuple(shape or ())
+    request = BenchRequest(folder, sides, target, device, model, shapes, repeat, seed, cuda_graph)
     ui = Terminal()
     rows = bench(request, ui)
     for table in output.tables(rows):

@@ -144,6 +144,14 @@ def test_the_command_measures_and_writes(cell: Cell, tmp_path: Path, capsys: Cap
 def test_a_compiled_side_that_cannot_load_is_a_reason(cell: Cell) -> None:
     with pytest.raises(SideError, match="not"):
         Worker("compiled", Setup(cell.folder, "tiny-sd3", "float16", "cpu", "ort-cuda"))
+    with pytest.raises(SideError, match="CUDA graphs are there for"):
+        Worker("compiled", Setup(cell.folder, "tiny-sd3", "float16", "cpu", None, cuda_graph=True))
+
+
+def test_the_flag_for_cuda_graphs_arrives(cell: Cell, capsys: Capture) -> None:
+    arguments = ["bench", str(cell.folder), "--shape", SMALL, "--against", "none", "--cuda-graph"]
+    assert command([*arguments, "--device", "cpu", "--repeat", "1"]) == 0
+    assert "CUDA graphs are there for" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -24,6 +23,7 @@ from onnx import TensorProto, helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from diffc.memory import peak_rss
 from diffc.models.locate import locate
 from passes.sources import safetensors_source
 from passes.storage import save
@@ -41,7 +41,7 @@ def main() -> None:
     read, written = sum(s.length for s in sources), sum(r.nbytes for r in recipes.values())
     copied = _timed(lambda: _copy(sources, written, arguments.folder / "copy"))
     ours = _timed(lambda: _save(recipes, arguments.folder / "bench.onnx"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_rss() or 0
     figures = {
         "format": arguments.format,
         "read_GB": read / 1e9,

@@ -16,7 +16,6 @@ import argparse
 import cProfile
 import json
 import math
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.frontend.trace import trace
+from diffc.memory import peak_rss
 from diffc.models.backbone import build_backbone
 from diffc.models.locate import ModelSource
 from diffc.models.specs import find_spec
@@ -115,7 +115,7 @@ def measure(depth: str, format: str, target: str, whole: bool, profile: Path | N
         "trace": traced - start,
         "passes": end - traced,
         "nodes": [len(m.graph.node) for m in (model, canonical.model, result.model)],
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_gb": (peak_rss() or 0) / 1e9,
         "wall_seconds_of_passes": [[record.name, round(record.seconds, 3)] for record in records],
     }
 

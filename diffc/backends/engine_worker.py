@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from diffc.backends.network import describe
+from diffc.memory import peak_rss
 
 Send = Callable[..., None]
 
@@ -211,17 +212,6 @@ def _inspect(trt: Any, logger: Any, engine: Path) -> Any:
         return None
     inspector = loaded.create_engine_inspector()
     return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-
-
-def peak_rss() -> int | None:
-    """The most memory in bytes that this process has held, where the system says (Linux, Windows)."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # not getrusage: its figure survives exec, so it would be that of the parent
-        line = next((x for x in status.read_text().splitlines() if x.startswith("VmHWM:")), "")
-        return int(line.split()[1]) * 1024 if line else None
-    import psutil
-
-    return getattr(psutil.Process().memory_info(), "peak_wset", None)
 
 
 if __name__ == "__main__":

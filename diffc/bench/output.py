@@ -63,14 +63,14 @@ _HEAD = ("median", "quartiles", "least", "images/s", "to eager", "MiB", "first",
 def _figures(row: Row, rows: Sequence[Row]) -> list[str]:
     low, median, high = row.quartiles
     base = next((r.quartiles[1] for r in rows if r.side == "eager" and r.seconds), None)
-    memory = (row.memory.gpu or row.memory.rss) if row.memory else 0
+    memory = (row.memory.gpu or row.memory.rss) if row.memory else None
     return [
         _ms(median),
         f"{_ms(low)}-{_ms(high)}",
         _ms(min(row.seconds)),
         f"{row.shape.batch / median:.3g}",
         "-" if base is None else f"{base / median:.2f} x",
-        f"{memory / MIB:.0f}",
+        "-" if memory is None else f"{memory / MIB:.0f}",
         f"{row.first or 0.0:.1f} s",
         "-" if row.rel_l2 is None else f"{row.rel_l2:.1e}",
     ]

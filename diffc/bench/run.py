@@ -33,7 +33,7 @@ class BenchRequest:
     """What to measure. `shapes` are texts of --shape; none means the profile's optimum.
 
     `model` is where the torch model lies now, None for where the compile found it; `target` None is the one that
-    `diffc.load` takes. `device` None is the GPU if there is one.
+    `diffc.load` takes. `device` None is the GPU if there is one. `cuda_graph` is that of `diffc.load`.
     """
 
     artifact: Path
@@ -44,6 +44,7 @@ class BenchRequest:
     shapes: tuple[str, ...] = ()
     repeat: int = 20
     seed: int = 0
+    cuda_graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def plan(artifact: Artifact, request: BenchRequest) -> tuple[Setup, list[Shape]]
     shapes = [parse_shape(text, spec, config, usual) for text in request.shapes] or [usual]
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = request.model or manifest["request"]["model"]
-    return Setup(artifact.folder, model, manifest["dtype"], device, request.target), shapes
+    dtype = manifest["dtype"]
+    return Setup(artifact.folder, model, dtype, device, request.target, request.cuda_graph), shapes
 
 
 class Sides:

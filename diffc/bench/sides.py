@@ -19,13 +19,17 @@ Backbone = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Setup:
-    """What every side is given: the artifact, the torch model's place, the compute type, the device, the target."""
+    """What every side is given: the artifact, the torch model's place, the compute type, the device, the target.
+
+    `cuda_graph`: the compiled side's launches are recorded and replayed.
+    """
 
     artifact: Path
     model: str
     dtype: str
     device: str
     target: str | None
+    cuda_graph: bool = False
 
 
 def load_side(name: str, setup: Setup) -> Backbone:
@@ -33,7 +37,9 @@ def load_side(name: str, setup: Setup) -> Backbone:
     if name == "compiled":
         import diffc
 
-        backbone: Backbone = diffc.load(setup.artifact, target=setup.target, device=setup.device)
+        backbone: Backbone = diffc.load(
+            setup.artifact, target=setup.target, device=setup.device, cuda_graph=setup.cuda_graph
+        )
         return backbone
     model = load_backbone(locate(setup.model), DTYPES[setup.dtype]).to(setup.device)
     if name == "eager":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Any
 import numpy.typing as npt
 
 from diffc.bench.sides import Setup
+from diffc.memory import peak_rss
 from diffc.models.spec import Shape
 
 MIB = 1 << 20
@@ -35,7 +34,7 @@ class First:
 class Memory:
     """Peak resident memory of the process, and what it took of the GPU, in bytes; None where there is none."""
 
-    rss: int
+    rss: int | None
     gpu: int | None
 
 
@@ -157,8 +156,7 @@ class _Side:
         return time.perf_counter() - started
 
     def memory(self) -> Memory:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return Memory(peak, self._free - self._least if self._cuda else None)
+        return Memory(peak_rss(), self._free - self._least if self._cuda else None)
 
     def _run(self) -> Any:
         import torch
