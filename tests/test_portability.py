@@ -32,7 +32,7 @@ CALLS = {
 
 
 def wanted(source: str) -> Iterator[str]:
-    """Modules imported and attributes of `os` used that Windows' Python has not; none where it asks whether they are."""
+    """Modules imported and attributes of `os` used that Windows' Python has not, unless it asks for them."""
     if "hasattr(os, " in source:
         return
     for node in ast.walk(ast.parse(source)):
