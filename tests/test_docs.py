@@ -25,7 +25,9 @@ SESSIONS = [
 ]
 COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines() if line]
 QUICK = ["--steps", "1"]
-VERBS = "fold|remove|split|decompose|widen|smooth|fuse|share|rewrite|emulate|normalize|match|type|merge|join|lift"
+VERBS = (
+    "fold|remove|split|decompose|widen|smooth|fuse|share|rewrite|emulate|normalize|match|type|merge|join|lift"
+)
 
 
 def script() -> ModuleType:
