@@ -19,7 +19,7 @@ from rich.console import Console
 from diffc.bench import output, run
 from diffc.bench.run import BenchRequest, Row
 from diffc.bench.sides import Setup
-from diffc.bench.worker import First, Memory, SideError, Worker
+from diffc.bench.worker import First, Memory, SideError, Taken, Worker
 from diffc.cli import run as command
 from diffc.errors import DiffcError
 from diffc.models.spec import Shape
@@ -123,6 +123,16 @@ def test_the_table_compares_with_eager() -> None:
 @pytest.fixture(scope="module")
 def cell(compiled: Cells) -> Cell:
     return compiled("tiny-sd3", "fp8")
+
+
+def test_the_memory_of_a_side_is_its_own() -> None:
+    """Two sides on one device of 100: what the other takes while this one waits is not counted, nor given back."""
+    device = {"free": 100}
+    mine, other = Taken(lambda: device["free"]), Taken(lambda: device["free"])
+    for side, takes in ((mine, 30), (other, 50), (mine, 5), (other, -20), (mine, -10)):
+        with side.counted():
+            device["free"] -= takes
+    assert (mine.peak, other.peak) == (35, 50)
 
 
 def test_the_command_measures_and_writes(cell: Cell, tmp_path: Path, capsys: Capture) -> None:

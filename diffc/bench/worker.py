@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -117,6 +118,26 @@ def _said(error: Exception) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
+class Taken:
+    """What a process takes of the GPU's memory: what is free less behind its work than before, for only it works then.
+
+    `free` gives the bytes that are free on the device. The CUDA context is not in it: asking makes one.
+    """
+
+    def __init__(self, free: Callable[[], int]):
+        self._free = free
+        self._now = 0
+        self.peak = 0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count what the body takes and gives back."""
+        before = self._free()
+        yield
+        self._now += before - self._free()
+        self.peak = max(self.peak, self._now)
+
+
 class _Side:
     def __init__(self, name: str, setup: Setup):
         import torch
@@ -125,9 +146,9 @@ class _Side:
 
         self._cuda = setup.device.startswith("cuda")
         self._setup = setup
-        self._free = torch.cuda.mem_get_info()[0] if self._cuda else 0
-        self._least = self._free
-        self._call: Any = load_side(name, setup)
+        self._taken = Taken(lambda: torch.cuda.mem_get_info()[0] if self._cuda else 0)
+        with self._taken.counted():
+            self._call: Any = load_side(name, setup)
         self._kwargs: dict[str, Any] = {}
 
     def prepare(self, shape: Shape, seed: int, calls: int) -> First:
@@ -143,20 +164,22 @@ class _Side:
         drawn = random_inputs(spec, source.config, shape, dtype=DTYPES[self._setup.dtype], seed=seed)
         values = {name: value.to(self._setup.device) for name, value in drawn.items()}
         self._kwargs = forward_kwargs(spec, source.config, values) | {"return_dict": False}
-        started = time.perf_counter()
-        out: torch.Tensor = self._run()[0]
-        seconds = time.perf_counter() - started
-        for _ in range(calls):
-            self._run()
+        with self._taken.counted():
+            started = time.perf_counter()
+            out: torch.Tensor = self._run()[0]
+            seconds = time.perf_counter() - started
+            for _ in range(calls):
+                self._run()
         return First(seconds, out.float().cpu().numpy())
 
     def measure(self) -> float:
-        started = time.perf_counter()
-        self._run()
-        return time.perf_counter() - started
+        with self._taken.counted():
+            started = time.perf_counter()
+            self._run()
+            return time.perf_counter() - started
 
     def memory(self) -> Memory:
-        return Memory(peak_rss(), self._free - self._least if self._cuda else None)
+        return Memory(peak_rss(), self._taken.peak if self._cuda else None)
 
     def _run(self) -> Any:
         import torch
@@ -165,5 +188,4 @@ class _Side:
             out = self._call(**self._kwargs)
         if self._cuda:
             torch.cuda.synchronize()
-            self._least = min(self._least, torch.cuda.mem_get_info()[0])
         return out
