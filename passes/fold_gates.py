@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graphs import Emitter, Names, alone, output_ids, replace_groups, weight_recipe
+from passes.graphs import Emitter, Names, alone, output_ids, replace_found, weight_recipe
 
 
 class Gate(NamedTuple):
@@ -46,19 +45,16 @@ class FoldGates(Pass):
         """Replace the products behind projections."""
         names, kept = Names(graph), output_ids(graph)
 
-        def fold(group: Sequence[Gate], new: dict[int, list[gs.Node]], dead: set[int]) -> None:
-            for found in group:
-                new[id(found.nodes[0])] = _folded(found, Emitter(found.nodes[0], names))
-                dead |= {id(node) for node in found.nodes}
-
-        changed = replace_groups(graph, lambda part: self._gates(part, kept), fold)
-        return PassResult(changed, (f"{changed} gates",) if changed else ())
-
-    def _gates(self, graph: gs.Graph, kept: set[int]) -> Iterator[list[Gate]]:
-        for node in graph.nodes if self.tokens else ():
+        def find(node: gs.Node) -> Gate | None:
             found = _gate(node, kept)
-            if found is not None and self._pays(found):
-                yield [found]
+            return found if found is not None and self._pays(found) else None
+
+        def fold(found: Gate, new: dict[int, list[gs.Node]], dead: set[int]) -> None:
+            new[id(found.nodes[0])] = _folded(found, Emitter(found.nodes[0], names))
+            dead |= {id(node) for node in found.nodes}
+
+        changed = replace_found(graph, find, fold)
+        return PassResult(changed, (f"{changed} gates",) if changed else ())
 
     def _pays(self, found: Gate) -> bool:
         return found.weight.shape[0] < self.tokens and self.short not in found.x.shape

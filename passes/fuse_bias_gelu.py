@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
 from passes.flatten_attention import MICROSOFT
-from passes.graphs import Names, hand_over, output_ids, producer, replace_chains
+from passes.graphs import Names, hand_over, is_bias, output_ids, producer, replace_chains
 
 
 @register
@@ -31,7 +31,7 @@ class FuseBiasGelu(Pass):
             total = _sum(node, kept)
             if total is None:
                 return None
-            x, bias = total.inputs if _is_bias(total.inputs[1], total.inputs[0]) else total.inputs[::-1]
+            x, bias = total.inputs if is_bias(total.inputs[1], total.inputs[0]) else total.inputs[::-1]
             op = "FastGelu" if node.attrs.get("approximate", "none") == "tanh" else "BiasGelu"
             hand_over(producer(x), total, node, names, kept)
             name = names.fresh(f"{node.name}/{op}")
@@ -50,10 +50,4 @@ def _sum(node: gs.Node, kept: set[int]) -> gs.Node | None:
     if total is None or total.op != "Add" or len(value.outputs) != 1 or id(value) in kept:
         return None
     left, right = total.inputs
-    return total if _is_bias(right, left) or _is_bias(left, right) else None
-
-
-def _is_bias(tensor: gs.Tensor, x: gs.Tensor) -> bool:
-    if not isinstance(tensor, gs.Constant) or tensor.shape is None or not x.shape:
-        return False
-    return len(tensor.shape) == 1 and tensor.shape[0] == x.shape[-1] and len(x.shape) > 1
+    return total if is_bias(right, left) or is_bias(left, right) else None

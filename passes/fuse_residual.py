@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -10,7 +9,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graphs import Emitter, Names, alone, output_ids, replace_groups
+from passes.fuse_skip_norm import is_full
+from passes.graphs import Emitter, Names, alone, output_ids, replace_found
 
 
 class Residual(NamedTuple):
@@ -39,46 +39,36 @@ class FuseResidual(Pass):
     def run(self, graph: gs.Graph) -> PassResult:
         """Replace sums and the products in them."""
         names, kept = Names(graph), output_ids(graph)
-        changed = replace_groups(
+        changed = replace_found(
             graph,
-            lambda part: ([found] for node in part.nodes for found in _residuals(node, kept)),
-            lambda group, new, dead: _replace(group, names, new, dead),
+            lambda node: _residual(node, kept),
+            lambda found, new, dead: _replace(found, names, new, dead),
         )
         return PassResult(changed, (f"{changed} sums",) if changed else ())
 
 
-def _residuals(node: gs.Node, kept: set[int]) -> Iterator[Residual]:
+def _residual(node: gs.Node, kept: set[int]) -> Residual | None:
     """The node as the sum of a product and another tensor of its shape."""
     for value, rest in (node.inputs, node.inputs[::-1]) if node.op == "Add" else ():
         product = alone(value, kept)
         if product is not None and product.op == "MatMul" and _fits(product, rest):
-            yield Residual(node, product, rest)
-            return
+            return Residual(node, product, rest)
+    return None
 
 
 def _fits(product: gs.Node, rest: gs.Tensor) -> bool:
-    x, weight = product.inputs
-    if isinstance(rest, gs.Constant) or len(weight.shape or ()) != 2 or rest.dtype != x.dtype:
+    (x, weight), value = product.inputs, product.outputs[0]
+    if len(weight.shape or ()) != 2 or any(len(t.shape or ()) != 3 or t.shape[0] != 1 for t in (x, value)):
         return False
-    shapes = list(x.shape or ()), list(rest.shape or ())
-    if any(len(shape) != 3 or shape[0] != 1 or shape[1] == 1 for shape in shapes):
-        return False
-    return bool(shapes[1][2] == weight.shape[1])
+    return x.shape[1] != 1 and is_full(rest, value)
 
 
-def _replace(group: Sequence[Residual], names: Names, new: dict[int, list[gs.Node]], dead: set[int]) -> None:
-    found = group[0]
+def _replace(found: Residual, names: Names, new: dict[int, list[gs.Node]], dead: set[int]) -> None:
     at = Emitter(found.sum, names)
     x, weight = found.product.inputs
-    dtype = found.sum.outputs[0].dtype
-    rows = [
-        at.emit(
-            "Reshape", [tensor, at.constant("rows", np.array([-1, int(tensor.shape[2])], np.int64))], dtype
-        )
-        for tensor in (x, found.rest)
-    ]
-    total = at.emit("Gemm", [rows[0], weight, rows[1]], dtype)
     output = found.sum.outputs[0]
+    rows = [at.reshape(tensor, [-1, int(tensor.shape[2])]) for tensor in (x, found.rest)]
+    total = at.emit("Gemm", [rows[0], weight, rows[1]], output.dtype)
     found.sum.outputs.clear()
     shape = at.constant("shape", np.array([1, -1, int(weight.shape[1])], np.int64))
     at.emit_to("Reshape", [total, shape], [output])

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx.helper import tensor_dtype_to_np_dtype
 
-from passes.base import Pass, PassResult, register, walk
+from passes.base import Pass, PassResult, register
 from passes.flatten_attention import MICROSOFT
 from passes.fuse_skip_norm import residual_sum, scale_by_image
-from passes.graphs import Emitter, Names, alone, drop_nodes, hand_over, output_ids, producer, splice
-from passes.weights import Recipe, constant, dtype_of
+from passes.graphs import Emitter, Names, alone, hand_over, is_bias, output_ids, producer, replace_groups
+from passes.weights import dtype_of
 
-Ones = Callable[[gs.Tensor], gs.Constant]
+Found = tuple[gs.Node, gs.Node]
+"""A norm, and the sum that it normalizes."""
 
 
 @register
@@ -38,21 +40,22 @@ class FuseSharedNorm(Pass):
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Replace norm and sum, where the norm is."""
-        names, kept, dead = Names(graph), output_ids(graph), set[int]()
-        ones = _ones_of(names)
-        changed = 0
-        for part in walk(graph):
-            place = {id(node): index for index, node in enumerate(part.nodes)}
-            new: dict[int, list[gs.Node]] = {}
-            for node in part.nodes:
-                if _is_shared(node) or self._is_few(node):
-                    total = residual_sum(node, place, kept, dead)
-                    if total is not None:
-                        new[id(node)] = _fuse(node, total, Emitter(node, names), kept, dead, ones)
-                        changed += 1
-            splice(part, new)
-        drop_nodes(graph, dead)
+        names, kept = Names(graph), output_ids(graph)
+
+        def fuse(group: Sequence[Found], new: dict[int, list[gs.Node]], dead: set[int]) -> None:
+            for node, total in group:
+                new[id(node)] = _fuse(node, total, Emitter(node, names), kept, dead)
+
+        changed = replace_groups(graph, lambda part: self._found(part, kept), fuse)
         return PassResult(changed, (f"{changed} norms",) if changed else ())
+
+    def _found(self, graph: gs.Graph, kept: set[int]) -> Iterator[list[Found]]:
+        place = {id(node): index for index, node in enumerate(graph.nodes)}
+        for node in graph.nodes:
+            if _is_shared(node) or self._is_few(node):
+                total = residual_sum(node, place, kept, set())
+                if total is not None:
+                    yield [(node, total)]
 
     def _is_few(self, node: gs.Node) -> bool:
         """Whether the node is an adaptive norm over few tokens."""
@@ -71,23 +74,14 @@ def _is_shared(node: gs.Node) -> bool:
     )
 
 
-def _ones_of(names: Names) -> Ones:
-    """A function that gives the scale of ones for a tensor; the same constant for all of a width and type."""
-    made: dict[tuple[int, Any], gs.Constant] = {}
-
-    def ones(like: gs.Tensor) -> gs.Constant:
-        key = int(like.shape[2]), like.dtype
-        if key not in made:
-            recipe, dtype = Recipe.of_array(np.ones(key[0], np.float32)), dtype_of(like)
-            made[key] = constant(names.fresh("norm/ones"), recipe.cast(dtype or recipe.dtype))
-        return made[key]
-
-    return ones
+def _ones(like: gs.Tensor, new: Emitter) -> gs.Constant:
+    """A scale of ones; remove-unused lets all of a width and type be one."""
+    dtype = dtype_of(like)
+    assert dtype is not None  # of what a traced or typed graph computes
+    return new.constant("ones", np.ones(int(like.shape[2]), tensor_dtype_to_np_dtype(dtype)))
 
 
-def _fuse(
-    node: gs.Node, total: gs.Node, new: Emitter, kept: set[int], dead: set[int], ones: Ones
-) -> list[gs.Node]:
+def _fuse(node: gs.Node, total: gs.Node, new: Emitter, kept: set[int], dead: set[int]) -> list[gs.Node]:
     """The nodes that take the place of a norm and of the sum that it normalizes."""
     x, *affine = node.inputs
     shared = isinstance(affine[0], gs.Constant)
@@ -96,7 +90,7 @@ def _fuse(
     total.outputs.clear()
     node.outputs.clear()
     dead |= {id(total), id(node)}
-    scales = affine if shared else [ones(x)]
+    scales = affine if shared else [_ones(x, new)]
     if bias and len(scales) == 1:
         scales = [*scales, gs.Variable.empty()]
     normed = output if shared else gs.Variable(new.names.fresh(f"{node.name}/normed"), dtype=x.dtype)
@@ -120,11 +114,7 @@ def _without_bias(
         for value, bias in (
             (inner.inputs, inner.inputs[::-1]) if inner is not None and inner.op == "Add" else ()
         ):
-            if (
-                isinstance(bias, gs.Constant)
-                and list(bias.shape) == [term.shape[2]]
-                and bias.dtype == term.dtype
-            ):
+            if is_bias(bias, term):
                 hand_over(producer(value), inner, new.site, new.names, kept)
                 dead.add(id(inner))
                 return [other, value], [bias]

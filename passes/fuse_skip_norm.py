@@ -120,13 +120,13 @@ def residual_sum(node: gs.Node, place: dict[int, int], kept: set[int], dead: set
     total = producer(x)
     if total is None or total.op != "Add" or id(total) in dead or id(x) in kept:
         return None
-    if not all(_is_full(term, x) for term in total.inputs):
+    if not all(is_full(term, x) for term in total.inputs):
         return None
     later = all(place.get(id(reader), -1) >= place[id(node)] for reader in x.outputs)
     return total if later else None
 
 
-def _is_full(term: gs.Tensor, like: gs.Tensor) -> bool:
+def is_full(term: gs.Tensor, like: gs.Tensor) -> bool:
     """Whether a tensor has values of its own for every token."""
     shape = list(term.shape or [])
     if len(shape) != 3 or isinstance(term, gs.Constant):
@@ -195,7 +195,7 @@ def _collect(tensor: gs.Tensor, terms: Terms, new: Emitter, images: Images) -> N
         terms.gated.append(found)
         tensor = found.value
     node = images.alone(tensor)
-    if node is not None and node.op == "Add" and all(_is_full(t, tensor) for t in node.inputs):
+    if node is not None and node.op == "Add" and all(is_full(t, tensor) for t in node.inputs):
         images.dead.add(id(node))
         for term in node.inputs:
             _collect(term, terms, new, images)

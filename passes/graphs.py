@@ -97,6 +97,13 @@ def alone(tensor: gs.Tensor, kept: set[int]) -> gs.Node | None:
     return producer(tensor) if len(tensor.outputs) == 1 and id(tensor) not in kept else None
 
 
+def is_bias(tensor: gs.Tensor, x: gs.Tensor) -> bool:
+    """Whether a tensor is a constant along the last axis of x."""
+    if not isinstance(tensor, gs.Constant) or tensor.shape is None or not x.shape:
+        return False
+    return len(tensor.shape) == 1 and tensor.shape[0] == x.shape[-1] and len(x.shape) > 1
+
+
 def uncast(tensor: gs.Tensor) -> gs.Tensor:
     """What the tensor is a Cast of; the tensor itself where it is none."""
     node = producer(tensor)
@@ -192,6 +199,19 @@ def replace_groups(
     return merged
 
 
+def replace_found(
+    graph: gs.Graph,
+    find: Callable[[gs.Node], T | None],
+    replace: Callable[[T, dict[int, list[gs.Node]], set[int]], None],
+) -> int:
+    """Let `replace` write anew what `find` sees at a node, as `replace_groups` does one by one; return how many."""
+    return replace_groups(
+        graph,
+        lambda part: ([found] for node in part.nodes if (found := find(node)) is not None),
+        lambda group, new, dead: replace(group[0], new, dead),
+    )
+
+
 def fill_types(graph: gs.Graph, model: onnx.ModelProto) -> None:
     """Give the tensors of `graph` the types and dimensions that ONNX infers on `model`, its export."""
     inferred = {value.name: info_of(value) for value in infer_types(model).graph.value_info}
@@ -257,6 +277,21 @@ class Emitter:
         out = gs.Variable(self.names.fresh(f"{self.site.name}/{op}_out"), dtype=dtype)
         self.emit_to(op, inputs, [out], **attrs)
         return out
+
+    def reshape(self, tensor: gs.Tensor, shape: Sequence[int]) -> gs.Tensor:
+        """The tensor with another shape, as Reshape takes it (-1 and 0 included)."""
+        return self.emit("Reshape", [tensor, self.constant("shape", np.array(shape, np.int64))], tensor.dtype)
+
+    def rows(self, tensor: gs.Tensor, count: int, width: int) -> list[gs.Tensor]:
+        """The values of a tensor as `count` tensors (1, width), by one Split."""
+        flat = self.reshape(tensor, [count, width])
+        flat.shape = [count, width]
+        parts: list[gs.Tensor] = [
+            gs.Variable(self.names.fresh(f"{tensor.name}/row"), dtype=tensor.dtype, shape=[1, width])
+            for _ in range(count)
+        ]
+        self.emit_to("Split", [flat], parts, axis=0, num_outputs=count)
+        return parts
 
     def emit_to(
         self, op: str, inputs: Iterable[gs.Tensor], outputs: Iterable[gs.Tensor], **attrs: Any

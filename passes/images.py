@@ -42,10 +42,7 @@ class Images:
     def vectors(self, tensor: gs.Tensor, new: Emitter) -> list[gs.Tensor]:
         """A tensor (batch, 1, channels) as a vector for each image."""
         if id(tensor) not in self.rows:
-            flat = new.constant("vector", np.array([-1], np.int64))
-            self.rows[id(tensor)] = [
-                new.emit("Reshape", [row, flat], tensor.dtype) for row in self.of(tensor, new)
-            ]
+            self.rows[id(tensor)] = [new.reshape(row, [-1]) for row in self.of(tensor, new)]
         return self.rows[id(tensor)]
 
     def comes_apart(self, tensor: gs.Tensor) -> bool:

@@ -234,11 +234,7 @@ def _by_image(split: gs.Node, new: Emitter, dead: set[int]) -> list[gs.Node]:
     cuts = [(j, node) for j, part in enumerate(split.outputs) for node in _image_cuts(part, int(batch))]
     if len(cuts) < 2:
         return []
-    rows = [int(batch) * count, int(columns.shape[1]) // count]
-    flat = new.emit("Reshape", [columns, new.constant("rows", np.array(rows, np.int64))], columns.dtype)
-    flat.shape = rows
-    parts = [_row(new, columns, rows[1]) for _ in range(rows[0])]
-    new.emit_to("Split", [flat], parts, axis=0, num_outputs=rows[0])
+    parts = new.rows(columns, int(batch) * count, int(columns.shape[1]) // count)
     axis = new.constant("axis", np.array([1], np.int64))
     for j, node in cuts:
         images = list(node.outputs)
@@ -247,10 +243,6 @@ def _by_image(split: gs.Node, new: Emitter, dead: set[int]) -> list[gs.Node]:
         for i, image in enumerate(images):
             new.emit_to("Unsqueeze", [parts[i * count + j], axis], [image])
     return new.nodes
-
-
-def _row(new: Emitter, like: gs.Tensor, width: int) -> gs.Tensor:
-    return gs.Variable(new.names.fresh(f"{like.name}/row"), dtype=like.dtype, shape=[1, width])
 
 
 def _image_cuts(part: gs.Tensor, batch: int) -> Iterator[gs.Node]:

@@ -17,8 +17,9 @@ _VIEWS = ("Reshape", "Unsqueeze", "Squeeze")
 
 
 class Product(NamedTuple):
-    """The product of row number `row`, seen as `shape`, and a constant vector."""
+    """The product of row number `row` of a Split, seen as `shape`, and a constant vector."""
 
+    split: gs.Node
     row: int
     node: gs.Node
     vector: gs.Constant
@@ -52,20 +53,22 @@ def _groups(graph: gs.Graph) -> Iterator[list[Product]]:
         shape = list(node.inputs[0].shape or ())
         if len(shape) != 2 or shape[0] != len(node.outputs):
             continue
-        found = [item for row in range(len(node.outputs)) for item in _product(node.outputs[row], row)]
-        if len(found) > 1:
-            yield found
+        found = [_product(node, row) for row in range(len(node.outputs))]
+        products = [item for item in found if item is not None]
+        if len(products) > 1:
+            yield products
 
 
-def _product(part: gs.Tensor, row: int) -> Iterator[Product]:
+def _product(split: gs.Node, row: int) -> Product | None:
     """The first product of a row, or of a view of it, and a constant vector of as many values."""
+    part = split.outputs[row]
     for tensor in _seen_as(part):
         for node in tensor.outputs if tensor.shape is not None else ():
             for vector in node.inputs if node.op == "Mul" else ():
                 plain = isinstance(vector, gs.Constant) and vector.dtype == part.dtype
                 if plain and list(vector.shape) == [part.shape[1]] and weight_recipe(vector) is not None:
-                    yield Product(row, node, vector, list(tensor.shape))
-                    return
+                    return Product(split, row, node, vector, list(tensor.shape))
+    return None
 
 
 def _seen_as(tensor: gs.Tensor) -> Iterator[gs.Tensor]:
@@ -78,19 +81,14 @@ def _seen_as(tensor: gs.Tensor) -> Iterator[gs.Tensor]:
 
 def _merge(group: Sequence[Product], names: Names, new: dict[int, list[gs.Node]], dead: set[int]) -> None:
     """One product in front of a Split of its own."""
-    first = group[0].node
-    split = _split_behind(first)
+    split, first = group[0].split, group[0].node
     rows, channels = (int(size) for size in split.inputs[0].shape)
     vectors = dict.fromkeys(range(rows), group[0].vector) | {item.row: item.vector for item in group}
     at = Emitter(first, names)
-    flat = at.constant("flat", np.array([-1], np.int64))
     joined = constant(names.fresh(f"{first.name}/rows"), joined_rows(vectors.values()))
-    dtype = first.outputs[0].dtype
-    value = at.emit("Mul", [at.emit("Reshape", [split.inputs[0], flat], dtype), joined], dtype)
+    value = at.emit("Mul", [at.reshape(split.inputs[0], [-1]), joined], first.outputs[0].dtype)
     value.shape = [rows * channels]
-    shape = at.constant("shape", np.array([rows, channels], np.int64))
-    parts = [gs.Variable(names.fresh(f"{first.name}/row"), dtype, [1, channels]) for _ in range(rows)]
-    at.emit_to("Split", [at.emit("Reshape", [value, shape], dtype)], parts, axis=0, num_outputs=rows)
+    parts = at.rows(value, rows, channels)
     for item in group:
         output = item.node.outputs[0]
         item.node.outputs.clear()
@@ -99,12 +97,3 @@ def _merge(group: Sequence[Product], names: Names, new: dict[int, list[gs.Node]]
             "Reshape", [parts[item.row], at.constant("shape", np.array(item.shape, np.int64))], [output]
         )
     new[id(split)] = at.nodes
-
-
-def _split_behind(node: gs.Node) -> gs.Node:
-    """The Split that a product's row comes from."""
-    tensor = next(t for t in node.inputs if not isinstance(t, gs.Constant))
-    while tensor.inputs[0].op != "Split":
-        tensor = tensor.inputs[0].inputs[0]
-    split: gs.Node = tensor.inputs[0]
-    return split

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graphs import Emitter, Names, output_ids, replace_groups, weight_recipe
+from passes.graphs import Emitter, Names, known_recipe, output_ids, replace_found, weight_recipe
 from passes.weights import constant, dtype_of
 
 _TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)  # what ONNX Runtime's CUDA SpaceToDepth takes
@@ -45,30 +43,31 @@ class PatchesAsProduct(Pass):
     def run(self, graph: gs.Graph) -> PassResult:
         """Replace each patch embedding."""
         names, kept = Names(graph), output_ids(graph)
-        changed = replace_groups(
+        changed = replace_found(
             graph,
-            lambda part: ([found] for node in part.nodes for found in _patches(node, kept)),
-            lambda group, new, dead: _replace(group, names, new, dead),
+            lambda node: _patches(node, kept),
+            lambda found, new, dead: _replace(found, names, new, dead),
         )
         return PassResult(changed, (f"{changed} convolutions",) if changed else ())
 
 
-def _patches(node: gs.Node, kept: set[int]) -> Iterator[Patches]:
+def _patches(node: gs.Node, kept: set[int]) -> Patches | None:
     """What starts at a Conv over patches, if only its tokens and their numbers are wanted."""
     size = _patch_size(node)
     if size is None or id(node.outputs[0]) in kept:
-        return
+        return None
     image = node.outputs[0]
     sizes = [reader for reader in image.outputs if _is_size(reader)]
     others = [reader for reader in image.outputs if not _is_size(reader)]
     if len(others) != 1 or others[0].op != "Reshape" or others[0].inputs[0] is not image:
-        return
+        return None
     flat = others[0].outputs[0]
     if len(flat.outputs) != 1 or id(flat) in kept or not _keeps_images(image, flat):
-        return
+        return None
     transpose = flat.outputs[0]
-    if transpose.op == "Transpose" and list(transpose.attrs.get("perm", ())) == [0, 2, 1]:
-        yield Patches(node, others[0], transpose, sizes, size)
+    if transpose.op != "Transpose" or list(transpose.attrs.get("perm", ())) != [0, 2, 1]:
+        return None
+    return Patches(node, others[0], transpose, sizes, size)
 
 
 def _patch_size(node: gs.Node) -> int | None:
@@ -103,8 +102,7 @@ def _keeps_images(image: gs.Tensor, flat: gs.Tensor) -> bool:
     return len(shape) == 3 and len(before) == 4 and shape[:2] == before[:2]
 
 
-def _replace(group: Sequence[Patches], names: Names, new: dict[int, list[gs.Node]], dead: set[int]) -> None:
-    found = group[0]
+def _replace(found: Patches, names: Names, new: dict[int, list[gs.Node]], dead: set[int]) -> None:
     conv, p = found.conv, found.size
     x, weight, bias = conv.inputs
     dtype, (count, channels) = conv.outputs[0].dtype, weight.shape[:2]
@@ -112,12 +110,9 @@ def _replace(group: Sequence[Patches], names: Names, new: dict[int, list[gs.Node
     cut = at.emit("SpaceToDepth", [x], dtype, blocksize=p)
     before = conv.outputs[0].shape
     cut.shape = [before[0], channels * p * p, *before[2:]]
-    shape = at.constant("shape", np.array([0, channels * p * p, -1], np.int64))
-    tokens = at.emit("Transpose", [at.emit("Reshape", [cut, shape], dtype)], dtype, perm=[0, 2, 1])
+    tokens = at.emit("Transpose", [at.reshape(cut, [0, channels * p * p, -1])], dtype, perm=[0, 2, 1])
     # SpaceToDepth puts the place in the patch before the channel.
-    recipe = weight_recipe(weight)
-    assert recipe is not None
-    columns = recipe.transpose((2, 3, 1, 0)).reshape((channels * p * p, count))
+    columns = known_recipe(weight).transpose((2, 3, 1, 0)).reshape((channels * p * p, count))
     value = at.emit("MatMul", [tokens, constant(names.fresh(f"{weight.name}/patches"), columns)], dtype)
     output = found.transpose.outputs[0]
     value.shape = list(output.shape or [])

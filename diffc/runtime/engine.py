@@ -44,10 +44,6 @@ class Engine:
     """A `Session` of TensorRT or TensorRT-RTX. Raises DiffcError when the engine does not load on this GPU."""
 
     def __init__(self, plan: EnginePlan, signature: Signature):
-        if plan.cuda_graph and plan.target != "trt-rtx":
-            raise DiffcError(
-                "CUDA graphs are there for targets trt-rtx and ort-cuda", mend="leave out cuda_graph=True"
-            )
         self._plan = plan
         self._types = {v.name: v.dtype for v in signature.outputs}
         self._lock = threading.Lock()

@@ -32,6 +32,7 @@ _TAKES: Mapping[str, str] = {
     "ort": "ort",
 }
 _ENGINES = ("trt-rtx", "tensorrt")
+_RECORDED = ("trt-rtx", "ort-cuda")  # targets that take cuda_graph
 _PREFIX: Mapping[str, str] = {"ort-trt-rtx": "nv", "ort-tensorrt": "trt"}  # of the providers' options
 
 
@@ -172,6 +173,10 @@ def _open(
     artifact: Artifact, target: str, device: torch.device, signature: Signature, cuda_graph: bool
 ) -> Session:
     """The session of a target."""
+    if cuda_graph and target not in _RECORDED:
+        raise DiffcError(
+            f"CUDA graphs are there for targets {' and '.join(_RECORDED)}", mend="leave out cuda_graph=True"
+        )
     if target in _ENGINES:
         entry = engine.pick_engine(artifact.manifest["engines"], target, _sm(device))
         file = artifact.folder / entry["file"]
@@ -179,10 +184,6 @@ def _open(
         weights = artifact.folder / entry["weights"] if "weights" in entry else None
         wanted = engine.EnginePlan(file, target, device, signature.profiles, cache, cuda_graph, weights)
         return engine.Engine(wanted, signature)
-    if cuda_graph and target != "ort-cuda":
-        raise DiffcError(
-            "CUDA graphs are there for targets trt-rtx and ort-cuda", mend="leave out cuda_graph=True"
-        )
     name = artifact.manifest["targets"][_TAKES[target]]
     plan = ort.OrtPlan(artifact.folder / name, target, device, _ranges(target, signature.profiles))
     if target in _PREFIX and (folder := _cache(artifact, f"{target}-{_build_key(artifact, name, device)}")):

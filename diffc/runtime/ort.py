@@ -78,19 +78,30 @@ class OrtModel:
         self, inputs: Mapping[str, Tensor], output_shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, Tensor]:
         """The outputs by name, in new tensors. Raises DiffcError when ONNX Runtime fails."""
-        if self._session is None:
-            raise DiffcError("this compiled backbone is closed", mend="load it again: diffc.load(artifact)")
-        outputs = {
-            name: torch.empty(shape, dtype=self._types[name], device=self._device)
-            for name, shape in output_shapes.items()
-        }
-        binding = bind(self._session, inputs, outputs)
+        binding, outputs = self._bound(inputs, output_shapes)
         self._run(binding, [*inputs.values(), *outputs.values()])
         return outputs
 
     def close(self) -> None:
         """Free the session and its weights."""
         self._session = None
+
+    def _bound(
+        self, inputs: Mapping[str, Tensor], output_shapes: Mapping[str, tuple[int, ...]]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Inputs where they lie and new outputs, bound to the session. Raises DiffcError when that is closed."""
+        if self._session is None:
+            raise DiffcError("this compiled backbone is closed", mend="load it again: diffc.load(artifact)")
+        outputs = {
+            name: torch.empty(shape, dtype=self._types[name], device=self._device)
+            for name, shape in output_shapes.items()
+        }
+        binding = self._session.io_binding()
+        for name, tensor in inputs.items():
+            binding.bind_input(name, *_place(tensor))
+        for name, tensor in outputs.items():
+            binding.bind_output(name, *_place(tensor))
+        return binding, outputs
 
     def _run(self, binding: Any, tensors: list[Tensor]) -> None:
         import onnxruntime as ort
@@ -102,12 +113,15 @@ class OrtModel:
             stream.wait_stream(torch.cuda.current_stream(self._device))
             for tensor in tensors:
                 tensor.record_stream(stream)
+        self._launch(binding, options)
+        if stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(stream)
+
+    def _launch(self, binding: Any, options: Any) -> None:
         try:
             self._session.run_with_iobinding(binding, options)
         except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
             raise DiffcError(f"ONNX Runtime failed to run the model: {error}") from error
-        if stream is not None:
-            torch.cuda.current_stream(self._device).wait_stream(stream)
 
 
 def why_not(target: str) -> tuple[str, str]:
@@ -231,16 +245,6 @@ def _with_helpers(provider: str, settings: Mapping[str, str]) -> list[Any]:
         shared = {k: v for k, v in settings.items() if not k.startswith("trt_")}
         chosen.append(("CUDAExecutionProvider", shared))
     return chosen
-
-
-def bind(session: Any, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Any:
-    """The binding of a session to tensors where they lie."""
-    binding = session.io_binding()
-    for name, tensor in inputs.items():
-        binding.bind_input(name, *_place(tensor))
-    for name, tensor in outputs.items():
-        binding.bind_output(name, *_place(tensor))
-    return binding
 
 
 def _place(tensor: Tensor) -> tuple[str, int, int, list[int], int]:

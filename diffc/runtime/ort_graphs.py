@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffc.errors import DiffcError
-from diffc.runtime.ort import OrtModel, OrtPlan, bind
+from diffc.runtime.ort import OrtModel, OrtPlan
 from diffc.runtime.signature import Signature
 
 _GRAPH = "gpu_graph_id"
@@ -44,21 +43,21 @@ class RecordedOrt(OrtModel):
         self, inputs: Mapping[str, Tensor], output_shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, Tensor]:
         """The outputs by name, in new tensors. Raises DiffcError when ONNX Runtime fails."""
+        import onnxruntime as ort
+
         stream = self._stream
         assert stream is not None  # the target is one of CUDA
         caller = torch.cuda.current_stream(self._device)
         with self._lock:
-            if self._session is None:
-                raise DiffcError(
-                    "this compiled backbone is closed", mend="load it again: diffc.load(artifact)"
-                )
             stream.wait_stream(caller)
             with torch.cuda.stream(stream):
                 graph = self._of(inputs, output_shapes)
                 for name, tensor in inputs.items():
                     graph.inputs[name].copy_(tensor)
                     tensor.record_stream(stream)
-                self._launch(graph)
+                options = ort.RunOptions()
+                options.add_run_config_entry(_GRAPH, str(graph.number))
+                self._launch(graph.binding, options)
                 outputs = {name: tensor.clone() for name, tensor in graph.outputs.items()}
         for tensor in outputs.values():
             tensor.record_stream(caller)
@@ -78,20 +77,6 @@ class RecordedOrt(OrtModel):
             mine = {
                 name: torch.empty_like(t, memory_format=torch.contiguous_format) for name, t in inputs.items()
             }
-            outputs = {
-                name: torch.empty(shape, dtype=self._types[name], device=self._device)
-                for name, shape in output_shapes.items()
-            }
-            binding = bind(self._session, mine, outputs)
+            binding, outputs = self._bound(mine, output_shapes)
             self._recorded[key] = Recorded(len(self._recorded) + 1, mine, outputs, binding)
         return self._recorded[key]
-
-    def _launch(self, graph: Recorded) -> None:
-        import onnxruntime as ort
-
-        options = ort.RunOptions()
-        options.add_run_config_entry(_GRAPH, str(graph.number))
-        try:
-            self._session.run_with_iobinding(graph.binding, options)
-        except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
-            raise DiffcError(f"ONNX Runtime failed to run the model: {error}") from error

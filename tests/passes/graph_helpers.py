@@ -28,6 +28,11 @@ def model(graph: str, initializers: Values | None = None, opset: int = 23) -> Mo
     return made
 
 
+def typed(made: ModelProto) -> ModelProto:
+    """The model with the shapes that ONNX infers, as a traced one has them."""
+    return onnx.shape_inference.infer_shapes(made, data_prop=True)
+
+
 def materialize(made: ModelProto) -> ModelProto:
     """The model with its recipes computed."""
     copy = ModelProto()

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, check_same, error, model, ops, run_ort, run_reference
+from graph_helpers import apply, check_same, error, model, ops, run_ort, run_reference, typed
 
 from passes.fold_gates import FoldGates
 from passes.fold_value_bias import FoldValueBias
@@ -23,11 +23,6 @@ MANY = 1 << 20
 
 def random(*shape: int, dtype: Any = np.float32) -> np.ndarray:
     return RNG.standard_normal(shape).astype(dtype)
-
-
-def typed(made: Any) -> Any:
-    """The model with the shapes that ONNX infers, as a traced one has them."""
-    return onnx.shape_inference.infer_shapes(made, data_prop=True)
 
 
 def gated(inside: str = "p = MatMul(x, m) q = Add(p, bias) y = Mul(g, q)", tokens: str = "s") -> str:

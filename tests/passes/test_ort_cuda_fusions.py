@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, check_same, error, model, ops, run_ort
+from graph_helpers import apply, check_same, error, model, ops, run_ort, typed
 
 from passes import PassError
 from passes.fix_size import FixSize
@@ -21,11 +21,6 @@ RNG = np.random.default_rng(12)
 
 def random(*shape: int, dtype: Any = np.float32) -> np.ndarray:
     return RNG.standard_normal(shape).astype(dtype)
-
-
-def typed(made: Any) -> Any:
-    """The model with the shapes that ONNX infers, as a traced one has them."""
-    return onnx.shape_inference.infer_shapes(made, data_prop=True)
 
 
 def test_fixed_size() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, check_same, error, model, ops, run_ort
+from graph_helpers import apply, check_same, error, model, ops, run_ort, typed
 
 from passes.fuse_adaptive_norm import FuseAdaptiveNorm
 from passes.fuse_residual import FuseResidual
@@ -23,11 +23,6 @@ C = 8
 
 def random(*shape: int, dtype: Any = np.float32) -> np.ndarray:
     return RNG.standard_normal(shape).astype(dtype)
-
-
-def typed(made: Any) -> Any:
-    """The model with the shapes that ONNX infers, as a traced one has them."""
-    return onnx.shape_inference.infer_shapes(made, data_prop=True)
 
 
 def check_reaches(before: Any, after: Any, feeds: dict[str, Any], tolerance: float) -> None:
@@ -68,23 +63,20 @@ def test_norms_over_few_tokens(batch: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("inside", "adds"),
+    "inside",
     [
-        ("a = Add(x, d) y = LayerNormalization<axis = -1, epsilon = 0.01>(a, gamma, beta)", 1),
-        ("a = Add(d, x) y = LayerNormalization<axis = 2, epsilon = 0.01>(a, gamma)", 1),
-        (
-            "a = Add(x, q) w = LayerNormalization(a, gamma, beta) z = Mul(w, g) u = Mul(z, s1) y = Add(u, t1)",
-            1,
-        ),
-        ("a = Add(q, x) w = LayerNormalization(a, gamma) z = Mul(w, g) u = Mul(z, s1) y = Add(u, t1)", 1),
+        "a = Add(x, d) y = LayerNormalization<axis = -1, epsilon = 0.01>(a, gamma, beta)",
+        "a = Add(d, x) y = LayerNormalization<axis = 2, epsilon = 0.01>(a, gamma)",
+        "a = Add(x, q) w = LayerNormalization(a, gamma, beta) z = Mul(w, g) u = Mul(z, s1) y = Add(u, t1)",
+        "a = Add(q, x) w = LayerNormalization(a, gamma) z = Mul(w, g) u = Mul(z, s1) y = Add(u, t1)",
     ],
 )
-def test_norms_with_constant_scale(inside: str, adds: int) -> None:
+def test_norms_with_constant_scale(inside: str) -> None:
     before = normed(inside)
     result = apply(before, RemoveUnused(), FuseSharedNorm(), RemoveUnused())
     found = ops(result.model)
     assert (found.count("SkipLayerNormalization"), found.count("LayerNormalization")) == (1, 0)
-    assert found.count("Add") == adds  # the bias went into the norm where nothing stands between
+    assert found.count("Add") == 1  # the bias went into the norm where nothing stands between
     feeds = {name: random(2, 5, C) for name in ("x", "v")} | {n: random(2, 1, C) for n in ("g", "s1", "t1")}
     wanted = {name: feeds[name] for name in {i.name for i in before.graph.input}}
     check_same(before, result.model, wanted, 1e-6)
@@ -100,7 +92,7 @@ def test_norms_must_not_fire() -> None:
             "a = Add(x, d) z = Sqrt(a) " + ADAPTIVE.replace("a = Add(x, d) ", "").replace("o, t1", "o, z"),
             tokens="text",
         ),
-        normed("a = Add(x, d) y = LayerNormalization<axis = 1>(a, wide)".replace("wide", "m")),
+        normed("a = Add(x, d) y = LayerNormalization<axis = 1>(a, m)"),
         normed("a = Mul(x, d) y = LayerNormalization(a, gamma)"),
     ):
         assert apply(made, *STEPS).records[2].changed == 0
@@ -177,8 +169,8 @@ def test_joined_vectors_keep_their_digits() -> None:
     check_same(before, kept.model, feeds, 0.0)
 
 
-def patches(inside: str = "", conv: str = "strides = [2, 2]", dtype: str = "float", channels: int = 3) -> Any:
-    text = f"""g ({dtype}[b,{channels},h,w] x) => ({dtype}[b,t,5] y, int64[1] n)
+def patches(inside: str = "", conv: str = "strides = [2, 2]", dtype: str = "float") -> Any:
+    text = f"""g ({dtype}[b,3,h,w] x) => ({dtype}[b,t,5] y, int64[1] n)
         <int64[3] shape = {{0, 5, -1}}> {{
         c = Conv<{conv}>(x, k, bias)
         r = Reshape(c, shape) y = Transpose<perm = [0, 2, 1]>(r)
