@@ -3,16 +3,19 @@
 A pass rewrites a `gs.Graph` in place and says how much it changed. It never checks, times or dumps: the
 runner in `passes.pipeline` does. A rewrite that must not fire is a `Refusal`, a value with a reason.
 
-Weights: a `gs.Constant` whose values are a `passes.weights.RecipeValues` has no data in memory, only a
+Weights: a `gs.Constant` whose values are a `passes.weights.recipe.RecipeValues` has no data in memory, only a
 recipe. A pass edits recipes; it never evaluates one. Small constants hold their values inline.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import onnx_graphsurgeon as gs
@@ -70,26 +73,50 @@ class Pass:
 
 P = TypeVar("P", bound=type[Pass])
 _REGISTRY: dict[str, type[Pass]] = {}
+_FOLDERS = ("canonical", "importing", "targets", "cache")
+"""Where passes lie. A file of another name than its pass is a part of its neighbours and registers nothing."""
 
 
 def register(cls: P) -> P:
-    """Class decorator: make the pass known by its name to `Pipeline.parse` and `diffc passes`."""
-    if not cls.name or cls.name in _REGISTRY:
+    """Class decorator: make the pass known by its name to `Pipeline.parse` and `diffc passes`.
+
+    Raises TypeError when the name is empty or belongs to another class.
+    """
+    known = _REGISTRY.get(cls.name)
+    if not cls.name or (known is not None and known.__module__ != cls.__module__):
         raise TypeError(f"pass name {cls.name!r} is empty or taken")
     _REGISTRY[cls.name] = cls
     return cls
 
 
 def all_passes() -> dict[str, type[Pass]]:
-    """Every registered pass by name, sorted."""
+    """Every pass by name, sorted: imports all files in the folders of passes."""
+    for module in _modules():
+        importlib.import_module(module)
     return dict(sorted(_REGISTRY.items()))
 
 
 def find_pass(name: str) -> type[Pass]:
-    """The pass class of that name. Raises PassError that lists the known ones."""
+    """The pass class of that name; imports its file alone. Raises PassError that lists the known ones."""
     if name not in _REGISTRY:
-        raise PassError(f"unknown pass {name!r}. Known passes: {', '.join(sorted(_REGISTRY))}")
+        for module in _modules():
+            if module.rpartition(".")[2] == name.replace("-", "_"):
+                importlib.import_module(module)
+    if name not in _REGISTRY:
+        raise PassError(f"unknown pass {name!r}. Known passes: {', '.join(all_passes())}")
     return _REGISTRY[name]
+
+
+@lru_cache(maxsize=1)
+def _modules() -> tuple[str, ...]:
+    """The dotted names of all files in the folders of passes."""
+    root = Path(__file__).parent
+    files = (file for folder in _FOLDERS for file in sorted((root / folder).rglob("*.py")))
+    return tuple(
+        ".".join(("passes", *file.relative_to(root).with_suffix("").parts))
+        for file in files
+        if file.stem != "__init__"
+    )
 
 
 def walk(graph: gs.Graph) -> Iterator[gs.Graph]:

@@ -14,9 +14,9 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from passes.base import Pass, PassError, Refusal, collector_paused, find_pass, walk
-from passes.check import Check, check_structure, infer_types
-from passes.exchange import export_graph, import_graph
-from passes.graphs import fill_types
+from passes.graph.check import Check, check_structure, infer_types
+from passes.graph.convert import export_graph, import_graph
+from passes.graph.edit import fill_types
 
 _STEP = re.compile(r"\s*([A-Za-z0-9_-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 _RESERVED = set("{},;=")

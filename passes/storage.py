@@ -1,4 +1,4 @@
-"""Loading models with their weights as recipes; writing them is `passes.writer`."""
+"""Loading models with their weights as recipes; writing them is `passes.weights.writer`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import onnx
 from onnx import TensorProto
 
 from passes.base import PassError
-from passes.initializers import INLINE_BYTES, initializers, inline
-from passes.sources import keep
-from passes.weights import Recipe, Source
-from passes.writer import Progress, SavedFile, save, save_all
+from passes.weights.initializers import INLINE_BYTES, initializers, inline
+from passes.weights.recipe import Recipe, Source
+from passes.weights.sources import keep
+from passes.weights.writer import Progress, SavedFile, save, save_all
 
 __all__ = [
     "INLINE_BYTES",

@@ -8,7 +8,7 @@ import diffusers
 import torch
 from torch import nn
 
-from diffc.models import tiny
+from diffc.models.embedded import tiny
 from diffc.quantize.convert import enabled_quantizers
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.quantize.state import kind_of, settings_of, usable_amax

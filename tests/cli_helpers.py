@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffc.cli import run
+from diffc.cli.main import run
 
 Capture = pytest.CaptureFixture[str]
 RTX = ("--target", "trt-rtx")

@@ -23,8 +23,8 @@ import onnx
 import pytest
 from filelock import FileLock
 
-from diffc.artifact import Artifact
-from diffc.compile import CompileRequest, CompileResult, Plan, check, compile_model
+from diffc.artifact.folder import Artifact
+from diffc.compile.spine import CompileRequest, CompileResult, Plan, check, compile_model
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import QuantOptions

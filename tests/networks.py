@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from diffc.backends.base import EngineOptions, Profile
-from diffc.backends.engine import EngineReport, EngineRequest, build_engine
+from diffc.backends.target import EngineOptions, Profile
+from diffc.backends.tensorrt.build import EngineReport, EngineRequest, build_engine
 
 value = helper.make_tensor_value_info
 FP16, FP32, FP8, INT8 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.FLOAT8E4M3FN, TensorProto.INT8

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from diffc.artifact import MANIFEST, Artifact, check_output, file_sha256, staging, write_manifest
+from diffc.artifact.folder import MANIFEST, Artifact, check_output, file_sha256, staging, write_manifest
 from diffc.errors import DiffcError
 
 FILES = {"model.onnx": b"graph", "model.onnx_data": bytes(range(256)) * 50, "engines/a.engine": b"engine"}

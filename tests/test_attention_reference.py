@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffc.validate.attention import _attention
+from diffc.validate.torch_hooks import _attention
 
 MODULE = SimpleNamespace(
     **{name: torch.nn.Identity() for name in ("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer")},

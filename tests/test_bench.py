@@ -16,11 +16,11 @@ from cli_helpers import Capture, refusal
 from conftest import Cell, Cells
 from rich.console import Console
 
-from diffc.bench import output, run
-from diffc.bench.run import BenchRequest, Row
-from diffc.bench.sides import Setup
-from diffc.bench.worker import First, Memory, SideError, Taken, Worker
-from diffc.cli import run as command
+from diffc.cli.main import run as command
+from diffc.commands.bench import output, run
+from diffc.commands.bench.run import BenchRequest, Row
+from diffc.commands.bench.sides import Setup
+from diffc.commands.bench.worker import First, Memory, SideError, Taken, Worker
 from diffc.errors import DiffcError
 from diffc.models.spec import Shape
 

@@ -15,13 +15,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffc.cache.operations import count_operations
+from diffc.compile.cached.operations import count_operations
 from diffc.errors import DiffcError
-from diffc.frontend.inputs import forward_kwargs, random_inputs
-from diffc.models.backbone import build_backbone
-from diffc.models.locate import locate
+from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.registry import find_spec
+from diffc.models.sources.backbone import build_backbone
+from diffc.models.sources.locate import locate
 from diffc.models.spec import Shape
-from diffc.models.specs import find_spec
 from passes.storage import load
 
 TOOL = Path(__file__).parent.parent / "tools" / "bench_cache.py"

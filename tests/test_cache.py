@@ -329,7 +329,7 @@ def test_pipelines_that_look_at_parameters_find_them() -> None:
 def test_a_pipeline_tells_the_number_of_steps_and_each_call_is_new() -> None:
     from diffusers import DiffusionPipeline
 
-    from diffc.models.embedded import materialize
+    from diffc.models.embedded.catalogue import materialize
 
     pipe = DiffusionPipeline.from_pretrained(materialize("digits-sd3"), torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)

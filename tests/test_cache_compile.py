@@ -21,16 +21,16 @@ from diffc import cache
 from diffc.cache.chain import _size, cut
 from diffc.cache.plan import Steps
 from diffc.cache.resolve import Group, ResolvedPlan
-from diffc.cache.session import CachedSession
-from diffc.cache.shapes import size_of
-from diffc.cli import run
-from diffc.compile import compile_model
+from diffc.cli.main import run
+from diffc.compile.cached.shapes import size_of
+from diffc.compile.spine import compile_model
 from diffc.errors import DiffcError
-from diffc.frontend.inputs import forward_kwargs, random_inputs
-from diffc.models.embedded import materialize
-from diffc.models.locate import locate
+from diffc.models.embedded.catalogue import materialize
+from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.registry import find_spec
+from diffc.models.sources.locate import locate
 from diffc.models.spec import Shape
-from diffc.models.specs import find_spec
+from diffc.runtime.cached import CachedSession
 
 PLANS = {"digits-sd3": "blocks:first=0", "digits-flux": "blocks:first=0", "digits-sdxl": "deepcache:every=2"}
 COMPONENT = {"digits-sd3": "transformer", "digits-flux": "transformer", "digits-sdxl": "unet"}

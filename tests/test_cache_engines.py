@@ -9,15 +9,15 @@ import pytest
 import torch
 from conftest import HAS_RTX, Cells
 
-from diffc.backends.base import Profile
-from diffc.cache.session import open_cached
-from diffc.compile import engine_profile
-from diffc.frontend.inputs import random_inputs
+from diffc.backends.onnxruntime.run import OrtModel, OrtPlan
+from diffc.backends.signature import Signature, pick_profile
+from diffc.backends.target import Profile
+from diffc.backends.tensorrt.run import pick_engine
+from diffc.compile.spine import engine_profile
+from diffc.models.inputs import random_inputs
+from diffc.models.registry import find_spec
 from diffc.models.spec import Shape
-from diffc.models.specs import find_spec
-from diffc.runtime.engine import pick_engine
-from diffc.runtime.ort import OrtModel, OrtPlan
-from diffc.runtime.signature import Signature, pick_profile
+from diffc.runtime.cached import open_cached
 
 PLANS = {"digits-sd3": "blocks:first=0", "digits-flux": "blocks:first=0", "digits-sdxl": "deepcache:every=2"}
 LAYOUTS = {"full+reduced": ["-keep", "-reuse-1"], "segments": ["-part-1", "-part-2", "-part-3"]}

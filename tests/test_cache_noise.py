@@ -15,14 +15,14 @@ from modelopt.torch.quantization import calibrate
 from torch import nn
 
 from diffc.cache import ResolvedPlan, resolve
-from diffc.cache.compiling import resolve_plan
-from diffc.cache.noise import BlockNoise, CacheNoise, compare_noise, describe, measure_noise
 from diffc.cache.plan import CachePlan, Entry
-from diffc.compile import CompileRequest, check
+from diffc.compile.cached.noise import BlockNoise, CacheNoise, compare_noise, describe, measure_noise
+from diffc.compile.cached.stages import resolve_plan
+from diffc.compile.calibration import uncalibrated
+from diffc.compile.spine import CompileRequest, check
+from diffc.progress import Silent
 from diffc.quantize.convert import insert_quantizers
 from diffc.quantize.formats import find_format
-from diffc.quantize.run import uncalibrated
-from diffc.ui import Silent
 
 
 def quantized(format: str = "int8") -> nn.Module:

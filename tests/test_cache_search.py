@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from diffc.cache import CachePlan
-from diffc.cache.search import Request, candidates, measure, search
-from diffc.cache.searching import load_for_search
 from diffc.cache.torch_apply import backbone_of
-from diffc.cli import run
+from diffc.cli.main import run
+from diffc.commands.cache_pipeline import load_for_search
+from diffc.commands.cache_search import Request, candidates, measure, search
 from diffc.errors import DiffcError
-from diffc.ui import Silent
+from diffc.progress import Silent
 
 PROMPT = ("a handwritten seven",)
 

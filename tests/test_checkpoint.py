@@ -18,7 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from diffc.errors import DiffcError
-from diffc.models.specs import SPECS
+from diffc.models.registry import SPECS
 from diffc.quantize import fingerprint
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers

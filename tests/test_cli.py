@@ -20,10 +20,10 @@ import pytest
 from cli_helpers import RTX, Capture, compile_arguments, listing, refusal
 from conftest import HAS_RTX
 
-from diffc.cli import run
+from diffc.cli.main import run
 from diffc.frontend.trace import trace
-from diffc.models.embedded import EMBEDDED
-from diffc.models.locate import locate
+from diffc.models.embedded.catalogue import EMBEDDED
+from diffc.models.sources.locate import locate
 from diffc.quantize.formats import FORMATS
 
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed")
@@ -38,9 +38,9 @@ def traced() -> onnx.ModelProto:
 @pytest.fixture
 def quick(traced: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiles of tiny-sd3 take the trace that was made."""
-    import diffc.compile
+    import diffc.compile.spine
 
-    monkeypatch.setattr(diffc.compile, "trace", lambda *_: traced)
+    monkeypatch.setattr(diffc.compile.spine, "trace", lambda *_: traced)
 
 
 @pytest.mark.usefixtures("quick")
@@ -63,7 +63,7 @@ def test_compile_says_what_it_did_and_force_replaces_an_artifact(tmp_path: Path,
 def test_a_failed_compile_keeps_the_artifact_that_was_there(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import diffc.compile
+    import diffc.compile.spine
 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text("{}")
@@ -71,7 +71,7 @@ def test_a_failed_compile_keeps_the_artifact_that_was_there(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(diffc.compile, "validate", full)
+    monkeypatch.setattr(diffc.compile.spine, "validate", full)
     error = refusal(compile_arguments(tmp_path, "--force"), tmp_path, capsys)
     assert "no space left on the disk" in error
 
@@ -104,7 +104,7 @@ def test_a_dump_folder_that_is_a_file_is_one_clear_error(tmp_path: Path, capsys:
 
 
 def test_two_compiles_into_one_folder(tmp_path: Path, capsys: Capture) -> None:
-    from diffc.artifact import staging
+    from diffc.artifact.folder import staging
 
     with staging(tmp_path / "out", force=False):
         assert "another diffc is writing" in refusal(compile_arguments(tmp_path), tmp_path, capsys)
@@ -115,7 +115,7 @@ def workers(parent: psutil.Process) -> list[psutil.Process]:
     found = []
     for child in parent.children(recursive=True):
         try:
-            if "diffc.backends.engine_worker" in child.cmdline():
+            if "diffc.backends.tensorrt.worker" in child.cmdline():
                 found.append(child)
         except psutil.Error:
             continue
@@ -147,10 +147,10 @@ import signal
 import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import onnx
-import diffc.compile
-from diffc.cli import run
+import diffc.compile.spine
+from diffc.cli.main import run
 traced = onnx.load(sys.argv[1], load_external_data=False)
-diffc.compile.trace = lambda *_: traced
+diffc.compile.spine.trace = lambda *_: traced
 sys.exit(run(sys.argv[2:]))
 """
 
@@ -201,7 +201,7 @@ def test_ctrl_c_exits_130_and_leaves_nothing(stage: str, traced: onnx.ModelProto
 def test_a_killed_compile_leaves_nothing_under_its_name_and_can_be_run_again(
     traced: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    import diffc.compile
+    import diffc.compile.spine
 
     process, work = start(traced, tmp_path), tmp_path / "work"
     wait_for(lambda: list(work.glob(".out.partial/model.onnx*")), process)
@@ -209,20 +209,22 @@ def test_a_killed_compile_leaves_nothing_under_its_name_and_can_be_run_again(
     process.communicate()
     assert not (work / "out").exists()
     assert (work / ".out.partial").exists()
-    monkeypatch.setattr(diffc.compile, "trace", lambda *_: traced)
+    monkeypatch.setattr(diffc.compile.spine, "trace", lambda *_: traced)
     assert run(compile_arguments(work)) == 0, capsys.readouterr().err
     assert {p.name for p in work.iterdir()} == {"out"}
     assert "manifest.json" in listing(work / "out")
 
 
 def in_a_process(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "diffc.cli"]
+    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "diffc.cli.main"]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("what", ["run(['--help'])", "run(['compile', '--help'])", "run(['formats'])"])
 def test_help_imports_nothing_heavy(what: str) -> None:
-    done = in_a_process(code=f"import sys; from diffc.cli import run; {what}; print(sorted(sys.modules))")
+    done = in_a_process(
+        code=f"import sys; from diffc.cli.main import run; {what}; print(sorted(sys.modules))"
+    )
     assert done.returncode == 0, done.stderr
     loaded = done.stdout[done.stdout.rindex("[") :]
     heavy = "torch onnx onnxruntime tensorrt tensorrt_rtx modelopt diffusers transformers polygraphy scipy"

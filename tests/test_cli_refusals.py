@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cli_helpers import RTX, Capture, compile_arguments, refusal
 
-from diffc.models.embedded import EMBEDDED, materialize
+from diffc.models.embedded.catalogue import EMBEDDED, materialize
 from diffc.quantize.formats import FORMATS
 
 

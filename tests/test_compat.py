@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffc.backends import base
-from diffc.backends.base import KNOWN_SMS, TARGETS, check_sms, required_sm
-from diffc.backends.engine_errors import mend_for
+from diffc.backends import target as base
+from diffc.backends.target import KNOWN_SMS, TARGETS, check_sms, required_sm
+from diffc.backends.tensorrt.errors import mend_for
 from diffc.errors import UnsupportedError
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import QuantOptions
-from passes.decompose_attention import DecomposeAttention
+from passes.targets.tensorrt.decompose_attention import DecomposeAttention
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
@@ -92,7 +92,7 @@ def test_formats_begin_where_their_layer_builds(name):
     layers = {hp: LAYERS[name].format(hp, hp) for hp in HPS}
     oldest = {hp: min(taken_sms(layer)) for hp, layer in layers.items()}
     assert oldest["float16"] == FORMATS[name].min_sm
-    # diffc/plan.py: SM75 multiplies in float16 only
+    # diffc/compile/plan.py: SM75 multiplies in float16 only
     assert oldest["bfloat16"] == oldest["float32"] == max(80, FORMATS[name].min_sm)
     for layer in layers.values():
         assert taken_sms(layer) == [sm for sm in KNOWN_SMS if sm >= min(taken_sms(layer))]

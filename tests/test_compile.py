@@ -15,15 +15,15 @@ import pytest
 import torch
 from conftest import CELLS, HAS_RTX, PROMPTS, Cell, Cells, small_request
 
-from diffc.compile import compile_model
+from diffc.compile.spine import compile_model
 from diffc.errors import DiffcError
-from diffc.frontend.inputs import random_inputs
-from diffc.models.backbone import DTYPES, load_backbone
-from diffc.models.embedded import EMBEDDED
+from diffc.models.embedded.catalogue import EMBEDDED
+from diffc.models.inputs import random_inputs
+from diffc.models.sources.backbone import DTYPES, load_backbone
 from diffc.models.spec import Shape
 from diffc.quantize.convert import layer_of, role_of
-from diffc.validate.fidelity import torch_outputs
-from diffc.validate.twin import cpu_session, feed, float32_twin
+from diffc.validate.float32 import cpu_session, feed, float32_twin
+from diffc.validate.torch_reference import torch_outputs
 from passes.storage import load
 
 NARROW = (
@@ -331,7 +331,7 @@ def test_two_compiles_are_byte_identical(compiled: Cells, tmp_path: Path) -> Non
     cell = compiled(name, format)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
-    command = [sys.executable, "-m", "diffc.cli", "compile", name, "--format", format, "-o"]
+    command = [sys.executable, "-m", "diffc.cli.main", "compile", name, "--format", format, "-o"]
     command += [str(tmp_path / "again"), "--prompts-file", str(prompts), "--steps", "2", "--image-size", "64"]
     if cell.request.sms:
         command += ["--target", "trt-rtx", "--target", "ort", "--sm", "89"]

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from conftest import HAS_RTX, Cells
 
-from diffc.artifact import Artifact
-from diffc.backends.ort import OrtSession
-from diffc.cli import run
-from diffc.compile import CompileRequest, compile_model
+from diffc.artifact.folder import Artifact
+from diffc.backends.onnxruntime.arrays import OrtSession
+from diffc.cli.main import run
+from diffc.compile.spine import CompileRequest, compile_model
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.quantize.options import QuantOptions
-from diffc.validate.pass_check import random_feeds
-from diffc.validate.twin import cpu_session, feed, float32_twin
+from diffc.validate.float32 import cpu_session, feed, float32_twin
+from diffc.validate.passes import random_feeds
 from passes.storage import load
 
 FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "modelopt-0.47-flux"

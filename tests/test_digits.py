@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from diffc.errors import DiffcError
-from diffc.models import digits
-from diffc.models.embedded import EMBEDDED
+from diffc.models.embedded import digits
+from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.quality.classifier import read_digits, score
 
 NAMES = sorted(digits.BACKBONES)

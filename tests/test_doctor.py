@@ -7,8 +7,8 @@ from importlib import metadata
 
 import pytest
 
-from diffc import doctor
-from diffc.cli import run
+from diffc.cli.main import run
+from diffc.commands import doctor
 
 
 def by_name(findings: list[doctor.Finding]) -> dict[str, doctor.Finding]:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from diffc.errors import DiffcError
-from diffc.models import embedded
-from diffc.models.embedded import EMBEDDED, make, materialize
+from diffc.models.embedded import catalogue as embedded
+from diffc.models.embedded.catalogue import EMBEDDED, make, materialize
 
 NAMES = sorted(EMBEDDED)
 # SD3's last block drops its text stream: diffusers computes that query for nothing, and so do releases.
@@ -202,7 +202,7 @@ def test_bytes_do_not_depend_on_torchs_state(name: str, folders: dict[str, Path]
 
 
 def test_two_processes_materialize_one_folder(folders: dict[str, Path], tmp_path: Path) -> None:
-    code = "from diffc.models.embedded import materialize; print(materialize('tiny-sd3'))"
+    code = "from diffc.models.embedded.catalogue import materialize; print(materialize('tiny-sd3'))"
     environment = os.environ | {"DIFFC_CACHE": str(tmp_path)}
     both = [
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)

@@ -30,8 +30,8 @@ from networks import (
 )
 from onnx import helper, numpy_helper
 
-from diffc.backends.base import Profile
-from diffc.backends.engine import EngineRequest, build_engine, has_device
+from diffc.backends.target import Profile
+from diffc.backends.tensorrt.build import EngineRequest, build_engine, has_device
 from diffc.errors import DiffcError, UnsupportedError
 
 
@@ -115,7 +115,7 @@ class TestBuild:
 @pytest.mark.usefixtures("rtx")
 def builders() -> list[psutil.Process]:
     """The builder processes of this one, which may have others: compiles of other tests."""
-    return [p for p in psutil.Process().children() if "diffc.backends.engine_worker" in p.cmdline()]
+    return [p for p in psutil.Process().children() if "diffc.backends.tensorrt.worker" in p.cmdline()]
 
 
 class TestRejected:
@@ -210,8 +210,8 @@ class TestRejected:
         program = f"""
 import os, psutil
 from pathlib import Path
-from diffc.backends.base import Profile
-from diffc.backends.engine import EngineRequest, build_engine
+from diffc.backends.target import Profile
+from diffc.backends.tensorrt.build import EngineRequest, build_engine
 
 def die(phase, *_):
     if phase == "Writing engine":
@@ -287,7 +287,7 @@ class TestRefusedBeforeTheBuild:
             assert message in self.refused(tmp_path, other)
 
     def test_classic_tensorrt_without_its_wheel_or_a_gpu(self, tmp_path):
-        from diffc.backends.engine import has_device
+        from diffc.backends.tensorrt.build import has_device
 
         if has_device():
             pytest.skip("this machine has a GPU")

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from diffc.backends.engine_process import events, worker
+from diffc.backends.tensorrt.process import events, worker
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 

@@ -1,4 +1,4 @@
-"""passes.exchange: the same graphs and models as graphsurgeon's own import and export, to the byte."""
+"""passes.graph.convert: the same graphs and models as graphsurgeon's own import and export, to the byte."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.parser import parse_model
 
-from passes.exchange import export_model, import_graph
-from passes.graphs import is_recipe
-from passes.weights import Recipe
+from passes.graph.convert import export_model, import_graph
+from passes.graph.edit import is_recipe
+from passes.weights.recipe import Recipe
 
 BODIES = """<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
 g (float[B, 3] x, bool c) => (float[B, 3] y, float z) <float[3] w = {1, 2, 3}, float[B, 3] a, int64[1] axes = {0}> {

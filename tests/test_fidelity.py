@@ -15,23 +15,23 @@ import torch
 from conftest import Cell, Cells
 from onnx import TensorProto, helper, numpy_helper
 
-from diffc.cli import run
+from diffc.cli.main import run
 from diffc.errors import MismatchError
 from diffc.frontend.trace import trace
-from diffc.models.backbone import DTYPES, load_backbone
-from diffc.models.locate import locate
+from diffc.models.sources.backbone import DTYPES, load_backbone
+from diffc.models.sources.locate import locate
 from diffc.quantize.convert import layer_of, role_of
 from diffc.quantize.simulate import cpu_block_quant
-from diffc.validate import fidelity
+from diffc.validate import torch_reference as fidelity
 from diffc.validate.folded import check_folded_weights
-from diffc.validate.pass_check import NumericCheck, random_feeds
+from diffc.validate.passes import NumericCheck, random_feeds
 from diffc.validate.reports import ShapeReport, require_match
 from passes import Pass, PassCheckError, PassResult, Pipeline, presets
-from passes.fold_weight_qdq import FoldWeightQdq
-from passes.graphs import weight_recipe
-from passes.operations import BINDERS, Step
+from passes.canonical.fold_weight_qdq import FoldWeightQdq
+from passes.graph.edit import weight_recipe
 from passes.storage import load, materialize
-from passes.weights import Recipe, constant
+from passes.weights.operations import BINDERS, Step
+from passes.weights.recipe import Recipe, constant
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -148,9 +148,9 @@ def test_a_damage_after_the_passes_exits_3_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import diffc.compile
+    import diffc.compile.spine
 
-    original = diffc.compile.rewrite
+    original = diffc.compile.spine.rewrite
 
     def damaging(*arguments: Any) -> Any:
         graphs = original(*arguments)
@@ -160,8 +160,8 @@ def test_a_damage_after_the_passes_exits_3_and_leaves_nothing(
         tensor.CopyFrom(recipe.multiply(Recipe.of_array(np.float32([1.05]))).to_tensor(tensor.name))
         return graphs
 
-    monkeypatch.setattr(diffc.compile, "trace", lambda *_: traced)
-    monkeypatch.setattr(diffc.compile, "rewrite", damaging)
+    monkeypatch.setattr(diffc.compile.spine, "trace", lambda *_: traced)
+    monkeypatch.setattr(diffc.compile.spine, "rewrite", damaging)
     assert compile_in(tmp_path) == 3
     error = capsys.readouterr().err
     assert "the compiled model.onnx differs from torch: output 'out_hidden_states' at batch 1" in error
@@ -192,10 +192,10 @@ def test_a_wrong_pass_in_a_compile_exits_3_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import diffc.compile
+    import diffc.compile.spine
 
     wrong = Damage(weight="transformer_blocks.1.attn.to_v.weight", factor=1.05)
-    monkeypatch.setattr(diffc.compile, "trace", lambda *_: traced)
+    monkeypatch.setattr(diffc.compile.spine, "trace", lambda *_: traced)
     monkeypatch.setattr(presets, "CANONICAL", (*presets.CANONICAL, wrong))
     assert compile_in(tmp_path) == 3
     error = capsys.readouterr().err

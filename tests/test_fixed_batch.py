@@ -13,11 +13,11 @@ import torch
 from cli_helpers import Capture, refusal
 
 import diffc
-from diffc.compile import CompileRequest, compile_model
+from diffc.commands.validate import ValidateRequest, validate_artifact
+from diffc.compile.spine import CompileRequest, compile_model
 from diffc.errors import DiffcError
 from diffc.models.spec import Shape
-from diffc.validate.artifact import ValidateRequest, validate_artifact
-from diffc.validate.points import points_of
+from diffc.validate.cuts import points_of
 
 
 @pytest.fixture(scope="module", params=[1, 2])

@@ -12,11 +12,11 @@ import onnx
 import pytest
 from onnx import helper
 
-from passes import flushing
 from passes.base import PassError
-from passes.flushing import Flusher
-from passes.sources import keep
 from passes.storage import save
+from passes.weights import flush as flushing
+from passes.weights.flush import Flusher
+from passes.weights.sources import keep
 
 RNG = np.random.default_rng(4)
 

@@ -15,10 +15,10 @@ from modelopt.torch.quantization.conversion import set_quantizer_by_cfg
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diffc.backends.base import KNOWN_SMS, required_sm
+from diffc.backends.target import KNOWN_SMS, required_sm
 from diffc.errors import DiffcError
-from diffc.models import tiny
-from diffc.models.specs import SPECS
+from diffc.models.embedded import tiny
+from diffc.models.registry import SPECS
 from diffc.quantize.convert import convert_layers, enabled_quantizers, insert_quantizers
 from diffc.quantize.formats import FORMATS, find_format
 from diffc.quantize.options import QuantOptions

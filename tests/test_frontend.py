@@ -14,14 +14,14 @@ from modelopt.torch.quantization.config import QuantizerAttributeConfig
 from modelopt.torch.quantization.nn import TensorQuantizer
 from torch import nn
 
-from diffc.backends.ort import OrtSession
+from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.errors import DiffcError
-from diffc.frontend.inputs import forward_kwargs, random_inputs
 from diffc.frontend.quantizers import describe, quantize_dequantize, traceable
 from diffc.frontend.translations import translations
-from diffc.models import tiny
+from diffc.models.embedded import tiny
+from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.registry import SPECS
 from diffc.models.spec import Shape
-from diffc.models.specs import SPECS
 from diffc.quantize.state import portable, settings_of
 
 CONFIGS: dict[str, dict[str, Any]] = {"sd3": tiny.SD35, "flux": tiny.FLUX, "sdxl": tiny.SDXL}

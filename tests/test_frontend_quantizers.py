@@ -28,14 +28,14 @@ from diffc.quantize.convert import enabled_quantizers, insert_quantizers, layer_
 from diffc.quantize.formats import FORMATS, FP8, INT4_BLOCK, INT8, INT8_CHANNEL, MXFP8, NVFP4
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.quantize.state import BOUNDS, kind_of, settings_of, usable_amax
-from diffc.validate.twin import cpu_session
+from diffc.validate.float32 import cpu_session
 from passes.base import Pass
-from passes.fold_constants import FoldConstants
-from passes.fold_weight_qdq import FoldWeightQdq
+from passes.canonical.fold_constants import FoldConstants
+from passes.canonical.fold_weight_qdq import FoldWeightQdq
+from passes.canonical.remove_unused import RemoveUnused
 from passes.pipeline import Pipeline
-from passes.remove_unused import RemoveUnused
 from passes.storage import materialize
-from passes.weights import Recipe
+from passes.weights.recipe import Recipe
 
 DTYPES = {
     torch.float32: TensorProto.FLOAT,

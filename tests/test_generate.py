@@ -10,9 +10,9 @@ from cli_helpers import Capture, refusal
 from conftest import Cells
 from PIL import Image
 
-from diffc.cli import run
+from diffc.cli.main import run
+from diffc.commands.generate import asked_digit
 from diffc.errors import DiffcError
-from diffc.generate import asked_digit
 from diffc.quality.pictures import Column, montage, psnr, save_png, ssim, to_image
 
 SMALL = {"targets": ("ort",), "sms": (), "dtype": "float32", "skip_validation": True}

@@ -12,14 +12,14 @@ import pytest
 from networks import rel_l2
 from onnx import TensorProto, helper, numpy_helper
 
-from diffc.backends.engine import EngineRequest, build_engine
-from diffc.cli import run
-from diffc.importing import import_result, marks
-from diffc.validate.twin import cpu_session, feed, float32_twin
-from passes.check import check_structure, infer_types
-from passes.kernels import evaluate
+from diffc.backends.tensorrt.build import EngineRequest, build_engine
+from diffc.cli.main import run
+from diffc.compile.import_onnx import import_result, marks
+from diffc.validate.float32 import cpu_session, feed, float32_twin
+from passes.graph.check import check_structure, infer_types
 from passes.storage import materialize, save
-from passes.weights import Recipe
+from passes.weights.evaluate import evaluate
+from passes.weights.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [base / "shared/fixtures/modelopt-0.47-flux" for base in (ROOT, ROOT.parent)]

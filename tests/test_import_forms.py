@@ -12,15 +12,15 @@ import pytest
 from networks import rel_l2
 from onnx import TensorProto, helper, numpy_helper
 
-from diffc.cli import run
+from diffc.cli.main import run
+from diffc.compile.import_onnx import ImportCheck, import_model, import_result
 from diffc.errors import DiffcError
-from diffc.frontend.imported import name_interface, read_model
-from diffc.importing import ImportCheck, import_model, import_result
-from diffc.validate.twin import cpu_session, feed, float32_twin
+from diffc.frontend.onnx_file import name_interface, read_model
+from diffc.validate.float32 import cpu_session, feed, float32_twin
 from passes import PassCheckError, PassError, Pipeline
-from passes.fold_constants import FoldConstants
+from passes.canonical.fold_constants import FoldConstants
 from passes.storage import load, save, weight_bytes
-from passes.weights import Recipe
+from passes.weights.recipe import Recipe
 
 E4M3, BF16 = ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16
 FP8, INT4, FP4 = TensorProto.FLOAT8E4M3FN, TensorProto.INT4, TensorProto.FLOAT4E2M1
@@ -321,8 +321,8 @@ def test_large_weights_are_never_read_while_importing(tmp_path, monkeypatch):
         location="w.bin",
         size_threshold=1024,
     )
-    monkeypatch.setattr("diffc.importing.NUMERIC_LIMIT", 1)
-    monkeypatch.setattr("passes.sources.np.memmap", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr("diffc.compile.import_onnx.NUMERIC_LIMIT", 1)
+    monkeypatch.setattr("passes.weights.sources.np.memmap", lambda *_: pytest.fail("the weights were read"))
     result = import_model(tmp_path / "in.onnx")
     assert weight_bytes(result) < 0.6 * values["w"].nbytes
     monkeypatch.undo()

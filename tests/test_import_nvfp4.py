@@ -11,9 +11,9 @@ import onnx
 import pytest
 from networks import rel_l2
 
-from diffc.importing import import_result
-from diffc.validate.twin import cpu_session, feed, float32_twin, smooth_twin
-from passes.block_kernels import nvfp4_scales, nvfp4_values
+from diffc.compile.import_onnx import import_result
+from diffc.validate.float32 import cpu_session, feed, float32_twin, smooth_twin
+from passes.weights.block_operations import nvfp4_scales, nvfp4_values
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [base / "shared/fixtures/modelopt-0.47-flux" for base in (ROOT, ROOT.parent)]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from passes import kernels
-from passes.block_kernels import block_amax, largest
-from passes.kernels import evaluate, tasks, to_bytes
-from passes.rounding import nearest
-from passes.sources import keep, np_dtype
-from passes.weights import Array, Recipe
+from passes.weights import evaluate as kernels
+from passes.weights.block_operations import block_amax, largest
+from passes.weights.evaluate import evaluate, tasks, to_bytes
+from passes.weights.recipe import Array, Recipe
+from passes.weights.rounding import nearest
+from passes.weights.sources import keep, np_dtype
 
 RNG = np.random.default_rng(21)
 SIXTEEN = (ml_dtypes.bfloat16, np.float16)

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from diffc.errors import DiffcError, UnsupportedError
-from diffc.models.locate import locate
+from diffc.models.sources.locate import locate
 
 FLUX = {"_class_name": "FluxTransformer2DModel", "num_layers": 1}
 KEYS = ("a.weight", "b.weight", "c.bias")
@@ -301,5 +301,7 @@ def test_index_without_a_map(tmp_path: Path, content: dict[str, Any]) -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, diffc.models.locate; sys.exit(bool({'torch', 'diffusers'} & set(sys.modules)))"
+    code = (
+        "import sys, diffc.models.sources.locate; sys.exit(bool({'torch', 'diffusers'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -20,7 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.errors import DiffcError, UnsupportedError
-from diffc.models.specs import SPECS
+from diffc.models.registry import SPECS
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, layer_of, role_of
 from diffc.quantize.simulate import cpu_block_quant

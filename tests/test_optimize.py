@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from diffc.backends.ort import OrtSession
-from diffc.cli import run
+from diffc.backends.onnxruntime.arrays import OrtSession
+from diffc.cli.main import run
 
 Capture = pytest.CaptureFixture[str]
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.errors import DiffcError, UnsupportedError
-from diffc.models import tiny
-from diffc.models.specs import SPECS
+from diffc.models.embedded import tiny
+from diffc.models.registry import SPECS
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers, layer_of, role_of
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import COLLECT_METHODS, DEFAULT_OPTIONS, LEVELS, QuantOptions

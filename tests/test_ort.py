@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from diffc.backends.ort import OrtSession
+from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.errors import DiffcError
 
 value = helper.make_tensor_value_info

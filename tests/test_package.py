@@ -13,11 +13,10 @@ import pytest
 from conftest import Cells
 from onnx import TensorProto
 
-from diffc.artifact import Artifact
-from diffc.cli import run
-from diffc.errors import DiffcError, MismatchError
-from diffc.package.graphs import component_graphs
-from diffc.package.optimum import (
+from diffc.artifact.folder import Artifact
+from diffc.cli.main import run
+from diffc.commands.package.graphs import component_graphs
+from diffc.commands.package.optimum import (
     PackageRequest,
     backbone,
     backbone_types,
@@ -26,8 +25,9 @@ from diffc.package.optimum import (
     model_file,
     package,
 )
-from diffc.package.parts import find_parts
-from diffc.package.tokenizers import loadable_class, rewrite_config
+from diffc.commands.package.parts import find_parts
+from diffc.commands.package.tokenizers import loadable_class, rewrite_config
+from diffc.errors import DiffcError, MismatchError
 
 FLOAT, HALF, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 RNG = np.random.default_rng(17)
@@ -104,8 +104,8 @@ def test_every_graph_opens_and_runs_with_onnx_runtimes_defaults(sd3: Path) -> No
 
 
 def test_the_backbone_is_the_artifacts(sd3: Path, compiled: Cells) -> None:
-    from diffc.backends.ort import OrtSession
-    from diffc.validate.fidelity import validation_arrays
+    from diffc.backends.onnxruntime.arrays import OrtSession
+    from diffc.validate.torch_reference import validation_arrays
 
     cell = compiled("tiny-sd3", "fp8")
     source = cell.artifact.folder / "model.onnx_data"
@@ -166,7 +166,7 @@ def test_components_of_another_folder_are_taken_as_they_are(
 
 
 def test_a_component_that_differs_from_torch_is_an_error(sd3: Path, compiled: Cells, tmp_path: Path) -> None:
-    from diffc.package.export import check
+    from diffc.commands.package.export import check
 
     pipeline = compiled("tiny-sd3", "fp8").plan.source.pipeline_dir
     assert pipeline is not None

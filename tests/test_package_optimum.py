@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffc.artifact import Artifact
-from diffc.compile import CompileRequest, compile_model
-from diffc.package.optimum import PackageRequest, package
+from diffc.artifact.folder import Artifact
+from diffc.commands.package.optimum import PackageRequest, package
+from diffc.compile.spine import CompileRequest, compile_model
 
 ROOT = Path(__file__).parent.parent
 _TOOLS = ("diffc", "optimum_env", "optimum_images")
@@ -56,9 +56,9 @@ def diffusers_images(model: str, artifact: Artifact, latents: np.ndarray, quanti
     import torch
     from diffusers import DiffusionPipeline
 
-    from diffc.models.locate import locate
+    from diffc.models.sources.locate import locate
     from diffc.quantize.checkpoint import Checkpoint
-    from diffc.validate.fidelity import Reference
+    from diffc.validate.torch_reference import Reference
 
     source = locate(model)
     pipeline: Any = DiffusionPipeline.from_pretrained(source.pipeline_dir, torch_dtype=torch.float32)
@@ -133,7 +133,7 @@ def test_the_commands_of_the_page_are_those_of_the_tools() -> None:
     """They run in the slow test and in test_package.py with other paths; here every option must exist."""
     from typer.main import get_command
 
-    from diffc.cli import app
+    from diffc.cli.main import app
 
     page = (ROOT / "docs" / "windows-rtx.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```\n(.*?)^```", page, re.MULTILINE | re.DOTALL)

@@ -15,11 +15,11 @@ import pytest
 
 import passes
 from passes import Pass, PassCheckError, PassError, PassResult, Pipeline, all_passes
-from passes.check import all_of, check_structure, infer_types
-from passes.exchange import export_graph, import_graph
+from passes.graph.check import all_of, check_structure, infer_types
+from passes.graph.convert import export_graph, import_graph
 from passes.pipeline import Event
 from passes.presets import CANONICAL, TARGETS
-from passes.weights import Recipe
+from passes.weights.recipe import Recipe
 
 sys.path.insert(0, str(Path(__file__).parent / "passes"))
 from graph_helpers import count_calls, model, ops, recipes

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from diffc.errors import DiffcError
-from diffc.models import tiny
+from diffc.models.embedded import tiny
 from diffc.models.profiles import default_profile, parse_profile
+from diffc.models.registry import SPECS
 from diffc.models.spec import ModelSpec, Shape
-from diffc.models.specs import SPECS
 
 CONFIGS: dict[str, dict[str, Any]] = {"sd3": tiny.SD35, "flux": tiny.FLUX, "sdxl": tiny.SDXL}
 AXES = ("batch", "height", "width", "text")

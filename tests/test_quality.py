@@ -166,7 +166,7 @@ def test_a_run_goes_on_where_it_was_killed(tools: tuple[ModuleType, ModuleType],
 def test_every_cell_is_a_compile_that_can_be_made(
     tools: tuple[ModuleType, ModuleType], tmp_path: Path
 ) -> None:
-    from diffc.compile import check
+    from diffc.compile.spine import check
 
     cells = importlib.import_module("matrix").CELLS
     for model in tools[0].MODELS:

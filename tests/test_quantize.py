@@ -13,9 +13,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.errors import DiffcError
-from diffc.models import tiny
-from diffc.models.embedded import materialize
-from diffc.models.specs import SPECS
+from diffc.models.embedded import tiny
+from diffc.models.embedded.catalogue import materialize
+from diffc.models.registry import SPECS
 from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers
 from diffc.quantize.formats import FORMATS, find_format

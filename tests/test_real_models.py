@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from diffc.cli import run
+from diffc.cli.main import run
 from diffc.errors import DiffcError
-from diffc.models import random_weights, real
-from diffc.models.locate import locate
-from diffc.models.random_weights import Tensor, distribution, values
-from diffc.models.real import NOTE, REAL, make, make_random, shapes_of
+from diffc.models.embedded import random_weights, real
+from diffc.models.embedded.random_weights import Tensor, distribution, values
+from diffc.models.embedded.real import NOTE, REAL, make, make_random, shapes_of
+from diffc.models.sources.locate import locate
 
 SHAPES = {
     "pos_embed.pos_embed": (1, 36, 64),

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from diffc.artifact import staging
-from diffc.compile import CompileRequest, compile_model
-from diffc.quantize import run
-from diffc.resume import RESUME, request_key
-from diffc.ui import Silent
-from passes import journal
+from diffc.artifact.folder import staging
+from diffc.artifact.resume import RESUME, request_key
+from diffc.compile import calibration as run
+from diffc.compile.spine import CompileRequest, compile_model
+from diffc.progress import Silent
+from passes.weights import journal
 
 FILES = {"checkpoint/checkpoint.json": "{}", "model.onnx_data.partial": "weights", "model.onnx": "graph"}
 
@@ -112,7 +112,7 @@ def test_only_an_equal_request_takes_up_what_is_left(tmp_path: Path, monkeypatch
 
 
 def test_a_calibration_that_was_damaged_is_made_again(tmp_path: Path) -> None:
-    from diffc.resume import kept_checkpoint
+    from diffc.artifact.resume import kept_checkpoint
 
     assert kept_checkpoint(tmp_path) is None
     (tmp_path / "checkpoint").mkdir()
@@ -138,7 +138,7 @@ def test_the_key_follows_all_that_the_result_depends_on(
     os.utime(folder / "weights.bin", ns=(1, 1))
     changed = request_key(request, [folder])
     assert changed != key
-    monkeypatch.setattr("diffc.resume._code", lambda: "another version")
+    monkeypatch.setattr("diffc.artifact.resume._code", lambda: "another version")
     assert request_key(request, [folder]) != changed
 
 

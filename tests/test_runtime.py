@@ -14,10 +14,10 @@ from conftest import Cells
 
 import diffc
 from diffc.errors import DiffcError
-from diffc.frontend.inputs import forward_kwargs, random_inputs
-from diffc.models.embedded import materialize
+from diffc.models.embedded.catalogue import materialize
+from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.registry import find_spec
 from diffc.models.spec import Shape
-from diffc.models.specs import find_spec
 from diffc.runtime.module import CompiledBackbone
 
 NAMES = ("digits-sd3", "digits-flux", "digits-sdxl")
@@ -209,5 +209,5 @@ def test_the_unet_takes_times_as_diffusers_does(compiled: Cells) -> None:
 
 
 def test_importing_diffc_imports_no_torch() -> None:
-    code = "import sys, diffc, diffc.cli; assert 'torch' not in sys.modules; assert callable(diffc.load)"
+    code = "import sys, diffc, diffc.cli.main; assert 'torch' not in sys.modules; assert callable(diffc.load)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,13 +15,13 @@ from conftest import HAS_RTX, Cells
 from onnx import TensorProto
 
 import diffc
-from diffc.backends.base import Profile
+from diffc.backends.onnxruntime.run import options_for
+from diffc.backends.signature import Signature, Value, pick_profile
+from diffc.backends.target import Profile
+from diffc.backends.tensorrt.epcontext import write_context
+from diffc.backends.tensorrt.run import deserialize, pick_engine
 from diffc.errors import DiffcError
-from diffc.runtime.engine import deserialize, pick_engine
-from diffc.runtime.epcontext import write_context
 from diffc.runtime.load import profile_text
-from diffc.runtime.ort import options_for
-from diffc.runtime.signature import Signature, Value, pick_profile
 
 SMALL = {"targets": ("ort",), "sms": (), "dtype": "float32", "skip_validation": True}
 NARROW = Profile.of({"x": (1, 8)}, {"x": (2, 8)}, {"x": (4, 8)})

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import diffc
-from diffc.compile import CompileRequest, compile_model
+from diffc.compile.spine import CompileRequest, compile_model
 from diffc.errors import DiffcError
-from diffc.frontend.inputs import forward_kwargs, random_inputs
-from diffc.models.embedded import materialize
+from diffc.models.embedded.catalogue import materialize
+from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.registry import find_spec
 from diffc.models.spec import Shape
-from diffc.models.specs import find_spec
 
 pytestmark = [
     pytest.mark.gpu,

@@ -22,8 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from diffc.errors import DiffcError
 from diffc.frontend.recipes import scaled_weight
-from diffc.models import tiny
-from diffc.models.specs import SPECS
+from diffc.models.embedded import tiny
+from diffc.models.registry import SPECS
 from diffc.quantize.calibrate import calibrate
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers, layer_of, role_of
@@ -31,9 +31,9 @@ from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import QuantOptions
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.quantize.state import portable_values
-from passes.kernels import evaluate
-from passes.sources import onnx_dtype
-from passes.weights import Recipe
+from passes.weights.evaluate import evaluate
+from passes.weights.recipe import Recipe
+from passes.weights.sources import onnx_dtype
 
 CONFIG = tiny.FLUX | {"num_layers": 1, "num_single_layers": 1}
 SCALED = ("int8_smoothquant", "int4_awq", "w4a8_awq", "nvfp4_svdquant")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from diffc.quantize import simulate
 from diffc.quantize.formats import MXFP8, NVFP4
 from diffc.quantize.simulate import cpu_block_quant, mxfp8_fake_quant, nvfp4_fake_quant, nvfp4_round_trip
-from passes import block_kernels
+from passes.weights import block_operations as block_kernels
 
 Wide = npt.NDArray[np.float64]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

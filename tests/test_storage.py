@@ -11,11 +11,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from passes.base import PassError
-from passes.exchange import export_graph, import_graph
-from passes.kernels import evaluate, to_bytes
-from passes.sources import keep, np_dtype, safetensors_source
+from passes.graph.convert import export_graph, import_graph
 from passes.storage import INLINE_BYTES, initializers, load, materialize, save, save_all, weight_bytes
-from passes.weights import Op, Recipe, constant, recipe_of
+from passes.weights.evaluate import evaluate, to_bytes
+from passes.weights.recipe import Op, Recipe, constant, recipe_of
+from passes.weights.sources import keep, np_dtype, safetensors_source
 
 RNG = np.random.default_rng(7)
 
@@ -156,7 +156,7 @@ def test_a_failing_recipe_leaves_nothing(tmp_path: Path) -> None:
 
 
 def _raw(file: Path, count: int):
-    from passes.weights import Source
+    from passes.weights.recipe import Source
 
     return Source("raw", str(file), TensorProto.FLOAT, (count,), "w", 0, count * 4)
 

@@ -11,15 +11,15 @@ import pytest
 from conftest import Cell, Cells
 from onnx import TensorProto, helper, numpy_helper
 
-from diffc import plan
-from diffc.compile import compile_model
+from diffc.compile import plan
+from diffc.compile.plan import CompileRequest
+from diffc.compile.spine import compile_model
 from diffc.errors import DiffcError
-from diffc.plan import CompileRequest
-from diffc.validate.fidelity import Reference, validation_shapes
+from diffc.validate.float32 import cpu_session, feed, smooth_twin
 from diffc.validate.reports import SMOOTH
-from diffc.validate.segments import SegmentedSession, cut
+from diffc.validate.segmented import SegmentedSession, cut
 from diffc.validate.streamed import StreamedReference, validate_streamed
-from diffc.validate.twin import cpu_session, feed, smooth_twin
+from diffc.validate.torch_reference import Reference, validation_shapes
 from passes.storage import load
 
 CELLS = [("tiny-flux", "none"), ("tiny-sd3", "fp8"), ("tiny-flux", "nvfp4_svdquant"), ("tiny-sdxl", "int8")]

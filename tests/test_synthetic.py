@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from diffc.compile import CompileRequest, Plan, check
+from diffc.compile.calibration import SYNTHETIC_TEXT, calibrated
+from diffc.compile.spine import CompileRequest, Plan, check
 from diffc.errors import DiffcError
-from diffc.frontend.inputs import forward_kwargs, random_inputs
-from diffc.models.backbone import load_backbone
-from diffc.models.embedded import materialize
+from diffc.models.embedded.catalogue import materialize
+from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.sources.backbone import load_backbone
 from diffc.models.spec import Shape
+from diffc.progress import Silent
 from diffc.quantize import synthetic
 from diffc.quantize.calibrate import _collect, _finish, algorithm_of
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import insert_quantizers
 from diffc.quantize.options import QuantOptions
-from diffc.quantize.run import SYNTHETIC_TEXT, calibrated
 from diffc.quantize.scaling import low_rank
-from diffc.ui import Silent
 
 CASES = [
     ("tiny-sd3", "fp8", QuantOptions(mha=True)),

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from passes.base import PassError
-from passes.kernels import evaluate
-from passes.torch_files import torch_tensors
+from passes.weights.evaluate import evaluate
+from passes.weights.torch_files import torch_tensors
 
 TYPES = [
     torch.float64,

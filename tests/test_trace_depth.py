@@ -18,18 +18,18 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diffc.backends.ort import OrtSession
+from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.frontend import trace as frontend
 from diffc.frontend.blocks import KEPT, Run, find_runs, shortened
-from diffc.frontend.stamp import StampError, stamp
-from diffc.models import tiny
-from diffc.models.backbone import build_backbone
-from diffc.models.locate import ModelSource
-from diffc.models.specs import find_spec
+from diffc.frontend.copy_blocks import StampError, stamp
+from diffc.models.embedded import tiny
+from diffc.models.registry import find_spec
+from diffc.models.sources.backbone import build_backbone
+from diffc.models.sources.locate import ModelSource
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import layer_of
 from diffc.quantize.options import QuantOptions
-from passes.check import check_structure
+from passes.graph.check import check_structure
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 

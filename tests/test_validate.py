@@ -19,13 +19,13 @@ from cli_helpers import Capture, refusal
 from conftest import Cell, Cells
 from onnx import numpy_helper
 
-from diffc.artifact import file_sha256
-from diffc.cli import run
-from diffc.compile import CompileRequest, compile_model
+from diffc.artifact.folder import file_sha256
+from diffc.cli.main import run
+from diffc.commands.validate import Validated, ValidateRequest, validate_artifact
+from diffc.compile.spine import CompileRequest, compile_model
 from diffc.errors import MismatchError
-from diffc.validate.artifact import Validated, ValidateRequest, validate_artifact
-from diffc.validate.bisect import Bisection
-from diffc.validate.points import HERE, cut, nodes_behind, points_of
+from diffc.validate.cuts import HERE, cut, nodes_behind, points_of
+from diffc.validate.modules import Bisection
 from diffc.validate.reports import SMOOTH
 from passes import Pipeline
 from passes.presets import target_passes

@@ -15,13 +15,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from passes import journal as journal_module
-from passes import writer
 from passes.base import PassError
-from passes.journal import Journal
-from passes.kernels import Task, tasks
 from passes.storage import save, save_all
-from passes.weights import Recipe, Source
+from passes.weights import journal as journal_module
+from passes.weights import writer
+from passes.weights.evaluate import Task, tasks
+from passes.weights.journal import Journal
+from passes.weights.recipe import Recipe, Source
 
 COUNT, SHAPE = 24, (256, 512)
 
@@ -281,7 +281,7 @@ import numpy as np
 from onnx import TensorProto
 from test_writer import model
 from passes.storage import save
-from passes.weights import Recipe, Source
+from passes.weights.recipe import Recipe, Source
 folder, (rows, columns) = Path({folder!r}), {shape!r}
 source = Source("raw", str(folder / "large.bin"), TensorProto.FLOAT, (rows, columns), "w", 0, rows * columns * 4)
 scale = Recipe.of_array(np.float32(0.01))

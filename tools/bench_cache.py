@@ -27,22 +27,22 @@ import onnx
 import onnxruntime as ort
 import torch
 
-from diffc.backends.graph import element_types, read
-from diffc.backends.ort import session_options
-from diffc.cache.compiling import resolve_for
-from diffc.cache.operations import count_operations
-from diffc.cache.shapes import size_of
-from diffc.cache.variants import LAYOUTS, CacheBuild, split
-from diffc.frontend.inputs import random_inputs
+from diffc.backends.onnx_graph import element_types, read
+from diffc.backends.onnxruntime.arrays import session_options
+from diffc.backends.signature import TORCH_TYPES
+from diffc.compile.cached.operations import count_operations
+from diffc.compile.cached.shapes import size_of
+from diffc.compile.cached.stages import resolve_for
+from diffc.compile.cached.variants import LAYOUTS, CacheBuild, split
 from diffc.frontend.trace import trace
-from diffc.models import real
-from diffc.models.embedded import EMBEDDED
-from diffc.models.locate import ModelSource, locate
-from diffc.models.real import REAL, RealModel
+from diffc.models.embedded import real
+from diffc.models.embedded.catalogue import EMBEDDED
+from diffc.models.embedded.real import REAL, RealModel
+from diffc.models.inputs import random_inputs
+from diffc.models.registry import find_spec
+from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.spec import Shape
-from diffc.models.specs import find_spec
-from diffc.runtime.signature import TORCH_TYPES
-from diffc.ui import Silent
+from diffc.progress import Silent
 from passes import Pipeline
 from passes.presets import CANONICAL, target_passes
 from passes.storage import save_all

@@ -37,9 +37,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from diffc.models import real
-from diffc.models.real import REAL, RealModel
-from diffc.ui import Silent
+from diffc.models.embedded import real
+from diffc.models.embedded.real import REAL, RealModel
+from diffc.progress import Silent
 
 ROUTES = Path(__file__).with_name("bench_routes.py")
 COLUMNS = (

@@ -68,14 +68,14 @@ def diffc_route(source: Path, format: str, output: Path, _: int) -> dict[str, An
     """Trace, rewrite, write: what `diffc compile --skip-validation --from-checkpoint` does without an engine."""
     with stage("import libraries"):
         from diffc.frontend.trace import trace
-        from diffc.models.locate import locate
+        from diffc.models.sources.locate import locate
         from passes import Pipeline
         from passes.presets import CANONICAL, target_passes
         from passes.storage import save
     with stage("find the model, quantizers with amax 1"):
         found = locate(str(source))
         checkpoint = ones(found, format)
-        from diffc.plan import stored_dtype
+        from diffc.compile.plan import stored_dtype
 
         dtype = stored_dtype(found)
     with stage("trace"):
@@ -107,8 +107,8 @@ def ones(source: Any, format: str) -> Any:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from diffc.models.backbone import build_backbone
-    from diffc.models.specs import find_spec
+    from diffc.models.registry import find_spec
+    from diffc.models.sources.backbone import build_backbone
     from diffc.quantize.checkpoint import Checkpoint
     from diffc.quantize.convert import enabled_quantizers, insert_quantizers
     from diffc.quantize.fingerprint import backbone_config
@@ -143,8 +143,8 @@ def modelopt_route(source: Path, format: str, output: Path, pixels: int) -> dict
         # The example's own patch: the TorchScript exporter has no translation of torch's RMSNorm.
         torch.nn.RMSNorm = RMSNorm  # type: ignore[misc]
 
-        from diffc.models.locate import locate
-        from diffc.models.specs import find_spec
+        from diffc.models.registry import find_spec
+        from diffc.models.sources.locate import locate
     found = locate(str(source))
     spec = find_spec(found.family)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -192,7 +192,7 @@ def _torchscript_export(
     import torch
     from modelopt.torch.quantization.export_onnx import configure_linear_module_onnx_quantizers
 
-    from diffc.frontend.inputs import forward_kwargs, random_inputs
+    from diffc.models.inputs import forward_kwargs, random_inputs
 
     shape = spec.native(config)
     if pixels:

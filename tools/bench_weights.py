@@ -24,10 +24,10 @@ from onnx import TensorProto, helper
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diffc.memory import peak_rss
-from diffc.models.locate import locate
-from passes.sources import safetensors_source
+from diffc.models.sources.locate import locate
 from passes.storage import save
-from passes.weights import Recipe, Source
+from passes.weights.recipe import Recipe, Source
+from passes.weights.sources import safetensors_source
 
 BLOCK = 128
 _BUFFER = 1 << 22

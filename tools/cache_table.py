@@ -25,14 +25,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffc import cache
-from diffc.compile import CompileRequest, check
-from diffc.models.digits import BACKBONES, PIXELS, prompt
+from diffc.compile.calibration import calibrated
+from diffc.compile.spine import CompileRequest, check
+from diffc.models.embedded.digits import BACKBONES, PIXELS, prompt
+from diffc.progress import Silent
 from diffc.quality.painting import Figures, judge, load_pipeline, paint
 from diffc.quality.strips import decode, encode, sheet
-from diffc.quantize.run import calibrated
 from diffc.quantize.simulate import cpu_block_quant
-from diffc.ui import Silent
-from diffc.validate.fidelity import Reference
+from diffc.validate.torch_reference import Reference
 
 VARIANTS = {
     "digits-sd3": ("blocks:first=0,every=2", "12", "modelopt-sd3", "blocks:first=0,every=3", "10"),

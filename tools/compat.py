@@ -5,7 +5,7 @@
 Each probe is a small network. TensorRT-RTX parses it and builds it for every compute capability, on a machine
 without a GPU; TensorRT where there is one; ONNX Runtime loads and runs it with every provider, and the results are
 compared with onnx.reference. Everything runs in child processes, so that a crash is a verdict like any other.
---write puts the table into diffc/backends/compat.json, where tests hold diffc's refusals against it, and into
+--write puts the table into tools/compat.json, where tests hold diffc's refusals against it, and into
 docs/compat.md. --check compares with what is stored and exits with 1 when a new release behaves differently.
 """
 
@@ -31,10 +31,10 @@ import compat_table
 from compat_probes import Probe, load
 from compat_run import Job, Runtime, installed, run_all
 
-from diffc.backends.base import TARGETS
+from diffc.backends.target import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent
-STORED = ROOT / "diffc" / "backends" / "compat.json"
+STORED = ROOT / "tools" / "compat.json"
 DOCUMENT = ROOT / "docs" / "compat.md"
 TITLES = {"trt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT", "ort": "ONNX Runtime"}
 

@@ -12,7 +12,7 @@ import onnx
 from compat_net import random_array
 from onnx.reference import ReferenceEvaluator
 
-from diffc.backends.ort import OrtSession
+from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.errors import DiffcError
 
 Said = tuple[str, str]

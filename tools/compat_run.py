@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection
 
 from compat_backends import Said, probe_engine, probe_session
 
-from diffc.backends.base import KNOWN_SMS, TARGETS, Target
-from diffc.backends.engine import has_device
+from diffc.backends.target import KNOWN_SMS, TARGETS, Target
+from diffc.backends.tensorrt.build import has_device
 
 TIMEOUT = 120.0
 """Seconds after which a probe counts as hanging; the slowest takes 3."""

@@ -12,8 +12,8 @@ from compat_net import NAMES
 from compat_probes import Probe
 from compat_run import Runtime
 
-from diffc.backends.base import KNOWN_SMS, TARGETS
-from diffc.backends.graph import element_types
+from diffc.backends.onnx_graph import element_types
+from diffc.backends.target import KNOWN_SMS, TARGETS
 
 Table = dict[str, Any]
 """`versions` of what was probed, `min_sm` by onnx.TensorProto type, `probes` by name: `types` that are in the

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from diffc.artifact import file_sha256
+from diffc.artifact.folder import file_sha256
 
 
 def main() -> int:
@@ -68,7 +68,16 @@ def _killed(
 
 
 def _compile(arguments: argparse.Namespace, output: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = ["-m", "diffc.cli", "compile", arguments.model, "--format", arguments.format, "-o", str(output)]
+    command = [
+        "-m",
+        "diffc.cli.main",
+        "compile",
+        arguments.model,
+        "--format",
+        arguments.format,
+        "-o",
+        str(output),
+    ]
     return subprocess.Popen(
         [sys.executable, *command, *more, *arguments.options],
         stdout=subprocess.DEVNULL,

@@ -27,10 +27,10 @@ import onnx
 from matrix_table import markdown, terminal
 from rich.console import Console
 
-from diffc.backends.base import KNOWN_SMS
-from diffc.compile import CompileRequest, CompileResult, check, compile_model
+from diffc.backends.target import KNOWN_SMS
+from diffc.compile.spine import CompileRequest, CompileResult, check, compile_model
 from diffc.errors import DiffcError, UnsupportedError
-from diffc.models.embedded import EMBEDDED
+from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.quantize.options import QuantOptions
 from passes import PassError
 

@@ -31,10 +31,10 @@ from onnx import GraphProto, ModelProto
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from passes import PassCheckError, PassError, Pipeline
-from passes.check import infer_types
-from passes.exchange import export_graph, import_graph
-from passes.rewrite_opset import OLDEST, RewriteOpset
-from passes.weights import default_opset
+from passes.graph.check import infer_types
+from passes.graph.convert import export_graph, import_graph
+from passes.importing.rewrite_opset import OLDEST, RewriteOpset
+from passes.weights.recipe import default_opset
 
 FOLDER = "onnx/backend/test/data/node/"
 RANDOM = {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"}

@@ -31,9 +31,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.frontend.trace import trace
 from diffc.memory import peak_rss
-from diffc.models.backbone import build_backbone
-from diffc.models.locate import ModelSource
-from diffc.models.specs import find_spec
+from diffc.models.registry import find_spec
+from diffc.models.sources.backbone import build_backbone
+from diffc.models.sources.locate import ModelSource
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers, layer_of, role_of
 from diffc.quantize.fingerprint import backbone_config

@@ -33,7 +33,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffc.compile import CompileRequest
+    from diffc.compile.spine import CompileRequest
 
 MODELS = ("digits-sd3", "digits-flux", "digits-sdxl")
 CALIBRATION_SEED = 10_000  # noise that no picture of the table starts from
@@ -155,7 +155,7 @@ def _reference_row(model: str, setup: Setup) -> dict[str, Any]:
 
 
 def _row(model: str, cell: str, folder: Path, setup: Setup) -> dict[str, Any]:
-    from diffc.compile import compile_model
+    from diffc.compile.spine import compile_model
     from diffc.runtime.load import load
 
     reference, _ = _reference(model, setup)
@@ -180,8 +180,8 @@ def cell_request(model: str, cell: str, output: Path, setup: Setup) -> CompileRe
     """The compile of a cell: float16, since ONNX Runtime computes no bfloat16 on the CPU."""
     from matrix import CELLS
 
-    from diffc.compile import CompileRequest
-    from diffc.models import digits
+    from diffc.compile.spine import CompileRequest
+    from diffc.models.embedded import digits
 
     format, options = CELLS[cell]
     return CompileRequest(
@@ -202,12 +202,12 @@ def cell_request(model: str, cell: str, output: Path, setup: Setup) -> CompileRe
 
 def layer_table(request: CompileRequest, setup: Setup) -> list[dict[str, Any]]:
     """Path and SNR (dB) of each quantized layer while the unquantized model paints, the noisiest first."""
-    from diffc.models.locate import locate
+    from diffc.models.sources.locate import locate
     from diffc.quality.layers import measured, quantized_layers
     from diffc.quality.painting import paint
     from diffc.quantize.checkpoint import Checkpoint
     from diffc.quantize.simulate import cpu_block_quant
-    from diffc.validate.fidelity import reference_model
+    from diffc.validate.torch_reference import reference_model
 
     checkpoint = Checkpoint.load(request.output / "checkpoint")
     quantized = reference_model(locate(request.model), request.dtype, checkpoint)
@@ -250,7 +250,7 @@ def _swapped(pipe: Any, component: str, backbone: Any) -> Iterator[None]:
 @lru_cache(maxsize=3)
 def _pipeline(model: str) -> tuple[Any, str]:
     """The pipeline with its own backbone, and the backbone's name in it; once in each process."""
-    from diffc.models import digits
+    from diffc.models.embedded import digits
     from diffc.quality.painting import load_pipeline
 
     return load_pipeline(model), digits.BACKBONES[model]

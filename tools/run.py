@@ -26,7 +26,7 @@ PICTURE = ROOT / "build" / "seven.png"
 DEMO = [
     *(
         "-m",
-        "diffc.cli",
+        "diffc.cli.main",
         "compile",
         "digits-sd3",
         "--format",
@@ -39,7 +39,16 @@ DEMO = [
     *("--sm", "89", "--sm", "120", "--output", str(OUTPUT), "--force"),
 ]
 PAINT = [
-    *("-m", "diffc.cli", "generate", str(OUTPUT), "--prompt", "a handwritten seven", "--compare", "torch"),
+    *(
+        "-m",
+        "diffc.cli.main",
+        "generate",
+        str(OUTPUT),
+        "--prompt",
+        "a handwritten seven",
+        "--compare",
+        "torch",
+    ),
     *("--target", "ort", "--batch", "3", "--output", str(PICTURE)),
 ]
 TESTS = [

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from diffc.models.digits import PIXELS, WORDS
+from diffc.models.embedded.digits import PIXELS, WORDS
 
 PAPER = (0.96, 0.95, 0.91)
 INK = (0.08, 0.11, 0.33)

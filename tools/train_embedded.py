@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from train_backbones import Trainer
 from train_parts import train_classifier, train_clip, train_vae
 
-from diffc.models import digits
+from diffc.models.embedded import digits
 from diffc.quality.classifier import WEIGHTS, score
 
 STEPS = {

@@ -11,8 +11,8 @@ import train_data
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffc.models.digits import untrained
-from diffc.models.tiny_text import CLIP_WIDTH, clip_encoder, clip_tokenizer
+from diffc.models.embedded.digits import untrained
+from diffc.models.embedded.tiny_text import CLIP_WIDTH, clip_encoder, clip_tokenizer
 from diffc.quality.classifier import DigitReader
 
 Log = Callable[[str], None]

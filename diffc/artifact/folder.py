@@ -19,8 +19,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from diffc.artifact.resume import RESUME, take_up
 from diffc.errors import DiffcError
-from diffc.resume import RESUME, take_up
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -82,7 +82,7 @@ def file_sha256(path: Path) -> str:
 def staging(output: Path, *, force: bool, key: str = "") -> Iterator[Path]:
     """A folder to build an artifact in; it takes the place of `output` when the block ends without an error.
 
-    It is empty, or holds what a killed compile of the same `key` left (see `diffc.resume`).
+    It is empty, or holds what a killed compile of the same `key` left (see `diffc.artifact.resume`).
     Raises DiffcError before any work when `output` exists (unless `force` and it is an artifact), or when
     another process is writing it. A full disk inside the block becomes a DiffcError too.
     """

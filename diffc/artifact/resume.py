@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from diffc.errors import DiffcError
 
 if TYPE_CHECKING:
-    from diffc.plan import CompileRequest
+    from diffc.compile.plan import CompileRequest
     from diffc.quantize.checkpoint import Checkpoint
 
 RESUME = ".resume"
@@ -34,7 +34,7 @@ def request_key(request: CompileRequest, folders: Iterable[Path], weights: Itera
     """
     import torch
 
-    from diffc.manifest import versions
+    from diffc.compile.manifest import versions
     from diffc.quantize.fingerprint import hash_weights
 
     # Where the result goes, and copies of graphs on the way, change nothing of it.
@@ -61,10 +61,10 @@ def _stats(places: Iterable[Path]) -> Iterator[list[Any]]:
 
 @lru_cache(maxsize=1)
 def _code() -> str:
-    from passes.journal import code_version
+    from passes.weights.journal import code_version
 
     digest = hashlib.sha256(code_version().encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -10,18 +10,18 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import onnx
 import onnx_graphsurgeon as gs
 
-from diffc.cache.operations import at_sizes, known_shapes
 from diffc.cache.resolve import ResolvedPlan
-from diffc.cache.shapes import Sizes, product_of, telling_shapes
-from diffc.cache.variants import CacheBuild, KeptTensor, Variant, group_texts, name_dims
+from diffc.compile.cached.operations import at_sizes, known_shapes
+from diffc.compile.cached.shapes import Sizes, product_of, telling_shapes
+from diffc.compile.cached.variants import CacheBuild, KeptTensor, Variant, group_texts, name_dims
 from diffc.errors import DiffcError
-from diffc.models.locate import ModelSource
-from diffc.models.specs import find_spec
+from diffc.models.registry import find_spec
+from diffc.models.sources.locate import ModelSource
 from passes import Pipeline
 from passes.base import Pass, PassResult
-from passes.cache_regions import Group
-from passes.segments import Chain
-from passes.split_cache import SplitCache
+from passes.cache.regions import Group
+from passes.cache.segments import Chain
+from passes.cache.split_cache import SplitCache
 
 MOST = 9
 """Segments of a chain at most: each starts and ends with its own launches, and is an engine of its own."""

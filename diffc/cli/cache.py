@@ -19,7 +19,7 @@ def list_command() -> None:
     from rich.table import Table
 
     from diffc.cache.presets import PRESETS
-    from diffc.ui import Terminal
+    from diffc.progress import Terminal
 
     table = Table("plan", "for", "what is used again")
     for name, preset in PRESETS.items():
@@ -37,10 +37,10 @@ def show_command(
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 20,
 ) -> None:
     """Say which blocks a plan uses again in which steps, and how many models a compile makes of it."""
-    from diffc.cache.compiling import resolve_for
     from diffc.cache.resolve import spell
-    from diffc.models.locate import locate
-    from diffc.ui import Terminal
+    from diffc.compile.cached.stages import resolve_for
+    from diffc.models.sources.locate import locate
+    from diffc.progress import Terminal
 
     console = Terminal().console
     found = resolve_for(locate(model), plan)
@@ -75,10 +75,10 @@ def search_command(
 
     from rich.table import Table
 
-    from diffc.bench.output import check_plot
-    from diffc.cache.search import Request, draw, search
-    from diffc.cache.searching import DEFAULT_PROMPTS, load_for_search
-    from diffc.ui import Terminal
+    from diffc.commands.bench.output import check_plot
+    from diffc.commands.cache_pipeline import DEFAULT_PROMPTS, load_for_search
+    from diffc.commands.cache_search import Request, draw, search
+    from diffc.progress import Terminal
 
     check_plot(plot)
     ui = Terminal()

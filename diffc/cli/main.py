@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
-from diffc.cli_bench import bench_command
-from diffc.cli_cache import cache_app
-from diffc.cli_generate import generate_command
-from diffc.cli_package import package_command
-from diffc.cli_validate import validate_command
+from diffc.cli.bench import bench_command
+from diffc.cli.cache import cache_app
+from diffc.cli.generate import generate_command
+from diffc.cli.package import package_command
+from diffc.cli.validate import validate_command
 
 app = typer.Typer(
     name="diffc",
@@ -123,11 +123,11 @@ def compile_command(
     ] = None,
 ) -> None:
     """Compile a backbone into a validated ONNX model and engines."""
-    from diffc.backends.base import EngineOptions, parse_sm
-    from diffc.compile import CompileRequest, compile_model
+    from diffc.backends.target import EngineOptions, parse_sm
+    from diffc.cli.tables import compiled
+    from diffc.compile.spine import CompileRequest, compile_model
+    from diffc.progress import Terminal
     from diffc.quantize.options import QuantOptions
-    from diffc.report import compiled
-    from diffc.ui import Terminal
 
     request = CompileRequest(
         model=model,
@@ -210,9 +210,9 @@ def opt_command(
     force: Annotated[bool, typer.Option("--force", help="Replace the output file.")] = False,
 ) -> None:
     """Run passes over an ONNX model."""
-    from diffc.optimize import optimize
-    from diffc.report import optimized
-    from diffc.ui import Terminal
+    from diffc.cli.tables import optimized
+    from diffc.commands.optimize import optimize
+    from diffc.progress import Terminal
 
     ui = Terminal()
     optimized(optimize(model, passes, output, check=check, dump=dump, force=force, ui=ui), output, ui.console)
@@ -230,9 +230,9 @@ def import_command(
     force: Annotated[bool, typer.Option("--force", help="Replace the output file.")] = False,
 ) -> None:
     """Bring an ONNX model of ModelOpt's scripts to the canonical form, its weights compressed."""
-    from diffc.importing import import_file
-    from diffc.report import optimized
-    from diffc.ui import Terminal
+    from diffc.cli.tables import optimized
+    from diffc.compile.import_onnx import import_file
+    from diffc.progress import Terminal
 
     ui = Terminal()
     optimized(import_file(model, output, dump=dump, force=force, ui=ui), output, ui.console)
@@ -241,8 +241,8 @@ def import_command(
 @app.command("passes")
 def passes_command() -> None:
     """List the passes, their options and what they do."""
-    from diffc.report import list_passes
-    from diffc.ui import Terminal
+    from diffc.cli.tables import list_passes
+    from diffc.progress import Terminal
 
     list_passes(Terminal().console)
 
@@ -250,8 +250,8 @@ def passes_command() -> None:
 @app.command("formats")
 def formats_command() -> None:
     """List the quantization formats and the compute capabilities that have them."""
-    from diffc.report import list_formats
-    from diffc.ui import Terminal
+    from diffc.cli.tables import list_formats
+    from diffc.progress import Terminal
 
     list_formats(Terminal().console)
 
@@ -259,9 +259,9 @@ def formats_command() -> None:
 @app.command("doctor")
 def doctor_command() -> None:
     """Say what works on this machine, why the rest does not, and what mends it."""
-    from diffc.doctor import examine
-    from diffc.report import examined
-    from diffc.ui import Terminal
+    from diffc.cli.tables import examined
+    from diffc.commands.doctor import examine
+    from diffc.progress import Terminal
 
     examined(examine(), Terminal().console)
 
@@ -269,8 +269,8 @@ def doctor_command() -> None:
 @models_app.command("list")
 def models_list() -> None:
     """List the embedded models, and the real ones whose configurations diffc has."""
-    from diffc.report import list_models
-    from diffc.ui import Terminal
+    from diffc.cli.tables import list_models
+    from diffc.progress import Terminal
 
     list_models(Terminal().console)
 
@@ -286,8 +286,8 @@ def models_make(
     seed: Annotated[int, typer.Option(help="Seed of random weights.", min=0)] = 0,
 ) -> None:
     """Write an embedded model as a diffusers pipeline folder, or a real one's backbone with random weights."""
-    from diffc.models.real import make
-    from diffc.ui import Terminal
+    from diffc.models.embedded.real import make
+    from diffc.progress import Terminal
 
     place, ui = directory.expanduser().absolute(), Terminal()
     typer.echo(f"{name} is in {make(name, place, random_weights=random_weights, seed=seed, ui=ui)}")

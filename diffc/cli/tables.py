@@ -13,10 +13,10 @@ IMPORTED = "as imported"
 """The format of an artifact that was compiled from an ONNX file."""
 
 if TYPE_CHECKING:
-    from diffc.backends.base import Target
-    from diffc.compile import CompileResult
-    from diffc.doctor import Finding
-    from diffc.validate.bisect import Bisection
+    from diffc.backends.target import Target
+    from diffc.commands.doctor import Finding
+    from diffc.compile.spine import CompileResult
+    from diffc.validate.modules import Bisection
     from diffc.validate.reports import ShapeReport
     from passes import PipelineResult
 
@@ -112,7 +112,7 @@ def optimized(result: PipelineResult, output: Path, console: Console) -> None:
 
 def list_passes(console: Console) -> None:
     """Name, options and docstring of every pass."""
-    from diffc.optimize import known_passes
+    from diffc.commands.optimize import known_passes
 
     for name, options, text in known_passes():
         console.print(f"[bold]{name}[/bold]" + (f" {{{options}}}" if options else ""))
@@ -123,7 +123,7 @@ def list_passes(console: Console) -> None:
 
 def list_formats(console: Console) -> None:
     """The formats: what they store, which compute capabilities have them and why, and what each target does."""
-    from diffc.backends.base import KNOWN_SMS, TARGETS
+    from diffc.backends.target import KNOWN_SMS, TARGETS
     from diffc.quantize.formats import FORMATS
 
     table = Table("format", "weights", "inputs", "GPUs", *TARGETS, "what it is")
@@ -166,8 +166,8 @@ def examined(findings: Sequence[Finding], console: Console) -> None:
 
 def list_models(console: Console) -> None:
     """The embedded models, and the real ones that `diffc models make --random-weights` writes."""
-    from diffc.models.embedded import EMBEDDED
-    from diffc.models.real import REAL
+    from diffc.models.embedded.catalogue import EMBEDDED
+    from diffc.models.embedded.real import REAL
 
     table = Table("name", "family", "stored in", "what it is")
     for model in EMBEDDED.values():

@@ -43,9 +43,9 @@ def validate_command(
     ] = None,
 ) -> None:
     """Run an artifact again and hold it against torch, or against another graph. Exit code 3: it differs."""
-    from diffc.report import bisected, compared
-    from diffc.ui import Terminal
-    from diffc.validate.artifact import ValidateRequest, validate_artifact
+    from diffc.cli.tables import bisected, compared
+    from diffc.commands.validate import ValidateRequest, validate_artifact
+    from diffc.progress import Terminal
 
     request = ValidateRequest(
         artifact.expanduser().absolute(),

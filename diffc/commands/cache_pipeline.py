@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffc.ui import Reporter
+from diffc.progress import Reporter
 
 DEFAULT_PROMPTS = ("a handwritten seven", "a red fox asleep in fresh snow", "a wooden sign that reads OPEN")
 
@@ -13,10 +13,10 @@ def load_for_search(model: str, ui: Reporter) -> Any:
     """The diffusers pipeline of `model`. Raises DiffcError when there is none, or it does not load."""
     import torch
 
-    from diffc.models.backbone import quiet_libraries
-    from diffc.models.locate import locate
-    from diffc.models.pipelines import open_pipeline
-    from diffc.plan import stored_dtype
+    from diffc.compile.plan import stored_dtype
+    from diffc.models.sources.backbone import quiet_libraries
+    from diffc.models.sources.locate import locate
+    from diffc.models.sources.pipelines import open_pipeline
 
     source = locate(model)
     cuda = torch.cuda.is_available()

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffc.artifact import Artifact
+from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError
-from diffc.models.locate import ModelSource, locate
-from diffc.models.pipelines import open_pipeline
+from diffc.models.registry import find_spec
+from diffc.models.sources.locate import ModelSource, locate
+from diffc.models.sources.pipelines import open_pipeline
 from diffc.models.spec import Shape
-from diffc.models.specs import find_spec
+from diffc.progress import Reporter
 from diffc.quality.pictures import Column, montage, psnr, save_png, ssim, to_image
 from diffc.runtime.load import load, resolve
 from diffc.runtime.module import CompiledBackbone
-from diffc.ui import Reporter
 
 TORCH = "torch"
 """What --compare calls the uncompiled pipeline."""
@@ -95,7 +95,7 @@ def generate(request: GenerateRequest, ui: Reporter) -> list[Painted]:
 
 def asked_digit(prompt: str) -> int | None:
     """The one digit that a prompt names in words or as a numeral; None where there is none or more than one."""
-    from diffc.models.digits import WORDS
+    from diffc.models.embedded.digits import WORDS
 
     words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
     named = {WORDS.index(w) if w in WORDS else int(w) for w in words if w in WORDS or (w in "0123456789")}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffc.errors import DiffcError, unknown
-from diffc.ui import Reporter
+from diffc.progress import Reporter
 
 if TYPE_CHECKING:
     from passes import PipelineResult
@@ -34,14 +34,14 @@ def optimize(
         raise unknown("check", check, CHECKS)
     check_output(model, output, force)
     from passes import Pipeline
-    from passes.check import Check, check_structure
+    from passes.graph.check import Check, check_structure
     from passes.storage import load, save
 
     pipeline = Pipeline.parse(passes)
     loaded = load(model)
     checker: Check = check_structure
     if check == "numeric":
-        from diffc.validate.pass_check import NumericCheck, random_feeds
+        from diffc.validate.passes import NumericCheck, random_feeds
 
         feeds = random_feeds(loaded, seed=0)
         checker = NumericCheck(lambda: feeds)

@@ -14,26 +14,26 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from diffc.artifact import Artifact
-from diffc.backends.base import TARGETS, find_target
-from diffc.backends.graph import element_types
-from diffc.backends.ort import OrtSession
+from diffc.artifact.folder import Artifact
+from diffc.backends.onnx_graph import element_types
+from diffc.backends.onnxruntime.arrays import OrtSession
+from diffc.backends.target import TARGETS, find_target
+from diffc.cli.tables import IMPORTED
+from diffc.compile.plan import CompileRequest, check
 from diffc.errors import DiffcError, UnsupportedError
-from diffc.frontend.inputs import forward_kwargs, random_inputs
-from diffc.models.backbone import DTYPES
-from diffc.models.specs import find_spec
-from diffc.plan import CompileRequest, check
-from diffc.report import IMPORTED
-from diffc.ui import Reporter, Silent
-from diffc.validate import fidelity
-from diffc.validate.bisect import Bisection, require_no_finding
-from diffc.validate.bisect import bisect as modules_off
-from diffc.validate.graph_reference import Draw, GraphReference, draw_by_graph
+from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.registry import find_spec
+from diffc.models.sources.backbone import DTYPES
+from diffc.progress import Reporter, Silent
+from diffc.validate import torch_reference as fidelity
+from diffc.validate.float32 import emulated, runs_on_cpu
+from diffc.validate.modules import Bisection, require_no_finding
+from diffc.validate.modules import bisect as modules_off
+from diffc.validate.onnx_reference import Draw, GraphReference, draw_by_graph
 from diffc.validate.reports import ShapeReport, Sizes, require_match
 from diffc.validate.script import check_folder, write_script
 from diffc.validate.shapes import fixed_batch, parse_graph_sizes, parse_shape
 from diffc.validate.tolerances import tolerance_of
-from diffc.validate.twin import emulated, runs_on_cpu
 from passes.storage import load, save
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def torch_reference_of(artifact: Artifact, model: str | None = None) -> fidelity
 
     Raises DiffcError when the model is not where it was, or is another one now.
     """
-    from diffc.quantize.run import given
+    from diffc.compile.calibration import given
 
     manifest = artifact.manifest
     quantized = (artifact.folder / "checkpoint").is_dir()

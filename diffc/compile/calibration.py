@@ -9,17 +9,17 @@ from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from diffc.errors import DiffcError
-from diffc.frontend.inputs import forward_kwargs, random_inputs
-from diffc.models.backbone import DTYPES, build_backbone, quiet_libraries
+from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.sources.backbone import DTYPES, build_backbone, quiet_libraries
 from diffc.models.spec import Shape
+from diffc.progress import Reporter
 from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
 from diffc.quantize.checkpoint import LIBRARIES, Checkpoint
 from diffc.quantize.convert import insert_quantizers
 from diffc.quantize.fingerprint import backbone_config, hash_weights
-from diffc.ui import Reporter
 
 if TYPE_CHECKING:
-    from diffc.plan import Plan
+    from diffc.compile.plan import Plan
 
 
 def given(plan: Plan) -> Checkpoint:
@@ -162,7 +162,7 @@ def load_pipeline(plan: Plan) -> Any:
     """The whole pipeline, offline: in the compute type on a GPU, in float32 on the CPU."""
     import torch
 
-    from diffc.models.pipelines import open_pipeline
+    from diffc.models.sources.pipelines import open_pipeline
 
     cuda = torch.cuda.is_available()
     dtype: Any = DTYPES[plan.dtype] if cuda else torch.float32

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 import onnx
 
+from diffc.commands.optimize import check_output
 from diffc.errors import DiffcError
-from diffc.frontend.imported import read_model
-from diffc.optimize import check_output
-from diffc.ui import Reporter, Silent
+from diffc.frontend.onnx_file import read_model
+from diffc.progress import Reporter, Silent
 from diffc.validate.compare import compare
-from diffc.validate.pass_check import NUMERIC_LIMIT, random_feeds
+from diffc.validate.float32 import Arrays, cpu_session, feed, float32_twin, smooth_twin
+from diffc.validate.passes import NUMERIC_LIMIT, random_feeds
 from diffc.validate.tolerances import PASS_REL_L2
-from diffc.validate.twin import Arrays, cpu_session, feed, float32_twin, smooth_twin
 from passes import Pass, PassCheckError, Pipeline
-from passes.check import check_structure
-from passes.element_types import FLOATS
+from passes.graph.check import check_structure
+from passes.graph.trt_ops import DOMAIN
+from passes.graph.types import FLOATS
+from passes.importing.rewrite_opset import RewriteOpset
 from passes.pipeline import Event
 from passes.presets import IMPORT
-from passes.rewrite_opset import RewriteOpset
 from passes.storage import save, weight_bytes
-from passes.trt_ops import DOMAIN
 
 if TYPE_CHECKING:
     from passes import PipelineResult

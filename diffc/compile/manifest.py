@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffc
-from diffc.plan import Plan
+from diffc.compile.plan import Plan
 
 if TYPE_CHECKING:
     import onnx
 
-    from diffc.backends.engine import EngineReport
-    from diffc.cache.noise import CacheNoise
-    from diffc.compile import Graphs
+    from diffc.backends.tensorrt.build import EngineReport
+    from diffc.compile.cached.noise import CacheNoise
+    from diffc.compile.spine import Graphs
     from diffc.validate.reports import ShapeReport
     from passes.pipeline import PassRecord
 

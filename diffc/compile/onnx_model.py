@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffc
-from diffc.artifact import Artifact, check_output, staging, write_manifest
-from diffc.backends.base import Profile, Target, check_sms, find_target
-from diffc.compile import CompileResult, Graphs, build_engines, check_targets, legalize, write
+from diffc.artifact.folder import Artifact, check_output, staging, write_manifest
+from diffc.artifact.resume import request_key
+from diffc.backends.target import Profile, Target, check_sms, find_target
+from diffc.cli.tables import IMPORTED
+from diffc.compile.manifest import described_engines, described_passes, described_values, versions
+from diffc.compile.plan import CompileRequest, check_engine
+from diffc.compile.spine import CompileResult, Graphs, build_engines, check_targets, legalize, write
 from diffc.errors import DiffcError
-from diffc.manifest import described_engines, described_passes, described_values, versions
 from diffc.models.profiles import parse_sizes
-from diffc.plan import CompileRequest, check_engine
-from diffc.report import IMPORTED
-from diffc.resume import request_key
-from diffc.ui import Reporter
+from diffc.progress import Reporter
 
 if TYPE_CHECKING:
     import onnx
@@ -42,9 +42,9 @@ _FROM_FILE = {
 def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
     """Import `request.model`, an .onnx file, and compile it for the targets asked for.
 
-    Raises DiffcError, PassError and MismatchError as `diffc.compile.compile_model` does.
+    Raises DiffcError, PassError and MismatchError as `diffc.compile.spine.compile_model` does.
     """
-    from diffc.importing import import_result
+    from diffc.compile.import_onnx import import_result
 
     path = Path(request.model)
     targets = check_request(request)
@@ -84,7 +84,7 @@ def check_request(request: CompileRequest) -> tuple[Target, ...]:
 
 
 def _check_types(model: onnx.ModelProto, sms: Sequence[int]) -> None:
-    from diffc.backends.graph import element_types
+    from diffc.backends.onnx_graph import element_types
 
     check_sms(element_types(model), tuple(sms))
 
@@ -120,14 +120,14 @@ def profile_of(model: onnx.ModelProto, text: str, targets: Sequence[Target]) -> 
 def _legalized(
     model: onnx.ModelProto, targets: Sequence[Target], request: CompileRequest, ui: Reporter
 ) -> Graphs:
-    from diffc.validate.pass_check import NumericCheck, random_feeds
+    from diffc.validate.passes import NumericCheck, random_feeds
 
     feeds = random_feeds(model, seed=request.seed)
     return legalize(model, targets, NumericCheck(lambda: feeds), request.dump, ui)
 
 
 def _manifest(request: CompileRequest, graphs: Graphs, profile: Sequence[Profile]) -> dict[str, Any]:
-    from diffc.artifact import file_sha256
+    from diffc.artifact.folder import file_sha256
 
     path = Path(request.model)
     model = graphs.models["model.onnx"]

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffc.artifact import check_output
-from diffc.backends.base import DEFAULT_ENGINE, EngineOptions, Target, check_format_sms, find_target
+from diffc.artifact.folder import check_output
+from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, check_format_sms, find_target
 from diffc.errors import DiffcError, UnsupportedError, unknown
-from diffc.models.locate import ModelSource, locate
 from diffc.models.profiles import ShapeProfile, parse_profile
+from diffc.models.registry import find_spec
+from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.spec import ModelSpec, Shape
-from diffc.models.specs import find_spec
 from diffc.quantize.formats import Format, find_format
 from diffc.quantize.options import DEFAULT_OPTIONS, QuantOptions
 
@@ -113,7 +113,7 @@ def check(request: CompileRequest) -> Plan:
 
 
 def _check_weights(source: ModelSource) -> None:
-    from diffc.models.backbone import check_weights  # imports torch: last, and late
+    from diffc.models.sources.backbone import check_weights  # imports torch: last, and late
 
     check_weights(source)
 
@@ -122,7 +122,7 @@ def _fits_memory(source: ModelSource) -> bool:
     """Whether validation could hold the torch reference and ONNX Runtime side by side in what memory is free."""
     import psutil
 
-    from passes.sources import safetensors_source
+    from passes.weights.sources import safetensors_source
 
     parameters = sum(math.prod(safetensors_source(file, key).shape) for key, file in source.weights.items())
     return parameters * VALIDATION_BYTES <= int(psutil.virtual_memory().available)
@@ -148,7 +148,7 @@ def check_engine(targets: Sequence[Target], options: EngineOptions) -> None:
             mend="add --target trt-rtx or --target tensorrt, or leave the options out",
         )
     if options.strip_weights:
-        from diffc.backends.engine import check_stripping
+        from diffc.backends.tensorrt.build import check_stripping
 
         check_stripping()
 
@@ -185,7 +185,7 @@ def stored_dtype(source: ModelSource) -> str:
     """The compute type of the stored weights: that of most of their tensors."""
     import onnx
 
-    from passes.sources import safetensors_source
+    from passes.weights.sources import safetensors_source
 
     names = {int(onnx.TensorProto.FLOAT16): "float16", int(onnx.TensorProto.BFLOAT16): "bfloat16"}
     types = Counter(safetensors_source(file, key).dtype for key, file in source.weights.items())

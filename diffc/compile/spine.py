@@ -7,24 +7,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffc.artifact import Artifact, staging, write_manifest
-from diffc.backends.base import DEFAULT_ENGINE, EngineOptions, Profile, Target
-from diffc.manifest import manifest
-from diffc.plan import CompileRequest, Plan, check, check_targets, describe
-from diffc.resume import journal, kept_checkpoint, request_key
-from diffc.ui import Reporter, Silent
+from diffc.artifact.folder import Artifact, staging, write_manifest
+from diffc.artifact.resume import journal, kept_checkpoint, request_key
+from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Profile, Target
+from diffc.compile.manifest import manifest
+from diffc.compile.plan import CompileRequest, Plan, check, check_targets, describe
+from diffc.progress import Reporter, Silent
 
 if TYPE_CHECKING:
     import onnx
 
-    from diffc.backends.engine import EngineReport
-    from diffc.cache.noise import CacheNoise
+    from diffc.backends.tensorrt.build import EngineReport
     from diffc.cache.resolve import ResolvedPlan
-    from diffc.cache.variants import CacheBuild
+    from diffc.compile.cached.noise import CacheNoise
+    from diffc.compile.cached.variants import CacheBuild
     from diffc.quantize.checkpoint import Checkpoint
-    from diffc.validate.fidelity import Reference
     from diffc.validate.reports import ShapeReport
-    from passes.check import Check
+    from diffc.validate.torch_reference import Reference
+    from passes.graph.check import Check
     from passes.pipeline import PassRecord
 
 __all__ = ["CompileRequest", "CompileResult", "Plan", "check", "check_targets", "compile_model"]
@@ -47,7 +47,7 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
     """
     ui = ui or Silent()
     if request.model.endswith(".onnx"):
-        from diffc.compile_onnx import compile_onnx
+        from diffc.compile.onnx_model import compile_onnx
 
         return compile_onnx(request, ui)
     plan = check(request)
@@ -75,7 +75,7 @@ def quantize(plan: Plan, folder: Path, ui: Reporter) -> Checkpoint | None:
     """A calibrated checkpoint in `folder`/checkpoint: a given one, or a new one from the pipeline on prompts."""
     if not plan.format.quantizes:
         return None
-    from diffc.quantize.run import calibrated, given
+    from diffc.compile.calibration import calibrated, given
 
     if (kept := kept_checkpoint(folder)) is not None:
         ui.note("calibration is taken over from a compile that was stopped")
@@ -107,7 +107,7 @@ class Graphs:
 
 
 def _cache_plan(plan: Plan, ui: Reporter) -> ResolvedPlan | None:
-    from diffc.cache.compiling import resolve_plan
+    from diffc.compile.cached.stages import resolve_plan
 
     return resolve_plan(plan, ui)
 
@@ -117,13 +117,13 @@ def _cache_noise(
 ) -> CacheNoise | None:
     if cache is None:
         return None
-    from diffc.cache.noise import measure_noise
+    from diffc.compile.cached.noise import measure_noise
 
     return measure_noise(plan, cache, checkpoint, ui)
 
 
 def _cache_files(request: CompileRequest) -> Sequence[Path]:
-    from diffc.cache.compiling import plan_files
+    from diffc.compile.cached.stages import plan_files
 
     return plan_files(request)
 
@@ -134,10 +134,10 @@ def rewrite(plan: Plan, model: onnx.ModelProto, ui: Reporter, cache: ResolvedPla
     model.onnx is the first target's. Targets that want the same share it; one that wants another has its own, over
     the same file of weights.
     """
-    from diffc.validate.fidelity import validation_arrays
-    from diffc.validate.pass_check import NumericCheck
+    from diffc.validate.passes import NumericCheck
+    from diffc.validate.torch_reference import validation_arrays
     from passes import Pipeline
-    from passes.fix_size import FixSize
+    from passes.canonical.fix_size import FixSize
     from passes.presets import CANONICAL
 
     batch = plan.profile.batch
@@ -152,7 +152,7 @@ def rewrite(plan: Plan, model: onnx.ModelProto, ui: Reporter, cache: ResolvedPla
     graphs = replace(graphs, records=[*canonical.records, *graphs.records])
     if cache is None:
         return graphs
-    from diffc.cache.compiling import build_variants
+    from diffc.compile.cached.stages import build_variants
 
     return replace(graphs, cache=build_variants(plan, cache, canonical.model, ui))
 
@@ -231,7 +231,7 @@ def validate(
     run = _streamed if plan.streams_validation else _whole
     reports = run(plan, checkpoint, {name: folder / name for name in graphs.models}, ui)
     if graphs.cache is not None:
-        from diffc.cache.compiling import validate_variants
+        from diffc.compile.cached.stages import validate_variants
 
         reports += validate_variants(plan, checkpoint, graphs.cache, folder, ui)
     save_reports(reports, folder / "validation")
@@ -242,7 +242,7 @@ def validate(
 def _whole(
     plan: Plan, checkpoint: Checkpoint | None, models: Mapping[str, Path], ui: Reporter
 ) -> list[ShapeReport]:
-    from diffc.validate import fidelity
+    from diffc.validate import torch_reference as fidelity
     from passes.storage import load
 
     reports = []
@@ -263,7 +263,7 @@ def _examine(
     name: str, model: onnx.ModelProto, reference: Reference, chaotic: ShapeReport, format: str, ui: Reporter
 ) -> None:
     """Every module by itself, where roundings hide what the outputs would say. Raises MismatchError."""
-    from diffc.validate.bisect import bisect, require_no_finding
+    from diffc.validate.modules import bisect, require_no_finding
     from diffc.validate.reports import NOT_WRITTEN
 
     with ui.stage(f"examine {name} module by module: its outputs are at the mercy of roundings") as update:
@@ -292,7 +292,7 @@ def _streamed(
 def build(plan: Plan, graphs: Graphs, folder: Path, ui: Reporter) -> Sequence[EngineReport]:
     """One engine per target and compute capability, in `folder`/engines; with a cache plan, of each of its models."""
     if graphs.cache is not None and graphs.cache.variants:
-        from diffc.cache.compiling import build_cached_engines
+        from diffc.compile.cached.stages import build_cached_engines
 
         return build_cached_engines(plan, graphs.cache, folder, ui)
     profiles = (engine_profile(plan),)
@@ -313,8 +313,8 @@ def build_engines(
     options: EngineOptions = DEFAULT_ENGINE,
 ) -> Sequence[EngineReport]:
     """One engine per target and compute capability, from the file that the target takes; `suffix` ends its name."""
-    from diffc.backends.engine import EngineRequest, build_engine
-    from diffc.runtime.epcontext import write_context
+    from diffc.backends.tensorrt.build import EngineRequest, build_engine
+    from diffc.backends.tensorrt.epcontext import write_context
 
     engines = []
     for target in (t for t in targets if t.is_engine):

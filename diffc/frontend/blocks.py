@@ -1,7 +1,7 @@
 """Finds the blocks of a backbone that repeat, and takes most of them out for the time of a trace.
 
 Backbones are lists of equal blocks: 19 + 38 in FLUX.1, 10 in a level of SDXL. The exporter's time is per block, so
-it sees the first two and the last; `diffc.frontend.stamp` puts the others into the graph.
+it sees the first two and the last; `diffc.frontend.copy_blocks` puts the others into the graph.
 """
 
 from __future__ import annotations

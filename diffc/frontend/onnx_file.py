@@ -14,11 +14,11 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from diffc.errors import DiffcError
+from diffc.models.registry import SPECS
 from diffc.models.spec import InputSpec, ModelSpec
-from diffc.models.specs import SPECS
+from passes.graph.trt_ops import DOMAIN, TRT_OPS
 from passes.storage import load, make_recipe
-from passes.trt_ops import DOMAIN, TRT_OPS
-from passes.weights import default_opset
+from passes.weights.recipe import default_opset
 
 STANDARD = ("", "ai.onnx")
 CONTRIB = "com.microsoft"

@@ -12,10 +12,10 @@ import torch
 
 from diffc.errors import DiffcError
 from diffc.frontend.quantizers import TracedQuantizer
-from diffc.models.locate import ModelSource
+from diffc.models.sources.locate import ModelSource
 from diffc.quantize.checkpoint import Checkpoint
-from passes.sources import keep, safetensors_source
-from passes.weights import Recipe
+from passes.weights.recipe import Recipe
+from passes.weights.sources import keep, safetensors_source
 
 
 def attach_recipes(

@@ -17,17 +17,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.frontend.blocks import find_runs, shortened
-from diffc.frontend.inputs import forward_kwargs, random_inputs
+from diffc.frontend.copy_blocks import StampError, stamp
 from diffc.frontend.names import name_graph
 from diffc.frontend.quantizer_nodes import TRT
 from diffc.frontend.quantizers import TracedQuantizer, describe, traceable
 from diffc.frontend.recipes import attach_recipes
-from diffc.frontend.stamp import StampError, stamp
 from diffc.frontend.translations import translations
-from diffc.models.backbone import DTYPES, build_backbone
-from diffc.models.locate import ModelSource
+from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.registry import find_spec
+from diffc.models.sources.backbone import DTYPES, build_backbone
+from diffc.models.sources.locate import ModelSource
 from diffc.models.spec import DimSpec, ModelSpec, Shape
-from diffc.models.specs import find_spec
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import layer_of, role_of
 from passes.base import collector_paused
@@ -45,7 +45,7 @@ def trace(
 
     `dtype` is the compute type ("float32", "float16", "bfloat16"). Batch, image size and text length are dynamic.
     Inputs, outputs and dimensions carry the spec's names; nodes those of their modules. Of many equal blocks in a row
-    a few are traced and the others stamped, with the same result as a `whole` trace (`diffc.frontend.stamp`).
+    a few are traced and the others stamped, with the same result as a `whole` trace (`diffc.frontend.copy_blocks`).
     """
     spec = find_spec(source.family)
     with quiet_exporter(), collector_paused():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from diffc.errors import unknown
-from diffc.models.flux import FLUX
-from diffc.models.sd3 import SD3
-from diffc.models.sdxl import SDXL
+from diffc.models.families.flux import FLUX
+from diffc.models.families.sd3 import SD3
+from diffc.models.families.sdxl import SDXL
 from diffc.models.spec import ModelSpec
 
 SPECS: dict[str, ModelSpec] = {spec.family: spec for spec in (SD3, FLUX, SDXL)}

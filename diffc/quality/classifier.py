@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-WEIGHTS = Path(__file__).parents[1] / "models" / "data" / "digits" / "classifier.safetensors"
+WEIGHTS = Path(__file__).parents[1] / "models" / "embedded" / "data" / "digits" / "classifier.safetensors"
 SIDE = 16  # pixels of what the network sees
 
 

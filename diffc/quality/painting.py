@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffc.errors import DiffcError
-from diffc.models import digits
+from diffc.models.embedded import digits
 from diffc.quality.classifier import read_digits
 from diffc.quality.pictures import psnr, ssim
 

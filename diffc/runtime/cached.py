@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffc.artifact import Artifact
-from diffc.backends.base import Profile
+from diffc.artifact.folder import Artifact
+from diffc.backends.session import Session
+from diffc.backends.signature import Signature
+from diffc.backends.target import Profile
 from diffc.cache.chain import run_chain
 from diffc.cache.generations import Generations, time_and_conditions
 from diffc.cache.resolve import ResolvedPlan
-from diffc.cache.shapes import size_of
-from diffc.cache.variants import KeptTensor
+from diffc.compile.cached.shapes import size_of
+from diffc.compile.cached.variants import KeptTensor
 from diffc.models.profiles import ShapeProfile
 from diffc.models.spec import ModelSpec, Shape
-from diffc.runtime.session import Session
-from diffc.runtime.signature import Signature
 
 KEPT = "cached_"
 

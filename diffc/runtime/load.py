@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
-from diffc.artifact import Artifact
-from diffc.backends.base import Profile
+from diffc.artifact.folder import Artifact
+from diffc.backends.onnxruntime import run as ort
+from diffc.backends.onnxruntime.recorded import RecordedOrt
+from diffc.backends.session import Session
+from diffc.backends.signature import TORCH_TYPES, Signature
+from diffc.backends.target import Profile
+from diffc.backends.tensorrt import run as engine
 from diffc.errors import DiffcError, unknown
+from diffc.models.registry import find_spec
 from diffc.models.spec import ModelSpec, Shape
-from diffc.models.specs import find_spec
-from diffc.runtime import engine, ort
 from diffc.runtime.module import CompiledBackbone
-from diffc.runtime.ort_graphs import RecordedOrt
-from diffc.runtime.session import Session
-from diffc.runtime.signature import TORCH_TYPES, Signature
 
 # What runs an artifact, fastest first -> the target of the compile whose graph or engine it takes.
 _TAKES: Mapping[str, str] = {
@@ -73,7 +74,7 @@ def load(
     signature = Signature.of(found.manifest, spec.dims(model["config"]), profiles)
     models = found.manifest.get("cache", {}).get("models", ())
     if models and (cache or chosen in _ENGINES):  # of engines there are none without kept outputs
-        from diffc.cache.session import open_cached
+        from diffc.runtime.cached import open_cached
 
         session: Session = open_cached(
             found, spec, signature, lambda a, s: _open(a, chosen, where, s, cuda_graph), follow=cache

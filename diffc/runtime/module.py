@@ -10,11 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from diffc.cache.session import CachedSession
+from diffc.backends.session import Session
+from diffc.backends.signature import Signature
 from diffc.errors import DiffcError
 from diffc.models.spec import ModelSpec
-from diffc.runtime.session import Session
-from diffc.runtime.signature import Signature
+from diffc.runtime.cached import CachedSession
 
 _HOOKS = ("_hf_hook", "_diffusers_hook")
 _NO_OFFLOAD = (

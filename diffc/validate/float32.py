@@ -16,8 +16,8 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 
-from diffc.backends.graph import element_types
-from diffc.backends.ort import OrtSession
+from diffc.backends.onnx_graph import element_types
+from diffc.backends.onnxruntime.arrays import OrtSession
 from passes import Pipeline
 from passes.storage import save
 

@@ -10,9 +10,9 @@ import onnx
 from onnx import TensorProto
 
 from passes import PassCheckError
-from passes.kernels import evaluate
 from passes.storage import initializers
-from passes.weights import Recipe
+from passes.weights.evaluate import evaluate
+from passes.weights.recipe import Recipe
 
 Array = npt.NDArray[Any]
 

@@ -18,14 +18,14 @@ import onnx
 import torch
 
 from diffc.errors import MismatchError
-from diffc.ui import Update
-from diffc.validate.attention import softmax_scale
-from diffc.validate.fidelity import FLOOR_RUNS, Reference
-from diffc.validate.graph_reference import GraphReference
-from diffc.validate.points import HERE, OUTPUT, Point, cut, nodes_behind, points_of
+from diffc.progress import Update
+from diffc.validate.cuts import HERE, OUTPUT, Point, cut, nodes_behind, points_of
+from diffc.validate.float32 import cpu_session, feed, float32_twin, smooth_twin
+from diffc.validate.onnx_reference import GraphReference
 from diffc.validate.reports import SMOOTH, Sizes
 from diffc.validate.tolerances import PIECE_REL_L2, tolerance_of
-from diffc.validate.twin import cpu_session, feed, float32_twin, smooth_twin
+from diffc.validate.torch_hooks import softmax_scale
+from diffc.validate.torch_reference import FLOOR_RUNS, Reference
 
 Array = npt.NDArray[Any]
 MEMORY = 1 << 30

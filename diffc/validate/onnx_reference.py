@@ -11,11 +11,11 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from diffc.backends.ort import OrtSession
-from diffc.validate.fidelity import FLOOR_RUNS
-from diffc.validate.pass_check import random_array
+from diffc.backends.onnxruntime.arrays import OrtSession
+from diffc.validate.float32 import cpu_session, feed, float32_twin, smooth_twin
+from diffc.validate.passes import random_array
 from diffc.validate.reports import GraphSizes, Sizes
-from diffc.validate.twin import cpu_session, feed, float32_twin, smooth_twin
+from diffc.validate.torch_reference import FLOOR_RUNS
 
 Outputs = dict[str, npt.NDArray[Any]]
 Draw = Callable[[Sizes, int], dict[str, torch.Tensor]]

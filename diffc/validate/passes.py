@@ -10,11 +10,11 @@ import numpy.typing as npt
 import onnx
 
 from diffc.validate.compare import compare
+from diffc.validate.float32 import Arrays, cpu_session, feed, smooth_twin
 from diffc.validate.folded import check_folded_weights
 from diffc.validate.tolerances import PASS_REL_L2
-from diffc.validate.twin import Arrays, cpu_session, feed, smooth_twin
 from passes import Pass, PassCheckError
-from passes.check import check_structure
+from passes.graph.check import check_structure
 from passes.storage import weight_bytes
 
 NUMERIC_LIMIT = 512 << 20

@@ -10,8 +10,8 @@ import onnx
 
 from diffc.errors import DiffcError
 from diffc.validate.compare import save_inputs, save_outputs
+from diffc.validate.float32 import emulated, float32_twin, runs_on_cpu, smooth_twin
 from diffc.validate.reports import SMOOTH, ShapeReport, file_name
-from diffc.validate.twin import emulated, float32_twin, runs_on_cpu, smooth_twin
 from passes.storage import save
 
 _LOADER = '''"""The inputs of {name}, for `polygraphy run --data-loader-script`."""

@@ -15,8 +15,8 @@ import onnx
 from onnx import helper
 
 from diffc.errors import DiffcError
-from diffc.validate.points import reads
-from diffc.validate.twin import cpu_session, emulated
+from diffc.validate.cuts import reads
+from diffc.validate.float32 import cpu_session, emulated
 from passes.storage import stored_bytes
 
 Array = npt.NDArray[Any]

@@ -17,22 +17,22 @@ import numpy as np
 import onnx
 import torch
 
-from diffc.models.backbone import DTYPES, build_backbone, quiet_libraries
-from diffc.models.locate import ModelSource
+from diffc.models.registry import find_spec
+from diffc.models.sources.backbone import DTYPES, build_backbone, quiet_libraries
+from diffc.models.sources.locate import ModelSource
 from diffc.models.spec import Shape
-from diffc.models.specs import find_spec
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.scaling import by_layer, scaled
 from diffc.quantize.state import Scaling
 from diffc.quantize.synthetic import FileWeights, fill_buffers
 from diffc.validate.compare import compare
-from diffc.validate.fidelity import Reference, noisy, validation_shapes
+from diffc.validate.float32 import feed, float32_twin, smooth_twin
 from diffc.validate.reports import SMOOTH, ShapeReport
-from diffc.validate.segments import SEGMENT_BYTES, SegmentedSession
+from diffc.validate.segmented import SEGMENT_BYTES, SegmentedSession
 from diffc.validate.sequences import quantize_twice_as_graphs_do
 from diffc.validate.shapes import fixed_batch
 from diffc.validate.tolerances import SMOOTH_REL_L2, tolerance_of
-from diffc.validate.twin import feed, float32_twin, smooth_twin
+from diffc.validate.torch_reference import Reference, noisy, validation_shapes
 
 
 class StreamedReference(Reference):

@@ -14,21 +14,21 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from diffc.frontend.inputs import forward_kwargs, random_inputs
-from diffc.models.backbone import DTYPES, load_backbone
-from diffc.models.locate import ModelSource
+from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.registry import find_spec
+from diffc.models.sources.backbone import DTYPES, load_backbone
+from diffc.models.sources.locate import ModelSource
 from diffc.models.spec import Config, ModelSpec, Shape
-from diffc.models.specs import find_spec
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, role_of
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.quantize.state import BOUNDS, kind_of, settings_of
-from diffc.validate.attention import quantized_softmax, softmax_scale
 from diffc.validate.compare import compare
+from diffc.validate.float32 import cpu_session, feed, float32_twin, runs_on_cpu, smooth_twin
 from diffc.validate.reports import SMOOTH, ShapeReport, Sizes
 from diffc.validate.sequences import quantize_twice_as_graphs_do
 from diffc.validate.tolerances import SMOOTH_REL_L2, tolerance_of
-from diffc.validate.twin import cpu_session, feed, float32_twin, runs_on_cpu, smooth_twin
+from diffc.validate.torch_hooks import quantized_softmax, softmax_scale
 
 DRAWS = 5
 """How many random inputs are tried at a shape until one meets no flip that its reference is sensitive to."""

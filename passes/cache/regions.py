@@ -9,8 +9,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes.base import PassError
-from passes.graphs import producer
-from passes.weights import dtype_of
+from passes.graph.edit import producer
+from passes.weights.recipe import dtype_of
 
 # What stands between a block's input and its output where the block adds to it.
 _STREAM = ("Add", "Cast", "Clip", "Concat", "Identity", "Max", "Min", "Slice", "Split")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from passes.base import PassError
-from passes.cache_regions import Group, Kept, Regions, is_bookkeeping
-from passes.graphs import drop_nodes, producer
+from passes.cache.regions import Group, Kept, Regions, is_bookkeeping
+from passes.graph.edit import drop_nodes, producer
 
 Place = tuple[int, int]
 """Where a node runs: level of the chain, and group (-1: in every step)."""

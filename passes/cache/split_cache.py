@@ -9,9 +9,9 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassError, PassResult, register
-from passes.cache_regions import Group, Kept, Regions
-from passes.remove_unused import RemoveUnused
-from passes.segments import Chain, is_part
+from passes.cache.regions import Group, Kept, Regions
+from passes.cache.segments import Chain, is_part
+from passes.canonical.remove_unused import RemoveUnused
 
 
 @register

@@ -12,8 +12,8 @@ import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
 
 from passes.base import Pass, PassResult, register, walk
-from passes.exchange import export_model
-from passes.graphs import (
+from passes.graph.convert import export_model
+from passes.graph.edit import (
     array_of,
     drop_nodes,
     fill_types,
@@ -24,7 +24,7 @@ from passes.graphs import (
     replace_uses,
     static_shape,
 )
-from passes.weights import Array, dtype_of
+from passes.weights.recipe import Array, dtype_of
 
 # Deterministic operators that are cheap on small tensors. Quantization and anything with a body stay out.
 _MATH = "Abs Add Ceil Cos Div Exp Floor Log Max Min Mod Mul Neg Pow Reciprocal Round Sin Sqrt Sub"

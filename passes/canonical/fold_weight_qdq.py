@@ -11,8 +11,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graphs import Names, array_of, drop_nodes, output_ids, producer, replace_uses, weight_recipe
-from passes.weights import Array, Recipe, constant, dtype_of
+from passes.graph.edit import Names, array_of, drop_nodes, output_ids, producer, replace_uses, weight_recipe
+from passes.weights.recipe import Array, Recipe, constant, dtype_of
 
 # The types that `Recipe.quantize` makes; all are symmetric in ModelOpt.
 STORED = frozenset({TensorProto.INT8, TensorProto.FLOAT8E4M3FN, TensorProto.INT4, TensorProto.FLOAT4E2M1})

@@ -8,10 +8,10 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.fuse_qdq_merge import merge_duplicates, reuse_quantized
-from passes.fuse_qdq_part import Part
-from passes.fuse_qdq_sink import sink_dequantizers
-from passes.graphs import Names, output_ids
+from passes.canonical.merge_duplicates import merge_duplicates, reuse_quantized
+from passes.canonical.quantizer_part import Part
+from passes.canonical.sink_dequantizers import sink_dequantizers
+from passes.graph.edit import Names, output_ids
 
 
 @register

@@ -9,10 +9,10 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from passes.base import Refusal
-from passes.fuse_qdq_grids import Grid, grid_of, identity, survives_round_trip
-from passes.fuse_qdq_movement import before, data_inputs, size_ratio
-from passes.fuse_qdq_part import Part, is_op, mergeable
-from passes.graphs import replace_uses
+from passes.canonical.quantizer_part import Part, is_op, mergeable
+from passes.graph.edit import replace_uses
+from passes.graph.grids import Grid, grid_of, identity, survives_round_trip
+from passes.graph.movement import before, data_inputs, size_ratio
 
 
 def merge_duplicates(part: Part) -> int:

@@ -8,8 +8,8 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register, walk
-from passes.graphs import array_of, drop_nodes, replace_uses
-from passes.weights import dtype_of
+from passes.graph.edit import array_of, drop_nodes, replace_uses
+from passes.weights.recipe import dtype_of
 
 
 @register

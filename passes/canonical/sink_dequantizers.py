@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from passes.base import Refusal
-from passes.fuse_qdq_grids import Grid, grid_of, is_weight
-from passes.fuse_qdq_movement import STANDARD, behind, data_inputs, element_type, grows, is_move
-from passes.fuse_qdq_part import COMPUTES, Part, is_op
-from passes.graphs import drop_nodes
+from passes.canonical.quantizer_part import COMPUTES, Part, is_op
+from passes.graph.edit import drop_nodes
+from passes.graph.grids import Grid, grid_of, is_weight
+from passes.graph.movement import STANDARD, behind, data_inputs, element_type, grows, is_move
 
 
 def sink_dequantizers(part: Part) -> int:

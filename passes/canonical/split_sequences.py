@@ -10,8 +10,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graphs import Emitter, Names, array_of, drop_nodes, output_ids, producer, replace_uses, splice
-from passes.weights import Array
+from passes.graph.edit import Emitter, Names, array_of, drop_nodes, output_ids, producer, replace_uses, splice
+from passes.weights.recipe import Array
 
 
 @register

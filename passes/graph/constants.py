@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from passes.graphs import array_of, producer, weight_recipe
-from passes.weights import Recipe
+from passes.graph.edit import array_of, producer, weight_recipe
+from passes.weights.recipe import Recipe
 
 LOSSLESS = ("Identity", "Cast", "Reshape", "Pad")
 

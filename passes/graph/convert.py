@@ -20,7 +20,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.util.misc import SynchronizedList
 
 from passes.base import walk
-from passes.weights import RecipeValues, default_opset
+from passes.weights.recipe import RecipeValues, default_opset
 
 _CACHED = 1 << 16
 """Distinct types and attributes that are remembered, of each kind."""

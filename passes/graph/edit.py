@@ -15,9 +15,9 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.base import PassError, walk
-from passes.check import infer_types
-from passes.exchange import info_of, tensors_of
-from passes.weights import Array, Recipe, RecipeValues, recipe_of
+from passes.graph.check import infer_types
+from passes.graph.convert import info_of, tensors_of
+from passes.weights.recipe import Array, Recipe, RecipeValues, recipe_of
 
 T = TypeVar("T")
 

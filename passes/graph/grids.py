@@ -13,10 +13,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes.graphs import array_of, producer
-from passes.kernels import BOUNDS, evaluate
-from passes.sources import np_dtype
-from passes.weights import Array, dtype_of, recipe_of
+from passes.graph.edit import array_of, producer
+from passes.weights.evaluate import BOUNDS, evaluate
+from passes.weights.recipe import Array, dtype_of, recipe_of
+from passes.weights.sources import np_dtype
 
 
 @dataclass(frozen=True)

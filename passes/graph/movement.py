@@ -9,8 +9,8 @@ from functools import lru_cache
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.fuse_qdq_grids import Grid, input_of
-from passes.weights import dtype_of
+from passes.graph.grids import Grid, input_of
+from passes.weights.recipe import dtype_of
 
 _SAME_SIZE = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 _PICKS = frozenset({"Slice", "Split", "Gather"})

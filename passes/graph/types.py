@@ -15,7 +15,7 @@ from onnx import TensorProto
 from onnx.defs import OpSchema
 
 from passes.base import walk
-from passes.weights import dtype_of
+from passes.weights.recipe import dtype_of
 
 OPSET = 23
 """Schemas of the canonical opset. Type constraints only ever grew, so they serve the older ones, too."""

@@ -11,10 +11,10 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.constant_chains import Found, after, behind
-from passes.element_types import FLOATS
-from passes.graphs import Names, drop_nodes
-from passes.weights import Recipe, constant
+from passes.graph.constants import Found, after, behind
+from passes.graph.edit import Names, drop_nodes
+from passes.graph.types import FLOATS
+from passes.weights.recipe import Recipe, constant
 
 BOUND = 7.0
 """ModelOpt's INT4 scale is amax / 7."""

@@ -13,9 +13,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassError, PassResult, register
-from passes.element_types import FLOATS, HALVES, compute_type, schema_of, set_output_types, slots
-from passes.graphs import Names, array_of, inline, producer, replace_uses, splice
-from passes.weights import constant, dtype_of, recipe_of
+from passes.graph.edit import Names, array_of, inline, producer, replace_uses, splice
+from passes.graph.types import FLOATS, HALVES, compute_type, schema_of, set_output_types, slots
+from passes.weights.recipe import constant, dtype_of, recipe_of
 
 # Operators that compute in the 16-bit type wherever one of their inputs is in it: what makes up the run time, and
 # normalizations, which accumulate in float32 whatever the type of their input.

@@ -11,11 +11,11 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassError, PassResult, Refusal, register, walk
-from passes.constant_chains import behind
-from passes.element_types import FLOATS, compute_type
-from passes.graphs import Emitter, Names, array_of, inline, producer, splice, weight_recipe
-from passes.sources import keep, np_dtype, read
-from passes.weights import Recipe, bits_of, constant, dtype_of, recipe_of
+from passes.graph.constants import behind
+from passes.graph.edit import Emitter, Names, array_of, inline, producer, splice, weight_recipe
+from passes.graph.types import FLOATS, compute_type
+from passes.weights.recipe import Recipe, bits_of, constant, dtype_of, recipe_of
+from passes.weights.sources import keep, np_dtype, read
 
 TRT = "trt"
 FLOAT, UINT8, INT4 = int(TensorProto.FLOAT), int(TensorProto.UINT8), int(TensorProto.INT4)

@@ -2,7 +2,7 @@
 
 `ADAPTERS` rewrite a node; `KEEPS` are changes read by a person: what the operator gained is, left out, what it
 did before. Keys are the operator and the opset that changed it. Every other change must show from the two
-schemas that it is harmless (`passes.rewrite_opset`).
+schemas that it is harmless (`passes.importing.rewrite_opset`).
 
 Prose that changed without the schema, and no evaluator follows by opset: MaxPool and AveragePool 22 name the
 windows that start in the right padding, and Attention 24 rows without any key.
@@ -17,8 +17,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes.graphs import Emitter
-from passes.weights import dtype_of
+from passes.graph.edit import Emitter
+from passes.weights.recipe import dtype_of
 
 # The values that the attributes of the function around a node have: its default and those of all callers.
 # None where a caller leaves out an attribute without default; a reference where a caller hands on its own.

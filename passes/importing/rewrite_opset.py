@@ -14,9 +14,9 @@ import onnx_graphsurgeon as gs
 from onnx.defs import OpSchema
 
 from passes.base import Pass, PassError, PassResult, register, walk
-from passes.graphs import Emitter, Names, splice
-from passes.opset_adapters import ADAPTERS, KEEPS, CannotConvertError, Rewrite, Scope
-from passes.weights import default_opset, dtype_of
+from passes.graph.edit import Emitter, Names, splice
+from passes.importing.opset_adapters import ADAPTERS, KEEPS, CannotConvertError, Rewrite, Scope
+from passes.weights.recipe import default_opset, dtype_of
 
 OLDEST = 17
 DEFAULT_DOMAIN = ("", "ai.onnx")

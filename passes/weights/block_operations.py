@@ -11,8 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from passes.rounding import nearest, scratch
-from passes.weights import Array
+from passes.weights.recipe import Array
+from passes.weights.rounding import nearest, scratch
 
 E4M3_MAX, E2M1_MAX = 448.0, 6.0
 _TINY_SCALE = 1e-5

@@ -14,10 +14,10 @@ from functools import partial
 import ml_dtypes
 import numpy as np
 
-from passes.operations import BOUNDS, Shape, Step, bind
-from passes.rounding import all_codes, lookup, scratch
-from passes.sources import read
-from passes.weights import Array, Recipe, RecipeValues
+from passes.weights.operations import BOUNDS, Shape, Step, bind
+from passes.weights.recipe import Array, Recipe, RecipeValues
+from passes.weights.rounding import all_codes, lookup, scratch
+from passes.weights.sources import read
 
 __all__ = ["BOUNDS", "THREADS", "Task", "evaluate", "tasks", "to_bytes"]
 

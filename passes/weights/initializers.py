@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import onnx
 from onnx import TensorProto
 
-from passes.kernels import evaluate, to_bytes
-from passes.weights import Recipe
+from passes.weights.evaluate import evaluate, to_bytes
+from passes.weights.recipe import Recipe
 
 INLINE_BYTES = 1024
 """Tensors up to this size stay inside the .onnx file: parsers and shape inference read their values."""

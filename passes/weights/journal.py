@@ -103,7 +103,7 @@ def fingerprint(path: str) -> list[Any]:
 def code_version() -> str:
     """A hash of all code of `passes` and the versions of the libraries that its results depend on."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     for library in ("numpy", "ml_dtypes", "onnx"):
         digest.update(f"{library} {metadata.version(library)}".encode())

@@ -14,10 +14,10 @@ import numpy as np
 from onnx import TensorProto
 
 from passes.base import PassError
-from passes.block_kernels import BLOCK_KERNELS, largest, plain_arguments
-from passes.rounding import nearest, scratch
-from passes.sources import np_dtype
-from passes.weights import Array, Op, Recipe
+from passes.weights.block_operations import BLOCK_KERNELS, largest, plain_arguments
+from passes.weights.recipe import Array, Op, Recipe
+from passes.weights.rounding import nearest, scratch
+from passes.weights.sources import np_dtype
 
 # The largest magnitude of each quantized type; ONNX QuantizeLinear saturates there.
 BOUNDS: dict[int, tuple[float, float]] = {

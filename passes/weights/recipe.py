@@ -35,8 +35,8 @@ Array = npt.NDArray[Any]
 class Source:
     """Where bytes come from: a tensor `key` of a file, or `length` raw bytes at `offset`.
 
-    `kind` names a reader in `passes.sources`: "raw" (safetensors, external data and files of torch.save are found
-    by `safetensors_source`, `passes.storage`, `passes.torch_files`), "inline" or "memory". `path` is absolute.
+    `kind` names a reader in `passes.weights.sources`: "raw" (safetensors, external data and files of torch.save are
+    found by `safetensors_source`, `passes.storage`, `passes.weights.torch_files`), "inline" or "memory". `path` is absolute.
     `dtype` is an onnx.TensorProto element type. For "inline", `key` holds the bytes in hex
     (scales and other small tensors only).
     """
@@ -52,7 +52,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Op:
-    """One operation of a recipe: the name of a kernel in `passes.kernels` and its arguments (JSON values)."""
+    """One operation of a recipe: the name of a kernel in `passes.weights.evaluate` and its arguments (JSON values)."""
 
     name: str
     args: Mapping[str, Any]
@@ -224,7 +224,9 @@ def _blocks(shape: tuple[int, ...], block_size: int) -> tuple[int, ...]:
 class RecipeValues(LazyValues):  # type: ignore[misc]  # graphsurgeon has no type information
     """The values of a `gs.Constant` that are a recipe. Loading evaluates it (small tensors, tests only)."""
 
-    evaluate: Callable[[Recipe], Array] | None = None  # set by passes.kernels, so that this file stays data
+    evaluate: Callable[[Recipe], Array] | None = (
+        None  # set by passes.weights.evaluate, so that this file stays data
+    )
 
     def __init__(self, tensor: TensorProto):
         recipe = Recipe.of_tensor(tensor)
@@ -237,7 +239,7 @@ class RecipeValues(LazyValues):  # type: ignore[misc]  # graphsurgeon has no typ
     def load(self) -> Array:
         """The array of the result, computed now."""
         if RecipeValues.evaluate is None:
-            raise PassError("import passes.kernels to evaluate recipes")
+            raise PassError("import passes.weights.evaluate to evaluate recipes")
         return RecipeValues.evaluate(self.recipe)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from passes.weights import Array
+from passes.weights.recipe import Array
 
 _TABLED = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float4_e2m1fn))
 _SMALL = 1 << 12

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from passes.base import PassError
-from passes.weights import Array, Recipe, Source
+from passes.weights.recipe import Array, Recipe, Source
 
 # The element types of the safetensors format that a diffusion checkpoint uses.
 SAFETENSORS_DTYPES = {

@@ -21,8 +21,8 @@ import ml_dtypes
 import numpy as np
 
 from passes.base import PassError
-from passes.sources import onnx_dtype
-from passes.weights import Recipe, Source
+from passes.weights.recipe import Recipe, Source
+from passes.weights.sources import onnx_dtype
 
 _DTYPES: dict[str, Any] = {
     "float64": np.float64,

@@ -1,8 +1,8 @@
 """The one writer that computes weights and streams them to disk, in bounded memory and resumable after a kill.
 
 Where each tensor lies is known before any is computed. Tasks compute parts of tensors on every core; this thread hashes
-and writes them in order, and the disk is kept at work meanwhile (`passes.flushing`). Files appear under their final
-names only when complete.
+and writes them in order, and the disk is kept at work meanwhile (`passes.weights.flush`). Files appear under their
+final names only when complete.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from queue import Empty, Queue
 import onnx
 
 from passes.base import PassError
-from passes.flushing import Flusher
-from passes.initializers import INLINE_BYTES, initializers, inline
-from passes.journal import Journal, code_version, fingerprint
-from passes.kernels import THREADS, Task, tasks, to_bytes
-from passes.weights import Recipe
+from passes.weights.evaluate import THREADS, Task, tasks, to_bytes
+from passes.weights.flush import Flusher
+from passes.weights.initializers import INLINE_BYTES, initializers, inline
+from passes.weights.journal import Journal, code_version, fingerprint
+from passes.weights.recipe import Recipe
 
 _PAGE, _LINE = 4096, 64  # alignment of large and small tensors: mappable pages, cache lines
 _AHEAD = 2

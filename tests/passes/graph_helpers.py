@@ -11,8 +11,8 @@ import onnx
 from onnx import ModelProto
 
 from passes import Pass, Pipeline, PipelineResult
-from passes.kernels import evaluate
-from passes.weights import Recipe
+from passes.weights.evaluate import evaluate
+from passes.weights.recipe import Recipe
 
 Values = Mapping[str, Any]
 

@@ -12,8 +12,8 @@ from graph_helpers import apply, check_same, ops
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from passes import Pipeline
-from passes.fuse_qdq import FuseQdq
-from passes.sources import np_dtype
+from passes.canonical.fuse_qdq import FuseQdq
+from passes.weights.sources import np_dtype
 
 INT8, FP8, FLOAT = TensorProto.INT8, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT
 TYPES = pytest.mark.parametrize("kind", [INT8, FP8], ids=["int8", "fp8"])
@@ -199,7 +199,7 @@ class TestEngine:
         pytest.importorskip("tensorrt_rtx")
         from networks import build
 
-        from diffc.backends.base import Profile
+        from diffc.backends.target import Profile
 
         fuse(every_move(kind))
         result = apply(every_move(kind, TensorProto.FLOAT16).model(), FuseQdq())

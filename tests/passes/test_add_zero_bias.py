@@ -12,11 +12,11 @@ from trt_helpers import trt_model
 
 from diffc.errors import DiffcError
 from passes import Pipeline
-from passes.add_trt_functions import AddTrtFunctions
-from passes.add_zero_bias import AddZeroBias
-from passes.emulate_fp4 import EmulateFp4
 from passes.presets import target_passes
-from passes.type_trt_ops import TypeTrtOps
+from passes.targets.ort.add_trt_functions import AddTrtFunctions
+from passes.targets.ort.emulate_fp4 import EmulateFp4
+from passes.targets.tensorrt.add_zero_bias import AddZeroBias
+from passes.targets.tensorrt.type_trt_ops import TypeTrtOps
 
 FP4, E4M3 = ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e4m3fn
 C, HEADS = 128, 2
@@ -149,7 +149,7 @@ def engine(folder: Path, made: ModelProto) -> int:
     """Bytes of the engine that TensorRT-RTX builds for SM120."""
     from networks import build
 
-    from diffc.backends.base import Profile
+    from diffc.backends.target import Profile
 
     shapes = [
         {"x": (b, t, C), "q": (b, HEADS, n, C // HEADS)}

@@ -17,10 +17,10 @@ from diffc.quantize.formats import INT4_BLOCK
 from diffc.quantize.simulate import mxfp8_fake_quant, nvfp4_fake_quant, nvfp4_round_trip
 from diffc.quantize.state import portable
 from passes.base import PassError
-from passes.block_kernels import BLOCK_KERNELS
-from passes.kernels import evaluate
-from passes.sources import keep
-from passes.weights import Recipe
+from passes.weights.block_operations import BLOCK_KERNELS
+from passes.weights.evaluate import evaluate
+from passes.weights.recipe import Recipe
+from passes.weights.sources import keep
 
 TORCH = {
     np.dtype(np.float32): torch.float32,

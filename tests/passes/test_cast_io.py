@@ -6,8 +6,8 @@ from graph_helpers import apply, error, model, ops, run_ort, run_reference
 from onnx import TensorProto
 
 from passes import PassError, Pipeline
-from passes.cast_io import CastIo
-from passes.weights import Recipe
+from passes.targets.ort.cast_io import CastIo
+from passes.weights.recipe import Recipe
 
 RNG = np.random.default_rng(11)
 IDS = RNG.integers(0, 128, (5, 3))

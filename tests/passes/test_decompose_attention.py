@@ -6,7 +6,7 @@ import pytest
 from graph_helpers import apply, check_same, error, model, ops, run_ort, run_reference
 
 from passes import PassError, Pipeline
-from passes.decompose_attention import DecomposeAttention
+from passes.targets.tensorrt.decompose_attention import DecomposeAttention
 
 RNG = np.random.default_rng(6)
 ALL = DecomposeAttention(dtypes=("float32", "float16", "bfloat16"))

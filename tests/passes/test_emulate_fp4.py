@@ -9,12 +9,12 @@ from onnx import TensorProto
 from trt_helpers import E2M1_GRID, mxfp8, nvfp4, trt_model
 
 from passes import PassError, Pipeline
-from passes.add_trt_functions import AddTrtFunctions
-from passes.emulate_fp4 import EmulateFp4
-from passes.fold_weight_qdq import FoldWeightQdq
-from passes.remove_unused import RemoveUnused
-from passes.type_trt_ops import TypeTrtOps
-from passes.weights import Recipe
+from passes.canonical.fold_weight_qdq import FoldWeightQdq
+from passes.canonical.remove_unused import RemoveUnused
+from passes.targets.ort.add_trt_functions import AddTrtFunctions
+from passes.targets.ort.emulate_fp4 import EmulateFp4
+from passes.targets.tensorrt.type_trt_ops import TypeTrtOps
+from passes.weights.recipe import Recipe
 
 RNG = np.random.default_rng(11)
 FP4 = ml_dtypes.float4_e2m1fn

@@ -3,8 +3,8 @@ import pytest
 from graph_helpers import apply, check_same, model, ops, recipes
 from onnx import numpy_helper
 
-from passes.fold_constants import FoldConstants
-from passes.weights import Recipe
+from passes.canonical.fold_constants import FoldConstants
+from passes.weights.recipe import Recipe
 
 RNG = np.random.default_rng(1)
 

@@ -10,10 +10,10 @@ from graph_helpers import check_same, error, ops, recipes, run_ort
 from onnx import TensorProto
 
 from passes import Pipeline, PipelineResult
-from passes.fold_constants import FoldConstants
-from passes.fold_int4_weights import FoldInt4Weights
-from passes.kernels import evaluate
-from passes.weights import Recipe
+from passes.canonical.fold_constants import FoldConstants
+from passes.importing.fold_int4_weights import FoldInt4Weights
+from passes.weights.evaluate import evaluate
+from passes.weights.recipe import Recipe
 
 RNG = np.random.default_rng(12)
 BLOCK = 128

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from graph_helpers import apply, check_same, model, ops, recipes
 
-from passes.fold_weight_layout import FoldWeightLayout
-from passes.weights import Recipe
+from passes.canonical.fold_weight_layout import FoldWeightLayout
+from passes.weights.recipe import Recipe
 
 RNG = np.random.default_rng(5)
 

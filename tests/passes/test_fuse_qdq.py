@@ -21,10 +21,10 @@ from qdq_networks import (
 )
 
 from passes import Pipeline
-from passes.exchange import import_graph
-from passes.fuse_qdq import FuseQdq
-from passes.fuse_qdq_grids import survives_round_trip
-from passes.weights import Recipe
+from passes.canonical.fuse_qdq import FuseQdq
+from passes.graph.convert import import_graph
+from passes.graph.grids import survives_round_trip
+from passes.weights.recipe import Recipe
 
 
 class TestMerge:

@@ -4,7 +4,7 @@ import onnx
 import pytest
 from graph_helpers import apply, check_same, materialize, model, ops
 
-from passes.guard_slices import GuardSlices
+from passes.targets.ort.guard_slices import GuardSlices
 
 RNG = np.random.default_rng(5)
 E4M3, INT8 = np.array(0, ml_dtypes.float8_e4m3fn), np.array(0, np.int8)

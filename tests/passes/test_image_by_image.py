@@ -7,14 +7,14 @@ import onnx
 import pytest
 from graph_helpers import apply, check_same, error, model, ops, run_ort, run_reference, typed
 
-from passes.fold_gates import FoldGates
-from passes.fold_value_bias import FoldValueBias
-from passes.fuse_adaptive_norm import FuseAdaptiveNorm
-from passes.fuse_skip_norm import FuseSkipNorm
-from passes.keep_digits import KeepDigits
-from passes.kernels import evaluate
-from passes.remove_unused import RemoveUnused
-from passes.weights import Recipe
+from passes.canonical.remove_unused import RemoveUnused
+from passes.targets.ort_cuda.fold_gates import FoldGates
+from passes.targets.ort_cuda.fold_value_bias import FoldValueBias
+from passes.targets.ort_cuda.fuse_adaptive_norm import FuseAdaptiveNorm
+from passes.targets.ort_cuda.fuse_skip_norm import FuseSkipNorm
+from passes.targets.ort_cuda.keep_float32 import KeepDigits
+from passes.weights.evaluate import evaluate
+from passes.weights.recipe import Recipe
 
 RNG = np.random.default_rng(26)
 C = 8

@@ -10,11 +10,11 @@ from graph_helpers import error, ops, run_ort, run_reference
 from onnx import TensorProto
 
 from passes import Pipeline, PipelineResult
-from passes.check import check_structure
-from passes.element_types import compute_type
-from passes.exchange import import_graph
-from passes.match_types import MatchTypes
-from passes.weights import Recipe
+from passes.graph.check import check_structure
+from passes.graph.convert import import_graph
+from passes.graph.types import compute_type
+from passes.importing.match_types import MatchTypes
+from passes.weights.recipe import Recipe
 
 RNG = np.random.default_rng(13)
 BF16, E4M3 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn

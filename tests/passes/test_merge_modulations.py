@@ -9,11 +9,11 @@ import pytest
 from graph_helpers import apply, check_same, error, model, ops, recipes, run_ort
 
 from passes import PassError
-from passes.kernels import evaluate, tasks, to_bytes
-from passes.merge_modulations import MergeModulations
-from passes.remove_unused import RemoveUnused
+from passes.canonical.remove_unused import RemoveUnused
 from passes.storage import load, save, save_all
-from passes.weights import Recipe
+from passes.targets.ort_cuda.merge_modulations import MergeModulations
+from passes.weights.evaluate import evaluate, tasks, to_bytes
+from passes.weights.recipe import Recipe
 
 RNG = np.random.default_rng(21)
 END = np.iinfo(np.int64).max

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from graph_helpers import apply, check_same, error, model, ops, run_ort
 
-from passes.merge_projections import MergeProjections
-from passes.weights import Recipe
+from passes.targets.ort_cuda.merge_projections import MergeProjections
+from passes.weights.recipe import Recipe
 
 RNG = np.random.default_rng(22)
 

@@ -11,11 +11,11 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from passes import PassError, Pipeline
-from passes.fold_weight_qdq import FoldWeightQdq
-from passes.kernels import evaluate
-from passes.normalize_qdq import NormalizeQdq
-from passes.sources import keep
-from passes.weights import Recipe
+from passes.canonical.fold_weight_qdq import FoldWeightQdq
+from passes.importing.normalize_qdq import NormalizeQdq
+from passes.weights.evaluate import evaluate
+from passes.weights.recipe import Recipe
+from passes.weights.sources import keep
 
 RNG = np.random.default_rng(11)
 E4M3, BF16 = ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16

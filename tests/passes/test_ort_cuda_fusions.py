@@ -8,13 +8,13 @@ import pytest
 from graph_helpers import apply, check_same, error, model, ops, run_ort, typed
 
 from passes import PassError
-from passes.fix_size import FixSize
-from passes.fold_value_bias import FoldValueBias
-from passes.fuse_adaptive_norm import FuseAdaptiveNorm
-from passes.fuse_rotary import FuseRotary
-from passes.fuse_skip_norm import FuseSkipNorm
-from passes.join_slices import JoinSlices
-from passes.remove_unused import RemoveUnused
+from passes.canonical.fix_size import FixSize
+from passes.canonical.remove_unused import RemoveUnused
+from passes.targets.ort_cuda.fold_value_bias import FoldValueBias
+from passes.targets.ort_cuda.fuse_adaptive_norm import FuseAdaptiveNorm
+from passes.targets.ort_cuda.fuse_rotary import FuseRotary
+from passes.targets.ort_cuda.fuse_skip_norm import FuseSkipNorm
+from passes.targets.ort_cuda.join_slices import JoinSlices
 
 RNG = np.random.default_rng(12)
 

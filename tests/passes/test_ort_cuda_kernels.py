@@ -7,15 +7,15 @@ import onnx
 import pytest
 from graph_helpers import apply, check_same, error, model, ops, run_ort, typed
 
-from passes.fuse_adaptive_norm import FuseAdaptiveNorm
-from passes.fuse_residual import FuseResidual
-from passes.fuse_shared_norm import FuseSharedNorm
-from passes.keep_digits import KeepDigits
-from passes.lift_bias import LiftBias
-from passes.merge_row_products import MergeRowProducts
-from passes.patches_as_product import PatchesAsProduct
-from passes.remove_unused import RemoveUnused
-from passes.weights import Recipe
+from passes.canonical.remove_unused import RemoveUnused
+from passes.targets.ort_cuda.fuse_adaptive_norm import FuseAdaptiveNorm
+from passes.targets.ort_cuda.fuse_residual import FuseResidual
+from passes.targets.ort_cuda.fuse_shared_norm import FuseSharedNorm
+from passes.targets.ort_cuda.keep_float32 import KeepDigits
+from passes.targets.ort_cuda.lift_bias import LiftBias
+from passes.targets.ort_cuda.merge_row_products import MergeRowProducts
+from passes.targets.ort_cuda.rewrite_patches import PatchesAsProduct
+from passes.weights.recipe import Recipe
 
 RNG = np.random.default_rng(41)
 C = 8

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from graph_helpers import apply, check_same, error, model, ops, run_ort, run_reference
 
-from passes.flatten_attention import FlattenAttention
-from passes.fuse_adaptive_norm import FuseAdaptiveNorm
-from passes.fuse_bias_gelu import FuseBiasGelu
-from passes.fuse_rms_norm import FuseRmsNorm
-from passes.lift_bias import LiftBias
-from passes.remove_unused import RemoveUnused
-from passes.weights import Recipe
+from passes.canonical.remove_unused import RemoveUnused
+from passes.targets.ort_cuda.flatten_attention import FlattenAttention
+from passes.targets.ort_cuda.fuse_adaptive_norm import FuseAdaptiveNorm
+from passes.targets.ort_cuda.fuse_bias_gelu import FuseBiasGelu
+from passes.targets.ort_cuda.fuse_rms_norm import FuseRmsNorm
+from passes.targets.ort_cuda.lift_bias import LiftBias
+from passes.weights.recipe import Recipe
 
 RNG = np.random.default_rng(11)
 

@@ -15,10 +15,10 @@ from graph_helpers import apply, error, model, ops, run_ort
 from onnx import ModelProto, TensorProto
 
 from passes import Pipeline
-from passes.decompose_attention import DecomposeAttention
-from passes.fuse_qdq import FuseQdq
-from passes.quantize_softmax import QuantizeSoftmax
-from passes.weights import Recipe
+from passes.canonical.fuse_qdq import FuseQdq
+from passes.targets.tensorrt.decompose_attention import DecomposeAttention
+from passes.targets.tensorrt.quantize_softmax import QuantizeSoftmax
+from passes.weights.recipe import Recipe
 
 TYPES = {"float": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 AMAX = {"q": 4.0, "k": 3.5, "v": 3.25}
@@ -230,7 +230,7 @@ def engine(folder: Path, made: ModelProto, sm: int, size: int) -> bytes:
     """The engine that TensorRT-RTX builds, as bytes."""
     from networks import build
 
-    from diffc.backends.base import Profile
+    from diffc.backends.target import Profile
 
     names = [value.name for value in made.graph.input]
     profile = Profile.of(

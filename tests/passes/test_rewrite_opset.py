@@ -8,7 +8,7 @@ from graph_helpers import apply, check_same, model, ops, run_ort, run_reference
 from onnx import ModelProto
 
 from passes import PassError, Pipeline
-from passes.rewrite_opset import RewriteOpset, changes
+from passes.importing.rewrite_opset import RewriteOpset, changes
 
 RNG = np.random.default_rng(11)
 NEWEST = onnx.defs.onnx_opset_version()

@@ -11,8 +11,8 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from qdq_networks import FP8, INT8, TYPES, Net, counts
 
 from passes import PassError, Pipeline
-from passes.fuse_qdq import FuseQdq
-from passes.share_scales import ShareScales
+from passes.canonical.fuse_qdq import FuseQdq
+from passes.canonical.share_scales import ShareScales
 
 
 def two(net: Net) -> tuple[str, str]:

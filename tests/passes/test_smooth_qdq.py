@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from passes import Pipeline
-from passes.sources import np_dtype
+from passes.weights.sources import np_dtype
 
 RNG = np.random.default_rng(3)
 BOUND = {TensorProto.INT8: (-128, 127), TensorProto.FLOAT8E4M3FN: (-448, 448)}

@@ -12,10 +12,10 @@ from networks import FP32, make, value
 from onnx import helper, numpy_helper
 
 from passes import PassError, Pipeline
-from passes.cache_regions import Group
-from passes.check import infer_types
-from passes.segments import Chain
-from passes.split_cache import SplitCache
+from passes.cache.regions import Group
+from passes.cache.segments import Chain
+from passes.cache.split_cache import SplitCache
+from passes.graph.check import infer_types
 
 RESIDUAL = "residual:block.0+block.1"
 
@@ -253,7 +253,7 @@ def test_groups_as_text() -> None:
 
 
 def test_a_pass_that_may_not_change_the_interface_is_caught() -> None:
-    from passes.check import check_structure
+    from passes.graph.check import check_structure
 
     model = stack()
     with pytest.raises(PassError, match="graph outputs changed"):

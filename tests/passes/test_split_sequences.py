@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from graph_helpers import apply, check_same, model, ops
 
-from passes.split_sequences import SplitSequences
+from passes.canonical.split_sequences import SplitSequences
 
 RNG = np.random.default_rng(3)
 

@@ -10,13 +10,13 @@ from onnx import TensorProto
 from trt_helpers import trt_model
 
 from passes import Pass, PassError, Pipeline
-from passes.add_trt_functions import AddTrtFunctions
-from passes.check import shell
-from passes.emulate_fp4 import EmulateFp4
-from passes.exchange import export_graph, import_graph
-from passes.fold_constants import FoldConstants
-from passes.trt_ops import TRT_OPS
-from passes.type_trt_ops import TypeTrtOps
+from passes.canonical.fold_constants import FoldConstants
+from passes.graph.check import shell
+from passes.graph.convert import export_graph, import_graph
+from passes.graph.trt_ops import TRT_OPS
+from passes.targets.ort.add_trt_functions import AddTrtFunctions
+from passes.targets.ort.emulate_fp4 import EmulateFp4
+from passes.targets.tensorrt.type_trt_ops import TypeTrtOps
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "modelopt-0.47-flux"
 E4M3, FP4, UINT8 = TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1, TensorProto.UINT8

@@ -6,8 +6,8 @@ from graph_helpers import apply, check_same, error, model, ops, recipes, run_ort
 from onnx import TensorProto
 
 from passes import PassError
-from passes.weights import Recipe
-from passes.widen_types import WidenTypes
+from passes.targets.ort.widen_types import WidenTypes
+from passes.weights.recipe import Recipe
 
 RNG = np.random.default_rng(7)
 BF16 = ml_dtypes.bfloat16

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from passes.weights import Recipe
+from passes.weights.recipe import Recipe
 
 E2M1_GRID = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 # All E4M3 numbers from 0 to 448, from their bits: 0.mmm * 2^-6 and 1.mmm * 2^(e - 7).

@@ -27,14 +27,14 @@ import onnx
 import onnxruntime as ort
 import torch
 
-from diffc.frontend.inputs import forward_kwargs, random_inputs
 from diffc.frontend.trace import trace
-from diffc.models import real
-from diffc.models.locate import locate
+from diffc.models.embedded import real
+from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.registry import find_spec
+from diffc.models.sources.locate import locate
 from diffc.models.spec import ModelSpec, Shape
-from diffc.models.specs import find_spec
 from passes import Pipeline
-from passes.fix_size import FixSize
+from passes.canonical.fix_size import FixSize
 from passes.presets import CANONICAL, target_passes
 from passes.storage import save_all
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
-from diffc.backends.base import TARGETS
-from diffc.backends.graph import GraphInput, element_types, graph_inputs, read
+from diffc.backends.onnx_graph import GraphInput, element_types, graph_inputs, read
+from diffc.backends.target import TARGETS
 from diffc.errors import DiffcError, unknown
 
 Array = npt.NDArray[Any]

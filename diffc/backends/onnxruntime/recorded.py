@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffc.runtime.ort import OrtModel, OrtPlan
-from diffc.runtime.signature import Signature
+from diffc.backends.onnxruntime.run import OrtModel, OrtPlan
+from diffc.backends.signature import Signature
 
 _GRAPH = "gpu_graph_id"
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]

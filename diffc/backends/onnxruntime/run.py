@@ -14,11 +14,11 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from diffc.backends.base import TARGETS
-from diffc.backends.graph import element_types, read
-from diffc.backends.ort import session_options
+from diffc.backends.onnx_graph import element_types, read
+from diffc.backends.onnxruntime.arrays import session_options
+from diffc.backends.signature import TORCH_TYPES, Signature
+from diffc.backends.target import TARGETS
 from diffc.errors import DiffcError
-from diffc.runtime.signature import TORCH_TYPES, Signature
 
 PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 """The package whose library adds NvTensorRTRTXExecutionProvider to ONNX Runtime."""

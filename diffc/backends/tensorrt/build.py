@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diffc.backends import engine_errors
-from diffc.backends.base import DEFAULT_ENGINE, EngineOptions, Profile, Target, check_sms, find_target
-from diffc.backends.engine_process import events, worker
-from diffc.backends.graph import element_types, graph_inputs, read
-from diffc.backends.profiles import check_profiles
+from diffc.backends.onnx_graph import element_types, graph_inputs, read
+from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Profile, Target, check_sms, find_target
+from diffc.backends.tensorrt import errors as engine_errors
+from diffc.backends.tensorrt.process import events, worker
+from diffc.backends.tensorrt.profiles import check_profiles
 from diffc.errors import DiffcError, UnsupportedError
 
 OnProgress = Callable[[str, int, int], None]

@@ -26,7 +26,7 @@ def worker(log_file: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     environment["PYTHONIOENCODING"] = "utf-8"
     # -P: a file of the user's folder called onnx.py must not be imported
-    command = [sys.executable, "-P", "-m", "diffc.backends.engine_worker"]
+    command = [sys.executable, "-P", "-m", "diffc.backends.tensorrt.worker"]
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

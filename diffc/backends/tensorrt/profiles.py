@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffc.backends.base import Profile, ShapeRange
-from diffc.backends.graph import GraphInput
+from diffc.backends.onnx_graph import GraphInput
+from diffc.backends.target import Profile, ShapeRange
 from diffc.errors import DiffcError
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffc.backends.base import TARGETS, Profile
+from diffc.backends.signature import Signature, pick_profile
+from diffc.backends.target import TARGETS, Profile
 from diffc.errors import DiffcError
-from diffc.runtime.signature import Signature, pick_profile
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The process that holds TensorRT: `python -m diffc.backends.engine_worker`, see `engine_process`.
+"""The process that holds TensorRT: `python -m diffc.backends.tensorrt.worker`, see `engine_process`.
 
 A request comes as JSON on stdin; events leave as JSON lines on stdout: "progress", then "error", or "done"
 and "inspected". It then waits until stdin ends, so that the parent can rename the file, and removes what is
@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from diffc.backends.network import describe
+from diffc.backends.tensorrt.network import describe
 from diffc.memory import peak_rss
 
 Send = Callable[..., None]

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffc.artifact import Artifact
-from diffc.bench.sides import SIDES, Setup
-from diffc.bench.worker import First, Memory, SideError, Worker
+from diffc.artifact.folder import Artifact
+from diffc.cli.tables import IMPORTED
+from diffc.commands.bench.sides import SIDES, Setup
+from diffc.commands.bench.worker import First, Memory, SideError, Worker
 from diffc.errors import DiffcError, unknown
 from diffc.models.profiles import default_profile
+from diffc.models.registry import find_spec
 from diffc.models.spec import Shape
-from diffc.models.specs import find_spec
-from diffc.report import IMPORTED
-from diffc.ui import Reporter, Silent, Update
+from diffc.progress import Reporter, Silent, Update
 from diffc.validate.shapes import parse_shape
 
 WARM_UP = 2

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from diffc.models.backbone import DTYPES, load_backbone
-from diffc.models.locate import locate
+from diffc.models.sources.backbone import DTYPES, load_backbone
+from diffc.models.sources.locate import locate
 
 SIDES = ("eager", "compile")
 """What a compiled backbone can be measured against."""

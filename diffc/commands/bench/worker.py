@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from diffc.bench.sides import Setup
+from diffc.commands.bench.sides import Setup
 from diffc.memory import peak_rss
 from diffc.models.spec import Shape
 
@@ -142,7 +142,7 @@ class _Side:
     def __init__(self, name: str, setup: Setup):
         import torch
 
-        from diffc.bench.sides import load_side
+        from diffc.commands.bench.sides import load_side
 
         self._cuda = setup.device.startswith("cuda")
         self._setup = setup
@@ -154,10 +154,10 @@ class _Side:
     def prepare(self, shape: Shape, seed: int, calls: int) -> First:
         import torch
 
-        from diffc.frontend.inputs import forward_kwargs, random_inputs
-        from diffc.models.backbone import DTYPES
-        from diffc.models.locate import locate
-        from diffc.models.specs import find_spec
+        from diffc.models.inputs import forward_kwargs, random_inputs
+        from diffc.models.registry import find_spec
+        from diffc.models.sources.backbone import DTYPES
+        from diffc.models.sources.locate import locate
 
         source = locate(self._setup.model)
         spec = find_spec(source.family)

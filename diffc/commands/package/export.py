@@ -11,16 +11,16 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from diffc.commands.package.graphs import Graph
 from diffc.errors import MismatchError
 from diffc.frontend.names import name_nodes
 from diffc.frontend.trace import IR_VERSION, OPSET, quiet_exporter
 from diffc.frontend.translations import translations
-from diffc.package.graphs import Graph
 from passes import Pipeline
-from passes.initializers import INLINE_BYTES
 from passes.presets import CANONICAL, target_passes
-from passes.sources import keep
 from passes.storage import save
+from passes.weights.initializers import INLINE_BYTES
+from passes.weights.sources import keep
 
 # Relative L2 error of an output in ONNX Runtime against torch, in the same type. Measured on the embedded models: 1e-6
 # and 2e-3; a file in which one weight is 10 % off has 1e-2 and more.
@@ -66,7 +66,7 @@ def check(graph: Graph, file: Path) -> float:
 
     Raises MismatchError beyond `MAX_REL_L2`, with the component's name.
     """
-    from diffc.backends.ort import OrtSession
+    from diffc.backends.onnxruntime.arrays import OrtSession
     from diffc.validate.compare import compare
 
     name, value = graph.feed

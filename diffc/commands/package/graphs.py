@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from diffc.errors import DiffcError, UnsupportedError
-from diffc.models.backbone import DTYPES, quiet_libraries
+from diffc.models.sources.backbone import DTYPES, quiet_libraries
 
 Dims = tuple[str | int, ...]
 _MOST_IMAGES = 63  # from batch 64 on, diffusers' Upsample2D takes another path, which one graph cannot hold

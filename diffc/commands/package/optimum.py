@@ -16,13 +16,13 @@ from typing import Any
 
 import onnx
 
-from diffc.artifact import MANIFEST, Artifact, check_output, staging, write_manifest
+from diffc.artifact.folder import MANIFEST, Artifact, check_output, staging, write_manifest
+from diffc.commands.package.parts import Parts, find_parts
+from diffc.commands.package.tokenizers import loadable_class, rewrite_config
 from diffc.errors import DiffcError, UnsupportedError, unknown
+from diffc.models.registry import find_spec
 from diffc.models.spec import Shape
-from diffc.models.specs import find_spec
-from diffc.package.parts import Parts, find_parts
-from diffc.package.tokenizers import loadable_class, rewrite_config
-from diffc.ui import Reporter, Silent
+from diffc.progress import Reporter, Silent
 
 LAYOUTS = ("optimum",)
 PIPELINES = {
@@ -122,8 +122,8 @@ def backbone(artifact: Artifact, file: Path, folder: Path) -> None:
     takes a file of weights with two names for an attack, in the package and in the artifact.
     """
     from passes import Pipeline
-    from passes.cast_io import CastIo
-    from passes.guard_slices import GuardSlices
+    from passes.targets.ort.cast_io import CastIo
+    from passes.targets.ort.guard_slices import GuardSlices
 
     folder.mkdir()
     model = onnx.load(file, load_external_data=False)
@@ -165,8 +165,8 @@ def _components(
             shutil.copytree(parts.folder / name, folder / name)
     if not parts.graphs:
         return
-    from diffc.package.export import check, write
-    from diffc.package.graphs import component_graphs
+    from diffc.commands.package.export import check, write
+    from diffc.commands.package.graphs import component_graphs
 
     for name, kind in parts.graphs.items():
         with ui.stage(f"export {name}"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffc.artifact import Artifact
+from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -44,7 +44,7 @@ def find_parts(artifact: Artifact, components: Path | None, pipeline: Path | Non
 
 def _compiled_pipeline(artifact: Artifact) -> Path:
     """The pipeline folder that was compiled. Raises DiffcError when it was a backbone alone, or is gone."""
-    from diffc.models.locate import locate
+    from diffc.models.sources.locate import locate
 
     model = artifact.manifest["request"]["model"]
     mend = "name it: --pipeline DIR, or give an optimum-cli export: --components DIR"

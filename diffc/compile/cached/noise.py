@@ -19,12 +19,12 @@ from torch.utils._pytree import tree_map
 
 from diffc.cache.resolve import ResolvedPlan
 from diffc.cache.streams import kept_tensors
+from diffc.progress import Reporter
 from diffc.quantize.simulate import cpu_block_quant
-from diffc.ui import Reporter
-from diffc.validate.fidelity import Reference, unrounded
+from diffc.validate.torch_reference import Reference, unrounded
 
 if TYPE_CHECKING:
-    from diffc.plan import Plan
+    from diffc.compile.plan import Plan
     from diffc.quantize.checkpoint import Checkpoint
 
 MOST_PIXELS = 512
@@ -120,9 +120,9 @@ def _obstacle(plan: Plan) -> str:
 
 def neighbouring_calls(plan: Plan, steps: int) -> list[Call]:
     """What the pipeline calls its backbone with in the two steps in the middle of `steps`, in float32 on the CPU."""
-    from diffc.models.backbone import quiet_libraries
+    from diffc.compile.calibration import load_pipeline
+    from diffc.models.sources.backbone import quiet_libraries
     from diffc.quantize.calibrate import DEFAULT_PROMPTS
-    from diffc.quantize.run import load_pipeline
 
     request = plan.request
     calls: list[Call] = []

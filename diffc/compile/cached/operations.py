@@ -11,11 +11,11 @@ from math import prod
 
 import onnx
 
-from diffc.cache.shapes import Dims, size_of
+from diffc.compile.cached.shapes import Dims, size_of
 from diffc.errors import DiffcError
 from passes import Pipeline
-from passes.check import infer_types
-from passes.fold_constants import FoldConstants
+from passes.canonical.fold_constants import FoldConstants
+from passes.graph.check import infer_types
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from diffc.errors import DiffcError
-from diffc.models.locate import ModelSource
+from diffc.models.registry import find_spec
+from diffc.models.sources.locate import ModelSource
 from diffc.models.spec import Shape
-from diffc.models.specs import find_spec
 from diffc.validate.shapes import fixed_batch
 
 Sizes = Mapping[str, int]
@@ -64,8 +64,8 @@ def seen_shapes(source: ModelSource, shapes: Sequence[Shape]) -> list[dict[str, 
     """For each shape, what every module of the backbone gives: the shapes of the tensors in its output, by path."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from diffc.frontend.inputs import forward_kwargs, random_inputs
-    from diffc.models.backbone import build_backbone
+    from diffc.models.inputs import forward_kwargs, random_inputs
+    from diffc.models.sources.backbone import build_backbone
 
     spec, runs = find_spec(source.family), []
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():

@@ -12,17 +12,17 @@ import onnx
 
 from diffc.cache.presets import plan_of
 from diffc.cache.resolve import ResolvedPlan, resolve, spell
-from diffc.cache.variants import LAYOUTS, CacheBuild, Layout, Variant, check_variants, split
+from diffc.compile.cached.variants import LAYOUTS, CacheBuild, Layout, Variant, check_variants, split
+from diffc.compile.plan import CompileRequest, Plan
 from diffc.errors import unknown
-from diffc.models.locate import ModelSource
-from diffc.models.specs import find_spec
-from diffc.plan import CompileRequest, Plan
-from diffc.ui import Reporter
-from passes.check import Check, check_structure
+from diffc.models.registry import find_spec
+from diffc.models.sources.locate import ModelSource
+from diffc.progress import Reporter
+from passes.graph.check import Check, check_structure
 from passes.storage import weight_bytes
 
 if TYPE_CHECKING:
-    from diffc.backends.engine import EngineReport
+    from diffc.backends.tensorrt.build import EngineReport
     from diffc.quantize.checkpoint import Checkpoint
     from diffc.validate.reports import ShapeReport
 
@@ -49,7 +49,7 @@ def resolve_for(source: ModelSource, text: str) -> ResolvedPlan:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from diffc.models.backbone import build_backbone
+    from diffc.models.sources.backbone import build_backbone
 
     with FakeTensorMode():
         backbone = build_backbone(find_spec(source.family), source.config, torch.float32)
@@ -71,8 +71,8 @@ def layout_of(request: CompileRequest) -> Layout:
 
 def build_variants(plan: Plan, cache: ResolvedPlan, canonical: onnx.ModelProto, ui: Reporter) -> CacheBuild:
     """The variants of the canonical graph, checked against each other, in every target's form."""
-    from diffc.validate.fidelity import validation_arrays
-    from diffc.validate.pass_check import NUMERIC_LIMIT, NumericCheck
+    from diffc.validate.passes import NUMERIC_LIMIT, NumericCheck
+    from diffc.validate.torch_reference import validation_arrays
 
     build = split(canonical, cache, plan.source, layout_of(plan.request))
     if not build.variants:
@@ -99,7 +99,7 @@ def _fed(variant: Variant, arrays: Sequence[Mapping[str, Any]]) -> list[dict[str
 
 
 def _legalized(plan: Plan, variant: Variant, check: Check, ui: Reporter) -> Variant:
-    from diffc.compile import legal_options, legalize
+    from diffc.compile.spine import legal_options, legalize
 
     dump = plan.request.dump
     graphs = legalize(
@@ -124,8 +124,8 @@ def validate_variants(
     if plan.streams_validation:
         ui.note("the cached steps are not validated: the model is too large to run it whole")
         return []
-    from diffc.cache.validate import validate_cached
-    from diffc.validate.fidelity import Reference
+    from diffc.compile.cached.validate import validate_cached
+    from diffc.validate.torch_reference import Reference
 
     with ui.stage("validate cached steps against torch"):
         reference = Reference(plan.source, plan.dtype, checkpoint)
@@ -134,7 +134,7 @@ def validate_variants(
 
 def build_cached_engines(plan: Plan, build: CacheBuild, folder: Path, ui: Reporter) -> list[EngineReport]:
     """Engines of every variant, for every target and compute capability."""
-    from diffc.compile import Graphs, build_engines
+    from diffc.compile.spine import Graphs, build_engines
 
     engines: list[EngineReport] = []
     for variant in build.variants:

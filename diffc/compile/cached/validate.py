@@ -13,17 +13,17 @@ import numpy.typing as npt
 import onnx
 from torch import Tensor, nn
 
-from diffc.backends.ort import OrtSession
+from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.cache.chain import run_chain
 from diffc.cache.plan import Steps
 from diffc.cache.resolve import ResolvedPlan
 from diffc.cache.torch_apply import apply
-from diffc.cache.variants import CacheBuild, Variant
-from diffc.validate.fidelity import Reference, validate_session, validation_shapes
+from diffc.compile.cached.variants import CacheBuild, Variant
+from diffc.validate.float32 import cpu_session, feed, float32_twin, runs_on_cpu, smooth_twin
 from diffc.validate.reports import SMOOTH, ShapeReport
 from diffc.validate.shapes import fixed_batch
 from diffc.validate.tolerances import SMOOTH_REL_L2, tolerance_of
-from diffc.validate.twin import cpu_session, feed, float32_twin, runs_on_cpu, smooth_twin
+from diffc.validate.torch_reference import Reference, validate_session, validation_shapes
 from passes.storage import load
 
 Arrays = Mapping[str, npt.NDArray[Any]]

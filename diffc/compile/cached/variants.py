@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx
 
 from diffc.cache.resolve import ResolvedPlan
-from diffc.cache.shapes import Dims, kept_dims, size_of
-from diffc.models.locate import ModelSource
+from diffc.compile.cached.shapes import Dims, kept_dims, size_of
+from diffc.models.sources.locate import ModelSource
 from passes import PassCheckError, Pipeline
-from passes.cache_regions import Group
-from passes.split_cache import SplitCache
+from passes.cache.regions import Group
+from passes.cache.split_cache import SplitCache
 
 if TYPE_CHECKING:
-    from diffc.backends.base import Profile
+    from diffc.backends.target import Profile
     from diffc.models.profiles import ShapeProfile
     from diffc.models.spec import ModelSpec
 
@@ -74,7 +74,7 @@ class CacheBuild:
 
     def manifest(self) -> dict[str, Any]:
         """What manifest.json says of it: enough to run the schedule."""
-        from diffc.manifest import described_values
+        from diffc.compile.manifest import described_values
 
         chain = self.layout == "segments"
         models = [
@@ -95,7 +95,7 @@ class CacheBuild:
         self, variant: Variant, spec: ModelSpec, config: Mapping[str, Any], shapes: ShapeProfile
     ) -> Profile:
         """The engine's shapes for a variant's own inputs."""
-        from diffc.backends.base import Profile
+        from diffc.backends.target import Profile
 
         def at(shape: Any) -> dict[str, tuple[int, ...]]:
             given, sizes = spec.input_shapes(config, shape), spec.sizes(shape)
@@ -167,8 +167,8 @@ def check_variants(build: CacheBuild, arrays: Sequence[Mapping[str, Any]]) -> li
     otherwise. Activations are not rounded.
     """
     from diffc.validate.compare import compare
+    from diffc.validate.float32 import cpu_session, feed, smooth_twin
     from diffc.validate.tolerances import PASS_REL_L2
-    from diffc.validate.twin import cpu_session, feed, smooth_twin
 
     assert build.whole is not None
     full = smooth_twin(build.whole)

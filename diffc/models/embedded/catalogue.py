@@ -1,6 +1,6 @@
 """The embedded models: small pipelines that diffc makes itself, known by name, without a download.
 
-Their data is here and needs no torch; `diffc.models.tiny` and `diffc.models.digits` build them on the first use.
+Their data is here and needs no torch; `tiny.py` and `digits.py` build them on the first use.
 A finished folder holds a manifest of its files, written last and renamed into place with the rest: a folder
 either is complete or does not exist.
 """
@@ -132,7 +132,7 @@ def cache_dir() -> Path:
 
 def _write(name: str, directory: Path) -> None:
     """Build the pipeline into `directory`; the manifest, which says that it is complete, comes last."""
-    from diffc.models import digits, tiny
+    from diffc.models.embedded import digits, tiny
 
     build = digits.build if name in digits.BACKBONES else tiny.build
     with _quiet():

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffc.models import tiny
-from diffc.models.tiny_text import clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
+from diffc.models.embedded import tiny
+from diffc.models.embedded.tiny_text import clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
 
 DATA = Path(__file__).parent / "data" / "digits"
 PIXELS = 64

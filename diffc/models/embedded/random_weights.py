@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffc.errors import DiffcError
-from passes.kernels import THREADS
+from passes.weights.evaluate import THREADS
 
 Array = npt.NDArray[Any]
 TYPES = {"float16": ("F16", np.float16), "bfloat16": ("BF16", ml_dtypes.bfloat16)}

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffc.errors import DiffcError, unknown
-from diffc.models.embedded import EMBEDDED
-from diffc.ui import Reporter, Silent
+from diffc.models.embedded.catalogue import EMBEDDED
+from diffc.progress import Reporter, Silent
 
 if TYPE_CHECKING:
-    from diffc.models.random_weights import Tensor
+    from diffc.models.embedded.random_weights import Tensor
 
 NOTE = "diffc-random.json"
 """Lies in a finished folder and says that its weights are random, and of which seed."""
@@ -41,7 +41,7 @@ class RealModel:
     @property
     def config(self) -> Mapping[str, Any]:
         """config.json of the release."""
-        file = resources.files("diffc.models") / "configs" / f"{self.name}.json"
+        file = resources.files("diffc.models.embedded") / "configs" / f"{self.name}.json"
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return content
 
@@ -94,7 +94,7 @@ def make(
     name: str, directory: Path, *, random_weights: bool, seed: int = 0, ui: Reporter | None = None
 ) -> Path:
     """Write an embedded model, or, with `random_weights`, a real one. Raises DiffcError as the two makers do."""
-    from diffc.models import embedded
+    from diffc.models.embedded import catalogue as embedded
 
     if name in REAL and not random_weights:
         raise DiffcError(
@@ -112,8 +112,8 @@ def shapes_of(model: RealModel) -> dict[str, tuple[int, ...]]:
     """Every tensor of the backbone's state by its name; no weight is allocated."""
     import torch
 
-    from diffc.models.backbone import build_backbone
-    from diffc.models.specs import find_spec
+    from diffc.models.registry import find_spec
+    from diffc.models.sources.backbone import build_backbone
 
     with torch.device("meta"):
         backbone = build_backbone(find_spec(model.family), model.config, torch.float16)
@@ -128,7 +128,7 @@ def _note(directory: Path) -> Any:
 
 
 def _write(model: RealModel, folder: Path, seed: int, ui: Reporter) -> None:
-    from diffc.models.random_weights import Tensor, check_room, write_safetensors
+    from diffc.models.embedded.random_weights import Tensor, check_room, write_safetensors
 
     with ui.stage(f"read the configuration of {model.name}"):
         tensors = [Tensor(name, shape, model.dtype) for name, shape in shapes_of(model).items()]

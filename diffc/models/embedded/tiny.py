@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffc.models.tiny_text import (
+from diffc.models.embedded.tiny_text import (
     CLIP_WIDTH,
     T5_WIDTH,
     clip_encoder,
@@ -16,7 +16,7 @@ from diffc.models.tiny_text import (
     t5_encoder,
     t5_tokenizer,
 )
-from diffc.models.tiny_weights import calm, seed_weights, sharpen_attention, smooth_in_time
+from diffc.models.embedded.tiny_weights import calm, seed_weights, sharpen_attention, smooth_in_time
 
 HEAD = 64
 SHARPNESS = 2.0  # see sharpen_attention
@@ -87,7 +87,7 @@ SDXL: dict[str, Any] = {
 def build(name: str) -> Any:
     """The pipeline of that name: backbone float16 (FLUX bfloat16), everything else float32, weights seeded.
 
-    Leaves torch's global random state as it was. `name` is a key of `diffc.models.embedded.EMBEDDED`.
+    Leaves torch's global random state as it was. `name` is a key of `diffc.models.embedded.catalogue.EMBEDDED`.
     """
     import torch
 

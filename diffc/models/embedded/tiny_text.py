@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from typing import Any
 
-import diffc.models.tiny_weights as tiny_weights
+import diffc.models.embedded.tiny_weights as tiny_weights
 
 CLIP_LENGTH = 77
 T5_LENGTH = 128

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from diffc.errors import DiffcError
-from diffc.models.locate import ModelSource
+from diffc.models.registry import find_spec
+from diffc.models.sources.locate import ModelSource
 from diffc.models.spec import ModelSpec
-from diffc.models.specs import find_spec
 from passes.base import collector_paused
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -54,7 +54,7 @@ def check_weights(source: ModelSource) -> None:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from passes.sources import safetensors_source
+    from passes.weights.sources import safetensors_source
 
     with FakeTensorMode():
         model = build_backbone(find_spec(source.family), source.config, torch.float32)

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from diffc.errors import DiffcError, UnsupportedError
-from diffc.models.embedded import EMBEDDED, materialize
+from diffc.models.embedded.catalogue import EMBEDDED, materialize
 
 FAMILIES = {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux", "UNet2DConditionModel": "sdxl"}
 COMPONENTS = ("transformer", "unet")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffc.errors import DiffcError
-from diffc.models.locate import ModelSource
+from diffc.models.sources.locate import ModelSource
 
 
 def open_pipeline(source: ModelSource, *, dtype: Any, mend: str, **components: Any) -> Any:

@@ -10,8 +10,8 @@ from onnx import TensorProto
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from passes.base import Pass, PassError, PassResult, Refusal, register, walk
-from passes.trt_functions import function
-from passes.trt_ops import DOMAIN, TRT_OPS, is_trt
+from passes.graph.trt_ops import DOMAIN, TRT_OPS, is_trt
+from passes.targets.ort.trt_functions import function
 
 _OLDEST = 21  # QuantizeLinear has blocks and `output_dtype`, and ONNX 4-bit integers
 

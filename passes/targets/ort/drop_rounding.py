@@ -10,9 +10,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graphs import Emitter, Names, array_of, drop_nodes, producer, splice
-from passes.kernels import BOUNDS
-from passes.weights import dtype_of
+from passes.graph.edit import Emitter, Names, array_of, drop_nodes, producer, splice
+from passes.weights.evaluate import BOUNDS
+from passes.weights.recipe import dtype_of
 
 
 @register

@@ -9,9 +9,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassError, PassResult, register, walk
-from passes.trt_ops import DOMAIN
-from passes.weights import dtype_of
-from passes.widen_types import retype, retype_attributes
+from passes.graph.trt_ops import DOMAIN
+from passes.targets.ort.widen_types import retype, retype_attributes
+from passes.weights.recipe import dtype_of
 
 _FP4, _FP8 = int(TensorProto.FLOAT4E2M1), int(TensorProto.FLOAT8E4M3FN)
 _QUANTIZER = "TRT_FP4DynamicQuantize"

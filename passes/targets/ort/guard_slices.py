@@ -9,8 +9,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register, walk
-from passes.graphs import Names, producer
-from passes.weights import dtype_of
+from passes.graph.edit import Names, producer
+from passes.weights.recipe import dtype_of
 
 _FLOAT8 = {
     int(onnx.TensorProto.FLOAT8E4M3FN),

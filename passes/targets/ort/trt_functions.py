@@ -1,7 +1,7 @@
 """TensorRT's quantization operators as functions of ONNX's own, for runtimes that do not have them.
 
-The bodies compute in float32, whatever comes in, and give the bits of `passes.block_kernels`. They are written in
-ONNX's text form; `@name` is an attribute of the node that calls.
+The bodies compute in float32, whatever comes in, and give the bits of `passes.weights.block_operations`. They are
+written in ONNX's text form; `@name` is an attribute of the node that calls.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import FunctionProto
 
-from passes.trt_ops import DOMAIN
+from passes.graph.trt_ops import DOMAIN
 
 # x [..., K] -> blocks [..., K / block_size, block_size] in float32; Reshape fails where K is not whole blocks.
 _BLOCKS = """

@@ -10,8 +10,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassError, PassResult, register, walk
-from passes.graphs import array_of, float_type, inline_values
-from passes.weights import RecipeValues, dtype_of, recipe_of
+from passes.graph.edit import array_of, float_type, inline_values
+from passes.weights.recipe import RecipeValues, dtype_of, recipe_of
 
 # Attributes that hold an element type.
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type", "softmax_precision", "precision")

@@ -10,8 +10,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graphs import Emitter, Names, array_of, drop_nodes, output_ids, producer, splice
-from passes.weights import dtype_of
+from passes.graph.edit import Emitter, Names, array_of, drop_nodes, output_ids, producer, splice
+from passes.weights.recipe import dtype_of
 
 MICROSOFT = "com.microsoft"
 """Domain of ONNX Runtime's own operators; part of every build of it."""

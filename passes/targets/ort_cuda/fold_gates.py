@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graphs import Emitter, Names, alone, output_ids, replace_found, weight_recipe
+from passes.graph.edit import Emitter, Names, alone, output_ids, replace_found, weight_recipe
 
 
 class Gate(NamedTuple):

@@ -11,8 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, register, walk
-from passes.flatten_attention import MICROSOFT
-from passes.graphs import (
+from passes.graph.edit import (
     Names,
     drop_nodes,
     hand_over,
@@ -22,7 +21,8 @@ from passes.graphs import (
     replace_uses,
     weight_recipe,
 )
-from passes.weights import Recipe, constant, dtype_of
+from passes.targets.ort_cuda.flatten_attention import MICROSOFT
+from passes.weights.recipe import Recipe, constant, dtype_of
 
 
 class Biased(NamedTuple):

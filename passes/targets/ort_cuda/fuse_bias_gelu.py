@@ -8,8 +8,8 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.flatten_attention import MICROSOFT
-from passes.graphs import Names, hand_over, is_bias, output_ids, producer, replace_chains
+from passes.graph.edit import Names, hand_over, is_bias, output_ids, producer, replace_chains
+from passes.targets.ort_cuda.flatten_attention import MICROSOFT
 
 
 @register

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.fuse_skip_norm import is_full
-from passes.graphs import Emitter, Names, alone, output_ids, replace_found
+from passes.graph.edit import Emitter, Names, alone, output_ids, replace_found
+from passes.targets.ort_cuda.fuse_skip_norm import is_full
 
 
 class Residual(NamedTuple):

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graphs import Names, array_of, output_ids, producer, replace_chains, uncast
+from passes.graph.edit import Names, array_of, output_ids, producer, replace_chains, uncast
 
 
 @register

@@ -10,9 +10,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, register, walk
-from passes.flatten_attention import MICROSOFT
-from passes.graphs import Emitter, Names, array_of, drop_nodes, producer, splice, uncast
-from passes.weights import dtype_of
+from passes.graph.edit import Emitter, Names, array_of, drop_nodes, producer, splice, uncast
+from passes.targets.ort_cuda.flatten_attention import MICROSOFT
+from passes.weights.recipe import dtype_of
 
 _END = np.iinfo(np.int64).max
 

@@ -11,10 +11,10 @@ import onnx_graphsurgeon as gs
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from passes.base import Pass, PassResult, register
-from passes.flatten_attention import MICROSOFT
-from passes.fuse_skip_norm import residual_sum, scale_by_image
-from passes.graphs import Emitter, Names, alone, hand_over, is_bias, output_ids, producer, replace_groups
-from passes.weights import dtype_of
+from passes.graph.edit import Emitter, Names, alone, hand_over, is_bias, output_ids, producer, replace_groups
+from passes.targets.ort_cuda.flatten_attention import MICROSOFT
+from passes.targets.ort_cuda.fuse_skip_norm import residual_sum, scale_by_image
+from passes.weights.recipe import dtype_of
 
 Found = tuple[gs.Node, gs.Node]
 """A norm, and the sum that it normalizes."""

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register, walk
-from passes.flatten_attention import MICROSOFT
-from passes.graphs import Emitter, Names, drop_nodes, hand_over, output_ids, producer, splice
-from passes.images import Images, image_of, shaped
+from passes.graph.edit import Emitter, Names, drop_nodes, hand_over, output_ids, producer, splice
+from passes.targets.ort_cuda.flatten_attention import MICROSOFT
+from passes.targets.ort_cuda.per_image import Images, image_of, shaped
 
 _FILLING = 2048
 """Tokens that fill a GPU by themselves: over as many, a product of one image takes half the time of one of two."""

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register, walk
-from passes.graphs import array_of, output_ids, producer, replace_uses
+from passes.graph.edit import array_of, output_ids, producer, replace_uses
 
 
 @register

@@ -10,8 +10,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, register, walk
-from passes.graphs import Names, replace_uses, weight_recipe
-from passes.weights import Recipe, bits_of, constant, dtype_of
+from passes.graph.edit import Names, replace_uses, weight_recipe
+from passes.weights.recipe import Recipe, bits_of, constant, dtype_of
 
 _COMPUTED = "subtract_product"
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register, walk
-from passes.graphs import producer, weight_recipe
-from passes.weights import constant
+from passes.graph.edit import producer, weight_recipe
+from passes.weights.recipe import constant
 
 
 @register

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graphs import (
+from passes.graph.edit import (
     Emitter,
     Names,
     array_of,
@@ -22,7 +22,7 @@ from passes.graphs import (
     replace_groups,
     weight_recipe,
 )
-from passes.weights import Recipe, constant, dtype_of, recipe_of
+from passes.weights.recipe import Recipe, constant, dtype_of, recipe_of
 
 _BY_VALUE = 32  # outputs whose addresses ONNX Runtime's CUDA Split hands to its kernel without a copy
 _SAME = ("Sigmoid", "Mul", "Swish", "Cast")  # what a block computes of the embedding before its product

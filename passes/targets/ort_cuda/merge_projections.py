@@ -10,8 +10,16 @@ from typing import ClassVar, NamedTuple
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graphs import Emitter, Names, joined_rows, known_recipe, output_ids, replace_groups, weight_recipe
-from passes.weights import constant, recipe_of
+from passes.graph.edit import (
+    Emitter,
+    Names,
+    joined_rows,
+    known_recipe,
+    output_ids,
+    replace_groups,
+    weight_recipe,
+)
+from passes.weights.recipe import constant, recipe_of
 
 
 class Projection(NamedTuple):

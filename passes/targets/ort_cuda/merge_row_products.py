@@ -10,8 +10,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graphs import Emitter, Names, joined_rows, replace_groups, weight_recipe
-from passes.weights import constant
+from passes.graph.edit import Emitter, Names, joined_rows, replace_groups, weight_recipe
+from passes.weights.recipe import constant
 
 _VIEWS = ("Reshape", "Unsqueeze", "Squeeze")
 

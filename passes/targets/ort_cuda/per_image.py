@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.graphs import Emitter, alone, array_of, producer
+from passes.graph.edit import Emitter, alone, array_of, producer
 
 _BY_VALUE = ("Add", "Mul", "Gelu", "FastGelu")
 """What gives each value from those at the same place, or from a constant that all images share."""

@@ -9,8 +9,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graphs import Emitter, Names, known_recipe, output_ids, replace_found, weight_recipe
-from passes.weights import constant, dtype_of
+from passes.graph.edit import Emitter, Names, known_recipe, output_ids, replace_found, weight_recipe
+from passes.weights.recipe import constant, dtype_of
 
 _TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)  # what ONNX Runtime's CUDA SpaceToDepth takes
 

@@ -12,10 +12,10 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.fuse_qdq_grids import identity
-from passes.fuse_qdq_movement import MOVES, STANDARD
-from passes.graphs import Names, inline, producer
-from passes.weights import dtype_of
+from passes.graph.edit import Names, inline, producer
+from passes.graph.grids import identity
+from passes.graph.movement import MOVES, STANDARD
+from passes.weights.recipe import dtype_of
 
 _LAYOUT = ("Transpose", "Reshape", "Cast", "Identity")
 _ARITHMETIC = ("Add", "Mul", "Div")  # with constants: TensorRT takes a factor into the layer's scale

@@ -12,8 +12,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graphs import Emitter, Names, drop_nodes, float_type, output_ids, splice
-from passes.weights import dtype_of
+from passes.graph.edit import Emitter, Names, drop_nodes, float_type, output_ids, splice
+from passes.weights.recipe import dtype_of
 
 
 @register

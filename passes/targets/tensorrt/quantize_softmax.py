@@ -12,11 +12,11 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.decompose_attention import CannotError, Site, causal_mask, repeat_heads, to_heads
-from passes.fuse_qdq_grids import grid_of, input_of, is_weight, small_values
-from passes.fuse_qdq_movement import STANDARD
-from passes.graphs import Emitter, Names, drop_nodes, output_ids, producer, splice
-from passes.weights import dtype_of
+from passes.graph.edit import Emitter, Names, drop_nodes, output_ids, producer, splice
+from passes.graph.grids import grid_of, input_of, is_weight, small_values
+from passes.graph.movement import STANDARD
+from passes.targets.tensorrt.decompose_attention import CannotError, Site, causal_mask, repeat_heads, to_heads
+from passes.weights.recipe import dtype_of
 
 # A probability is at most 1, and the largest number of FLOAT8E4M3FN is 448: no calibration is needed. This is the first
 # number from 1 / 448 on that float16 and bfloat16 both hold: rounded down, it would cut off probabilities near 1.

@@ -12,10 +12,10 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from passes.base import Pass, PassError, PassResult, Refusal, register, walk
-from passes.check import shell
-from passes.exchange import export_model
-from passes.trt_ops import TRT_OPS, Output, is_trt, trt_op
-from passes.weights import dtype_of
+from passes.graph.check import shell
+from passes.graph.convert import export_model
+from passes.graph.trt_ops import TRT_OPS, Output, is_trt, trt_op
+from passes.weights.recipe import dtype_of
 
 _END = 2**31 - 1  # Slice: to the end
 _NAMELESS = "unk__"  # how ONNX's inference calls a dimension that it knows nothing of
@@ -26,8 +26,8 @@ _NAMELESS = "unk__"  # how ONNX's inference calls a dimension that it knows noth
 class TypeTrtOps(Pass):
     """Give every tensor its element type and shape, in graphs with operators of domain `trt`.
 
-    1. Output of such an operator -> the type of `passes.trt_ops`, by operator and place; a wrong one that an exporter
-       wrote is replaced (UINT8 where the operator makes E4M3).
+    1. Output of such an operator -> the type of `passes.graph.trt_ops`, by operator and place; a wrong one that an
+       exporter wrote is replaced (UINT8 where the operator makes E4M3).
     2. Every other tensor -> the type that ONNX infers from there.
     3. Shapes likewise, in numbers and symbols; what ONNX cannot know stays as the exporter wrote it.
 

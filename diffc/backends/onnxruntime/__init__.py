@@ -1,0 +1,1 @@
+"""ONNX Runtime: sessions over numpy arrays and over torch tensors."""

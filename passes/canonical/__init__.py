@@ -1,0 +1,1 @@
+"""Passes that every traced model gets, whatever its target."""

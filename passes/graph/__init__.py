@@ -1,0 +1,1 @@
+"""What all passes use to read and edit graphs."""

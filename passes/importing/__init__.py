@@ -1,0 +1,1 @@
+"""Passes that bring an ONNX file from another exporter to the canonical form."""

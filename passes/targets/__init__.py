@@ -1,0 +1,1 @@
+"""Passes that bring the canonical form to what one target takes."""

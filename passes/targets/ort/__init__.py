@@ -1,0 +1,1 @@
+"""Passes for the own providers of ONNX Runtime."""

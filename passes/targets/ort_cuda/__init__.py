@@ -1,0 +1,1 @@
+"""Fusions for target ort-cuda: what the CUDA kernels of ONNX Runtime compute in one step."""

@@ -1,0 +1,1 @@
+"""Passes for TensorRT and TensorRT-RTX."""
