@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,6 +74,12 @@ class Pass:
 
 P = TypeVar("P", bound=type[Pass])
 _REGISTRY: dict[str, type[Pass]] = {}
+RENAMED = {
+    "keep-digits": "keep-float32",
+    "patches-as-product": "rewrite-patches",
+    "smooth-qdq": "drop-rounding",
+}
+"""Old names of passes -> the names that took their place. Version 0.3 of diffc removes the old ones."""
 _FOLDERS = ("canonical", "importing", "targets", "cache")
 """Where passes lie. A file of another name than its pass is a part of its neighbours and registers nothing."""
 
@@ -97,7 +104,13 @@ def all_passes() -> dict[str, type[Pass]]:
 
 
 def find_pass(name: str) -> type[Pass]:
-    """The pass class of that name; imports its file alone. Raises PassError that lists the known ones."""
+    """The pass class of that name; imports its file alone. Raises PassError that lists the known ones.
+
+    A name of `RENAMED` gives the pass that took its place, and a DeprecationWarning.
+    """
+    if name in RENAMED:
+        warnings.warn(f"pass {name!r} is called {RENAMED[name]!r} now", DeprecationWarning, stacklevel=2)
+        name = RENAMED[name]
     if name not in _REGISTRY:
         for module in _modules():
             if module.rpartition(".")[2] == name.replace("-", "_"):

@@ -28,12 +28,12 @@ from passes.targets.ort_cuda.fuse_rotary import FuseRotary
 from passes.targets.ort_cuda.fuse_shared_norm import FuseSharedNorm
 from passes.targets.ort_cuda.fuse_skip_norm import FuseSkipNorm
 from passes.targets.ort_cuda.join_slices import JoinSlices
-from passes.targets.ort_cuda.keep_float32 import KeepDigits
+from passes.targets.ort_cuda.keep_float32 import KeepFloat32
 from passes.targets.ort_cuda.lift_bias import LiftBias
 from passes.targets.ort_cuda.merge_modulations import MergeModulations
 from passes.targets.ort_cuda.merge_projections import MergeProjections
 from passes.targets.ort_cuda.merge_row_products import MergeRowProducts
-from passes.targets.ort_cuda.rewrite_patches import PatchesAsProduct
+from passes.targets.ort_cuda.rewrite_patches import RewritePatches
 from passes.targets.tensorrt.add_zero_bias import AddZeroBias
 from passes.targets.tensorrt.decompose_attention import DecomposeAttention
 from passes.targets.tensorrt.quantize_softmax import QuantizeSoftmax
@@ -83,7 +83,7 @@ _PLAIN: tuple[Pass, ...] = (
 )
 # What ONNX Runtime's CUDA kernels do in one and its optimizer does not find; docs/benchmarks.md has the figures.
 _CUDA: tuple[Pass, ...] = (
-    PatchesAsProduct(),  # before lift-bias
+    RewritePatches(),  # before lift-bias
     FuseRmsNorm(),  # before flatten-attention, which moves norms as one node
     FuseAdaptiveNorm(),
     FuseRotary(),
@@ -100,7 +100,7 @@ _CUDA: tuple[Pass, ...] = (
     LiftBias(),  # behind all that takes in a bias of one axis
     MergeModulations(),  # behind fuse-skip-norm, which cuts modulations by image
     MergeRowProducts(),  # behind it: it cuts rows of all images at once
-    KeepDigits(),  # behind all that wants biases as constants
+    KeepFloat32(),  # behind all that wants biases as constants
     RemoveUnused(),  # what has been taken in
 )
 

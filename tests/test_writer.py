@@ -212,7 +212,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_writer import model, weights
-from passes import journal
+from passes.weights import journal
 from passes.storage import save
 journal.EVERY = 1 << 16
 folder = Path({folder!r})

@@ -195,7 +195,7 @@ def marks(model: onnx.ModelProto) -> list[str]:
     ]
 
 
-# What smooth-qdq does not know: graphs that have them are compared with all their roundings.
+# What drop-rounding does not know: graphs that have them are compared with all their roundings.
 _UNSMOOTHED = ("TRT_FP8QuantizeLinear", "TRT_INT4QuantizeLinear", "TRT_FP4QDQ")
 _QUANTIZERS = ("QuantizeLinear", "DynamicQuantize", "Constant")
 _MOVES = frozenset({"Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})

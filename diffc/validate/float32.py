@@ -23,7 +23,7 @@ from passes.storage import save
 
 TWIN = Pipeline.parse("fold-weight-qdq{deep=true},widen-types{source=bfloat16},widen-types{source=float16}")
 """Weights are folded first: ONNX Runtime's QuantizeLinear and ModelOpt put exact ties on different sides."""
-SMOOTH = Pipeline.parse("smooth-qdq")
+SMOOTH = Pipeline.parse("drop-rounding")
 EMULATED = "emulate-fp4,add-trt-functions"
 """What ONNX Runtime's CPU provider lacks: FP4 becomes FP8, TensorRT's operators get function bodies."""
 FP4 = onnx.TensorProto.FLOAT4E2M1

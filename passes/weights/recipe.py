@@ -36,8 +36,8 @@ class Source:
     """Where bytes come from: a tensor `key` of a file, or `length` raw bytes at `offset`.
 
     `kind` names a reader in `passes.weights.sources`: "raw" (safetensors, external data and files of torch.save are
-    found by `safetensors_source`, `passes.storage`, `passes.weights.torch_files`), "inline" or "memory". `path` is absolute.
-    `dtype` is an onnx.TensorProto element type. For "inline", `key` holds the bytes in hex
+    found by `safetensors_source`, `passes.storage`, `passes.weights.torch_files`), "inline" or "memory". `path` is
+    absolute. `dtype` is an onnx.TensorProto element type. For "inline", `key` holds the bytes in hex
     (scales and other small tensors only).
     """
 

@@ -1,4 +1,4 @@
-"""Target ort-cuda image by image: fold-gates, what fuse-skip-norm takes apart with many tokens, keep-digits."""
+"""Target ort-cuda image by image: fold-gates, what fuse-skip-norm takes apart with many tokens, keep-float32."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from passes.targets.ort_cuda.fold_gates import FoldGates
 from passes.targets.ort_cuda.fold_value_bias import FoldValueBias
 from passes.targets.ort_cuda.fuse_adaptive_norm import FuseAdaptiveNorm
 from passes.targets.ort_cuda.fuse_skip_norm import FuseSkipNorm
-from passes.targets.ort_cuda.keep_float32 import KeepDigits
+from passes.targets.ort_cuda.keep_float32 import KeepFloat32
 from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Recipe
 
@@ -189,7 +189,7 @@ def biased(kind: str) -> Any:
 def test_digits_of_a_moved_bias() -> None:
     before = biased("float16")
     rounded = apply(before, FoldValueBias()).model
-    result = apply(before, FoldValueBias(), KeepDigits())
+    result = apply(before, FoldValueBias(), KeepFloat32())
     (kept,) = [t for t in result.model.graph.initializer if t.name.endswith("/float32")]
     assert kept.data_type == onnx.TensorProto.FLOAT
     (cast,) = [n for n in result.model.graph.node if n.op_type == "Cast"]
@@ -206,8 +206,8 @@ def test_digits_of_a_moved_bias() -> None:
     )  # the same bits
     assert np.abs(evaluate(recipe) - wanted).max() < 1e-6
     assert np.abs(wanted.astype(np.float16) - wanted).max() > 1e-5  # which the rounded one could not
-    assert apply(result.model, KeepDigits()).changed == 0
-    assert apply(apply(biased("float"), FoldValueBias()).model, KeepDigits()).changed == 0
+    assert apply(result.model, KeepFloat32()).changed == 0
+    assert apply(apply(biased("float"), FoldValueBias()).model, KeepFloat32()).changed == 0
 
 
 def test_digits_of_joined_vectors() -> None:
@@ -231,7 +231,7 @@ def test_digits_of_joined_vectors() -> None:
     }""",
         weights,
     )
-    result = apply(before, KeepDigits())
+    result = apply(before, KeepFloat32())
     assert result.changed == 2
     feeds = {n: random(2, 3, c, dtype=np.float16) for n, c in (("x", 12), ("z", 8), ("u", 4))}
     check_same(before, result.model, feeds, 0.0, run_reference)

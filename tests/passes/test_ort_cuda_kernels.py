@@ -1,4 +1,4 @@
-"""Target ort-cuda: fuse-shared-norm, fuse-residual, merge-row-products, patches-as-product."""
+"""Target ort-cuda: fuse-shared-norm, fuse-residual, merge-row-products, rewrite-patches."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from passes.canonical.remove_unused import RemoveUnused
 from passes.targets.ort_cuda.fuse_adaptive_norm import FuseAdaptiveNorm
 from passes.targets.ort_cuda.fuse_residual import FuseResidual
 from passes.targets.ort_cuda.fuse_shared_norm import FuseSharedNorm
-from passes.targets.ort_cuda.keep_float32 import KeepDigits
+from passes.targets.ort_cuda.keep_float32 import KeepFloat32
 from passes.targets.ort_cuda.lift_bias import LiftBias
 from passes.targets.ort_cuda.merge_row_products import MergeRowProducts
-from passes.targets.ort_cuda.rewrite_patches import PatchesAsProduct
+from passes.targets.ort_cuda.rewrite_patches import RewritePatches
 from passes.weights.recipe import Recipe
 
 RNG = np.random.default_rng(41)
@@ -162,7 +162,7 @@ def test_joined_vectors_keep_their_digits() -> None:
     vector = moved.reshape((4,)).cast(int(onnx.TensorProto.FLOAT16))
     before = rows(dtype="float16", vectors={"b0": vector, "b1": random(4, dtype=np.float16)})
     merged = apply(before, MergeRowProducts(), RemoveUnused())
-    kept = apply(merged.model, KeepDigits())
+    kept = apply(merged.model, KeepFloat32())
     assert kept.changed == 1
     feeds = {"x": random(1, 12, dtype=np.float16), "one": random(4, dtype=np.float16)}
     check_same(before, merged.model, feeds, 0.0)
@@ -183,7 +183,7 @@ def patches(inside: str = "", conv: str = "strides = [2, 2]", dtype: str = "floa
 @pytest.mark.parametrize("dtype", ["float", "float16"])
 def test_patches(dtype: str) -> None:
     before = patches(dtype=dtype)
-    result = apply(before, PatchesAsProduct(), LiftBias(), RemoveUnused())
+    result = apply(before, RewritePatches(), LiftBias(), RemoveUnused())
     assert result.records[0].changed == result.records[1].changed == 1
     assert "Conv" not in ops(result.model)
     kind = np.float32 if dtype == "float" else np.float16
@@ -201,4 +201,4 @@ def test_patches_must_not_fire() -> None:
         patches(inside="z = Shape<start = 1, end = 2>(c)"),
         patches(inside="z = Relu(r)"),
     ):
-        assert apply(made, PatchesAsProduct()).changed == 0
+        assert apply(made, RewritePatches()).changed == 0

@@ -1,4 +1,4 @@
-"""smooth-qdq: scales and saturates as the quantizers do, rounds nothing, leaves weights alone."""
+"""drop-rounding: scales and saturates as the quantizers do, rounds nothing, leaves weights alone."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(m: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.FLOAT16])
 def test_values_saturate_and_are_not_rounded(to: int, dtype: int) -> None:
     before = model(to, dtype)
-    result = Pipeline.parse("smooth-qdq").run(before)
+    result = Pipeline.parse("drop-rounding").run(before)
     assert result.changed == 2
     x = (RNG.standard_normal((4, 8)) * 0.4).astype(np_dtype(dtype))
     x[0, 0], x[1, 1] = 50, -60
@@ -69,14 +69,16 @@ def test_values_saturate_and_are_not_rounded(to: int, dtype: int) -> None:
 
 
 def test_twice_changes_nothing() -> None:
-    once = Pipeline.parse("smooth-qdq").run(model(TensorProto.INT8, TensorProto.FLOAT))
-    assert Pipeline.parse("smooth-qdq").run(once.model).changed == 0
+    once = Pipeline.parse("drop-rounding").run(model(TensorProto.INT8, TensorProto.FLOAT))
+    assert Pipeline.parse("drop-rounding").run(once.model).changed == 0
 
 
 def test_other_zero_points_and_channels_are_refused() -> None:
-    shifted = Pipeline.parse("smooth-qdq").run(model(TensorProto.INT8, TensorProto.FLOAT, zero=3))
+    shifted = Pipeline.parse("drop-rounding").run(model(TensorProto.INT8, TensorProto.FLOAT, zero=3))
     assert [r.reason for r in shifted.records[0].refusals] == ["the zero point is not zero"] * 2
-    channels = Pipeline.parse("smooth-qdq").run(model(TensorProto.INT8, TensorProto.FLOAT, per_channel=True))
+    channels = Pipeline.parse("drop-rounding").run(
+        model(TensorProto.INT8, TensorProto.FLOAT, per_channel=True)
+    )
     assert channels.changed == 0
     assert "only one number" in channels.records[0].refusals[0].reason
 
@@ -112,7 +114,7 @@ def dynamic(text: str, kind: str) -> onnx.ModelProto:
 def test_dynamic_blocks_pass_values_through(text: str, kind: str) -> None:
     """They scale to what is there, so nothing saturates; what is left is the change of type."""
     before = dynamic(text, kind)
-    result = Pipeline.parse("smooth-qdq").run(before)
+    result = Pipeline.parse("drop-rounding").run(before)
     assert result.changed == text.count("= -1, block_size") - 1
     assert {n.op_type for n in result.model.graph.node} <= {"Cast", "Neg"}
     x = (RNG.standard_normal((3, 64)) * 100).astype(
@@ -124,7 +126,7 @@ def test_dynamic_blocks_pass_values_through(text: str, kind: str) -> None:
     assert np.array_equal(found[0], x.astype(np.float32))
     if len(found) > 1:
         assert np.array_equal(found[1], -x.astype(np.float32))
-    assert Pipeline.parse("smooth-qdq").run(result.model).changed == 0
+    assert Pipeline.parse("drop-rounding").run(result.model).changed == 0
 
 
 def test_dynamic_blocks_of_weights_stay() -> None:
@@ -133,6 +135,6 @@ def test_dynamic_blocks_of_weights_stay() -> None:
     before.graph.initializer.append(
         numpy_helper.from_array(RNG.standard_normal((4, 64)).astype(np.float32), "w")
     )
-    result = Pipeline.parse("smooth-qdq").run(before)
+    result = Pipeline.parse("drop-rounding").run(before)
     assert result.changed == 0
     assert [n.op_type for n in result.model.graph.node] == [n.op_type for n in before.graph.node]

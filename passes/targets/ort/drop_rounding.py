@@ -1,4 +1,4 @@
-"""smooth-qdq: activation quantizers without their rounding, so that two graphs can be compared exactly."""
+"""drop-rounding: activation quantizers without their rounding, so that two graphs can be compared exactly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from passes.weights.recipe import dtype_of
 
 @register
 @dataclass(frozen=True)
-class SmoothQdq(Pass):
+class DropRounding(Pass):
     """Replace the quantization of activations by the same scaling and saturation, without rounding.
 
     1. QuantizeLinear(x, s) of a computed tensor -> Clip(Div(x, s), low, high) with the bounds of its type.
@@ -34,7 +34,7 @@ class SmoothQdq(Pass):
     Not for scales that are not one number, or zero points that are not zero.
     """
 
-    name: ClassVar[str] = "smooth-qdq"
+    name: ClassVar[str] = "drop-rounding"
     tolerance: ClassVar[float] = 0.2
     _OPS: ClassVar[tuple[str, ...]] = ("QuantizeLinear", "DequantizeLinear")
 
@@ -116,7 +116,7 @@ def _retype(tensor: gs.Tensor, dtype: object) -> None:
         current = pending.pop()
         current.dtype = dtype
         for user in current.outputs:
-            if user.op not in SmoothQdq._OPS:
+            if user.op not in DropRounding._OPS:
                 pending += [t for t in user.outputs if dtype_of(t) in BOUNDS]
 
 

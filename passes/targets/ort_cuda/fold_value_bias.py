@@ -156,7 +156,7 @@ def _less(left: Recipe, right: Recipe) -> Recipe:
 
 
 def _replace(biased: Biased, recipe: Recipe, names: Names) -> None:
-    """Give a sum another bias, rounded to the type of the one that it had (see keep-digits)."""
+    """Give a sum another bias, rounded to the type of the one that it had (see keep-float32)."""
     recipe = recipe.cast(dtype_of(biased.bias) or recipe.dtype)
     index = next(i for i, tensor in enumerate(biased.node.inputs) if tensor is biased.bias)
     biased.node.inputs[index] = constant(names.fresh(f"{biased.bias.name}/with_values"), recipe)

@@ -1,4 +1,4 @@
-"""keep-digits: vectors that were computed from weights stay float32 in the file, and are rounded when they are read."""
+"""keep-float32: vectors computed from weights stay float32 in the file, and are rounded when they are read."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _COMPUTED = "subtract_product"
 
 @register
 @dataclass(frozen=True)
-class KeepDigits(Pass):
+class KeepFloat32(Pass):
     """Let a vector that fold-value-bias made be a float32 constant behind a Cast to the type that it had.
 
     A session folds the Cast when it loads the model, to the same bits. But the model in float32 that validation runs
     gets the digits back that the rounded vector has lost: what is off there is the graph's fault, not rounding's.
     """
 
-    name: ClassVar[str] = "keep-digits"
+    name: ClassVar[str] = "keep-float32"
     tolerance: ClassVar[float] = 1e-3
     """In float32 alone: by what the vectors had been rounded."""
 

@@ -1,4 +1,4 @@
-"""patches-as-product: a convolution that takes every value once becomes a matrix product over patches."""
+"""rewrite-patches: a convolution that takes every value once becomes a matrix product over patches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Patches(NamedTuple):
 
 @register
 @dataclass(frozen=True)
-class PatchesAsProduct(Pass):
+class RewritePatches(Pass):
     """Write the patch embedding Conv -> Reshape -> Transpose as SpaceToDepth -> Reshape -> Transpose -> MatMul -> Add.
 
     Fires on a Conv of two axes in float32 or float16 whose kernel and strides are the same [p, p], without padding,
@@ -38,7 +38,7 @@ class PatchesAsProduct(Pass):
     Exact but for the order of sums. Sizes that p does not divide, of which Conv leaves the rest out, are an error.
     """
 
-    name: ClassVar[str] = "patches-as-product"
+    name: ClassVar[str] = "rewrite-patches"
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Replace each patch embedding."""
