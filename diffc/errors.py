@@ -1,6 +1,6 @@
 """The exceptions that a user sees, and their exit codes.
 
-    DiffcError               exit 1   the user can mend it: what happened, what was expected, the mend
+    DiffcError               exit 1   the user can fix it: what happened, what was expected, the fix
     +-- UnsupportedError     exit 1   this combination of model, format, target and SM does not exist
     +-- MismatchError        exit 3   outputs differ beyond the named tolerance
     passes.PassError         exit 1   the same, raised by `passes`, which does not import diffc
@@ -15,13 +15,13 @@ from collections.abc import Iterable
 
 
 class DiffcError(Exception):
-    """What happened and where; `mend` names the command or option that mends it."""
+    """What happened and where; `fix` names the command or option that fixes it."""
 
     exit_code = 1
 
-    def __init__(self, what: str, *, mend: str = ""):
-        super().__init__(what + (f"\n  Mend: {mend}" if mend else ""))
-        self.what, self.mend = what, mend
+    def __init__(self, what: str, *, fix: str = ""):
+        super().__init__(what + (f"\n  Fix: {fix}" if fix else ""))
+        self.what, self.fix = what, fix
 
 
 class UnsupportedError(DiffcError):
@@ -34,6 +34,6 @@ class MismatchError(DiffcError):
     exit_code = 3
 
 
-def unknown(kind: str, value: str, known: Iterable[str], *, mend: str = "") -> DiffcError:
+def unknown(kind: str, value: str, known: Iterable[str], *, fix: str = "") -> DiffcError:
     """The error for a name that is not one of `known`, which it lists."""
-    return DiffcError(f"unknown {kind} {value!r}. Known: {', '.join(known)}", mend=mend)
+    return DiffcError(f"unknown {kind} {value!r}. Known: {', '.join(known)}", fix=fix)

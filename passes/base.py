@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 
 class PassError(ValueError):
-    """The user can mend it: an unknown pass, a bad option, a model that a pass cannot take."""
+    """The user can fix it: an unknown pass, a bad option, a model that a pass cannot take."""
 
 
 class PassCheckError(PassError):

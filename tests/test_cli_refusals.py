@@ -1,4 +1,4 @@
-"""The command line: every refusal is one clear message, names the mend, and leaves nothing."""
+"""The command line: every refusal is one clear message, names the fix, and leaves nothing."""
 
 from __future__ import annotations
 

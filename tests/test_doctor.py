@@ -23,7 +23,7 @@ def test_what_is_here_works_and_what_is_not_has_a_mend(capsys: pytest.CaptureFix
     assert found["target ort"].works
     assert found["target trt-rtx"].works == (importlib.util.find_spec("tensorrt_rtx") is not None)
     for finding in found.values():
-        assert finding.works or finding.mend or finding.what == "torch on a GPU"
+        assert finding.works or finding.fix or finding.what == "torch on a GPU"
         assert finding.what.split()[-1] in out
 
 
@@ -36,7 +36,7 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(doctor.metadata, "version", version)
     found = by_name(list(doctor._libraries()))
     assert not found["polygraphy"].works
-    assert found["polygraphy"].mend.startswith("pip install")
+    assert found["polygraphy"].fix.startswith("pip install")
     assert not found["one ONNX Runtime"].works  # with everything "installed", both of its packages are
 
 
@@ -46,4 +46,4 @@ def test_a_crash_of_native_code_is_a_finding_not_a_crash(monkeypatch: pytest.Mon
     found = doctor._trt_rtx()
     assert not found.works
     assert found.detail
-    assert found.mend
+    assert found.fix

@@ -129,7 +129,7 @@ class TestRejected:
         text = self.failure(tmp_path, mixed_types(), (profile(64),))
         assert "node 'block.0/add' (Add): [INVALID_NODE]" in text
         assert "must have same input types" in text
-        assert "Mend: the network is strongly typed: put a Cast" in text
+        assert "Fix: the network is strongly typed: put a Cast" in text
         assert "cudaError" not in text
         captured = capfd.readouterr()
         assert captured.out + captured.err == ""
@@ -144,7 +144,7 @@ class TestRejected:
         text = self.failure(tmp_path, model)
         assert "node 'block.1/pair' (SequenceConstruct): [UNSUPPORTED_NODE]" in text
         assert "node 'block.1/cat' (ConcatFromSequence)" in text
-        assert "Mend: run the passes of the target's preset" in text
+        assert "Fix: run the passes of the target's preset" in text
 
     def test_the_parser_on_a_plugin_and_on_normalization_types(self, tmp_path):
         ones = numpy_helper.from_array(np.linspace(1, 2, 64, dtype=np.float32), "g")
@@ -154,15 +154,15 @@ class TestRejected:
         )
         text = self.failure(tmp_path, make([skip], *ends, [ones]))
         assert "node 'skip' (SkipLayerNormalization)" in text
-        assert "Mend: this operator is not one of TensorRT's" in text
+        assert "Fix: this operator is not one of TensorRT's" in text
         halves = [value("x", FP16, [2, 64])], [value("y", FP16, [2, 64])]
         norm = helper.make_node("LayerNormalization", ["x", "g"], ["y"], "norm")
-        assert "Mend: cast scale and bias" in self.failure(tmp_path, make([norm], *halves, [ones]))
+        assert "Fix: cast scale and bias" in self.failure(tmp_path, make([norm], *halves, [ones]))
 
     def test_the_builder_on_attention_without_a_kernel(self, tmp_path, capfd):
         text = self.failure(tmp_path, attention(same=False, dtype=FP32))
         assert "cannot build" in text
-        assert "Mend: run the pass decompose-attention" in text
+        assert "Fix: run the pass decompose-attention" in text
         captured = capfd.readouterr()
         assert captured.out + captured.err == ""  # native code prints "Internal Error" by itself
 

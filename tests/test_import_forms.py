@@ -265,7 +265,7 @@ class TestBadInput:
         made = model(f"g (float16[b,32] x) => (float16[b,32] y) {{ y = {op}(x) }}")
         made.graph.node[0].name = "block.7/odd"
         made.opset_import.append(helper.make_opsetid("plugins", 1))
-        with pytest.raises(DiffcError, match=r"node 'block.7/odd'\)(.|\n)*Mend: export the model without"):
+        with pytest.raises(DiffcError, match=r"node 'block.7/odd'\)(.|\n)*Fix: export the model without"):
             imported(made, tmp_path)
 
     def test_an_old_opset(self, tmp_path):

@@ -115,4 +115,4 @@ def test_other_ends_of_the_builder(tmp_path, returncode, message):
     assert "No space left" in text
     assert "first" not in text
     if returncode == 1:
-        assert "Mend: free some disk space" in text
+        assert "Fix: free some disk space" in text

@@ -45,28 +45,26 @@ class Artifact:
         path = folder / MANIFEST
         if not path.is_file():
             raise DiffcError(
-                f"{folder} is no diffc artifact: it has no {MANIFEST}", mend="make one: diffc compile"
+                f"{folder} is no diffc artifact: it has no {MANIFEST}", fix="make one: diffc compile"
             )
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             schema, files = manifest["schema"], manifest["files"]
         except (ValueError, KeyError, TypeError) as error:
-            raise DiffcError(f"{path} is corrupt ({error})", mend="compile again") from error
+            raise DiffcError(f"{path} is corrupt ({error})", fix="compile again") from error
         if schema != SCHEMA:
-            raise DiffcError(f"{path} has schema {schema}, this diffc reads {SCHEMA}", mend="compile again")
+            raise DiffcError(f"{path} has schema {schema}, this diffc reads {SCHEMA}", fix="compile again")
         for name, entry in files.items():
             file = folder / name
             if not file.is_file() or file.stat().st_size != entry["bytes"]:
-                raise DiffcError(
-                    f"{file} is missing or not {entry['bytes']} bytes long", mend="compile again"
-                )
+                raise DiffcError(f"{file} is missing or not {entry['bytes']} bytes long", fix="compile again")
         return cls(folder, manifest)
 
     def verify(self) -> None:
         """Hash every file again. Raises DiffcError naming the first that was changed."""
         for name, entry in self.manifest["files"].items():
             if file_sha256(self.folder / name) != entry["sha256"]:
-                raise DiffcError(f"{self.folder / name} was changed after the compile", mend="compile again")
+                raise DiffcError(f"{self.folder / name} was changed after the compile", fix="compile again")
 
 
 def file_sha256(path: Path) -> str:
@@ -94,11 +92,11 @@ def staging(output: Path, *, force: bool, key: str = "") -> Iterator[Path]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise DiffcError(
-            f"another diffc is writing {output}", mend="wait for it, or choose another -o"
+            f"another diffc is writing {output}", fix="wait for it, or choose another -o"
         ) from error
     except OSError as error:
         raise DiffcError(
-            f"cannot write to {output.parent}: {error.strerror}", mend="choose another -o"
+            f"cannot write to {output.parent}: {error.strerror}", fix="choose another -o"
         ) from error
     try:
         partial.mkdir(exist_ok=True)
@@ -110,7 +108,7 @@ def staging(output: Path, *, force: bool, key: str = "") -> Iterator[Path]:
         if error.errno != errno.ENOSPC:
             raise
         raise DiffcError(
-            f"no space left on the disk of {output}", mend="free some space, or choose another -o"
+            f"no space left on the disk of {output}", fix="free some space, or choose another -o"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -125,9 +123,9 @@ def check_output(output: Path, *, force: bool) -> None:
     if output.is_dir() and not any(output.iterdir()):
         return
     if not (output / MANIFEST).is_file():
-        raise DiffcError(f"{output} exists and is no diffc artifact", mend="choose another -o, or remove it")
+        raise DiffcError(f"{output} exists and is no diffc artifact", fix="choose another -o, or remove it")
     if not force:
-        raise DiffcError(f"{output} exists", mend="give --force to replace it, or choose another -o")
+        raise DiffcError(f"{output} exists", fix="give --force to replace it, or choose another -o")
 
 
 def _swap(partial: Path, output: Path) -> None:

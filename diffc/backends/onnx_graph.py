@@ -56,7 +56,7 @@ def _check_external(tensor: TensorProto, folder: Path) -> None:
     end = (info.offset or 0) + (info.length or 0)
     if size is None or size < end:
         state = "is missing" if size is None else f"is cut off: {size} bytes, of which byte {end} is needed"
-        raise DiffcError(f"{file} {state} (weight {tensor.name!r})", mend="compile the model again")
+        raise DiffcError(f"{file} {state} (weight {tensor.name!r})", fix="compile the model again")
 
 
 def graph_inputs(model: onnx.ModelProto) -> list[GraphInput]:

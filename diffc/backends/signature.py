@@ -93,7 +93,7 @@ def pick_profile(profiles: Sequence[Profile], shapes: Mapping[str, tuple[int, ..
     told = "; ".join(f"profile {n}: {list(r.min)} to {list(r.max)}" for n, r in enumerate(ranges))
     raise DiffcError(
         f"input {name} of shape {list(shapes[name])} is outside what the engine was built for ({told})",
-        mend="change the image size, the batch or the prompt's length, or compile with a wider --profile",
+        fix="change the image size, the batch or the prompt's length, or compile with a wider --profile",
     )
 
 
@@ -123,7 +123,7 @@ def _match(value: Value, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
         known = [f"{d}={sizes[d]}" if d in sizes else str(d) for d in value.dims if d is not None]
         raise DiffcError(
             f"input {value.name} has shape {list(shape)}, and this backbone takes [{', '.join(known)}]",
-            mend="give tensors of one batch, image size and prompt length, as the diffusers pipeline makes them; for"
+            fix="give tensors of one batch, image size and prompt length, as the diffusers pipeline makes them; for"
             " another batch than the one of its --profile, compile again",
         )
     sizes.update({d: s for d, s in zip(value.dims, shape, strict=True) if isinstance(d, str)})

@@ -61,7 +61,7 @@ class Target:
         if name in self.refuses:
             raise UnsupportedError(
                 f"target {self.name!r} cannot take format {name!r}: {self.refuses[name]}",
-                mend="choose another --format, or --target trt-rtx",
+                fix="choose another --format, or --target trt-rtx",
             )
 
     def require(self) -> None:
@@ -69,7 +69,7 @@ class Target:
         if importlib.util.find_spec(self.module) is None:
             raise DiffcError(
                 f"target {self.name!r} needs the Python module {self.module!r}, which is not installed",
-                mend=f'pip install "diffc[{self.extra}]"',
+                fix=f'pip install "diffc[{self.extra}]"',
             )
 
 
@@ -174,7 +174,7 @@ def check_sms(model_types: Collection[int], sms: Collection[int]) -> None:
     if sms and unread:
         raise UnsupportedError(
             f"the model holds {', '.join(unread)}, which the compiler cannot read",
-            mend="quantize to INT8, INT4, FLOAT8E4M3FN or FLOAT4E2M1, and cast other integers to INT32",
+            fix="quantize to INT8, INT4, FLOAT8E4M3FN or FLOAT4E2M1, and cast other integers to INT32",
         )
     minimum, name = required_sm(model_types)
     _check(f"the model holds {name}", minimum, sms)
@@ -193,5 +193,5 @@ def _check(why: str, minimum: int, sms: Iterable[int]) -> None:
     fit = ", ".join(f.name for f in FORMATS.values() if f.min_sm <= old[0])
     raise UnsupportedError(
         f"{why}, which needs SM{minimum} or newer; too old: {names}. Formats that run there: {fit}",
-        mend=f"leave out {' '.join(f'--sm {sm}' for sm in old)}, or choose another type or --format",
+        fix=f"leave out {' '.join(f'--sm {sm}' for sm in old)}, or choose another type or --format",
     )

@@ -110,7 +110,7 @@ def cut(model: onnx.ModelProto, plan: ResolvedPlan, source: ModelSource) -> Cach
         raise DiffcError(
             f"the cache plan {plan.name} cuts the backbone into {len(chain.segments)} segments, and {MOST} are the"
             " most: its blocks are no rows",
-            mend="take --cache-layout full+reduced, or name blocks that follow each other",
+            fix="take --cache-layout full+reduced, or name blocks that follow each other",
         )
     names = {id(t): t.name for t in (*chain.crossing, *chain.graph.inputs, *chain.graph.outputs)}
     kept = [
@@ -138,7 +138,7 @@ def crossing_dims(
     found: dict[str, tuple[str | int, ...]] = {}
     for name in names:
         if any(name not in run for run in runs):
-            raise DiffcError(f"the shape of {name} is not known", mend="take --cache-layout full+reduced")
+            raise DiffcError(f"the shape of {name} is not known", fix="take --cache-layout full+reduced")
         found[name] = tuple(
             _size(name, values, sizes) for values in zip(*(r[name] for r in runs), strict=True)
         )
@@ -155,4 +155,4 @@ def _size(name: str, values: Sequence[int], sizes: Sequence[Sizes]) -> str | int
         rest = [value - s[dim] for value, s in zip(values, sizes, strict=True)]
         if min(rest) > 0 and (text := product_of(rest, sizes)) is not None:
             return f"{dim}+{text}"
-    raise DiffcError(f"a size of {name} is no product of dimensions", mend="take --cache-layout full+reduced")
+    raise DiffcError(f"a size of {name} is no product of dimensions", fix="take --cache-layout full+reduced")

@@ -39,7 +39,7 @@ class Steps:
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.every == 1:
-            raise DiffcError(f"every is {self.every} in a cache plan", mend="give 2 or more, or leave it out")
+            raise DiffcError(f"every is {self.every} in a cache plan", fix="give 2 or more, or leave it out")
 
     @classmethod
     def of(cls, predicate: Callable[[int, int], bool], counts: Sequence[int]) -> Steps:
@@ -61,7 +61,7 @@ class Steps:
         if self.needs_count and count is None:
             raise DiffcError(
                 "this cache plan depends on the number of denoising steps, which the backbone is not told",
-                mend="tell it: start(steps) of a loaded module, or give cache.apply the pipeline, or steps=",
+                fix="tell it: start(steps) of a loaded module, or give cache.apply the pipeline, or steps=",
             )
         if self.by_count is not None:
             return step in self._known(cast(int, count))
@@ -126,14 +126,14 @@ class CachePlan:
             data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
         except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
             raise DiffcError(
-                f"cannot read the cache plan {path}: {error}", mend="see docs/cache.md"
+                f"cannot read the cache plan {path}: {error}", fix="see docs/cache.md"
             ) from error
         return cls.from_json(data)
 
 
 def _entry_to_json(entry: Entry) -> dict[str, Any]:
     if callable(entry.blocks):
-        raise DiffcError("a predicate of blocks is no data", mend="resolve the plan for a backbone first")
+        raise DiffcError("a predicate of blocks is no data", fix="resolve the plan for a backbone first")
     data: dict[str, Any] = {"blocks": list(entry.blocks), "steps": steps_to_json(entry.steps)}
     data |= {"keep": entry.keep} if entry.keep != "auto" else {}
     return data | ({"except": list(entry.exclude)} if entry.exclude else {})
@@ -175,13 +175,13 @@ def steps_from_json(data: Any) -> Steps:
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise DiffcError(
-            f"the steps {data!r} of a cache plan are not steps", mend="see docs/cache.md"
+            f"the steps {data!r} of a cache plan are not steps", fix="see docs/cache.md"
         ) from error
 
 
 def _mapping(data: Any, known: Sequence[str], what: str) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
-        raise DiffcError(f"{what} is a mapping, not {data!r}", mend=f"give it {', '.join(known)}")
+        raise DiffcError(f"{what} is a mapping, not {data!r}", fix=f"give it {', '.join(known)}")
     for key in data:
         if key not in known:
             raise unknown(f"key of {what}", str(key), known)
@@ -192,5 +192,5 @@ def _strings(data: Any) -> tuple[str, ...]:
     if isinstance(data, str):
         return (data,)
     if not isinstance(data, Sequence) or not all(isinstance(item, str) for item in data):
-        raise DiffcError(f"blocks of a cache plan are module paths, not {data!r}", mend="give a list of them")
+        raise DiffcError(f"blocks of a cache plan are module paths, not {data!r}", fix="give a list of them")
     return tuple(data)

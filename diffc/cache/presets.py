@@ -30,7 +30,7 @@ def _deepcache(backbone: nn.Module, given: Arguments) -> tuple[Entry, ...]:
     levels, every = int(given["levels"]), Steps(every=int(given["every"]))
     last = len([name for name in block_names(backbone) if name.startswith("up_blocks.")]) - 1
     if not 1 <= levels <= last:
-        raise DiffcError(f"deepcache has levels={levels}", mend=f"give 1 to {last} for this backbone")
+        raise DiffcError(f"deepcache has levels={levels}", fix=f"give 1 to {last} for this backbone")
     blocks = (f"down_blocks.{levels}-{last}", "mid_block", f"up_blocks.0-{last - levels}")
     return (Entry(blocks, every, "output"),)
 
@@ -42,7 +42,7 @@ def _blocks(backbone: nn.Module, given: Arguments) -> tuple[Entry, ...]:
     if not 0 <= first < last <= len(names):
         raise DiffcError(
             f"of {len(names)} blocks none is between the first {first} and the last {given['last']:g}",
-            mend="give smaller numbers",
+            fix="give smaller numbers",
         )
     return (Entry(tuple(names[first:last]), Steps(every=int(given["every"]))),)
 
@@ -53,7 +53,7 @@ def _tgate(backbone: nn.Module, given: Arguments) -> tuple[Entry, ...]:
     names = tuple(f"{path}.attn2" for path in found if backbone.get_submodule(path).attn2 is not None)
     if not names:
         raise DiffcError(
-            "this backbone has no cross attention: text and image attend jointly", mend="keep blocks"
+            "this backbone has no cross attention: text and image attend jointly", fix="keep blocks"
         )
     return (Entry(names, Steps(start=given["step"]), "output"),)
 
@@ -110,7 +110,7 @@ def preset(text: str, backbone: nn.Module) -> CachePlan:
     """
     name, _, arguments = text.partition(":")
     if name not in PRESETS:
-        raise unknown("cache plan", name, PRESETS, mend="name one of these, or a .json or .yaml file")
+        raise unknown("cache plan", name, PRESETS, fix="name one of these, or a .json or .yaml file")
     found = PRESETS[name]
     given = dict(found.defaults)
     for item in filter(None, arguments.split(",")):
@@ -120,7 +120,7 @@ def preset(text: str, backbone: nn.Module) -> CachePlan:
         try:
             given[key] = float(value)
         except ValueError as error:
-            raise DiffcError(f"{item!r} of cache plan {name} has no number", mend=f"{key}=2, say") from error
+            raise DiffcError(f"{item!r} of cache plan {name} has no number", fix=f"{key}=2, say") from error
     return CachePlan(found.make(backbone, given), text)
 
 

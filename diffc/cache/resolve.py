@@ -162,7 +162,7 @@ def _matching(entry: Entry, paths: Sequence[str], blocks: Sequence[str]) -> list
     if callable(entry.blocks):
         found = [path for path in blocks if entry.blocks(path)]
         if not found:
-            raise DiffcError("a predicate of a cache plan takes no block", mend=f"blocks: {spell(blocks)}")
+            raise DiffcError("a predicate of a cache plan takes no block", fix=f"blocks: {spell(blocks)}")
         return found
     found = []
     for pattern in entry.blocks:
@@ -170,7 +170,7 @@ def _matching(entry: Entry, paths: Sequence[str], blocks: Sequence[str]) -> list
         if not matched:
             raise DiffcError(
                 f"no module matches {pattern!r} of the cache plan",
-                mend=f"name blocks of this backbone ({spell(blocks)}), or modules inside them",
+                fix=f"name blocks of this backbone ({spell(blocks)}), or modules inside them",
             )
         found += [path for path in matched if path not in found]
     return [path for path in found if not any(matches(pattern, path) for pattern in entry.exclude)]
@@ -184,7 +184,7 @@ def _check_nesting(paths: Sequence[str]) -> None:
             if outer in known:
                 raise DiffcError(
                     f"the cache plan has both {outer} and {path}, which is inside it",
-                    mend="leave one of them out",
+                    fix="leave one of them out",
                 )
 
 
@@ -193,7 +193,7 @@ def _keep(entry: Entry, path: str, module: nn.Module) -> Literal["output", "resi
     if entry.keep == "residual" and streams is None:
         raise DiffcError(
             f"{path} is a {type(module).__name__}, whose output is no sum of its input and something",
-            mend='keep its "output"',
+            fix='keep its "output"',
         )
     if entry.keep == "auto":
         return "output" if streams is None else "residual"

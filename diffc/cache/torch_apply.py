@@ -57,7 +57,7 @@ def apply(target: Any, plan: CachePlan | ResolvedPlan | str, *, steps: int | Non
     """
     backbone = backbone_of(target)
     if hasattr(backbone, _MARK):
-        raise DiffcError("this backbone has a cache plan already", mend="remove() that one first")
+        raise DiffcError("this backbone has a cache plan already", fix="remove() that one first")
     plan = plan_of(plan, backbone) if isinstance(plan, str) else plan
     resolved = resolve(plan, backbone) if isinstance(plan, CachePlan) else plan
     generations, undo = Generations(steps), ExitStack()
@@ -82,7 +82,7 @@ def backbone_of(target: Any) -> nn.Module:
     found = getattr(target, "transformer", None) or getattr(target, "unet", None) or target
     if not isinstance(found, nn.Module):
         raise DiffcError(
-            f"{type(target).__name__} has no backbone", mend="give a diffusers pipeline or module"
+            f"{type(target).__name__} has no backbone", fix="give a diffusers pipeline or module"
         )
     return found
 

@@ -172,7 +172,7 @@ def _component_dtype(text: str) -> tuple[str, str]:
 
     name, colon, dtype = text.partition(":")
     if not (name and colon and dtype):
-        raise DiffcError(f"--component-dtype is {text!r}", mend="write COMPONENT:TYPE, such as vae:float32")
+        raise DiffcError(f"--component-dtype is {text!r}", fix="write COMPONENT:TYPE, such as vae:float32")
     short = {"Half": "float16", "BFloat16": "bfloat16", "Float": "float32"}  # ModelOpt's names
     return name, short.get(dtype, dtype)
 
@@ -186,11 +186,11 @@ def _prompts(path: Path | None) -> tuple[str, ...] | None:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DiffcError(
-            f"cannot read the prompts file {path}: {error}", mend="give a UTF-8 text file"
+            f"cannot read the prompts file {path}: {error}", fix="give a UTF-8 text file"
         ) from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
-        raise DiffcError(f"{path} holds no prompt", mend="write one prompt a line")
+        raise DiffcError(f"{path} holds no prompt", fix="write one prompt a line")
     return prompts
 
 
@@ -258,7 +258,7 @@ def formats_command() -> None:
 
 @app.command("doctor")
 def doctor_command() -> None:
-    """Say what works on this machine, why the rest does not, and what mends it."""
+    """Say what works on this machine, why the rest does not, and what fixes it."""
     from diffc.cli.tables import examined
     from diffc.commands.doctor import examine
     from diffc.progress import Terminal
@@ -310,7 +310,7 @@ def root(
 
 
 def main() -> None:
-    """Entry point of `diffc`: exit code 0 ok, 1 the user can mend it, 2 usage, 3 outputs differ, 130 Ctrl-C."""
+    """Entry point of `diffc`: exit code 0 ok, 1 the user can fix it, 2 usage, 3 outputs differ, 130 Ctrl-C."""
     code = run(sys.argv[1:])
     gc.freeze()  # what Python collects at its end are the nodes of graphs, one by one: 3 s for FLUX.1
     sys.exit(code)
@@ -343,7 +343,7 @@ _PLACES = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, 
 
 
 def _report(error: Exception, debug: bool) -> int:
-    """Print an error that the user can mend and return its code; anything else is our bug and goes on."""
+    """Print an error that the user can fix and return its code; anything else is our bug and goes on."""
     from typer.exceptions import TyperException
 
     from diffc.errors import DiffcError
@@ -356,7 +356,7 @@ def _report(error: Exception, debug: bool) -> int:
     if debug:
         raise error
     if isinstance(error, OSError) and error.errno in _PLACES:
-        typer.echo(f"error: {error.strerror}: {error.filename}\n  Mend: name another place", err=True)
+        typer.echo(f"error: {error.strerror}: {error.filename}\n  Fix: name another place", err=True)
         return 1
     if isinstance(error, DiffcError):
         typer.echo(f"error: {error}", err=True)

@@ -152,7 +152,7 @@ def _taken(name: str, target: Target) -> str:
 
 
 def examined(findings: Sequence[Finding], console: Console) -> None:
-    """What `diffc doctor` found, and below it the command for everything that can be mended."""
+    """What `diffc doctor` found, and below it the command for everything that can be fixed."""
     table = Table("what", "", "")
     for finding in findings:
         table.add_row(
@@ -160,8 +160,8 @@ def examined(findings: Sequence[Finding], console: Console) -> None:
         )
     console.print(table)
     for finding in findings:
-        if not finding.works and finding.mend:
-            console.print(f"{finding.what}: {finding.mend}", markup=False, soft_wrap=True)
+        if not finding.works and finding.fix:
+            console.print(f"{finding.what}: {finding.fix}", markup=False, soft_wrap=True)
 
 
 def list_models(console: Console) -> None:

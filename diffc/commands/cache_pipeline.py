@@ -22,6 +22,6 @@ def load_for_search(model: str, ui: Reporter) -> Any:
     cuda = torch.cuda.is_available()
     dtype = getattr(torch, stored_dtype(source)) if cuda else torch.float32
     with ui.stage("load the pipeline"), quiet_libraries():
-        pipe = open_pipeline(source, dtype=dtype, mend="download the whole pipeline")
+        pipe = open_pipeline(source, dtype=dtype, fix="download the whole pipeline")
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if cuda else "cpu")

@@ -82,7 +82,7 @@ def search(pipe: Any, request: Request, progress: Progress = lambda done, total:
         most = max((c.speedup for c in every), default=1.0)
         raise DiffcError(
             f"no plan makes the backbone {request.speedup:g} times as fast; the most is {most:.2f}",
-            mend=f"ask for less: --speedup {int(most * 10) / 10:g}",
+            fix=f"ask for less: --speedup {int(most * 10) / 10:g}",
         )
     chosen = fast[: request.trials]
     chosen += [c for c in _frontier(every) if c not in chosen][: request.trials]

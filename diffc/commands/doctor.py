@@ -1,4 +1,4 @@
-"""`diffc doctor`: what works on this machine, why the rest does not, and the command that mends it.
+"""`diffc doctor`: what works on this machine, why the rest does not, and the command that fixes it.
 
 Each check imports what a user would run, in a process of its own where native code could take this one down.
 """
@@ -23,12 +23,12 @@ _TIMEOUT = 120
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: `works` or why not, and what mends it (empty when nothing is to do)."""
+    """One line of the report: `works` or why not, and what fixes it (empty when nothing is to do)."""
 
     what: str
     works: bool
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine() -> list[Finding]:
@@ -82,7 +82,7 @@ def _targets() -> Iterator[Finding]:
     }
     for name, check in checks.items():
         found = check()
-        yield Finding(f"target {name}", found.works, found.detail, found.mend)
+        yield Finding(f"target {name}", found.works, found.detail, found.fix)
 
 
 _BUILD = """
@@ -127,8 +127,8 @@ def _provider(what: str, provider: str, extra: str) -> Finding:
         return Finding(what, False, "onnxruntime is not installed", _INSTALL.format(extra))
     version, *providers = text.split()
     if provider not in providers:
-        mend = f"pip uninstall -y onnxruntime; {_INSTALL.format(extra)}"
-        return Finding(what, False, f"ONNX Runtime {version} has {', '.join(providers)}", mend)
+        fix = f"pip uninstall -y onnxruntime; {_INSTALL.format(extra)}"
+        return Finding(what, False, f"ONNX Runtime {version} has {', '.join(providers)}", fix)
     return Finding(what, True, f"ONNX Runtime {version}, {provider}")
 
 

@@ -117,24 +117,22 @@ def _source(artifact: Artifact, pipeline: str | None) -> ModelSource:
     """The diffusers pipeline of the compile, or the one that is given."""
     model = artifact.manifest["model"]
     if "family" not in model:
-        raise DiffcError(
-            f"{artifact.folder} was compiled from an ONNX file", mend="compile a diffusers model"
-        )
+        raise DiffcError(f"{artifact.folder} was compiled from an ONNX file", fix="compile a diffusers model")
     try:
         source = locate(pipeline or artifact.manifest["request"]["model"])
     except DiffcError as error:
         raise DiffcError(
-            error.what, mend="give the folder of the diffusers pipeline with --pipeline"
+            error.what, fix="give the folder of the diffusers pipeline with --pipeline"
         ) from error
     if source.pipeline_dir is None:
         raise DiffcError(
             f"{source.backbone_dir} is a backbone alone, and painting takes the whole pipeline",
-            mend="give --pipeline and the folder that has model_index.json",
+            fix="give --pipeline and the folder that has model_index.json",
         )
     if source.family != model["family"]:
         raise DiffcError(
             f"{source.pipeline_dir} is of family {source.family}, the artifact of {model['family']}",
-            mend="give the --pipeline that the artifact was compiled from",
+            fix="give the --pipeline that the artifact was compiled from",
         )
     return source
 
@@ -148,8 +146,8 @@ def _pipeline(source: ModelSource, artifact: Artifact, device: torch.device, *, 
     transformers_logging.disable_progress_bar()
     dtype = getattr(torch, artifact.manifest["dtype"]) if device.type == "cuda" else torch.float32
     left_out = {} if with_backbone else {find_spec(source.family).component: None}
-    mend = "download the whole pipeline, or give another --pipeline"
-    pipe = open_pipeline(source, dtype=dtype, mend=mend, **left_out)
+    fix = "download the whole pipeline, or give another --pipeline"
+    pipe = open_pipeline(source, dtype=dtype, fix=fix, **left_out)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -163,7 +161,7 @@ def _variants(
     for number, folder in enumerate(folders):
         other = Artifact.load(folder)
         if other.manifest["model"].get("family") != source.family:
-            raise DiffcError(f"{folder} holds no {source.family} backbone", mend="compare what is alike")
+            raise DiffcError(f"{folder} holds no {source.family} backbone", fix="compare what is alike")
         target = request.target if number == 0 else None
         module = load(folder, target=target, device=pipe.device, dtype=pipe.vae.dtype)
         yield f"{other.manifest['format']} {module.target} ({folder.name})", module
@@ -196,7 +194,7 @@ def _judge(
 ) -> Painted:
     """Figures of one variant, against the first."""
     if not torch.isfinite(images).all():
-        raise DiffcError(f"{name} painted NaN", mend="compile again with --dtype bfloat16 or float32")
+        raise DiffcError(f"{name} painted NaN", fix="compile again with --dtype bfloat16 or float32")
     read: tuple[int, ...] = ()
     if source.name.startswith("digits-"):
         from diffc.quality.classifier import read_digits

@@ -56,9 +56,9 @@ def check_output(model: Path, output: Path, force: bool) -> None:
     """Raise DiffcError when `output` cannot be written: it exists (or is `model` itself), or has no folder."""
     taken = [path for path in (output, output.with_name(output.name + "_data")) if path.exists()]
     if taken and (not force or output.resolve() == model.resolve()):
-        raise DiffcError(f"{taken[0]} exists", mend="choose another -o, or give --force")
+        raise DiffcError(f"{taken[0]} exists", fix="choose another -o, or give --force")
     if not output.parent.is_dir():
-        raise DiffcError(f"no such folder: {output.parent}", mend="make it, or choose another -o")
+        raise DiffcError(f"no such folder: {output.parent}", fix="make it, or choose another -o")
 
 
 def known_passes() -> Sequence[tuple[str, str, str]]:

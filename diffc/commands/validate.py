@@ -91,13 +91,13 @@ class Validated:
         Modules by themselves are the sharper test: outputs can be within their limit, or beyond it by no more than
         roundings explain, with a module that is off.
         """
-        mend = "compile again; if it differs again, report this with the command"
+        fix = "compile again; if it differs again, report this with the command"
         for model, found in self.bisections.items():
-            require_no_finding(found, model, against=self.against, mend=mend)
+            require_no_finding(found, model, against=self.against, fix=fix)
         require_match(
             self.reports,
             against=self.against,
-            mend=mend if self.bisections else "find out where: give --bisect",
+            fix=fix if self.bisections else "find out where: give --bisect",
         )
 
 
@@ -191,7 +191,7 @@ def _session(case: Case, request: ValidateRequest) -> Iterator[fidelity.Session]
     if not runs_on_cpu(case.model):
         raise UnsupportedError(
             f"{case.name} computes in bfloat16, and ONNX Runtime has no bfloat16 arithmetic on the CPU",
-            mend="hold its float32 twin against another graph: --against ARTIFACT or FILE.onnx",
+            fix="hold its float32 twin against another graph: --against ARTIFACT or FILE.onnx",
         )
     with TemporaryDirectory(prefix="diffc-") as folder:
         save(emulated(case.model), Path(folder) / "model.onnx")
@@ -218,7 +218,7 @@ def _cases(
     if imported and against == "torch":
         raise DiffcError(
             f"{artifact.folder} was compiled from an ONNX file: there is no torch model to hold it against",
-            mend=f"hold it against the file: --against {artifact.manifest['model']['name']}",
+            fix=f"hold it against the file: --against {artifact.manifest['model']['name']}",
         )
     if imported and request.against is None:
         ui.note(
@@ -268,7 +268,7 @@ def torch_reference_of(artifact: Artifact, model: str | None = None) -> fidelity
         raise DiffcError(
             f"{plan.source.backbone_dir} is another model than the one that {artifact.folder} was compiled from:"
             " its config.json differs",
-            mend="name the model: --model FOLDER",
+            fix="name the model: --model FOLDER",
         )
     return fidelity.Reference(plan.source, plan.dtype, given(plan) if quantized else None)
 
@@ -284,7 +284,7 @@ def _files(artifact: Artifact, target: str) -> list[str]:
     if taken not in files:
         raise DiffcError(
             f"{artifact.folder} was not compiled for {taken}, but for {', '.join(files)}",
-            mend=f"compile with --target {taken}",
+            fix=f"compile with --target {taken}",
         )
     return [files[taken]]
 
@@ -317,7 +317,7 @@ def _shapes(artifact: Artifact, model: onnx.ModelProto, texts: Sequence[str]) ->
     if other := next((s for s in shapes if batch not in (None, s.batch)), None):
         raise DiffcError(
             f"shape ({other}): {artifact.folder} was compiled for a batch of {batch}",
-            mend=f"use --shape batch={batch},..., or compile with --profile batch=min:opt:max",
+            fix=f"use --shape batch={batch},..., or compile with --profile batch=min:opt:max",
         )
     return shapes
 
@@ -344,5 +344,5 @@ def _other(path: Path) -> Path:
         return other.model
     raise DiffcError(
         f"there is nothing to hold an artifact against at {path}",
-        mend=f"give --against {', '.join(AGAINST)}, an artifact, or an .onnx file",
+        fix=f"give --against {', '.join(AGAINST)}, an artifact, or an .onnx file",
     )

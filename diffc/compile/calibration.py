@@ -43,7 +43,7 @@ def given(plan: Plan) -> Checkpoint:
     if checkpoint.format != plan.format.name:
         raise DiffcError(
             f"the checkpoint {path} was calibrated for {checkpoint.format}, and {plan.format.name} is asked for",
-            mend=f"give --format {checkpoint.format}, or leave --from-checkpoint out",
+            fix=f"give --format {checkpoint.format}, or leave --from-checkpoint out",
         )
     return checkpoint
 
@@ -168,6 +168,6 @@ def load_pipeline(plan: Plan) -> Any:
     dtype: Any = DTYPES[plan.dtype] if cuda else torch.float32
     if cuda and plan.request.component_dtypes:
         dtype = {"default": dtype} | {name: DTYPES[t] for name, t in plan.request.component_dtypes}
-    mend = "download the whole pipeline (tokenizers, text encoders, VAE, scheduler), or --from-checkpoint"
-    pipe = open_pipeline(plan.source, dtype=dtype, mend=mend)
+    fix = "download the whole pipeline (tokenizers, text encoders, VAE, scheduler), or --from-checkpoint"
+    pipe = open_pipeline(plan.source, dtype=dtype, fix=fix)
     return pipe.to("cuda") if cuda else pipe

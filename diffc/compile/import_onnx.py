@@ -97,7 +97,7 @@ def _require_canonical(model: onnx.ModelProto, path: Path) -> None:
             raise DiffcError(
                 f"{path}: {DOMAIN}::{node.op_type} node {node.name!r} could not be brought to canonical form: "
                 "its weight or scale is not a constant of the shape that its block size asks for",
-                mend="run again with --dump and see the refusals, or export that layer unquantized",
+                fix="run again with --dump and see the refusals, or export that layer unquantized",
             )
 
 

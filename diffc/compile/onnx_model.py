@@ -74,7 +74,7 @@ def check_request(request: CompileRequest) -> tuple[Target, ...]:
     if given:
         raise DiffcError(
             f"{request.model} is compiled as it is quantized, and {', '.join(given)} would change that",
-            mend="leave it out, or compile the diffusers model instead of the ONNX file",
+            fix="leave it out, or compile the diffusers model instead of the ONNX file",
         )
     targets = tuple(find_target(name) for name in dict.fromkeys(request.targets))
     check_targets(targets, request.sms)
@@ -105,7 +105,7 @@ def profile_of(model: onnx.ModelProto, text: str, targets: Sequence[Target]) -> 
     if missing := [name for name in known if name not in sizes]:
         raise DiffcError(
             f"the file has dynamic dimensions without a range: {', '.join(missing)}",
-            mend=f"give --profile {','.join(f'{name}=min:opt:max' for name in missing)}",
+            fix=f"give --profile {','.join(f'{name}=min:opt:max' for name in missing)}",
         )
 
     def at(index: int) -> Mapping[str, Sequence[int]]:

@@ -99,12 +99,12 @@ def check(request: CompileRequest) -> Plan:
     if dtype != "float16" and 75 in request.sms:
         raise UnsupportedError(
             f"the compiler has no {dtype} matrix product for SM75",
-            mend="give --dtype float16, or leave out --sm 75",
+            fix="give --dtype float16, or leave out --sm 75",
         )
     if dtype == "float32" and request.options.quantizes_attention and any(t.is_engine for t in targets):
         raise UnsupportedError(
             "TensorRT has no attention in float32, so none that runs in FP8 beside it",
-            mend="give --dtype float16 or bfloat16, or leave out --quantize-mha",
+            fix="give --dtype float16 or bfloat16, or leave out --quantize-mha",
         )
     profile = parse_profile(request.profile, spec, source.config)
     _check_weights(source)
@@ -131,7 +131,7 @@ def _fits_memory(source: ModelSource) -> bool:
 def check_targets(targets: Sequence[Target], sms: Sequence[int]) -> None:
     """Raise DiffcError when there is no target, one is not installed, or they and the GPUs do not go together."""
     if not targets:
-        raise DiffcError("no target", mend="name one: --target trt-rtx or --target ort")
+        raise DiffcError("no target", fix="name one: --target trt-rtx or --target ort")
     _check_sms(targets, sms)
     for target in targets:
         target.require()
@@ -141,11 +141,11 @@ def check_engine(targets: Sequence[Target], options: EngineOptions) -> None:
     """Raise DiffcError when the options of the builder are none, or there is nothing to build, or no way here."""
     level = options.optimization_level
     if level is not None and not 0 <= level <= 5:
-        raise DiffcError(f"the builder has no optimization level {level}", mend="give 0 (fast build) to 5")
+        raise DiffcError(f"the builder has no optimization level {level}", fix="give 0 (fast build) to 5")
     if options != DEFAULT_ENGINE and not any(target.is_engine for target in targets):
         raise DiffcError(
             "options of the engine builder were given, and no target builds an engine",
-            mend="add --target trt-rtx or --target tensorrt, or leave the options out",
+            fix="add --target trt-rtx or --target tensorrt, or leave the options out",
         )
     if options.strip_weights:
         from diffc.backends.tensorrt.build import check_stripping
@@ -156,9 +156,9 @@ def check_engine(targets: Sequence[Target], options: EngineOptions) -> None:
 def _check_sms(targets: Sequence[Target], sms: Sequence[int]) -> None:
     ahead = [target.name for target in targets if target.ahead_of_time]
     if ahead and not sms:
-        raise DiffcError(f"target {ahead[0]!r} builds for named GPUs", mend="name them: --sm 89 --sm 120")
+        raise DiffcError(f"target {ahead[0]!r} builds for named GPUs", fix="name them: --sm 89 --sm 120")
     if sms and not ahead:
-        raise DiffcError("--sm is given, and no target builds for named GPUs", mend="add --target trt-rtx")
+        raise DiffcError("--sm is given, and no target builds for named GPUs", fix="add --target trt-rtx")
 
 
 def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource) -> None:
@@ -169,14 +169,14 @@ def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource
         raise unknown("way to calibrate", request.calibrate, ("pipeline", "synthetic"))
     if not fmt.quantizes:
         if request.from_checkpoint is not None:
-            raise DiffcError("format 'none' takes no checkpoint", mend="give its --format, or leave it out")
+            raise DiffcError("format 'none' takes no checkpoint", fix="give its --format, or leave it out")
         return
     if fmt.algorithm is None or request.calibrate == "synthetic":
         return  # no pipeline is needed
     if request.from_checkpoint is None and source.pipeline_dir is None:
         raise DiffcError(
             f"{source.backbone_dir} is a backbone alone, and calibration runs the whole pipeline on prompts",
-            mend="give the pipeline's folder, --from-checkpoint with an earlier calibration, or, to try a compile,"
+            fix="give the pipeline's folder, --from-checkpoint with an earlier calibration, or, to try a compile,"
             " --calibrate synthetic",
         )
 

@@ -43,7 +43,7 @@ class CompileResult:
 def compile_model(request: CompileRequest, ui: Reporter | None = None) -> CompileResult:
     """Compile a backbone: quantize, trace, rewrite, write, validate, build; the artifact appears when all is done.
 
-    Raises DiffcError or PassError for what the user can mend, MismatchError when outputs differ.
+    Raises DiffcError or PassError for what the user can fix, MismatchError when outputs differ.
     """
     ui = ui or Silent()
     if request.model.endswith(".onnx"):
@@ -268,7 +268,7 @@ def _examine(
 
     with ui.stage(f"examine {name} module by module: its outputs are at the mercy of roundings") as update:
         found = bisect(model, reference, format=format, shape=chaotic.shape, seed=chaotic.seed, update=update)
-    require_no_finding(found, name, against="torch", mend=NOT_WRITTEN)
+    require_no_finding(found, name, against="torch", fix=NOT_WRITTEN)
 
 
 def _streamed(

@@ -98,7 +98,7 @@ def check_operators(model: ModelProto, path: Path) -> None:
     """Raise DiffcError that names every operator that is not known, up to five."""
     opset = default_opset(model.opset_import)
     if opset is None:
-        raise DiffcError(f"{path} does not say its opset", mend="export it with an opset of 17 or later")
+        raise DiffcError(f"{path} does not say its opset", fix="export it with an opset of 17 or later")
     functions = {(function.domain, function.name) for function in model.functions}
     unknown = [
         f"{node.domain + '::' if node.domain else ''}{node.op_type} (node {node.name or node.output[0]!r})"
@@ -112,7 +112,7 @@ def check_operators(model: ModelProto, path: Path) -> None:
             f"{path} has operators that neither ONNX opset {opset} nor TensorRT's quantization has: "
             + ", ".join(unknown[:5])
             + more,
-            mend="export the model without them, or add each as a model-local function",
+            fix="export the model without them, or add each as a model-local function",
         )
 
 

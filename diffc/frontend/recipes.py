@@ -43,7 +43,7 @@ def attach_recipes(
         else:
             raise DiffcError(
                 f"the weights of {source.name} have no tensor {name!r}, which the model needs",
-                mend="check that config.json and the safetensors files belong together",
+                fix="check that config.json and the safetensors files belong together",
             )
         recipe = recipe.cast(_element_type(value))
         if list(recipe.shape) != list(value.shape or ()):

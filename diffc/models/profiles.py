@@ -84,6 +84,6 @@ def _sizes(part: str, value: str) -> tuple[int, int, int]:
         sizes *= 3
     if len(sizes) != 3 or sizes != sorted(sizes):
         raise DiffcError(
-            f"profile {part!r} is no size", mend="write axis=size or axis=min:opt:max, in that order"
+            f"profile {part!r} is no size", fix="write axis=size or axis=min:opt:max, in that order"
         )
     return sizes[0], sizes[1], sizes[2]

@@ -84,14 +84,14 @@ class ModelSpec:
             if getattr(shape, name) % multiple:
                 raise DiffcError(
                     f"{name} {getattr(shape, name)} px does not fit {self.family}",
-                    mend=f"use a multiple of {multiple}",
+                    fix=f"use a multiple of {multiple}",
                 )
         sizes = self.sizes(shape)
         for dim in self.dims(config):
             if dim.maximum is not None and sizes[dim.name] > dim.maximum:
                 raise DiffcError(
                     f"{dim.name} is {sizes[dim.name]} at {shape}, and this model ends at {dim.maximum}",
-                    mend="ask for a smaller image or fewer tokens",
+                    fix="ask for a smaller image or fewer tokens",
                 )
         return shape
 

@@ -55,7 +55,7 @@ def read_digits(images: Sequence[Image] | NDArray[np.floating] | Tensor) -> NDAr
     if pixels.ndim != 4 or pixels.shape[1] != 3 or min(pixels.shape[2:]) < SIDE:
         raise DiffcError(
             f"digits are read from RGB images of at least {SIDE} px, not from {tuple(pixels.shape)}",
-            mend='give the images of a pipeline called with output_type="np", "pt" or "pil"',
+            fix='give the images of a pipeline called with output_type="np", "pt" or "pil"',
         )
     with torch.no_grad():
         logits: NDArray[np.float32] = _reader()(pixels).numpy()
@@ -70,7 +70,7 @@ def score(images: Sequence[Image] | NDArray[np.floating] | Tensor, digits: Seque
     logits = read_digits(images)
     if len(logits) != len(digits) or not len(digits):
         raise DiffcError(
-            f"{len(logits)} images and {len(digits)} digits", mend="give one digit for each image"
+            f"{len(logits)} images and {len(digits)} digits", fix="give one digit for each image"
         )
     right = (logits.argmax(axis=1) == np.asarray(digits)) & np.isfinite(logits).all(axis=1)
     return float(right.mean())

@@ -53,7 +53,7 @@ def paint(pipe: Any, count: int, *, steps: int, batch: int) -> Tensor:
     """
     for name, value in (("images", count), ("steps", steps), ("batch", batch)):
         if value < 1:
-            raise DiffcError(f"{name} is {value}", mend="give at least 1")
+            raise DiffcError(f"{name} is {value}", fix="give at least 1")
     numbers = range(count)
     return torch.cat([_paint(pipe, numbers[i : i + batch], steps) for i in range(0, count, batch)])
 
@@ -80,7 +80,7 @@ def judge(images: Tensor, reference: Tensor) -> Figures:
     """
     if images.shape != reference.shape:
         raise DiffcError(
-            f"images of {tuple(images.shape)} and {tuple(reference.shape)}", mend="paint both alike"
+            f"images of {tuple(images.shape)} and {tuple(reference.shape)}", fix="paint both alike"
         )
     whole = torch.isfinite(images).flatten(1).all(dim=1)
     numbers = read_digits(images.nan_to_num()).argmax(axis=1)

@@ -80,4 +80,4 @@ def save_png(image: Image.Image, path: Path) -> None:
         finally:
             Path(partial).unlink(missing_ok=True)
     except OSError as error:
-        raise DiffcError(f"cannot write {path}: {error.strerror}", mend="choose another -o") from error
+        raise DiffcError(f"cannot write {path}: {error.strerror}", fix="choose another -o") from error

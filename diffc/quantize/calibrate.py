@@ -64,7 +64,7 @@ def calibrate(
     settings, and when a quantizer ends without a finite, non-zero amax.
     """
     if not prompts:
-        raise DiffcError("no prompts to calibrate with", mend="put at least one prompt into the prompts file")
+        raise DiffcError("no prompts to calibrate with", fix="put at least one prompt into the prompts file")
     for name, value in (("steps", steps), ("batch size", batch_size)):
         if value < 1:
             raise DiffcError(f"calibration {name} is {value}, expected at least 1")
@@ -99,7 +99,7 @@ def _use_percentile(pipe: Any, backbone: nn.Module, steps: int, options: QuantOp
         raise DiffcError(
             f"--percentile and --collect-method are for inputs of convolutions, and this {type(backbone).__name__}"
             " has none that is quantized",
-            mend="leave both out",
+            fix="leave both out",
         )
 
 
@@ -152,7 +152,7 @@ def _collect(
             raise
         raise DiffcError(
             f"{name} saw NaN or infinity during calibration: the model overflows in {_dtype(backbone)}",
-            mend="load the model in bfloat16 or float32",
+            fix="load the model in bfloat16 or float32",
         ) from error
 
 

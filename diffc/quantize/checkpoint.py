@@ -147,11 +147,9 @@ class Checkpoint:
 
         `source` is `fingerprint.hash_weights` of the model's files; an empty one is not compared.
         """
-        mend = "give the checkpoint of this model, or calibrate it anew (leave --from-checkpoint out)"
+        fix = "give the checkpoint of this model, or calibrate it anew (leave --from-checkpoint out)"
         if family != self.family:
-            raise DiffcError(
-                f"the checkpoint is of family {self.family!r}, the model is {family!r}", mend=mend
-            )
+            raise DiffcError(f"the checkpoint is of family {self.family!r}, the model is {family!r}", fix=fix)
         theirs = backbone_config(backbone)
         differing = [
             f"{key} is {self.config.get(key)!r} in the checkpoint and {theirs.get(key)!r} in the model"
@@ -159,11 +157,9 @@ class Checkpoint:
             if self.config.get(key) != theirs.get(key)
         ]
         if differing:
-            raise DiffcError(
-                f"the checkpoint is of another {family} model: {'; '.join(differing)}", mend=mend
-            )
+            raise DiffcError(f"the checkpoint is of another {family} model: {'; '.join(differing)}", fix=fix)
         if source and self.source and source != self.source:
-            raise DiffcError("the checkpoint was calibrated on other weights of the same shape", mend=mend)
+            raise DiffcError("the checkpoint was calibrated on other weights of the same shape", fix=fix)
 
     def apply(self, backbone: nn.Module, family: str) -> None:
         """Insert these quantizers, calibrated, into an unquantized backbone, in place.
@@ -179,7 +175,7 @@ class Checkpoint:
         if missing := sorted(layers.difference(there)):
             raise DiffcError(
                 f"the checkpoint quantizes {missing[0]}, which this {type(backbone).__name__} does not have",
-                mend=f"calibrate again (it was made with {self.versions})",
+                fix=f"calibrate again (it was made with {self.versions})",
             )
         convert_layers(backbone, [name for name in there if name in layers])
         like = next(backbone.parameters())

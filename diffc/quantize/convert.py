@@ -59,7 +59,7 @@ def insert_quantizers(
             f"format {fmt.name!r} quantizes no layer of this {type(backbone).__name__}: all of its layers match"
             f" {unquantized!r}, which names what stays unquantized, or a pattern of yours, or cannot hold"
             f" {'blocks of ' + str(fmt.block_size) if fmt.block_size else 'the format'}",
-            mend="use --format none",
+            fix="use --format none",
         )
 
 
@@ -92,7 +92,7 @@ def weighted_layers(backbone: nn.Module) -> list[str]:
     if _quantizers(backbone):
         raise DiffcError(
             f"this {type(backbone).__name__} holds quantizers already",
-            mend="load the unquantized model again",
+            fix="load the unquantized model again",
         )
     return _convertible(backbone, QuantLinearConvBase)
 

@@ -29,7 +29,7 @@ def write(directory: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax
     if directory.exists() and not (directory / RECORD).is_file() and not _is_empty(directory):
         raise DiffcError(
             f"{directory} exists and is no checkpoint (it has no {RECORD}); it is left as it is",
-            mend="name another folder",
+            fix="name another folder",
         )
     temporary = directory.with_name(f".{directory.name}-{uuid4().hex[:8]}")
     try:
@@ -38,7 +38,7 @@ def write(directory: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax
         _replace(temporary, directory)
     except OSError as error:
         raise DiffcError(
-            f"cannot write the checkpoint {directory}: {error}", mend="free space, or name another folder"
+            f"cannot write the checkpoint {directory}: {error}", fix="free space, or name another folder"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -80,7 +80,7 @@ def read(directory: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], dict[
     if not (directory / RECORD).is_file():
         raise DiffcError(
             f"no checkpoint at {directory}: expected a folder with {RECORD} and {TENSORS}",
-            mend="give the folder that a calibration wrote",
+            fix="give the folder that a calibration wrote",
         )
     content = _read_record(directory)
     try:
@@ -102,7 +102,7 @@ def _read_record(directory: Path) -> dict[str, Any]:
         found = content.get("schema")
         raise DiffcError(
             f"the checkpoint {directory} has schema {found}; this diffc reads schema {SCHEMA}",
-            mend="calibrate again, or use the diffc that wrote it",
+            fix="calibrate again, or use the diffc that wrote it",
         )
     return content
 
@@ -123,5 +123,5 @@ def _read_tensors(directory: Path, expected: str) -> dict[str, Amax]:
 def damaged(directory: Path, what: str) -> DiffcError:
     """The error for a checkpoint that cannot be right: `what` says why."""
     return DiffcError(
-        f"the checkpoint {directory} is damaged: {what}", mend="calibrate again, or copy it again"
+        f"the checkpoint {directory} is damaged: {what}", fix="calibrate again, or copy it again"
     )

@@ -195,5 +195,5 @@ def find_format(name: str) -> Format:
     """The format of that name, with "-" for "_" if you like. Raises DiffcError that lists the known ones."""
     found = FORMATS.get(name.replace("-", "_"))
     if found is None:
-        raise unknown("format", name, FORMATS, mend="choose one of these with --format")
+        raise unknown("format", name, FORMATS, fix="choose one of these with --format")
     return found

@@ -95,18 +95,18 @@ def _load(path: Path) -> dict[str, Any]:
     import torch
 
     if not path.is_file():
-        raise DiffcError(f"no such file: {path}", mend="give the .pt file that ModelOpt wrote")
+        raise DiffcError(f"no such file: {path}", fix="give the .pt file that ModelOpt wrote")
     try:
         with torch.serialization.safe_globals([slice]):  # kept by block quantizers; ModelOpt allows it too
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise DiffcError(
             f"{path} holds objects that could run code, and diffc does not load those: {error}",
-            mend="save it again with ModelOpt's mto.save, or calibrate with diffc",
+            fix="save it again with ModelOpt's mto.save, or calibrate with diffc",
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise DiffcError(
-            f"{path} is damaged, or not a file of torch.save ({error})", mend="copy it again"
+            f"{path} is damaged, or not a file of torch.save ({error})", fix="copy it again"
         ) from error
     if not isinstance(content, dict) or not {"modelopt_state", "model_state_dict"} <= content.keys():
         raise _not_mto(path)
@@ -117,7 +117,7 @@ def _not_mto(path: Path) -> DiffcError:
     return DiffcError(
         f"{path} is not a checkpoint of a model that ModelOpt quantized: expected the dict of mto.save with"
         " 'modelopt_state' and 'model_state_dict'",
-        mend="give the .pt file that mto.save wrote",
+        fix="give the .pt file that mto.save wrote",
     )
 
 
@@ -138,7 +138,7 @@ def _refuse_unsupported(path: Path, enabled: Mapping[str, Any]) -> None:
         if not state.get("_fake_quant", True):
             raise UnsupportedError(
                 f"{path}: {name} holds compressed weights (--compress), whose originals are gone",
-                mend="quantize without --compress; diffc compresses the weights itself",
+                fix="quantize without --compress; diffc compresses the weights itself",
             )
 
 
@@ -147,7 +147,7 @@ def _check_model(
 ) -> None:
     """Raises DiffcError unless every quantized layer exists in `backbone` with a weight of the same shape."""
     if not quantized:
-        raise DiffcError(f"{path} has no enabled weight quantizer", mend="quantize it, or use --format none")
+        raise DiffcError(f"{path} has no enabled weight quantizer", fix="quantize it, or use --format none")
     for name in quantized:
         here = backbone.get_parameter(f"{name}.weight").shape if name in layers else None
         there = tensors[f"{name}.weight"].shape if f"{name}.weight" in tensors else None
@@ -155,7 +155,7 @@ def _check_model(
             raise DiffcError(
                 f"{path} is of another model: the weight of {name} is {there and list(there)} in it and"
                 f" {here and list(here)} in this {type(backbone).__name__}",
-                mend="give the checkpoint of this model",
+                fix="give the checkpoint of this model",
             )
 
 
@@ -169,7 +169,7 @@ def _check_blocks(path: Path, backbone: nn.Module, settings: Mapping[str, Settin
         if len(shape) != 2 or shape[-1] % size:
             raise UnsupportedError(
                 f"{path}: the weight of {layer_of(name)} {shape} is not whole blocks of {size}",
-                mend="quantize again with this layer disabled (mtq.disable_quantizer), or calibrate with diffc",
+                fix="quantize again with this layer disabled (mtq.disable_quantizer), or calibrate with diffc",
             )
 
 
@@ -186,7 +186,7 @@ def _format_of(path: Path, settings: Mapping[str, Settings], tensors: Mapping[st
     kinds = sorted({str(value) for value in own.values()})
     raise UnsupportedError(
         f"{path}: no format of diffc has quantizers like {'; '.join(kinds)}",
-        mend=f"quantize with the settings of one of: {', '.join(FORMATS)}",
+        fix=f"quantize with the settings of one of: {', '.join(FORMATS)}",
     )
 
 

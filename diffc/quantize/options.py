@@ -47,7 +47,7 @@ class QuantOptions:
             ("lowrank", self.lowrank, 1, 1 << 12),
         ):
             if not low <= value <= high:
-                raise DiffcError(f"--{name} is {value:g}", mend=f"give {low} to {high}")
+                raise DiffcError(f"--{name} is {value:g}", fix=f"give {low} to {high}")
         self._check_use(fmt)
 
     def _check_use(self, fmt: Format) -> None:
@@ -57,20 +57,20 @@ class QuantOptions:
             if not unchanged and fmt.name not in users:
                 raise UnsupportedError(
                     f"{option} has no meaning for format {fmt.name!r}; it is for {', '.join(users)}",
-                    mend=f"leave {option} out, or choose another --format",
+                    fix=f"leave {option} out, or choose another --format",
                 )
         if self.collect_method != "default" and self.percentile == 0:
-            raise DiffcError("--percentile 0 takes no step at all", mend="give a share of steps above 0")
+            raise DiffcError("--percentile 0 takes no step at all", fix="give a share of steps above 0")
         if self.quantizes_attention and not fmt.mha:
             able = ", ".join(f.name for f in FORMATS.values() if f.mha)
             raise UnsupportedError(
                 f"attention runs in FP8 beside {able}; not beside {fmt.name!r}",
-                mend="leave out --quantize-mha and --quant-level 4, or choose one of these formats",
+                fix="leave out --quantize-mha and --quant-level 4, or choose one of these formats",
             )
         if fmt.name in _BLOCKED and self.block_size not in (None, *_BLOCKS):
             raise UnsupportedError(
                 f"the compiler has no kernels for {fmt.name} in blocks of {self.block_size}",
-                mend=f"give one of {', '.join(map(str, _BLOCKS))}",
+                fix=f"give one of {', '.join(map(str, _BLOCKS))}",
             )
 
     @property

@@ -92,7 +92,7 @@ def kind_of(settings: Settings) -> str:
     if kind is None or (blocks or {}).get("type", "static" if blocks else None) != wanted:
         raise DiffcError(
             f"a quantizer of {bits} bits with blocks {blocks} is of no kind that diffc compiles",
-            mend="quantize with one of the formats of `diffc formats`",
+            fix="quantize with one of the formats of `diffc formats`",
         )
     return kind
 
@@ -159,6 +159,6 @@ def _uncalibrated(name: str, what: str) -> DiffcError:
     layer = name.rpartition(".")[0]
     return DiffcError(
         f"{name} {what} during calibration, so it has no scale",
-        mend=f"calibrate with more prompts or steps; or leave {layer} unquantized in the family's"
+        fix=f"calibrate with more prompts or steps; or leave {layer} unquantized in the family's"
         " ModelSpec.unquantized",
     )

@@ -66,7 +66,7 @@ def load(
     if "family" not in model:
         raise DiffcError(
             f"{found.folder} was compiled from the file {model['name']}, which tells no diffusers backbone",
-            mend="compile the diffusers model, or run model.onnx in a session of your own",
+            fix="compile the diffusers model, or run model.onnx in a session of your own",
         )
     spec = find_spec(model["family"])
     chosen, where = resolve(found, target, device)
@@ -105,7 +105,7 @@ def _check_paths(artifact: Artifact) -> None:
         if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
             raise DiffcError(f"the manifest of {artifact.folder} names a file outside the artifact: {name}")
     if missing := sorted(used - manifest["files"].keys()):
-        raise DiffcError(f"the manifest of {artifact.folder} lists no {missing[0]}", mend="compile again")
+        raise DiffcError(f"the manifest of {artifact.folder} lists no {missing[0]}", fix="compile again")
 
 
 def _device(device: torch.device) -> torch.device:
@@ -124,36 +124,36 @@ def _choose(artifact: Artifact, target: str | None, device: torch.device | None)
     if target is not None and target not in there:
         raise DiffcError(
             f"{artifact.folder} was compiled for {', '.join(compiled)}, and target {target!r} takes another graph",
-            mend=f"compile again with --target {_TAKES[target]}, or choose from: {', '.join(there)}",
+            fix=f"compile again with --target {_TAKES[target]}, or choose from: {', '.join(there)}",
         )
     reasons = {}
     for name in there if target is None else [target]:
-        reason, mend = _why_not(artifact, name, device)
+        reason, fix = _why_not(artifact, name, device)
         if not reason:
             return name
-        reasons[name] = f"{reason} ({mend})" if mend else reason
+        reasons[name] = f"{reason} ({fix})" if fix else reason
     raise DiffcError(
         f"{artifact.folder} does not run here. "
         + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
-        mend="mend one of these, or compile with --target ort, which runs on every CPU",
+        fix="fix one of these, or compile with --target ort, which runs on every CPU",
     )
 
 
 def _why_not(artifact: Artifact, name: str, device: torch.device | None) -> tuple[str, str]:
-    """Why `name` cannot be used here, on `device` if it is given, and what mends it."""
+    """Why `name` cannot be used here, on `device` if it is given, and what fixes it."""
     if device is not None and (device.type == "cpu") != (name == "ort"):
         return f"it does not run on {device}", ""
     if name == "ort" and artifact.manifest.get("dtype") == "bfloat16":
         return "ONNX Runtime's CPU kernels have no bfloat16", "compile with --dtype float16 or float32"
     if name not in _ENGINES:
         return ort.why_not(name)
-    reason, mend = engine.why_not(name)
+    reason, fix = engine.why_not(name)
     if reason:
-        return reason, mend
+        return reason, fix
     try:
         engine.pick_engine(artifact.manifest["engines"], name, _sm(device))
     except DiffcError as error:
-        return error.what, error.mend
+        return error.what, error.fix
     return "", ""
 
 
@@ -176,7 +176,7 @@ def _open(
     """The session of a target."""
     if cuda_graph and target not in _RECORDED:
         raise DiffcError(
-            f"CUDA graphs are there for targets {' and '.join(_RECORDED)}", mend="leave out cuda_graph=True"
+            f"CUDA graphs are there for targets {' and '.join(_RECORDED)}", fix="leave out cuda_graph=True"
         )
     if target in _ENGINES:
         entry = engine.pick_engine(artifact.manifest["engines"], target, _sm(device))

@@ -107,7 +107,7 @@ class CompiledBackbone(nn.Module):
         if name in _HOOKS:
             raise DiffcError(
                 _NO_OFFLOAD,
-                mend="call pipe.remove_all_hooks(), then move the other components with pipe.to(device)",
+                fix="call pipe.remove_all_hooks(), then move the other components with pipe.to(device)",
             )
         super().__setattr__(name, value)
 
@@ -118,7 +118,7 @@ class CompiledBackbone(nn.Module):
         if moved.device != self.device:
             raise DiffcError(
                 f"a compiled backbone stays where it was loaded, on {self.device}, and cannot go to {moved.device}",
-                mend=f'load it there: diffc.load(artifact, device="{moved.device}")',
+                fix=f'load it there: diffc.load(artifact, device="{moved.device}")',
             )
         self._dtype = moved.dtype
         return self
@@ -139,10 +139,10 @@ class CompiledBackbone(nn.Module):
         if refused:
             raise DiffcError(
                 f"the compiled {self._spec.family} backbone has no input for {', '.join(refused)}",
-                mend="leave it out (compile LoRA, ControlNet or IP adapters into the model), or run it in torch",
+                fix="leave it out (compile LoRA, ControlNet or IP adapters into the model), or run it in torch",
             )
         if missing:
-            raise DiffcError(f"no value for {', '.join(missing)}", mend="call it as diffusers' pipeline does")
+            raise DiffcError(f"no value for {', '.join(missing)}", fix="call it as diffusers' pipeline does")
         return {self._paths[path]: value for path, value in given.items()}
 
     def _tensors(self, given: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -158,7 +158,7 @@ class CompiledBackbone(nn.Module):
                 if tensor.numel() != 1:
                     raise DiffcError(
                         f"input {value.name} is on {tensor.device}, and the compiled backbone on {self.device}",
-                        mend=f'pipe.to("{self.device}")',
+                        fix=f'pipe.to("{self.device}")',
                     )
                 tensor = tensor.to(self.device)
             tensors[value.name] = tensor.to(value.dtype).contiguous()

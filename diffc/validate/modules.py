@@ -175,7 +175,7 @@ def bisect(
     return found
 
 
-def require_no_finding(found: Sequence[Bisection], model: str, *, against: str, mend: str) -> None:
+def require_no_finding(found: Sequence[Bisection], model: str, *, against: str, fix: str) -> None:
     """Raise MismatchError (exit code 3) naming the first module of the file `model` that is off by itself."""
     for bisection in (b for b in found if b.findings):
         first = bisection.findings[0]
@@ -183,7 +183,7 @@ def require_no_finding(found: Sequence[Bisection], model: str, *, against: str, 
             f"{first.point.module} of the compiled {model} differs from {against}: {first.point.node}"
             f" ({first.point.op}) is off by {first.error:.2e} at {bisection.shape} in"
             f" {bisection.arithmetic}, over the limit {first.limit:.0e}",
-            mend=mend,
+            fix=fix,
         )
 
 

@@ -69,7 +69,7 @@ NOT_WRITTEN = (
 )
 
 
-def require_match(reports: Sequence[ShapeReport], *, against: str = "torch", mend: str = NOT_WRITTEN) -> None:
+def require_match(reports: Sequence[ShapeReport], *, against: str = "torch", fix: str = NOT_WRITTEN) -> None:
     """Raise MismatchError (exit code 3) naming the first output and shape out of tolerance.
 
     A chaotic report is no mismatch: the smooth comparison at the same shape has shown that the graph is right.
@@ -80,7 +80,7 @@ def require_match(reports: Sequence[ShapeReport], *, against: str = "torch", men
                 raise MismatchError(
                     f"the compiled {report.model} differs from {against}: output {row.name!r} at {report.shape}"
                     f" in {report.arithmetic}: {row.reason}{_floor_note(report)}",
-                    mend=mend,
+                    fix=fix,
                 )
 
 

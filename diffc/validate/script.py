@@ -54,7 +54,7 @@ def compare_outputs(first, second):
 def check_folder(folder: Path) -> None:
     """Raise DiffcError when `folder` holds something already: nothing of anyone's is overwritten."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DiffcError(f"{folder} is there already, and not empty", mend="name a new folder")
+        raise DiffcError(f"{folder} is there already, and not empty", fix="name a new folder")
 
 
 def write_script(folder: Path, models: Mapping[str, onnx.ModelProto], reports: Sequence[ShapeReport]) -> None:

@@ -168,8 +168,8 @@ def _tensors(path: Path, mtime_ns: int, size: int) -> dict[str, Recipe]:
         TypeError,
         ValueError,
     ) as error:
-        mend = "copy it again, or save it with a torch of 1.6 or later"
-        raise PassError(f"{path} is damaged, or no file of torch.save ({error}): {mend}") from error
+        fix = "copy it again, or save it with a torch of 1.6 or later"
+        raise PassError(f"{path} is damaged, or no file of torch.save ({error}): {fix}") from error
     return {name: _recipe(path, name, tensor, places[tensor.storage.key]) for name, tensor in found.items()}
 
 

@@ -163,7 +163,7 @@ class TestEngine:
     def test_the_builder_takes_it_with_the_pass_only(self, tmp_path: Path) -> None:
         pytest.importorskip("tensorrt_rtx")
         before = attention()
-        with pytest.raises(DiffcError, match=r"perm\.size(.|\n)*Mend: run the pass add-zero-bias"):
+        with pytest.raises(DiffcError, match=r"perm\.size(.|\n)*Fix: run the pass add-zero-bias"):
             engine(tmp_path / "before", before)
         assert engine(tmp_path / "after", apply(before, AddZeroBias()).model) > C * C
 

@@ -57,7 +57,7 @@ class OrtSession:
         Raises DiffcError when a name, type, rank or fixed dimension of `feed` does not fit, or the run fails.
         """
         if self._session is None:
-            raise DiffcError("this ONNX Runtime session is closed", mend="run it inside its `with` block")
+            raise DiffcError("this ONNX Runtime session is closed", fix="run it inside its `with` block")
         self._check_names(feed)
         for name, array in feed.items():
             _check_array(self._inputs[name], array)

@@ -91,7 +91,7 @@ class OrtModel:
     ) -> tuple[Any, dict[str, Tensor]]:
         """Inputs where they lie and new outputs, bound to the session. Raises DiffcError when that is closed."""
         if self._session is None:
-            raise DiffcError("this compiled backbone is closed", mend="load it again: diffc.load(artifact)")
+            raise DiffcError("this compiled backbone is closed", fix="load it again: diffc.load(artifact)")
         outputs = {
             name: torch.empty(shape, dtype=self._types[name], device=self._device)
             for name, shape in output_shapes.items()
@@ -125,7 +125,7 @@ class OrtModel:
 
 
 def why_not(target: str) -> tuple[str, str]:
-    """Why the runtime target cannot be used here and what mends it; empty when it can."""
+    """Why the runtime target cannot be used here and what fixes it; empty when it can."""
     TARGETS["ort"].require()
     import onnxruntime as ort
 
@@ -133,11 +133,11 @@ def why_not(target: str) -> tuple[str, str]:
         try:
             plugin_devices()
         except DiffcError as error:
-            return error.what, error.mend
+            return error.what, error.fix
         return "", ""
-    provider, mend = _BUILT_IN[target]
+    provider, fix = _BUILT_IN[target]
     if provider not in ort.get_available_providers():
-        return f"ONNX Runtime {ort.__version__} has no {provider}", mend
+        return f"ONNX Runtime {ort.__version__} has no {provider}", fix
     if target != "ort" and not torch.cuda.is_available():
         return "torch sees no CUDA device", "install the NVIDIA driver and a CUDA build of torch"
     return "", ""
@@ -152,7 +152,7 @@ def plugin_devices() -> list[Any]:
     except ImportError as error:
         raise DiffcError(
             "the package of ONNX Runtime's TensorRT-RTX provider is not installed",
-            mend="pip install onnxruntime-ep-nv-tensorrt-rtx-cu13",
+            fix="pip install onnxruntime-ep-nv-tensorrt-rtx-cu13",
         ) from error
     name = plugin.get_ep_name()
     try:
@@ -160,7 +160,7 @@ def plugin_devices() -> list[Any]:
             ort.register_execution_provider_library(name, plugin.get_library_path())
     except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
         raise DiffcError(
-            f"{name} cannot be loaded: {error}", mend="install the NVIDIA driver (570 or newer)"
+            f"{name} cannot be loaded: {error}", fix="install the NVIDIA driver (570 or newer)"
         ) from error
     devices = [d for d in ort.get_ep_devices() if d.ep_name == name]
     if not devices:
@@ -183,9 +183,9 @@ def options_for(target: str, types: Set[int]) -> Any:
 def _open(plan: OrtPlan, stream: torch.cuda.Stream | None) -> Any:
     import onnxruntime as ort
 
-    reason, mend = why_not(plan.target)
+    reason, fix = why_not(plan.target)
     if reason:
-        raise DiffcError(f"target {plan.target!r} does not run here: {reason}", mend=mend)
+        raise DiffcError(f"target {plan.target!r} does not run here: {reason}", fix=fix)
     options = options_for(plan.target, element_types(read(plan.model)))
     settings = dict(plan.options)
     if stream is not None:
@@ -209,7 +209,7 @@ def _open(plan: OrtPlan, stream: torch.cuda.Stream | None) -> Any:
         # ONNX Runtime warns and goes on when a provider's libraries do not load.
         raise DiffcError(
             f"{expected} did not come up: ONNX Runtime took {session.get_providers()[0]} instead",
-            mend='install the CUDA libraries of this ONNX Runtime: pip install "onnxruntime-gpu[cuda,cudnn]"',
+            fix='install the CUDA libraries of this ONNX Runtime: pip install "onnxruntime-gpu[cuda,cudnn]"',
         )
     return session
 

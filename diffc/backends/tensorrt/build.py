@@ -93,9 +93,9 @@ def _check(target: Target, request: EngineRequest) -> None:
     if not target.is_engine:
         raise DiffcError(f"target {target.name!r} has no engine to build")
     if target.ahead_of_time and not request.sms:
-        raise DiffcError(f"target {target.name!r} builds for named GPUs", mend="name them: --sm 89 --sm 120")
+        raise DiffcError(f"target {target.name!r} builds for named GPUs", fix="name them: --sm 89 --sm 120")
     if not target.ahead_of_time and request.sms:
-        raise DiffcError(f"target {target.name!r} builds for this machine's GPU", mend="leave out --sm")
+        raise DiffcError(f"target {target.name!r} builds for this machine's GPU", fix="leave out --sm")
     if not request.output.parent.is_dir():
         raise DiffcError(f"no such folder: {request.output.parent}")
     model = read(request.model)
@@ -107,7 +107,7 @@ def _check(target: Target, request: EngineRequest) -> None:
     if not target.ahead_of_time and not has_device():
         raise UnsupportedError(
             f"target {target.name!r} needs an NVIDIA GPU, and this machine has none",
-            mend="build there, or use --target trt-rtx, which needs no GPU",
+            fix="build there, or use --target trt-rtx, which needs no GPU",
         )
 
 
@@ -116,7 +116,7 @@ def check_stripping() -> None:
     if not has_device():
         raise UnsupportedError(
             "an engine without its weights is built with an NVIDIA driver at hand, and this machine has none",
-            mend="leave out --strip-weights, or build on the machine that has the GPU",
+            fix="leave out --strip-weights, or build on the machine that has the GPU",
         )
 
 

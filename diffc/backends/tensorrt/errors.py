@@ -1,4 +1,4 @@
-"""From what TensorRT or the operating system says to an error that names the node and the mend."""
+"""From what TensorRT or the operating system says to an error that names the node and the fix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from diffc.errors import DiffcError
 
-# Texts as TensorRT-RTX 1.7.1 writes them. The first that matches gives the mend.
+# Texts as TensorRT-RTX 1.7.1 writes them. The first that matches gives the fix.
 _MENDS = (
     (r"Attention operation was not supported by a dedicated kernel",
      "run the pass decompose-attention: this head size or element type has no attention kernel"),
@@ -67,8 +67,8 @@ _CRASH_MEND = "find the layer by building parts of the model; read the log, and 
 
 
 def mend_for(text: str) -> str:
-    """What mends the fault that a text of TensorRT describes; empty when it is not a known one."""
-    return next((mend for pattern, mend in _MENDS if re.search(pattern, text)), "")
+    """What fixes the fault that a text of TensorRT describes; empty when it is not a known one."""
+    return next((fix for pattern, fix in _MENDS if re.search(pattern, text)), "")
 
 
 def parser_error(model: Path, faults: Sequence[Mapping[str, Any]], log: Path) -> DiffcError:
@@ -78,23 +78,23 @@ def parser_error(model: Path, faults: Sequence[Mapping[str, Any]], log: Path) ->
         where = f"node {fault['node']!r} ({fault['op']})" if fault["op"] else "the graph"
         lines.append(f"  {where}: [{fault['code']}] {_clean(fault['text'])}")
     everything = " ".join(f"{f['code']} {f['text']}" for f in faults)
-    return DiffcError("\n".join(lines), mend=mend_for(everything) or f"read the log: {log}")
+    return DiffcError("\n".join(lines), fix=mend_for(everything) or f"read the log: {log}")
 
 
 def builder_error(model: Path, messages: Sequence[str], log: Path) -> DiffcError:
     """The error for a network that parses and does not build, with what the builder logged as errors."""
     said = [_clean(m) for m in messages if _clean(m)] or ["it gave no reason"]
     what = "\n  ".join([f"TensorRT cannot build {model}:", *said])
-    return DiffcError(what, mend=mend_for(what) or f"read the log: {log}")
+    return DiffcError(what, fix=mend_for(what) or f"read the log: {log}")
 
 
 def crash_error(model: Path, returncode: int, log: Path) -> DiffcError:
     """The error for a builder process that ended without an answer. `returncode` is that of `subprocess`."""
     code = _name_of(returncode)
-    how, mend = _CRASHES.get(code, ("ended without an answer", ""))
+    how, fix = _CRASHES.get(code, ("ended without an answer", ""))
     tail = "\n".join(f"  | {line}" for line in _tail(log))
     what = f"the builder process for {model} {how} ({code}). Its log, {log}, ends with:\n{tail}"
-    return DiffcError(what, mend=mend or mend_for(tail) or _CRASH_MEND)
+    return DiffcError(what, fix=fix or mend_for(tail) or _CRASH_MEND)
 
 
 def _name_of(returncode: int) -> str:

@@ -16,7 +16,7 @@ def check_profiles(inputs: Sequence[GraphInput], profiles: Sequence[Profile]) ->
         names = ", ".join(f"{i.name} {_show(i)}" for i in dynamic)
         raise DiffcError(
             f"no optimization profile, and these inputs are dynamic: {names}",
-            mend="give a profile with a minimum, optimum and maximum shape for each",
+            fix="give a profile with a minimum, optimum and maximum shape for each",
         )
     for number, profile in enumerate(profiles):
         _check_profile(f"profile {number}", inputs, profile)

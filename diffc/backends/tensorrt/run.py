@@ -71,7 +71,7 @@ class Engine:
         with self._lock, torch.cuda.device(device):
             if self._context is None:
                 raise DiffcError(
-                    "this compiled backbone is closed", mend="load it again: diffc.load(artifact)"
+                    "this compiled backbone is closed", fix="load it again: diffc.load(artifact)"
                 )
             stream = torch.cuda.current_stream(device)
             outputs = {
@@ -112,16 +112,16 @@ class Engine:
         for name, tensor in (*inputs.items(), *outputs.items()):
             if not self._context.set_tensor_address(name, tensor.data_ptr()):
                 raise DiffcError(
-                    f"{self._plan.file.name} has no input or output {name!r}", mend="compile again"
+                    f"{self._plan.file.name} has no input or output {name!r}", fix="compile again"
                 )
 
 
 def why_not(target: str) -> tuple[str, str]:
-    """Why the target cannot be used here and what mends it; empty when it can."""
+    """Why the target cannot be used here and what fixes it; empty when it can."""
     try:
         TARGETS[target].require()
     except DiffcError as error:
-        return error.what, error.mend
+        return error.what, error.fix
     if not torch.cuda.is_available():
         return "torch sees no CUDA device", "install the NVIDIA driver and a CUDA build of torch"
     return "", ""
@@ -140,7 +140,7 @@ def pick_engine(engines: Sequence[Mapping[str, Any]], target: str, sm: int) -> M
     there = ", ".join(f"SM{s}" for e in mine for s in e["sms"]) or "none"
     raise DiffcError(
         f"this GPU is SM{sm}, and the artifact's {target} engines are for: {there}",
-        mend=f"compile with --target {target} --sm {sm}, if `diffc formats` lists that GPU",
+        fix=f"compile with --target {target} --sm {sm}, if `diffc formats` lists that GPU",
     )
 
 
@@ -168,7 +168,7 @@ def deserialize(trt: Any, file: Path) -> tuple[Any, Any]:
         told = said[-1] if said else "no reason given"
         raise DiffcError(
             f"{trt.__name__} {trt.__version__} does not load {file}: {told}",
-            mend="engines run under the version that built them, on their compute capability, with the NVIDIA driver:"
+            fix="engines run under the version that built them, on their compute capability, with the NVIDIA driver:"
             " compare manifest.json, then compile again or install that version",
         )
     return (logger, runtime), engine
@@ -187,14 +187,14 @@ def refit(trt: Any, logger: Any, engine: Any, model: Path) -> None:
     missing = refitter.get_missing_weights()
     raise DiffcError(
         f"{model} does not fill the engine: {'; '.join(said) or f'{len(missing)} weights are missing'}",
-        mend="keep model.onnx and model.onnx_data as they were when the engine was built, or compile again",
+        fix="keep model.onnx and model.onnx_data as they were when the engine was built, or compile again",
     )
 
 
 def _module(target: str) -> Any:
-    reason, mend = why_not(target)
+    reason, fix = why_not(target)
     if reason:
-        raise DiffcError(f"target {target!r} does not run here: {reason}", mend=mend)
+        raise DiffcError(f"target {target!r} does not run here: {reason}", fix=fix)
     return importlib.import_module(TARGETS[target].module)
 
 

@@ -24,15 +24,15 @@ def check_plot(path: Path | None) -> None:
     if path is None:
         return
     if importlib.util.find_spec("matplotlib") is None:
-        raise DiffcError("--plot needs matplotlib, which is not installed", mend='pip install "diffc[plot]"')
+        raise DiffcError("--plot needs matplotlib, which is not installed", fix='pip install "diffc[plot]"')
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise DiffcError(f"{path} is no name of a plot", mend="end it in .png, .svg or .pdf")
+        raise DiffcError(f"{path} is no name of a plot", fix="end it in .png, .svg or .pdf")
 
 
 def check_folder(path: Path | None) -> None:
     """Raise DiffcError when `path` cannot be written because its folder does not exist."""
     if path is not None and not path.absolute().parent.is_dir():
-        raise DiffcError(f"the folder of {path} does not exist", mend="make it, or name another place")
+        raise DiffcError(f"the folder of {path} does not exist", fix="make it, or name another place")
 
 
 def tables(rows: Sequence[Row]) -> Iterator[Table]:

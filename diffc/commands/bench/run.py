@@ -98,13 +98,13 @@ def plan(artifact: Artifact, request: BenchRequest) -> tuple[Setup, list[Shape]]
     if manifest["format"] == IMPORTED:
         raise DiffcError(
             f"{artifact.folder} was compiled from an ONNX file: no diffusers backbone stands beside it",
-            mend="measure an artifact that was compiled from a diffusers model",
+            fix="measure an artifact that was compiled from a diffusers model",
         )
     for name in request.against:
         if name not in SIDES:
             raise unknown("side", name, SIDES)
     if request.repeat < 1:
-        raise DiffcError(f"--repeat is {request.repeat}", mend="measure at least once")
+        raise DiffcError(f"--repeat is {request.repeat}", fix="measure at least once")
     spec, config = find_spec(manifest["model"]["family"]), manifest["model"]["config"]
     saved = manifest["profile"]["optimum"]
     usual = Shape(**saved) if saved else default_profile(spec, config).optimum

@@ -145,7 +145,7 @@ def _text_encoder(folder: Path, kind: str, dtype: str) -> tuple[nn.Module, dict[
         model = getattr(transformers, kind).from_pretrained(folder, dtype=DTYPES[dtype])
     except (OSError, ValueError) as error:
         raise DiffcError(
-            f"transformers cannot load {folder}: {error}", mend="download the pipeline completely"
+            f"transformers cannot load {folder}: {error}", fix="download the pipeline completely"
         ) from error
     return model.eval(), _config(folder)
 

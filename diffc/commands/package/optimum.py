@@ -65,12 +65,12 @@ class Packaged:
 
 
 def package(request: PackageRequest, ui: Reporter | None = None) -> Packaged:
-    """Write the folder. Raises DiffcError for what the user can mend, MismatchError for a component that differs."""
+    """Write the folder. Raises DiffcError for what the user can fix, MismatchError for a component that differs."""
     ui = ui or Silent()
     if request.layout not in LAYOUTS:
         raise unknown("layout", request.layout, LAYOUTS)
     if request.dtype not in ("float16", "float32"):
-        raise unknown("type", request.dtype, ("float16", "float32"), mend="optimum feeds no other")
+        raise unknown("type", request.dtype, ("float16", "float32"), fix="optimum feeds no other")
     check_place(request)
     artifact = Artifact.load(request.artifact)
     artifact.verify()
@@ -78,7 +78,7 @@ def package(request: PackageRequest, ui: Reporter | None = None) -> Packaged:
     if family is None:
         raise UnsupportedError(
             f"{request.artifact} was compiled from an .onnx file, which does not say what its pipeline is",
-            mend="compile the diffusers pipeline",
+            fix="compile the diffusers pipeline",
         )
     file = artifact.folder / model_file(artifact, request.target)
     parts = find_parts(artifact, request.components, request.pipeline)
@@ -95,11 +95,11 @@ def package(request: PackageRequest, ui: Reporter | None = None) -> Packaged:
 def check_place(request: PackageRequest) -> None:
     """Raise DiffcError where the output is the artifact, another artifact, or (without `force`) is there at all."""
     if request.output.resolve() == request.artifact.resolve():
-        raise DiffcError(f"{request.output} is the artifact", mend="choose another -o")
+        raise DiffcError(f"{request.output} is the artifact", fix="choose another -o")
     check_output(request.output, force=request.force)
     manifest = request.output / MANIFEST
     if manifest.is_file() and "package" not in json.loads(manifest.read_text(encoding="utf-8")):
-        raise DiffcError(f"{request.output} is an artifact, no package", mend="choose another -o")
+        raise DiffcError(f"{request.output} is an artifact, no package", fix="choose another -o")
 
 
 def model_file(artifact: Artifact, target: str | None) -> str:
@@ -110,7 +110,7 @@ def model_file(artifact: Artifact, target: str | None) -> str:
         known = ", ".join(files)
         raise DiffcError(
             f"{artifact.folder} has no model for {target or 'ONNX Runtime'}; it was compiled for {known}",
-            mend=f"compile with --target {target or 'ort'}",
+            fix=f"compile with --target {target or 'ort'}",
         )
     return files[found[0]]
 

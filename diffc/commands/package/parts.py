@@ -47,15 +47,15 @@ def _compiled_pipeline(artifact: Artifact) -> Path:
     from diffc.models.sources.locate import locate
 
     model = artifact.manifest["request"]["model"]
-    mend = "name it: --pipeline DIR, or give an optimum-cli export: --components DIR"
+    fix = "name it: --pipeline DIR, or give an optimum-cli export: --components DIR"
     try:
         folder = locate(model).pipeline_dir
     except DiffcError as error:
         raise DiffcError(
-            f"the pipeline that was compiled, {model}, cannot be read: {error.what}", mend=mend
+            f"the pipeline that was compiled, {model}, cannot be read: {error.what}", fix=fix
         ) from error
     if folder is None:
-        raise DiffcError(f"{model} is a backbone without its pipeline", mend=mend)
+        raise DiffcError(f"{model} is a backbone without its pipeline", fix=fix)
     return folder
 
 
@@ -70,7 +70,7 @@ def _exported(folder: Path) -> Parts:
             if not (folder / name / file).is_file():
                 raise DiffcError(
                     f"{folder} has no {name}/{file}",
-                    mend="give a folder that `optimum-cli export onnx` wrote, or leave --components out",
+                    fix="give a folder that `optimum-cli export onnx` wrote, or leave --components out",
                 )
     taken = tuple(name for name in _AS_THEY_ARE if name in named)
     _all_there(folder, list(taken))
@@ -82,9 +82,9 @@ def _index(folder: Path, what: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DiffcError(f"cannot read {path}: {error}", mend=f"give {what}") from error
+        raise DiffcError(f"cannot read {path}: {error}", fix=f"give {what}") from error
     if not isinstance(content, dict):
-        raise DiffcError(f"{path} holds no JSON object", mend=f"give {what}")
+        raise DiffcError(f"{path} holds no JSON object", fix=f"give {what}")
     return content
 
 
@@ -93,5 +93,5 @@ def _all_there(folder: Path, names: list[str]) -> None:
         if not (folder / name).is_dir():
             raise DiffcError(
                 f"{folder / 'model_index.json'} names {name}, and there is no such folder",
-                mend="download the pipeline completely",
+                fix="download the pipeline completely",
             )

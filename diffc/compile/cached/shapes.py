@@ -117,7 +117,7 @@ def _dims_of(
             found = _completed(dims, shapes, sizes)
             if found is not None:
                 return found
-    raise DiffcError(f"the shape of what {module} gives is not known", mend="keep the output of whole blocks")
+    raise DiffcError(f"the shape of what {module} gives is not known", fix="keep the output of whole blocks")
 
 
 def _completed(

@@ -81,7 +81,7 @@ def make(name: str, directory: Path) -> Path:
         return directory
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise DiffcError(
-            f"{directory} exists and is not {name} as this diffc makes it", mend="remove it or name another"
+            f"{directory} exists and is not {name} as this diffc makes it", fix="remove it or name another"
         )
     temporary = directory.with_name(f".{directory.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -89,8 +89,8 @@ def make(name: str, directory: Path) -> Path:
         _write(name, temporary)
         _move(temporary, directory, name)
     except (OSError, SafetensorError) as error:
-        mend = "free space, or give a place that can be written (DIFFC_CACHE sets the cache)"
-        raise DiffcError(f"cannot write {name} to {directory}: {error}", mend=mend) from error
+        fix = "free space, or give a place that can be written (DIFFC_CACHE sets the cache)"
+        raise DiffcError(f"cannot write {name} to {directory}: {error}", fix=fix) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory

@@ -103,7 +103,7 @@ def check_room(folder: Path, needed: int) -> None:
     if free < needed * 1.01 + (1 << 24):
         raise DiffcError(
             f"no room on the disk of {folder.parent}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free",
-            mend="free some space, or name a folder on another disk",
+            fix="free some space, or name a folder on another disk",
         )
 
 

@@ -72,7 +72,7 @@ def make_random(name: str, directory: Path, *, seed: int = 0, ui: Reporter | Non
         return directory
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise DiffcError(
-            f"{directory} exists and is not {name} of seed {seed}", mend="remove it or name another"
+            f"{directory} exists and is not {name} of seed {seed}", fix="remove it or name another"
         )
     temporary = directory.with_name(f".{directory.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -83,8 +83,8 @@ def make_random(name: str, directory: Path, *, seed: int = 0, ui: Reporter | Non
             directory.rmdir()
         temporary.rename(directory)
     except OSError as error:
-        mend = "free space, or give a place that can be written"
-        raise DiffcError(f"cannot write {name} to {directory}: {error}", mend=mend) from error
+        fix = "free space, or give a place that can be written"
+        raise DiffcError(f"cannot write {name} to {directory}: {error}", fix=fix) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory
@@ -99,12 +99,12 @@ def make(
     if name in REAL and not random_weights:
         raise DiffcError(
             f"diffc has the configuration of {name}, not its weights",
-            mend="download the model, or give --random-weights for one that is as large and paints noise",
+            fix="download the model, or give --random-weights for one that is as large and paints noise",
         )
     if name not in (REAL | EMBEDDED):
         raise unknown("model", name, REAL | EMBEDDED)
     if name in EMBEDDED and random_weights:
-        raise DiffcError(f"{name} comes with its weights", mend="leave --random-weights out")
+        raise DiffcError(f"{name} comes with its weights", fix="leave --random-weights out")
     return make_random(name, directory, seed=seed, ui=ui) if name in REAL else embedded.make(name, directory)
 
 

@@ -36,7 +36,7 @@ def build_backbone(spec: ModelSpec, config: Mapping[str, Any], dtype: torch.dtyp
         ) as error:
             raise DiffcError(
                 f"diffusers cannot make a {spec.backbone_class} from config.json: {error}",
-                mend="take config.json and weights of the same model again",
+                fix="take config.json and weights of the same model again",
             ) from error
     for module in model.modules():  # Module.to() cannot convert fake parameters
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -59,18 +59,18 @@ def check_weights(source: ModelSource) -> None:
     with FakeTensorMode():
         model = build_backbone(find_spec(source.family), source.config, torch.float32)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    mend = "check that config.json and the safetensors files belong together"
+    fix = "check that config.json and the safetensors files belong together"
     if lacking := [name for name in wanted if name not in source.weights]:
         what = f"the weights of {source.name} have no tensor {lacking[0]!r}, which config.json asks for"
-        raise DiffcError(what, mend=mend)
+        raise DiffcError(what, fix=fix)
     if strange := sorted(set(source.weights) - set(wanted)):
         what = f"the weights of {source.name} have a tensor {strange[0]!r}, for which config.json has no use"
-        raise DiffcError(what, mend=mend)
+        raise DiffcError(what, fix=fix)
     for name, shape in wanted.items():
         stored = tuple(safetensors_source(source.weights[name], name).shape)
         if stored != shape:
             what = f"tensor {name!r} has shape {list(stored)}, and config.json asks for {list(shape)}"
-            raise DiffcError(what, mend=mend)
+            raise DiffcError(what, fix=fix)
 
 
 def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
@@ -90,7 +90,7 @@ def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
     except RuntimeError as error:
         raise DiffcError(
             f"the weights of {source.name} do not fit its config.json: {error}",
-            mend="check that both come from the same model",
+            fix="check that both come from the same model",
         ) from error
     return model
 

@@ -69,7 +69,7 @@ def locate(model: str) -> ModelSource:
 def _not_a_model(what: str) -> DiffcError:
     """The error that lists everything that MODEL can be."""
     return DiffcError(
-        f"{what}. Expected {ACCEPTED}, or an embedded model: {', '.join(EMBEDDED)}", mend="give one of these"
+        f"{what}. Expected {ACCEPTED}, or an embedded model: {', '.join(EMBEDDED)}", fix="give one of these"
     )
 
 
@@ -84,7 +84,7 @@ def _component(pipeline: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise DiffcError(
             f"model_index.json names the component {named[0]!r}, but {folder / 'config.json'} does not exist",
-            mend="download the pipeline completely",
+            fix="download the pipeline completely",
         )
     return folder
 
@@ -122,7 +122,7 @@ def _weights(folder: Path) -> dict[str, Path]:
         return _sharded(path)
     weights = dict.fromkeys(_keys(path), path)
     if not weights:
-        raise DiffcError(f"{path} holds no tensors", mend="download the model again")
+        raise DiffcError(f"{path} holds no tensors", fix="download the model again")
     return weights
 
 
@@ -138,7 +138,7 @@ def _weights_file(folder: Path) -> Path:
         names = ", ".join(p.name for p in found)
         raise DiffcError(
             f"{folder}: no telling which weights to take from {names}; expected one of {', '.join(NAMES)}",
-            mend="keep one set of weights; shards need their index.json",
+            fix="keep one set of weights; shards need their index.json",
         )
     raise _no_safetensors(folder)
 
@@ -149,13 +149,13 @@ def _no_safetensors(folder: Path) -> DiffcError:
     if not pickled:
         return DiffcError(
             f"folder without weights: {folder} has a config.json and no *.safetensors",
-            mend="download the model completely (weights are large files that a plain git clone leaves out)",
+            fix="download the model completely (weights are large files that a plain git clone leaves out)",
         )
     kind = _read_json(folder / "config.json")["_class_name"]
     convert = f"from diffusers import {kind} as M; M.from_pretrained('.').save_pretrained('.')"
     return DiffcError(
         f"{folder} has pickled weights only ({pickled[0]}); diffc reads safetensors",
-        mend=f'convert it, if you trust its origin (pickles run code): in that folder, python -c "{convert}"',
+        fix=f'convert it, if you trust its origin (pickles run code): in that folder, python -c "{convert}"',
     )
 
 
@@ -163,20 +163,20 @@ def _sharded(index: Path) -> dict[str, Path]:
     """The file of every tensor of an index, each shard's header checked against it."""
     entries = _read_json(index).get("weight_map")
     if not isinstance(entries, dict) or not entries or not all(isinstance(v, str) for v in entries.values()):
-        raise DiffcError(f"{index} has no weight_map of tensor names to files", mend="download it again")
+        raise DiffcError(f"{index} has no weight_map of tensor names to files", fix="download it again")
     shards = {name: index.parent / _inside(name, index) for name in sorted(set(entries.values()))}
     missing = [name for name, path in shards.items() if not path.is_file()]
     if missing:
         raise DiffcError(
             f"{index.name} names files that {index.parent} does not have: {', '.join(missing)}",
-            mend="download the model completely",
+            fix="download the model completely",
         )
     present = {name: set(_keys(path)) for name, path in shards.items()}
     for key, name in entries.items():
         if key not in present[name]:
             raise DiffcError(
                 f"{index.name} says that {shards[name]} holds {key!r}, which it does not",
-                mend="download index and shards again, of the same release",
+                fix="download index and shards again, of the same release",
             )
     return {key: shards[name] for key, name in entries.items()}
 
@@ -189,7 +189,7 @@ def _inside(name: str, index: Path) -> str:
     paths = (PurePosixPath(name), PureWindowsPath(name))
     if any(p.anchor or ".." in p.parts for p in paths):
         raise DiffcError(
-            f"{index}: the path {name!r} leaves the folder", mend="get the model from a source you trust"
+            f"{index}: the path {name!r} leaves the folder", fix="get the model from a source you trust"
         )
     return name
 
@@ -201,13 +201,13 @@ def _keys(path: Path) -> list[str]:
     if actual != expected:
         damage = "is truncated" if actual < expected else "is damaged"
         raise DiffcError(
-            f"{path} {damage}: {actual} bytes, expected {expected}", mend="download the file again"
+            f"{path} {damage}: {actual} bytes, expected {expected}", fix="download the file again"
         )
     try:
         with safe_open(path, framework="numpy") as tensors:
             return list(tensors.keys())
     except SafetensorError as error:
-        raise DiffcError(f"{path} is damaged: {error}", mend="download the file again") from error
+        raise DiffcError(f"{path} is damaged: {error}", fix="download the file again") from error
 
 
 def _expected_size(path: Path, actual: int) -> int:
@@ -218,12 +218,12 @@ def _expected_size(path: Path, actual: int) -> int:
     with path.open("rb") as file:
         start = file.read(8)
         if start == b"version ":  # as a header's length: 2 exabytes
-            raise DiffcError(f"{path} is a Git LFS pointer, not the weights", mend="run `git lfs pull` there")
+            raise DiffcError(f"{path} is a Git LFS pointer, not the weights", fix="run `git lfs pull` there")
         length = int.from_bytes(start, "little")
         if actual < 8:
             return 8
         if length > MAX_HEADER:
-            raise DiffcError(f"{path} is not a safetensors file", mend="download the file again")
+            raise DiffcError(f"{path} is not a safetensors file", fix="download the file again")
         if actual < 8 + length:
             return 8 + length
         text = file.read(length)
@@ -232,7 +232,7 @@ def _expected_size(path: Path, actual: int) -> int:
         ends = [int(v["data_offsets"][1]) for k, v in header.items() if k != "__metadata__"]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise DiffcError(
-            f"{path} is not a safetensors file: its header does not parse", mend="download the file again"
+            f"{path} is not a safetensors file: its header does not parse", fix="download the file again"
         ) from error
     return 8 + length + max(ends, default=0)
 
@@ -242,9 +242,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DiffcError(f"cannot read {path}: {error}", mend="check the file and its permissions") from error
+        raise DiffcError(f"cannot read {path}: {error}", fix="check the file and its permissions") from error
     except ValueError as error:
-        raise DiffcError(f"{path} is not valid JSON: {error}", mend="download the file again") from error
+        raise DiffcError(f"{path} is not valid JSON: {error}", fix="download the file again") from error
     if not isinstance(content, dict):
-        raise DiffcError(f"{path} holds no JSON object", mend="download the file again")
+        raise DiffcError(f"{path} holds no JSON object", fix="download the file again")
     return content

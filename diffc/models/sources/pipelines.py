@@ -8,12 +8,12 @@ from diffc.errors import DiffcError
 from diffc.models.sources.locate import ModelSource
 
 
-def open_pipeline(source: ModelSource, *, dtype: Any, mend: str, **components: Any) -> Any:
+def open_pipeline(source: ModelSource, *, dtype: Any, fix: str, **components: Any) -> Any:
     """The pipeline around a backbone, its weights in `dtype` (a torch type, or a dict of them by component).
 
     `components` take the place of those in the folder; None leaves one out.
 
-    Raises DiffcError when there is none, or, with `mend` as what to do, when diffusers cannot load it.
+    Raises DiffcError when there is none, or, with `fix` as what to do, when diffusers cannot load it.
     """
     from diffusers import DiffusionPipeline
 
@@ -21,11 +21,11 @@ def open_pipeline(source: ModelSource, *, dtype: Any, mend: str, **components: A
     if folder is None:
         raise DiffcError(
             f"{source.backbone_dir} is a backbone alone, and this runs the whole pipeline",
-            mend="give the folder that has model_index.json",
+            fix="give the folder that has model_index.json",
         )
     try:
         return DiffusionPipeline.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, **components
         )
     except (OSError, ValueError, ImportError) as error:
-        raise DiffcError(f"diffusers cannot load the pipeline in {folder}: {error}", mend=mend) from error
+        raise DiffcError(f"diffusers cannot load the pipeline in {folder}: {error}", fix=fix) from error

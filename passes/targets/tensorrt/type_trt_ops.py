@@ -35,7 +35,7 @@ class TypeTrtOps(Pass):
     once, so the cost is linear. Subgraphs too.
 
     Not for a tensor whose type ONNX cannot know (operators of other domains, those behind them, and those behind
-    inputs that contradict each other: match-types mends these): refused, by node. Raises PassError where an axis
+    inputs that contradict each other: match-types fixes these): refused, by node. Raises PassError where an axis
     is not whole blocks.
     """
 
