@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 SOURCES = [file for name in ("diffc", "passes", "tools") for file in sorted((ROOT / name).rglob("*.py"))]
 ABSENT = {
     "resource",

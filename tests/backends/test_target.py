@@ -6,13 +6,13 @@ import signal
 from pathlib import Path
 
 import pytest
-from networks import FP8, FP16, FP32, INT8, build, make, network, value
 from onnx import TensorProto, helper
 
 from diffc.backends.onnx_graph import element_types
 from diffc.backends.target import KNOWN_SMS, check_format_sms, check_sms, find_target, parse_sm, required_sm
 from diffc.backends.tensorrt.errors import crash_error
 from diffc.errors import DiffcError, UnsupportedError
+from tests.networks import FP8, FP16, FP32, INT8, build, make, network, value
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from backbones import backbone_of, inputs_of
 from torch import nn
 
 from diffc import cache
@@ -16,6 +15,7 @@ from diffc.cache import CachePlan, Entry, Steps, resolve
 from diffc.cache.plan import steps_from_json, steps_to_json
 from diffc.cache.resolve import ResolvedPlan, matches, spell
 from diffc.errors import DiffcError
+from tests.backbones import backbone_of, inputs_of
 
 BLOCK = {"sd3": "transformer_blocks.0", "flux": "single_transformer_blocks.0", "sdxl": "up_blocks.1"}
 

@@ -17,14 +17,14 @@ from typing import Any
 import onnx
 import psutil
 import pytest
-from cli_helpers import RTX, Capture, compile_arguments, listing, refusal
-from conftest import HAS_RTX
 
 from diffc.cli.main import run
 from diffc.frontend.trace import trace
 from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.models.sources.locate import locate
 from diffc.quantize.formats import FORMATS
+from tests.cli_helpers import RTX, Capture, compile_arguments, listing, refusal
+from tests.conftest import HAS_RTX
 
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import RTX, Capture, compile_arguments, refusal
 
 from diffc.models.embedded.catalogue import EMBEDDED, materialize
 from diffc.quantize.formats import FORMATS
+from tests.cli_helpers import RTX, Capture, compile_arguments, refusal
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_helpers import Capture, refusal
-from conftest import Cell, Cells
 from rich.console import Console
 
 from diffc.cli.main import run as command
@@ -23,6 +21,9 @@ from diffc.commands.bench.sides import Setup
 from diffc.commands.bench.worker import First, Memory, SideError, Taken, Worker
 from diffc.errors import DiffcError
 from diffc.models.spec import Shape
+from tests import ROOT
+from tests.cli_helpers import Capture, refusal
+from tests.conftest import Cell, Cells
 
 SMALL = "batch=2,height=64,width=64,text=8"
 SHAPE = Shape(2, 64, 64, 8)
@@ -217,7 +218,7 @@ def test_commands_of_the_documents_run(
     document: str, cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parent.parent / "docs" / document).read_text(encoding="utf-8")
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
     lines = re.findall(r"^diffc (?:validate|bench) .*$", text, re.MULTILINE)
     assert lines
     for line in lines:

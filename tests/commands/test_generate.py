@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_helpers import Capture, refusal
-from conftest import Cells
 from PIL import Image
 
 from diffc.cli.main import run
 from diffc.commands.generate import asked_digit
 from diffc.errors import DiffcError
 from diffc.quality.pictures import Column, montage, psnr, save_png, ssim, to_image
+from tests.cli_helpers import Capture, refusal
+from tests.conftest import Cells
 
 SMALL = {"targets": ("ort",), "sms": (), "dtype": "float32", "skip_validation": True}
 SEVEN = ("--prompt", "a handwritten seven", "--steps", "6")

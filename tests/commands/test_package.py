@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import Cells
 from onnx import TensorProto
 
 from diffc.artifact.folder import Artifact
@@ -28,6 +27,7 @@ from diffc.commands.package.optimum import (
 from diffc.commands.package.parts import find_parts
 from diffc.commands.package.tokenizers import loadable_class, rewrite_config
 from diffc.errors import DiffcError, MismatchError
+from tests.conftest import Cells
 
 FLOAT, HALF, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 RNG = np.random.default_rng(17)

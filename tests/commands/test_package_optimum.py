@@ -18,8 +18,8 @@ import pytest
 from diffc.artifact.folder import Artifact
 from diffc.commands.package.optimum import PackageRequest, package
 from diffc.compile.spine import CompileRequest, compile_model
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 _TOOLS = ("diffc", "optimum_env", "optimum_images")
 PROMPTS = ("a handwritten seven", "a handwritten three")
 STEPS, SIZE = 8, 64

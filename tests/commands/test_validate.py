@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from cli_helpers import Capture, refusal
-from conftest import Cell, Cells
 from onnx import numpy_helper
 
 from diffc.artifact.folder import file_sha256
@@ -29,6 +27,8 @@ from diffc.validate.modules import Bisection
 from diffc.validate.reports import SMOOTH
 from passes import Pipeline
 from passes.presets import target_passes
+from tests.cli_helpers import Capture, refusal
+from tests.conftest import Cell, Cells
 
 SMALL = "batch=1,height=64,width=64,text=8"
 Damage = Callable[[onnx.ModelProto], None]

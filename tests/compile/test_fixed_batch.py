@@ -10,7 +10,6 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from cli_helpers import Capture, refusal
 
 import diffc
 from diffc.commands.validate import ValidateRequest, validate_artifact
@@ -18,6 +17,7 @@ from diffc.compile.spine import CompileRequest, compile_model
 from diffc.errors import DiffcError
 from diffc.models.spec import Shape
 from diffc.validate.cuts import points_of
+from tests.cli_helpers import Capture, refusal
 
 
 @pytest.fixture(scope="module", params=[1, 2])

@@ -9,7 +9,6 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from networks import rel_l2
 from onnx import TensorProto, helper, numpy_helper
 
 from diffc.cli.main import run
@@ -21,6 +20,7 @@ from passes import PassCheckError, PassError, Pipeline
 from passes.canonical.fold_constants import FoldConstants
 from passes.storage import load, save, weight_bytes
 from passes.weights.recipe import Recipe
+from tests.networks import rel_l2
 
 E4M3, BF16 = ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16
 FP8, INT4, FP4 = TensorProto.FLOAT8E4M3FN, TensorProto.INT4, TensorProto.FLOAT4E2M1

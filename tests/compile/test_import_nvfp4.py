@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from networks import rel_l2
 
 from diffc.compile.import_onnx import import_result
 from diffc.validate.float32 import cpu_session, feed, float32_twin, smooth_twin
 from passes.weights.block_operations import nvfp4_scales, nvfp4_values
+from tests import ROOT
+from tests.networks import rel_l2
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [base / "shared/fixtures/modelopt-0.47-flux" for base in (ROOT, ROOT.parent)]
 FIXTURES = next((folder for folder in FOLDERS if folder.is_dir()), None)
 pytestmark = pytest.mark.skipif(FIXTURES is None, reason="ModelOpt's exports are not here")

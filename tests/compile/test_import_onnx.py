@@ -9,7 +9,6 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from networks import rel_l2
 from onnx import TensorProto, helper, numpy_helper
 
 from diffc.backends.tensorrt.build import EngineRequest, build_engine
@@ -20,8 +19,9 @@ from passes.graph.check import check_structure, infer_types
 from passes.storage import materialize, save
 from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Recipe
+from tests import ROOT
+from tests.networks import rel_l2
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [base / "shared/fixtures/modelopt-0.47-flux" for base in (ROOT, ROOT.parent)]
 FIXTURES = next((folder for folder in FOLDERS if folder.is_dir()), None)
 needs_fixtures = pytest.mark.skipif(FIXTURES is None, reason="ModelOpt's exports are not here")

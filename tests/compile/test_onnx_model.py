@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import HAS_RTX, Cells
 
 from diffc.artifact.folder import Artifact
 from diffc.backends.onnxruntime.arrays import OrtSession
@@ -18,8 +17,10 @@ from diffc.quantize.options import QuantOptions
 from diffc.validate.float32 import cpu_session, feed, float32_twin
 from diffc.validate.passes import random_feeds
 from passes.storage import load
+from tests import SHARED
+from tests.conftest import HAS_RTX, Cells
 
-FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "modelopt-0.47-flux"
+FIXTURES = SHARED / "fixtures" / "modelopt-0.47-flux"
 PROFILE = "batch=1:1:2,height=8:16:16,width=8:16:16,text=16:32:64"
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="needs tensorrt_rtx")
 

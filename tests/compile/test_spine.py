@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import CELLS, HAS_RTX, PROMPTS, Cell, Cells, small_request
 
 from diffc.compile.spine import compile_model
 from diffc.errors import DiffcError
@@ -25,6 +24,7 @@ from diffc.quantize.convert import layer_of, role_of
 from diffc.validate.float32 import cpu_session, feed, float32_twin
 from diffc.validate.torch_reference import torch_outputs
 from passes.storage import load
+from tests.conftest import CELLS, HAS_RTX, PROMPTS, Cell, Cells, small_request
 
 NARROW = (
     onnx.TensorProto.INT8,

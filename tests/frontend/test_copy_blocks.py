@@ -30,8 +30,9 @@ from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import layer_of
 from diffc.quantize.options import QuantOptions
 from passes.graph.check import check_structure
+from tests import TOOLS
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+sys.path.insert(0, str(TOOLS))
 
 from profile_trace import FLUX_DEV, fake_checkpoint, fake_source
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graph_helpers import apply, check_same, ops
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from passes import Pipeline
 from passes.canonical.fuse_qdq import FuseQdq
 from passes.weights.sources import np_dtype
+from tests.passes.graph_helpers import apply, check_same, ops
 
 INT8, FP8, FLOAT = TensorProto.INT8, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT
 TYPES = pytest.mark.parametrize("kind", [INT8, FP8], ids=["int8", "fp8"])
@@ -197,9 +197,8 @@ class TestEngine:
     def test_tensorrt_builds_every_move_that_the_pass_makes(self, tmp_path, kind, sms, left):
         """FP8 of which TensorRT builds no move stays wide there: the pass refuses `left` moves."""
         pytest.importorskip("tensorrt_rtx")
-        from networks import build
-
         from diffc.backends.target import Profile
+        from tests.networks import build
 
         fuse(every_move(kind))
         result = apply(every_move(kind, TensorProto.FLOAT16).model(), FuseQdq())

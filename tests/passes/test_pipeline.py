@@ -22,9 +22,7 @@ from passes.graph.convert import export_graph, import_graph
 from passes.pipeline import Event
 from passes.presets import CANONICAL, TARGETS
 from passes.weights.recipe import Recipe
-
-sys.path.insert(0, str(Path(__file__).parent / "passes"))
-from graph_helpers import count_calls, model, ops, recipes
+from tests.passes.graph_helpers import count_calls, model, ops, recipes
 
 RNG = np.random.default_rng(8)
 

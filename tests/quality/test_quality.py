@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Cells
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,9 +21,10 @@ from diffc.quality.painting import asked, judge, load_pipeline, paint
 from diffc.quality.pictures import psnr, to_image
 from diffc.quality.strips import decode, encode, sheet
 from diffc.runtime.load import load
+from tests import DATA, TOOLS
+from tests.conftest import Cells
 
 SMALL = {"targets": ("ort",), "sms": (), "dtype": "float32", "skip_validation": True}
-TOOLS = Path(__file__).parents[1] / "tools"
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
 
 def digits_on_paper(count: int) -> Tensor:
     """Real handwriting, image i a digit i % 10, [count, 3, 64, 64]."""
-    stored = np.load(Path(__file__).parent / "data" / "digits.npz")
+    stored = np.load(DATA / "digits.npz")
     order = [np.flatnonzero(stored["digits"] == i % 10)[i // 10] for i in range(count)]
     grey = torch.from_numpy(stored["images"][order] / 255.0).float()
     return nn.functional.interpolate(grey[:, None], size=(64, 64)).expand(-1, 3, -1, -1).contiguous()

@@ -12,7 +12,6 @@ import modelopt.torch.quantization as mtq
 import numpy as np
 import pytest
 import torch
-from backbones import backbone_of, forward, make_portable
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -24,6 +23,7 @@ from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers
 from diffc.quantize.fingerprint import hash_weights
 from diffc.quantize.formats import FORMATS
+from tests.backbones import backbone_of, forward, make_portable
 
 NAMES = {"checkpoint.json", "quantizers.safetensors"}
 

@@ -13,7 +13,6 @@ import modelopt.torch.opt as mto
 import modelopt.torch.quantization as mtq
 import pytest
 import torch
-from backbones import backbone_of, forward, make_portable
 from modelopt.torch.opt.config_loader import load_config
 from modelopt.torch.quantization.config import QuantizeConfig
 from torch import nn
@@ -24,6 +23,7 @@ from diffc.models.registry import SPECS
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, layer_of, role_of
 from diffc.quantize.simulate import cpu_block_quant
+from tests.backbones import backbone_of, forward, make_portable
 
 
 def preset(name: str) -> dict[str, Any]:

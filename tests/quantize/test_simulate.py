@@ -8,7 +8,6 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -25,6 +24,7 @@ from diffc.quantize import simulate
 from diffc.quantize.formats import MXFP8, NVFP4
 from diffc.quantize.simulate import cpu_block_quant, mxfp8_fake_quant, nvfp4_fake_quant, nvfp4_round_trip
 from passes.weights import block_operations as block_kernels
+from tests import DATA
 
 Wide = npt.NDArray[np.float64]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -56,7 +56,7 @@ def bits(x: Tensor) -> Tensor:
 
 @cache
 def recorded() -> tuple[Recorded, ...]:
-    with np.load(Path(__file__).parent / "data" / "simulation.npz") as arrays:
+    with np.load(DATA / "simulation.npz") as arrays:
         described = json.loads(str(arrays["cases"]))["cases"]
         return tuple(
             Recorded(

@@ -11,7 +11,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from conftest import HAS_RTX, Cells
 from onnx import TensorProto
 
 import diffc
@@ -22,6 +21,7 @@ from diffc.backends.tensorrt.epcontext import write_context
 from diffc.backends.tensorrt.run import deserialize, pick_engine
 from diffc.errors import DiffcError
 from diffc.runtime.load import profile_text
+from tests.conftest import HAS_RTX, Cells
 
 SMALL = {"targets": ("ort",), "sms": (), "dtype": "float32", "skip_validation": True}
 NARROW = Profile.of({"x": (1, 8)}, {"x": (2, 8)}, {"x": (4, 8)})

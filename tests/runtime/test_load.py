@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Cells
 
 import diffc
 from diffc.errors import DiffcError
@@ -19,6 +18,7 @@ from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.registry import find_spec
 from diffc.models.spec import Shape
 from diffc.runtime.module import CompiledBackbone
+from tests.conftest import Cells
 
 NAMES = ("digits-sd3", "digits-flux", "digits-sdxl")
 COMPONENT = {"digits-sd3": "transformer", "digits-flux": "transformer", "digits-sdxl": "unet"}

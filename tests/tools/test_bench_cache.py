@@ -10,7 +10,6 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from conftest import Cells
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,8 +22,10 @@ from diffc.models.sources.backbone import build_backbone
 from diffc.models.sources.locate import locate
 from diffc.models.spec import Shape
 from passes.storage import load
+from tests import TOOLS
+from tests.conftest import Cells
 
-TOOL = Path(__file__).parent.parent / "tools" / "bench_cache.py"
+TOOL = TOOLS / "bench_cache.py"
 SHAPE = Shape(2, 64, 96, 21)
 SMALL = {"targets": ("ort",), "sms": (), "dtype": "float32", "skip_validation": True}
 

@@ -8,13 +8,15 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from backbones import backbone_of
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+from tests import TOOLS
+from tests.backbones import backbone_of
+
+sys.path.insert(0, str(TOOLS))
 
 from bench_compile import compile_code, library_folders
 
-TOOL = Path(__file__).parent.parent / "tools" / "bench_compile.py"
+TOOL = TOOLS / "bench_compile.py"
 
 
 def test_bytecode_is_there_before_anything_is_measured(tmp_path: Path) -> None:

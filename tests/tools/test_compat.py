@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +15,9 @@ from diffc.errors import UnsupportedError
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import QuantOptions
 from passes.targets.tensorrt.decompose_attention import DecomposeAttention
+from tests import TOOLS
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+sys.path.insert(0, str(TOOLS))
 
 import compat
 import compat_backends

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import Cell, Cells
 from onnx import TensorProto, helper, numpy_helper
 
 from diffc.compile import plan
@@ -21,6 +20,7 @@ from diffc.validate.segmented import SegmentedSession, cut
 from diffc.validate.streamed import StreamedReference, validate_streamed
 from diffc.validate.torch_reference import Reference, validation_shapes
 from passes.storage import load
+from tests.conftest import Cell, Cells
 
 CELLS = [("tiny-flux", "none"), ("tiny-sd3", "fp8"), ("tiny-flux", "nvfp4_svdquant"), ("tiny-sdxl", "int8")]
 LIMIT = 200_000

@@ -12,7 +12,6 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 import torch
-from conftest import Cell, Cells
 from onnx import TensorProto, helper, numpy_helper
 
 from diffc.cli.main import run
@@ -32,6 +31,7 @@ from passes.graph.edit import weight_recipe
 from passes.storage import load, materialize
 from passes.weights.operations import BINDERS, Step
 from passes.weights.recipe import Recipe, constant
+from tests.conftest import Cell, Cells
 
 Change = Callable[[onnx.ModelProto], None]
 

@@ -4,7 +4,7 @@
 
 Needs nvidia-modelopt, triton, nvcc and compute capability 8.9 or later. Prints how many results differ in any bit, by
 case and for large random tensors, and writes the inputs and ModelOpt's
-results: that file, as tests/data/simulation.npz, is what tests/test_simulate.py reads.
+results: that file, as tests/data/simulation.npz, is what tests/quantize/test_simulate.py reads.
 """
 
 from __future__ import annotations

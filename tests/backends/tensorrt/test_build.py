@@ -13,7 +13,12 @@ import numpy as np
 import onnx
 import psutil
 import pytest
-from networks import (
+from onnx import helper, numpy_helper
+
+from diffc.backends.target import Profile
+from diffc.backends.tensorrt.build import EngineRequest, build_engine, has_device
+from diffc.errors import DiffcError, UnsupportedError
+from tests.networks import (
     FP8,
     FP16,
     FP32,
@@ -28,11 +33,6 @@ from networks import (
     request,
     value,
 )
-from onnx import helper, numpy_helper
-
-from diffc.backends.target import Profile
-from diffc.backends.tensorrt.build import EngineRequest, build_engine, has_device
-from diffc.errors import DiffcError, UnsupportedError
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import HAS_RTX, Cells
 
 from diffc.backends.onnxruntime.run import OrtModel, OrtPlan
 from diffc.backends.signature import Signature, pick_profile
@@ -18,6 +17,7 @@ from diffc.models.inputs import random_inputs
 from diffc.models.registry import find_spec
 from diffc.models.spec import Shape
 from diffc.runtime.cached import open_cached
+from tests.conftest import HAS_RTX, Cells
 
 PLANS = {"digits-sd3": "blocks:first=0", "digits-flux": "blocks:first=0", "digits-sdxl": "deepcache:every=2"}
 LAYOUTS = {"full+reduced": ["-keep", "-reuse-1"], "segments": ["-part-1", "-part-2", "-part-3"]}

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from backbones import backbone_of, inputs_of, make_portable
 from modelopt.torch.quantization import calibrate
 from torch import nn
 
@@ -23,6 +22,7 @@ from diffc.compile.spine import CompileRequest, check
 from diffc.progress import Silent
 from diffc.quantize.convert import insert_quantizers
 from diffc.quantize.formats import find_format
+from tests.backbones import backbone_of, inputs_of, make_portable
 
 
 def quantized(format: str = "int8") -> nn.Module:

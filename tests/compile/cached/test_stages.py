@@ -11,10 +11,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from cli_helpers import Capture, refusal
-from conftest import Cells
 from diffusers import DiffusionPipeline
-from networks import FP32, make, value
 
 import diffc
 from diffc import cache
@@ -31,6 +28,9 @@ from diffc.models.registry import find_spec
 from diffc.models.sources.locate import locate
 from diffc.models.spec import Shape
 from diffc.runtime.cached import CachedSession
+from tests.cli_helpers import Capture, refusal
+from tests.conftest import Cells
+from tests.networks import FP32, make, value
 
 PLANS = {"digits-sd3": "blocks:first=0", "digits-flux": "blocks:first=0", "digits-sdxl": "deepcache:every=2"}
 COMPONENT = {"digits-sd3": "transformer", "digits-flux": "transformer", "digits-sdxl": "unet"}

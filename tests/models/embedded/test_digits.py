@@ -17,16 +17,17 @@ from diffc.errors import DiffcError
 from diffc.models.embedded import digits
 from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.quality.classifier import read_digits, score
+from tests import DATA, TOOLS
 
 NAMES = sorted(digits.BACKBONES)
-TOOLS = Path(__file__).parents[1] / "tools"
+
 STEPS = 12
 
 
 @pytest.fixture(scope="module")
 def unseen() -> tuple[NDArray[np.floating], list[int]]:
     """200 real digits that the reader did not learn from, [200, 16, 16, 3], and what they are."""
-    stored = np.load(Path(__file__).parent / "data" / "digits.npz")
+    stored = np.load(DATA / "digits.npz")
     images = np.repeat(stored["images"][..., None] / 255.0, 3, axis=-1)
     return images, stored["digits"].tolist()
 

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from networks import FP32, make, value
 from onnx import helper, numpy_helper
 
 from passes import PassError, Pipeline
@@ -16,6 +15,7 @@ from passes.cache.regions import Group
 from passes.cache.segments import Chain
 from passes.cache.split_cache import SplitCache
 from passes.graph.check import infer_types
+from tests.networks import FP32, make, value
 
 RESIDUAL = "residual:block.0+block.1"
 

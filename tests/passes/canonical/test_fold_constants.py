@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from graph_helpers import apply, check_same, model, ops, recipes
 from onnx import numpy_helper
 
 from passes.canonical.fold_constants import FoldConstants
 from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import apply, check_same, model, ops, recipes
 
 RNG = np.random.default_rng(1)
 

@@ -3,10 +3,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from graph_helpers import apply, check_same, model, ops, recipes
 
 from passes.canonical.fold_weight_layout import FoldWeightLayout
 from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import apply, check_same, model, ops, recipes
 
 RNG = np.random.default_rng(5)
 

@@ -5,13 +5,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graph_helpers import apply, check_same, model, ops, recipes, run_ort, run_reference
 from onnx import TensorProto
 
 from diffc.quantize.simulate import mxfp8_fake_quant, nvfp4_fake_quant
 from passes.canonical.fold_weight_qdq import FoldWeightQdq
 from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import apply, check_same, model, ops, recipes, run_ort, run_reference
 
 RNG = np.random.default_rng(4)
 GRAPH = """g (KIND[b,16] x) => (KIND[b,8] y) {

@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, check_same, count_calls, model, ops
 from onnx import TensorProto, helper, numpy_helper
-from qdq_networks import (
+
+from passes import Pipeline
+from passes.canonical.fuse_qdq import FuseQdq
+from passes.graph.convert import import_graph
+from passes.graph.grids import survives_round_trip
+from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import apply, check_same, count_calls, model, ops
+from tests.passes.qdq_networks import (
     FLOAT,
     FP8,
     INT8,
@@ -19,12 +25,6 @@ from qdq_networks import (
     random_net,
     reasons,
 )
-
-from passes import Pipeline
-from passes.canonical.fuse_qdq import FuseQdq
-from passes.graph.convert import import_graph
-from passes.graph.grids import survives_round_trip
-from passes.weights.recipe import Recipe
 
 
 class TestMerge:

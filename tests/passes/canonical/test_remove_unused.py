@@ -1,8 +1,8 @@
 import numpy as np
-from graph_helpers import apply, check_same, model, ops, recipes
 
 from passes.canonical.remove_unused import RemoveUnused
 from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import apply, check_same, model, ops, recipes
 
 RNG = np.random.default_rng(2)
 

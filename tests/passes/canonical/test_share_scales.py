@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graph_helpers import apply, error, run_ort
 from onnx import ModelProto, TensorProto, numpy_helper
-from qdq_networks import FP8, INT8, TYPES, Net, counts
 
 from passes import PassError, Pipeline
 from passes.canonical.fuse_qdq import FuseQdq
 from passes.canonical.share_scales import ShareScales
+from tests.passes.graph_helpers import apply, error, run_ort
+from tests.passes.qdq_networks import FP8, INT8, TYPES, Net, counts
 
 
 def two(net: Net) -> tuple[str, str]:

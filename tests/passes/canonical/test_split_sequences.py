@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from graph_helpers import apply, check_same, model, ops
 
 from passes.canonical.split_sequences import SplitSequences
+from tests.passes.graph_helpers import apply, check_same, model, ops
 
 RNG = np.random.default_rng(3)
 

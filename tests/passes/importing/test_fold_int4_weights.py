@@ -6,7 +6,6 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import check_same, error, ops, recipes, run_ort
 from onnx import TensorProto
 
 from passes import Pipeline, PipelineResult
@@ -14,6 +13,7 @@ from passes.canonical.fold_constants import FoldConstants
 from passes.importing.fold_int4_weights import FoldInt4Weights
 from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import check_same, error, ops, recipes, run_ort
 
 RNG = np.random.default_rng(12)
 BLOCK = 128

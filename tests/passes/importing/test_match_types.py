@@ -6,7 +6,6 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import error, ops, run_ort, run_reference
 from onnx import TensorProto
 
 from passes import Pipeline, PipelineResult
@@ -15,6 +14,7 @@ from passes.graph.convert import import_graph
 from passes.graph.types import compute_type
 from passes.importing.match_types import MatchTypes
 from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import error, ops, run_ort, run_reference
 
 RNG = np.random.default_rng(13)
 BF16, E4M3 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn

@@ -6,7 +6,6 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, check_same, error, materialize, ops, run_ort
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
@@ -16,6 +15,7 @@ from passes.importing.normalize_qdq import NormalizeQdq
 from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Recipe
 from passes.weights.sources import keep
+from tests.passes.graph_helpers import apply, check_same, error, materialize, ops, run_ort
 
 RNG = np.random.default_rng(11)
 E4M3, BF16 = ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16

@@ -4,11 +4,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, check_same, model, ops, run_ort, run_reference
 from onnx import ModelProto
 
 from passes import PassError, Pipeline
 from passes.importing.rewrite_opset import RewriteOpset, changes
+from tests.passes.graph_helpers import apply, check_same, model, ops, run_ort, run_reference
 
 RNG = np.random.default_rng(11)
 NEWEST = onnx.defs.onnx_opset_version()

@@ -22,6 +22,7 @@ from passes.weights import writer
 from passes.weights.evaluate import Task, tasks
 from passes.weights.journal import Journal
 from passes.weights.recipe import Recipe, Source
+from tests import ROOT
 
 COUNT, SHAPE = 24, (256, 512)
 
@@ -211,7 +212,7 @@ CHILD = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from test_writer import model, weights
+from tests.passes.weights.test_writer import model, weights
 from passes.weights import journal
 from passes.storage import save
 journal.EVERY = 1 << 16
@@ -224,7 +225,7 @@ save(made, folder / "killed" / "m.onnx", lambda *_: time.sleep(0.002))
 
 def test_killed_at_random_moments_gives_the_same_bytes(tmp_path: Path, expected: dict[str, bytes]) -> None:
     (tmp_path / "killed").mkdir()
-    code = CHILD.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    code = CHILD.format(tests=str(ROOT), folder=str(tmp_path))
     rng, lengths = np.random.default_rng(3), []
     for _ in range(4):
         child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -279,7 +280,7 @@ import resource
 from pathlib import Path
 import numpy as np
 from onnx import TensorProto
-from test_writer import model
+from tests.passes.weights.test_writer import model
 from passes.storage import save
 from passes.weights.recipe import Recipe, Source
 folder, (rows, columns) = Path({folder!r}), {shape!r}
@@ -308,8 +309,6 @@ def test_a_large_weight_needs_no_more_than_its_own_size(operation: str, tmp_path
     shape = (15360, 1024)
     rng = np.random.default_rng(1)
     (tmp_path / "large.bin").write_bytes(rng.standard_normal(shape, dtype=np.float32).tobytes())
-    code = MEASURED.format(
-        tests=str(Path(__file__).parent), folder=str(tmp_path), shape=shape, operation=operation
-    )
+    code = MEASURED.format(tests=str(ROOT), folder=str(tmp_path), shape=shape, operation=operation)
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert int(done.stdout) * 1024 < 1.25 * shape[0] * shape[1] * 4 + 40e6

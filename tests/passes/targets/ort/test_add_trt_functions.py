@@ -5,8 +5,6 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, run_ort, run_reference
-from trt_helpers import E4M3_GRID, hard_inputs, mxfp8, nvfp4, round_to, trt_model
 
 from passes import PassError, Pipeline
 from passes.graph.trt_ops import TRT_OPS
@@ -15,6 +13,8 @@ from passes.targets.ort.emulate_fp4 import EmulateFp4
 from passes.targets.ort.trt_functions import BODIES
 from passes.targets.tensorrt.type_trt_ops import TypeTrtOps
 from passes.weights.block_operations import mxfp8_scales, mxfp8_values, nvfp4_scales, nvfp4_values
+from tests.passes.graph_helpers import apply, run_ort, run_reference
+from tests.passes.trt_helpers import E4M3_GRID, hard_inputs, mxfp8, nvfp4, round_to, trt_model
 
 NAMES = {np.float32: "float", np.float16: "float16", ml_dtypes.bfloat16: "bfloat16"}
 RUNNERS = {"ort": run_ort, "reference": run_reference}

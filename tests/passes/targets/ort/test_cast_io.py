@@ -2,12 +2,12 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, error, model, ops, run_ort, run_reference
 from onnx import TensorProto
 
 from passes import PassError, Pipeline
 from passes.targets.ort.cast_io import CastIo
 from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import apply, error, model, ops, run_ort, run_reference
 
 RNG = np.random.default_rng(11)
 IDS = RNG.integers(0, 128, (5, 3))

@@ -4,9 +4,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, check_same, error, materialize, model, recipes, run_ort, run_reference
 from onnx import TensorProto
-from trt_helpers import E2M1_GRID, mxfp8, nvfp4, trt_model
 
 from passes import PassError, Pipeline
 from passes.canonical.fold_weight_qdq import FoldWeightQdq
@@ -15,6 +13,17 @@ from passes.targets.ort.add_trt_functions import AddTrtFunctions
 from passes.targets.ort.emulate_fp4 import EmulateFp4
 from passes.targets.tensorrt.type_trt_ops import TypeTrtOps
 from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import (
+    apply,
+    check_same,
+    error,
+    materialize,
+    model,
+    recipes,
+    run_ort,
+    run_reference,
+)
+from tests.passes.trt_helpers import E2M1_GRID, mxfp8, nvfp4, trt_model
 
 RNG = np.random.default_rng(11)
 FP4 = ml_dtypes.float4_e2m1fn

@@ -2,9 +2,9 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, check_same, materialize, model, ops
 
 from passes.targets.ort.guard_slices import GuardSlices
+from tests.passes.graph_helpers import apply, check_same, materialize, model, ops
 
 RNG = np.random.default_rng(5)
 E4M3, INT8 = np.array(0, ml_dtypes.float8_e4m3fn), np.array(0, np.int8)
@@ -57,7 +57,7 @@ def test_onnx_runtime_takes_the_guarded_graph_and_rejects_the_other(between: str
 
 
 def plain(made: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    from graph_helpers import run_ort
+    from tests.passes.graph_helpers import run_ort
 
     return run_ort(made, feeds)
 

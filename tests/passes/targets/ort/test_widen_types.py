@@ -2,12 +2,12 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, check_same, error, model, ops, recipes, run_ort, run_reference
 from onnx import TensorProto
 
 from passes import PassError
 from passes.targets.ort.widen_types import WidenTypes
 from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import apply, check_same, error, model, ops, recipes, run_ort, run_reference
 
 RNG = np.random.default_rng(7)
 BF16 = ml_dtypes.bfloat16

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, check_same, error, model, ops, run_ort, typed
 
 from passes import PassError
 from passes.canonical.fix_size import FixSize
@@ -15,6 +14,7 @@ from passes.targets.ort_cuda.fuse_adaptive_norm import FuseAdaptiveNorm
 from passes.targets.ort_cuda.fuse_rotary import FuseRotary
 from passes.targets.ort_cuda.fuse_skip_norm import FuseSkipNorm
 from passes.targets.ort_cuda.join_slices import JoinSlices
+from tests.passes.graph_helpers import apply, check_same, error, model, ops, run_ort, typed
 
 RNG = np.random.default_rng(12)
 

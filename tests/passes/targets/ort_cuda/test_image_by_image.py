@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, check_same, error, model, ops, run_ort, run_reference, typed
 
 from passes.canonical.remove_unused import RemoveUnused
 from passes.targets.ort_cuda.fold_gates import FoldGates
@@ -15,6 +14,7 @@ from passes.targets.ort_cuda.fuse_skip_norm import FuseSkipNorm
 from passes.targets.ort_cuda.keep_float32 import KeepFloat32
 from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import apply, check_same, error, model, ops, run_ort, run_reference, typed
 
 RNG = np.random.default_rng(26)
 C = 8

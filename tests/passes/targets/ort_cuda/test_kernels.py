@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, check_same, error, model, ops, run_ort, typed
 
 from passes.canonical.remove_unused import RemoveUnused
 from passes.targets.ort_cuda.fuse_adaptive_norm import FuseAdaptiveNorm
@@ -16,6 +15,7 @@ from passes.targets.ort_cuda.lift_bias import LiftBias
 from passes.targets.ort_cuda.merge_row_products import MergeRowProducts
 from passes.targets.ort_cuda.rewrite_patches import RewritePatches
 from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import apply, check_same, error, model, ops, run_ort, typed
 
 RNG = np.random.default_rng(41)
 C = 8

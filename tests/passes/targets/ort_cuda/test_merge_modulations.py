@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, check_same, error, model, ops, recipes, run_ort
 
 from passes import PassError
 from passes.canonical.remove_unused import RemoveUnused
@@ -14,6 +13,7 @@ from passes.storage import load, save, save_all
 from passes.targets.ort_cuda.merge_modulations import MergeModulations
 from passes.weights.evaluate import evaluate, tasks, to_bytes
 from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import apply, check_same, error, model, ops, recipes, run_ort
 
 RNG = np.random.default_rng(21)
 END = np.iinfo(np.int64).max

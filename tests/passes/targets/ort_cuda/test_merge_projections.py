@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, check_same, error, model, ops, run_ort
 
 from passes.targets.ort_cuda.merge_projections import MergeProjections
 from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import apply, check_same, error, model, ops, run_ort
 
 RNG = np.random.default_rng(22)
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graph_helpers import apply, check_same, error, model, ops, run_ort, run_reference
 
 from passes.canonical.remove_unused import RemoveUnused
 from passes.targets.ort_cuda.flatten_attention import FlattenAttention
@@ -13,6 +12,7 @@ from passes.targets.ort_cuda.fuse_bias_gelu import FuseBiasGelu
 from passes.targets.ort_cuda.fuse_rms_norm import FuseRmsNorm
 from passes.targets.ort_cuda.lift_bias import LiftBias
 from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import apply, check_same, error, model, ops, run_ort, run_reference
 
 RNG = np.random.default_rng(11)
 

@@ -6,9 +6,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from graph_helpers import apply, check_same, ops
 from onnx import ModelProto
-from trt_helpers import trt_model
 
 from diffc.errors import DiffcError
 from passes import Pipeline
@@ -17,6 +15,8 @@ from passes.targets.ort.add_trt_functions import AddTrtFunctions
 from passes.targets.ort.emulate_fp4 import EmulateFp4
 from passes.targets.tensorrt.add_zero_bias import AddZeroBias
 from passes.targets.tensorrt.type_trt_ops import TypeTrtOps
+from tests.passes.graph_helpers import apply, check_same, ops
+from tests.passes.trt_helpers import trt_model
 
 FP4, E4M3 = ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e4m3fn
 C, HEADS = 128, 2
@@ -147,9 +147,8 @@ def test_tensorrt_gets_it(target: str) -> None:
 
 def engine(folder: Path, made: ModelProto) -> int:
     """Bytes of the engine that TensorRT-RTX builds for SM120."""
-    from networks import build
-
     from diffc.backends.target import Profile
+    from tests.networks import build
 
     shapes = [
         {"x": (b, t, C), "q": (b, HEADS, n, C // HEADS)}

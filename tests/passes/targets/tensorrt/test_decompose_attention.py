@@ -3,10 +3,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from graph_helpers import apply, check_same, error, model, ops, run_ort, run_reference
 
 from passes import PassError, Pipeline
 from passes.targets.tensorrt.decompose_attention import DecomposeAttention
+from tests.passes.graph_helpers import apply, check_same, error, model, ops, run_ort, run_reference
 
 RNG = np.random.default_rng(6)
 ALL = DecomposeAttention(dtypes=("float32", "float16", "bfloat16"))

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graph_helpers import apply, error, model, ops, run_ort
 from onnx import ModelProto, TensorProto
 
 from passes import Pipeline
@@ -19,6 +18,7 @@ from passes.canonical.fuse_qdq import FuseQdq
 from passes.targets.tensorrt.decompose_attention import DecomposeAttention
 from passes.targets.tensorrt.quantize_softmax import QuantizeSoftmax
 from passes.weights.recipe import Recipe
+from tests.passes.graph_helpers import apply, error, model, ops, run_ort
 
 TYPES = {"float": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 AMAX = {"q": 4.0, "k": 3.5, "v": 3.25}
@@ -228,9 +228,8 @@ class TestRefused:
 
 def engine(folder: Path, made: ModelProto, sm: int, size: int) -> bytes:
     """The engine that TensorRT-RTX builds, as bytes."""
-    from networks import build
-
     from diffc.backends.target import Profile
+    from tests.networks import build
 
     names = [value.name for value in made.graph.input]
     profile = Profile.of(

@@ -1,13 +1,10 @@
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from graph_helpers import apply, count_calls, model
 from onnx import TensorProto
-from trt_helpers import trt_model
 
 from passes import Pass, PassError, Pipeline
 from passes.canonical.fold_constants import FoldConstants
@@ -17,8 +14,11 @@ from passes.graph.trt_ops import TRT_OPS
 from passes.targets.ort.add_trt_functions import AddTrtFunctions
 from passes.targets.ort.emulate_fp4 import EmulateFp4
 from passes.targets.tensorrt.type_trt_ops import TypeTrtOps
+from tests import SHARED
+from tests.passes.graph_helpers import apply, count_calls, model
+from tests.passes.trt_helpers import trt_model
 
-FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "modelopt-0.47-flux"
+FIXTURES = SHARED / "fixtures" / "modelopt-0.47-flux"
 E4M3, FP4, UINT8 = TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1, TensorProto.UINT8
 Type = tuple[int, tuple[int | str | None, ...]]
 
