@@ -32,7 +32,7 @@ from diffc.progress import Silent
 from diffc.quality.painting import Figures, judge, load_pipeline, paint
 from diffc.quality.strips import decode, encode, sheet
 from diffc.quantize.simulate import cpu_block_quant
-from diffc.validate.torch_reference import Reference
+from diffc.validate.torch_reference import TorchReference
 
 VARIANTS = {
     "digits-sd3": ("blocks:first=0,every=2", "12", "modelopt-sd3", "blocks:first=0,every=3", "10"),
@@ -114,7 +114,7 @@ def quantized(model: str) -> Any:
         force=True,
     )
     plan = check(request)
-    return Reference(plan.source, plan.dtype, calibrated(plan, Silent())).model
+    return TorchReference(plan.source, plan.dtype, calibrated(plan, Silent())).model
 
 
 def run(pipe: Any, variant: str, count: int, steps: int) -> tuple[Tensor, float]:

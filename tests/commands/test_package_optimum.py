@@ -58,14 +58,14 @@ def diffusers_images(model: str, artifact: Artifact, latents: np.ndarray, quanti
 
     from diffc.models.sources.locate import locate
     from diffc.quantize.checkpoint import Checkpoint
-    from diffc.validate.torch_reference import Reference
+    from diffc.validate.torch_reference import TorchReference
 
     source = locate(model)
     pipeline: Any = DiffusionPipeline.from_pretrained(source.pipeline_dir, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     if quantized:
         checkpoint = Checkpoint.load(artifact.folder / "checkpoint")
-        reference = Reference(source, "float32", checkpoint)
+        reference = TorchReference(source, "float32", checkpoint)
         component = "unet" if model == "digits-sdxl" else "transformer"
         setattr(pipeline, component, reference.model)
     given = pipeline(
