@@ -70,7 +70,7 @@ def _killed(
 def _compile(arguments: argparse.Namespace, output: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [
         "-m",
-        "diffc.cli.main",
+        "diffc",
         "compile",
         arguments.model,
         "--format",
