@@ -1,7 +1,7 @@
 """Cached steps of a backbone of real size in ONNX Runtime: what they save by the clock, and on paper.
 
-    python tools/bench_cache.py sd35-medium blocks:every=2 --provider cuda --dtype float16 --batch 2 --size 1024
-    python tools/bench_cache.py sdxl deepcache:every=2 --depth 2 --size 512 --repeat 5 --json sdxl.json
+    python -m tools.bench.cache sd35-medium blocks:every=2 --provider cuda --dtype float16 --batch 2 --size 1024
+    python -m tools.bench.cache sdxl deepcache:every=2 --depth 2 --size 512 --repeat 5 --json sdxl.json
 
 Weights are random. `--depth` leaves so many transformer blocks of SD3 and FLUX, and at most so many in a row of SDXL.
 The models of the plan run in turns, forwards and backwards, on new inputs each time. On CUDA a step is waited for, with

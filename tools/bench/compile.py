@@ -1,12 +1,12 @@
 """The same backbone to ONNX through diffc and through ModelOpt's own route, side by side: time, memory, bytes, nodes.
 
-    python tools/bench_compile.py [--model flux-dev] [--depths 2 4] [--format fp8] [--routes diffc modelopt]
-                                  [--folder DIR] [--weights DIR] [--pixels N] [--json FILE] [--plot FILE.png]
+    python -m tools.bench.compile [--model flux-dev] [--depths 2 4] [--format fp8] [--routes diffc modelopt]
+                                     [--folder DIR] [--weights DIR] [--pixels N] [--json FILE] [--plot FILE.png]
 
 A depth is how many transformer blocks are kept of each kind (of every kind, FLUX: twice as many single ones); "full" is
 the release. Weights are random and on disk before anything is measured; both routes get amax 1 everywhere, so that
 calibration is no part of it. Each route runs in a process of its own, sampled while it runs. The ModelOpt route is what
-its diffusers example does, step by step (`bench_routes.modelopt_route` names them): the model in memory, mtq.quantize,
+its diffusers example does, step by step (`modelopt_route` names them): the model in memory, mtq.quantize,
 torch.onnx.export at opset 20, the example's rewrite of the loaded result, one file of external data. It wants a GPU at
 full size, and for NVFP4 at any. The route "copy" reads the weights and writes as many bytes as the route before it
 left, through a buffer of 4 MB: what the disk alone takes. The weights are dropped from memory before each route; the
@@ -41,7 +41,7 @@ from diffc.models.embedded import real
 from diffc.models.embedded.real import REAL, RealModel
 from diffc.progress import Silent
 
-ROUTES = Path(__file__).with_name("bench_routes.py")
+ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = (
     "route",
     "parameters",
@@ -163,11 +163,20 @@ def measure(
     """
     output.mkdir()
     report = output / "report.json"
-    command = [sys.executable, str(ROUTES), route, str(source), format, str(output), str(report)]
+    command = [
+        sys.executable,
+        "-m",
+        "tools.bench.routes",
+        route,
+        str(source),
+        format,
+        str(output),
+        str(report),
+    ]
     command += [str(pixels), str(result)]
     started = time.perf_counter()
     with (output / "log.txt").open("w", encoding="utf-8") as log:
-        process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
         watcher = Watcher(process)
         watcher.start()
         code = process.wait()

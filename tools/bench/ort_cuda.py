@@ -1,8 +1,8 @@
 """A real-size backbone in ONNX Runtime's CUDA provider, beside torch eager and torch.compile, in one run.
 
-    python tools/gpu/bench_ort_cuda.py [--model sd35-medium] [--dtype float16] [--batch 2] [--size 1024]
-                                       [--graphs plain fused fixed] [--torch eager compile] [--folder DIR] [--json FILE]
-                                       [--profile 25]
+    python -m tools.bench.ort_cuda [--model sd35-medium] [--dtype float16] [--batch 2] [--size 1024]
+                                      [--graphs plain fused fixed] [--torch eager compile] [--folder DIR] [--json FILE]
+                                      [--profile 25]
 
 `plain` is the canonical form, `fused` what target ort-cuda makes of it with fold-value-bias, `fixed` the same for this
 batch alone (pass fix-size before it). Weights are random. A step is one call of the

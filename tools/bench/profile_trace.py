@@ -1,7 +1,7 @@
 """Times trace and passes of FLUX.1 over its depth, without weights and without a GPU.
 
-    python tools/profile_trace.py [--depths 4+4 19+38 38+76] [--format fp8] [--target trt-rtx] [--repeat 1]
-                                  [--whole] [--json FILE] [--profile FILE]
+    python -m tools.bench.profile_trace [--depths 4+4 19+38 38+76] [--format fp8] [--target trt-rtx] [--repeat 1]
+                                          [--whole] [--json FILE] [--profile FILE]
 
 A depth is double-stream + single-stream blocks, each in the size of FLUX.1-dev (12 billion weights at 19+38). Its
 files are a header over a sparse file, and its checkpoint has an amax of no meaning: neither is ever read. Times

@@ -1,4 +1,4 @@
-"""One route of tools/bench_compile.py, in a process of its own: ROUTE SOURCE FORMAT OUTPUT REPORT PIXELS."""
+"""One route of tools/bench/compile.py, in a process of its own: ROUTE SOURCE FORMAT OUTPUT REPORT PIXELS."""
 
 from __future__ import annotations
 

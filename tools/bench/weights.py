@@ -1,6 +1,6 @@
 """How fast weights are quantized and written, and in how much memory, beside a plain copy of the same bytes.
 
-    python tools/bench_weights.py BACKBONE nvfp4 --folder DIR [--limit GB]
+    python -m tools.bench.weights BACKBONE nvfp4 --folder DIR [--limit GB]
 
 Reads a backbone folder (such as `diffc models make flux-dev DIR --random-weights` writes), quantizes every matrix of
 1,024 rows or more as a compile of that format does, and prints one line of JSON. The copy reads the sources and
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,8 +19,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diffc.memory import peak_rss
 from diffc.models.sources.locate import locate

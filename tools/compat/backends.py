@@ -1,4 +1,4 @@
-"""What `compat_run` asks of each runtime, inside its child process: parse and build, or load, run and compare."""
+"""What `tools.compat.run` asks of each runtime, inside its child process: parse and build, or load, run and compare."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from compat_net import random_array
 from onnx.reference import ReferenceEvaluator
 
 from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.errors import DiffcError
+from tools.compat.net import random_array
 
 Said = tuple[str, str]
 """A column and its verdict ("ok", or which stage failed and why), or the name of a figure and its value."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from compat_net import BF16, F16, F32, FP8, INT8, UINT8, Net
-from compat_probes import family
 from onnx import helper
+
+from tools.compat.net import BF16, F16, F32, FP8, INT8, UINT8, Net
+from tools.compat.probes import family
 
 HPS = (F16, BF16, F32)
 MS = "com.microsoft"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from compat_net import BF16, F16, F32, FP4, FP8, INT4, INT8, Net
-from compat_probes import family
-from compat_quantizers import pair
 from onnx import helper
+
+from tools.compat.net import BF16, F16, F32, FP4, FP8, INT4, INT8, Net
+from tools.compat.probes import family
+from tools.compat.quantizers import pair
 
 HPS = (F16, BF16, F32)
 LAYOUTS = ("[N,K] and Transpose", "[K,N]", "Gemm transB")

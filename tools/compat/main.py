@@ -1,11 +1,11 @@
 """Probes what the installed compilers and runtimes take: operators, types, opsets, domains, forms of quantization.
 
-    python tools/compat.py [--only PATTERN] [--write | --check]
+    python -m tools.compat [--only PATTERN] [--write | --check]
 
 Each probe is a small network. TensorRT-RTX parses it and builds it for every compute capability, on a machine
 without a GPU; TensorRT where there is one; ONNX Runtime loads and runs it with every provider, and the results are
 compared with onnx.reference. Everything runs in child processes, so that a crash is a verdict like any other.
---write puts the table into tools/compat.json, where tests hold diffc's refusals against it, and into
+--write puts the table into tools/compat/compat.json, where tests hold diffc's refusals against it, and into
 docs/compat.md. --check compares with what is stored and exits with 1 when a new release behaves differently.
 """
 
@@ -24,18 +24,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table as Grid
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import compat_table
-from compat_probes import Probe, load
-from compat_run import Job, Runtime, installed, run_all
-
 from diffc.backends.target import TARGETS
+from tools.compat import table as compat_table
+from tools.compat.catalogue import all_probes
+from tools.compat.probes import Probe
+from tools.compat.run import Job, Runtime, installed, run_all
 
-ROOT = Path(__file__).resolve().parent.parent
-STORED = ROOT / "tools" / "compat.json"
-DOCUMENT = ROOT / "docs" / "compat.md"
+STORED = Path(__file__).with_name("compat.json")
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "compat.md"
 TITLES = {"trt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT", "ort": "ONNX Runtime"}
 
 
@@ -72,7 +68,7 @@ def chosen(pattern: str) -> list[Probe]:
     """The probes whose section and name hold the pattern."""
     return [
         p
-        for p in load().values()
+        for p in all_probes().values()
         if fnmatch.fnmatch(f"{p.section}: {p.name}".lower(), f"*{pattern}*".lower())
     ]
 
@@ -130,8 +126,8 @@ def show(probes: Sequence[Probe], table: dict[str, Any]) -> None:
 INTRODUCTION = """\
 # What the compilers and runtimes take
 
-Written by `python tools/compat.py --write`; `--check` says what another release does differently. Each row is a small
-network of its own, made by `tools/compat_*.py`. {versions}.
+Written by `python -m tools.compat --write`; `--check` says what another release does differently. Each row is a small
+network of its own, made by `tools/compat/*.py`. {versions}.
 
 - **TensorRT-RTX**: built for each compute capability without a GPU, so "all" or "SM89+" says that it builds there, not
   that it is fast. Bits are those of the whole engine per weight.
@@ -162,7 +158,3 @@ def document(probes: Sequence[Probe], table: dict[str, Any]) -> str:
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines.append("")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Small ONNX networks for the probes of `compat.py`: a graph in the making, and random constants of any type."""
+"""Small ONNX networks for the probes of `tools.compat`: a graph in the making, and random constants of any type."""
 
 from __future__ import annotations
 

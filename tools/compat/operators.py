@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from compat_net import BF16, BOOL, F16, F32, INT8, INT32, INT64, UINT8, Net
-from compat_probes import family
 from onnx import TensorProto, helper
+
+from tools.compat.net import BF16, BOOL, F16, F32, INT8, INT32, INT64, UINT8, Net
+from tools.compat.probes import family
 
 HPS = (F16, BF16, F32)
 

@@ -1,4 +1,4 @@
-"""The list of probes of `compat.py`: families of small networks, one probe per combination of their options."""
+"""The list of probes of `tools.compat`: families of small networks, one probe per combination of their options."""
 
 from __future__ import annotations
 
@@ -8,23 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from compat_net import NAMES, Net
+from tools.compat.net import NAMES, Net
 
 Family = Callable[..., None]
 PROBES: dict[str, Probe] = {}
 """Every probe by name, as the modules register them."""
-
-SECTIONS = (
-    "Opsets",
-    "Types",
-    "Matrix products",
-    "Attention",
-    "Norms",
-    "Activations and others",
-    "com.microsoft",
-)
-SECTIONS += ("Functions", "Q/DQ", "TensorRT's operators", "Standard blocks", "INT4", "NVFP4", "MXFP8")
-SECTIONS += ("FP8 attention", "What the engine keeps")
 
 _TYPE_OPTIONS = ("hp", "scale", "out", "x")
 
@@ -78,13 +66,3 @@ def _word(option: str, value: Any) -> str:
     if option in _TYPE_OPTIONS:
         return NAMES[value] if option == "hp" else f"{option} {NAMES[value]}"
     return value if isinstance(value, str) else f"{option.replace('_', ' ')} {value}"
-
-
-def load() -> dict[str, Probe]:
-    """All probes by name, in the order of the sections; the modules that hold them register on import."""
-    import compat_domains  # noqa: F401
-    import compat_formats  # noqa: F401
-    import compat_operators  # noqa: F401
-    import compat_quantizers  # noqa: F401
-
-    return dict(sorted(PROBES.items(), key=lambda item: SECTIONS.index(item[1].section)))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from compat_net import BF16, E5M2, E8M0, F16, F32, FP4, FP8, INT4, INT8, UINT4, UINT8, Net
-from compat_probes import family
 from onnx import helper
+
+from tools.compat.net import BF16, E5M2, E8M0, F16, F32, FP4, FP8, INT4, INT8, UINT4, UINT8, Net
+from tools.compat.probes import family
 
 HPS = (F16, BF16, F32)
 DOMAINS = ("trt", "ai.onnx", "my.domain")

@@ -1,4 +1,4 @@
-"""Where the probes of `compat.py` run: a child process per runtime, started again whenever one crashes.
+"""Where the probes of `tools.compat` run: a child process per runtime, started again whenever one crashes.
 
 The builders are native code: a probe may end the process (Attention with one tensor as q, k and v did). The child
 answers one probe after the other; when it dies, the probe in hand is recorded as a crash and the rest goes on.
@@ -16,10 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from compat_backends import Said, probe_engine, probe_session
-
 from diffc.backends.target import KNOWN_SMS, TARGETS, Target
 from diffc.backends.tensorrt.build import has_device
+from tools.compat.backends import Said, probe_engine, probe_session
 
 TIMEOUT = 120.0
 """Seconds after which a probe counts as hanging; the slowest takes 3."""

@@ -1,4 +1,4 @@
-"""The results of `compat.py` as data: from verdicts to the stored table, its differences, and rows to read."""
+"""The results of `tools.compat` as data: from verdicts to the stored table, its differences, and rows to read."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compat_net import NAMES
-from compat_probes import Probe
-from compat_run import Runtime
-
 from diffc.backends.onnx_graph import element_types
 from diffc.backends.target import KNOWN_SMS, TARGETS
+from tools.compat.net import NAMES
+from tools.compat.probes import Probe
+from tools.compat.run import Runtime
 
 Table = dict[str, Any]
 """`versions` of what was probed, `min_sm` by onnx.TensorProto type, `probes` by name: `types` that are in the

@@ -1,11 +1,11 @@
 """Makes and tests the environment of optimum-onnx's pipelines; needs Python 3.11 or newer and nothing else.
 
-    python tools/optimum_env.py make [--rtx] [--folder DIR]    DIR is .venv-optimum beside this project by default
-    python tools/optimum_env.py test [--folder DIR]
+    python tools/optimum/env.py make [--rtx] [--folder DIR]    DIR is .venv-optimum beside this project by default
+    python tools/optimum/env.py test [--folder DIR]
 
 optimum-onnx 0.1.0 needs transformers 4 and an older diffusers, so that it cannot live beside diffc. `make` installs
-the versions of tools/constraints-optimum.txt, and with --rtx the TensorRT-RTX provider of ONNX Runtime. `test` says
-whether every pipeline imports there with exactly those versions. Images come from tools/optimum_images.py.
+the versions of tools/optimum/constraints.txt, and with --rtx the TensorRT-RTX provider of ONNX Runtime. `test` says
+whether every pipeline imports there with exactly those versions. Images come from tools/optimum/images.py.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import venv
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-CONSTRAINTS = ROOT / "tools" / "constraints-optimum.txt"
+ROOT = Path(__file__).resolve().parents[2]
+CONSTRAINTS = Path(__file__).with_name("constraints.txt")
 # One ONNX Runtime only: optimum-onnx without its extra brings none, and two would unpack into one folder.
 PACKAGES = ("optimum-onnx", "diffusers", "transformers", "torch", "onnxruntime", "sentencepiece", "protobuf")
 RTX = "onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0"
@@ -96,7 +96,7 @@ def probe(folder: Path) -> int:
     """Import the pipelines in the environment and hold its versions against the constraints."""
     python = python_of(folder)
     if not python.exists():
-        print(f"There is no environment in {folder}; make it: python tools/optimum_env.py make")
+        print(f"There is no environment in {folder}; make it: python tools/optimum/env.py make")
         return 1
     code = subprocess.call([str(python), "-W", "ignore", "-c", PROBE, str(CONSTRAINTS)])
     print(f"{python} {'is ready' if code == 0 else 'is not what the constraints say'}")

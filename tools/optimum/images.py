@@ -1,7 +1,7 @@
 """Images from a packaged folder, by optimum-onnx's own pipelines; runs in their environment and needs no diffc.
 
-    python tools/optimum_images.py FOLDER --prompt "a handwritten seven" --size 64 --out seven.png
-    python tools/optimum_images.py FOLDER --prompt "..." --provider rtx --device 0 --out image.png
+    python tools/optimum/images.py FOLDER --prompt "a handwritten seven" --size 64 --out seven.png
+    python tools/optimum/images.py FOLDER --prompt "..." --provider rtx --device 0 --out image.png
 
 `--provider` runs the backbone: cpu, cuda (with onnxruntime-gpu installed), or rtx, the TensorRT-RTX provider that the
 package onnxruntime-ep-nv-tensorrt-rtx-cu13 brings. optimum cannot name that provider, so the session is made here and

@@ -1,6 +1,6 @@
 """Caching against fewer steps on the trained models: speed, what reads as asked, PSNR; and the same in FP8.
 
-    python tools/cache_table.py [--models digits-sd3 ...] [--variants blocks:every=2 12 ...] [--write docs]
+    python -m tools.pages.cache_table [--models digits-sd3 ...] [--variants blocks:every=2 12 ...] [--write docs]
 
 A variant is a plan of `diffc cache list` or a number of steps. `operations`: how many times fewer floating-point
 operations the backbone has, as torch counts them. `time`: how many times less processor time the pipeline takes, in

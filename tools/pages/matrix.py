@@ -1,7 +1,7 @@
 """Compiles every embedded model to every format and prints what came out: the acceptance matrix.
 
-    python tools/matrix.py [--models tiny-sd3 ...] [--cells fp8 nvfp4+mha ...] [--dtypes float16 bfloat16 ...]
-                           [--jobs 2] [--json FILE] [--write docs/matrix.md]
+    python -m tools.pages.matrix [--models tiny-sd3 ...] [--cells fp8 nvfp4+mha ...] [--dtypes float16 bfloat16 ...]
+                                 [--jobs 2] [--json FILE] [--write docs/matrix.md]
 
 Each cell is a whole compile: calibrate, trace, rewrite, validate in ONNX Runtime, build TensorRT-RTX engines for every
 compute capability that has the format; those that lack it must be refused before any work. The second type of a cell
@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from matrix_table import markdown, terminal
 from rich.console import Console
 
 from diffc.backends.target import KNOWN_SMS
@@ -33,6 +32,7 @@ from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.quantize.options import QuantOptions
 from passes import PassError
+from tools.pages.matrix_table import markdown, terminal
 
 MHA = QuantOptions(mha=True)
 CELLS: dict[str, tuple[str, QuantOptions]] = {
@@ -50,7 +50,7 @@ CELLS: dict[str, tuple[str, QuantOptions]] = {
 }
 
 TINY = [name for name in EMBEDDED if name.startswith("tiny-")]
-"""The models of random weights; the trained ones are measured by tools/quality.py."""
+"""The models of random weights; the trained ones are measured by tools/pages/quality.py."""
 
 
 def main() -> int:

@@ -40,7 +40,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# The acceptance matrix",
         "",
-        "Written by `python tools/matrix.py --write docs/matrix.md` with TensorRT-RTX"
+        "Written by `python -m tools.pages.matrix --write docs/matrix.md` with TensorRT-RTX"
         f" {_version('tensorrt-rtx')}, ONNX Runtime",
         f"{_version('onnxruntime')} and ModelOpt {_version('nvidia-modelopt')}: {len(rows)} compiles,"
         f" {built} engines, {sum(bool(r['error']) for r in rows)} failures.",

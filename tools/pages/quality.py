@@ -1,7 +1,7 @@
 """What every format costs in pictures: each trained model painted by each cell of the acceptance matrix, beside torch.
 
-    python tools/quality.py [--models digits-sd3 ...] [--cells fp8 nvfp4+mha ...] [--images 100] [--steps 10]
-                            [--keep PATTERN ...] [--jobs 2] [--json FILE] [--resume] [--write docs/quality.md]
+    python -m tools.pages.quality [--models digits-sd3 ...] [--cells fp8 nvfp4+mha ...] [--images 100] [--steps 10]
+                                  [--keep PATTERN ...] [--jobs 2] [--json FILE] [--resume] [--write docs/quality.md]
 
 Each cell is compiled for ONNX Runtime, calibrated on the digits' prompts and other noise, and paints the same prompts
 from the same noise as the unquantized model in torch, in diffusers' pipeline with `diffc.load`. A cell that misses its
@@ -27,13 +27,26 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quality_table import TORCH, lost, markdown, sheets, terminal
 from rich.console import Console
+
+from diffc.compile.spine import CompileRequest, compile_model
+from diffc.errors import DiffcError
+from diffc.models.embedded import digits
+from diffc.models.sources.locate import locate
+from diffc.quality.layers import measured, quantized_layers
+from diffc.quality.painting import judge, load_pipeline, paint
+from diffc.quality.strips import encode
+from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.simulate import cpu_block_quant
+from diffc.runtime.load import load
+from diffc.validate.torch_reference import reference_model
+from passes import PassError
+from tools.pages.matrix import CELLS
+from tools.pages.quality_table import TORCH, lost, markdown, sheets, terminal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffc.compile.spine import CompileRequest
 
 MODELS = ("digits-sd3", "digits-flux", "digits-sdxl")
 CALIBRATION_SEED = 10_000  # noise that no picture of the table starts from
@@ -58,8 +71,6 @@ class Setup:
 
 def main() -> int:
     """Run the cells asked for; 1 when one failed."""
-    from matrix import CELLS
-
     options = _options(list(CELLS))
     setup = Setup(
         options.images,
@@ -134,9 +145,6 @@ def _write(
 
 def run_cell(model: str, cell: str, setup: Setup) -> dict[str, Any]:
     """One cell of one model; what went wrong is in the row, not raised."""
-    from diffc.errors import DiffcError
-    from passes import PassError
-
     row: dict[str, Any] = {"model": model, "cell": cell, "error": "", **setup.key()}
     try:
         with tempfile.TemporaryDirectory(prefix="diffc-quality-") as folder:
@@ -155,9 +163,6 @@ def _reference_row(model: str, setup: Setup) -> dict[str, Any]:
 
 
 def _row(model: str, cell: str, folder: Path, setup: Setup) -> dict[str, Any]:
-    from diffc.compile.spine import compile_model
-    from diffc.runtime.load import load
-
     reference, _ = _reference(model, setup)
     request = cell_request(model, cell, folder / "artifact", setup)
     started = time.perf_counter()
@@ -178,11 +183,6 @@ def _row(model: str, cell: str, folder: Path, setup: Setup) -> dict[str, Any]:
 
 def cell_request(model: str, cell: str, output: Path, setup: Setup) -> CompileRequest:
     """The compile of a cell: float16, since ONNX Runtime computes no bfloat16 on the CPU."""
-    from matrix import CELLS
-
-    from diffc.compile.spine import CompileRequest
-    from diffc.models.embedded import digits
-
     format, options = CELLS[cell]
     return CompileRequest(
         model,
@@ -196,19 +196,12 @@ def cell_request(model: str, cell: str, output: Path, setup: Setup) -> CompileRe
         batch_size=10,
         image_size=digits.PIXELS,
         seed=CALIBRATION_SEED,
-        skip_validation=True,  # tools/matrix.py validates each of these cells
+        skip_validation=True,  # tools/pages/matrix.py validates each of these cells
     )
 
 
 def layer_table(request: CompileRequest, setup: Setup) -> list[dict[str, Any]]:
     """Path and SNR (dB) of each quantized layer while the unquantized model paints, the noisiest first."""
-    from diffc.models.sources.locate import locate
-    from diffc.quality.layers import measured, quantized_layers
-    from diffc.quality.painting import paint
-    from diffc.quantize.checkpoint import Checkpoint
-    from diffc.quantize.simulate import cpu_block_quant
-    from diffc.validate.torch_reference import reference_model
-
     checkpoint = Checkpoint.load(request.output / "checkpoint")
     quantized = reference_model(locate(request.model), request.dtype, checkpoint)
     pipe, component = _pipeline(request.model)
@@ -220,17 +213,12 @@ def layer_table(request: CompileRequest, setup: Setup) -> list[dict[str, Any]]:
 
 
 def _described(images: Tensor, reference: Tensor) -> dict[str, Any]:
-    from diffc.quality.painting import judge
-    from diffc.quality.strips import encode
-
     figures = asdict(judge(images, reference))
     return figures | {"strip": encode(images[:10].nan_to_num())}
 
 
 def _painted(model: str, backbone: Any, setup: Setup) -> Tensor:
     """The images of the model's pipeline with `backbone` in the place of its own."""
-    from diffc.quality.painting import paint
-
     pipe, component = _pipeline(model)
     with _swapped(pipe, component, backbone):
         images: Tensor = paint(pipe, setup.images, steps=setup.steps, batch=setup.batch)
@@ -250,9 +238,6 @@ def _swapped(pipe: Any, component: str, backbone: Any) -> Iterator[None]:
 @lru_cache(maxsize=3)
 def _pipeline(model: str) -> tuple[Any, str]:
     """The pipeline with its own backbone, and the backbone's name in it; once in each process."""
-    from diffc.models.embedded import digits
-    from diffc.quality.painting import load_pipeline
-
     return load_pipeline(model), digits.BACKBONES[model]
 
 

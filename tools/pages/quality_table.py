@@ -22,7 +22,7 @@ Rows = Sequence[dict[str, Any]]
 HEAD = """\
 # Quality
 
-Written by `python tools/quality.py --images {images} --steps {steps}{kept} --json FILE --resume
+Written by `python -m tools.pages.quality --images {images} --steps {steps}{kept} --json FILE --resume
 --write docs/quality.md` (a run that was killed goes on from FILE) with {versions}.
 
 Each trained model ([digits.md](digits.md)) paints {images} images in {steps} steps, every digit in turn, image i from

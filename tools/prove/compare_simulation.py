@@ -1,6 +1,6 @@
 """Holds NVFP4 and MXFP8 simulation against ModelOpt's CUDA kernels, on a machine with an NVIDIA GPU.
 
-    python tools/gpu/compare_simulation.py OUT.npz
+    python -m tools.prove.compare_simulation OUT.npz
 
 Needs nvidia-modelopt, triton, nvcc and compute capability 8.9 or later. Prints how many results differ in any bit, by
 case and for large random tensors, and writes the inputs and ModelOpt's
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diffc.quantize.simulate import mxfp8_fake_quant, nvfp4_fake_quant
 

@@ -1,6 +1,6 @@
 """Kills a compile at random moments, finishes it, and holds the result against an undisturbed one, byte for byte.
 
-    python tools/kill_compile.py tiny-sd3 fp8 --kills 10 --seed 1 -- --steps 1 --image-size 64
+    python -m tools.prove.kill_compile tiny-sd3 fp8 --kills 10 --seed 1 -- --steps 1 --image-size 64
 
 What stands after `--` goes to every `diffc compile`. Prints one line of JSON for each kill and exits 1 on a difference.
 """

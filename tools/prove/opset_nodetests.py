@@ -1,7 +1,7 @@
 """Judges the pass rewrite-opset by the ONNX project's own node tests of older opsets.
 
     pip download --no-deps --dest wheels onnx==1.12.0        (and 1.13.1 1.14.1 1.15.0 1.16.2 1.17.0 1.18.0)
-    python tools/opset_nodetests.py wheels [--to 23] [--list]
+    python -m tools.prove.opset_nodetests wheels [--to 23] [--list]
 
 Each onnx wheel carries the node tests of its time; a case that is the same in two wheels counts once. Every case
 of opset 17 up to `--to` is run before and after the rewrite, on the reference evaluator or, where that cannot
@@ -27,8 +27,6 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from passes import PassCheckError, PassError, Pipeline
 from passes.graph.check import infer_types

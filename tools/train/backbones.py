@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import train_data
 from torch import Tensor, nn
 from torch.nn import functional
-from train_parts import Log, descend, optimizer
+
+from tools.train import data as train_data
+from tools.train.parts import Log, descend, optimizer
 
 BATCH = 128
 DROPPED = 0.12  # of prompts, for classifier-free guidance

@@ -1,6 +1,6 @@
 """What the trained embedded models learn from: scikit-learn's digits as ink on paper, and prompts that name them.
 
-python tools/train_data.py tests/data/digits.npz    # writes 200 images that the reader of digits never saw
+python -m tools.train.data tests/data/digits.npz    # writes 200 images that the reader of digits never saw
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffc.models.embedded.digits import PIXELS, WORDS
 

@@ -1,19 +1,18 @@
 """Trains the embedded models digits-sd3, digits-flux and digits-sdxl and the reader that scores them.
 
-    python tools/train_embedded.py [--parts reader clip_l clip_g vae16 vae4 sd3 flux sdxl] [--device cuda]
-                                   [--effort 1.0] [--sheet FOLDER]
+    python -m tools.train.embedded [--parts reader clip_l clip_g vae16 vae4 sd3 flux sdxl] [--device cuda]
+                                     [--effort 1.0] [--sheet FOLDER]
 
 Needs scikit-learn (`pip install -e .[train]`), whose digits are the data. The first five parts are what the backbones
 build on; parts may otherwise be trained side by side. Each writes safetensors and its log to
-diffc/models/data/digits; a backbone's log ends with how many of 200 images the reader reads as asked. --effort scales
-the number of steps. Every seed is fixed: the CPU gives the same weights again on the same machine, a GPU the same up to
-the order of its sums.
+diffc/models/embedded/data/digits; a backbone's log ends with how many of 200 images the reader reads as asked.
+--effort scales the number of steps. Every seed is fixed: the CPU gives the same weights again on the same machine, a
+GPU the same up to the order of its sums.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from train_backbones import Trainer
-from train_parts import train_classifier, train_clip, train_vae
-
 from diffc.models.embedded import digits
 from diffc.quality.classifier import WEIGHTS, score
+from tools.train.backbones import Trainer
+from tools.train.parts import train_classifier, train_clip, train_vae
 
 STEPS = {
     "reader": 3000,

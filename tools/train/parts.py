@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import train_data
 from torch import Tensor, nn
 from torch.nn import functional
 
 from diffc.models.embedded.digits import untrained
 from diffc.models.embedded.tiny_text import CLIP_WIDTH, clip_encoder, clip_tokenizer
 from diffc.quality.classifier import DigitReader
+from tools.train import data as train_data
 
 Log = Callable[[str], None]
 KL_WEIGHT = (
