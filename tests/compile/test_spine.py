@@ -56,7 +56,7 @@ TINY = [name for name in EMBEDDED if name.startswith("tiny-")]
 
 # Every format on one transformer. Of the other models, the cells that reach what SD3 does not have: RMS norms and
 # dual attention (SD3.5), bfloat16, joint blocks and rotary positions (FLUX), convolutions (SDXL). Everything else is
-# slow; tools/matrix.py runs the full product as well, with more types.
+# slow; tools/pages/matrix.py runs the full product as well, with more types.
 QUICK = {("tiny-sd3", cell) for cell in CELLS} | {
     *(("tiny-sd35", "fp8"),),
     *(("tiny-flux", cell) for cell in ("int8", "fp8", "nvfp4_svdquant")),
