@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from diffc.compile import plan
 from diffc.compile.plan import CompileRequest
 from diffc.compile.spine import compile_model
-from diffc.errors import DiffcError
 from diffc.validate.float32 import cpu_session, feed, unrounded_copy
 from diffc.validate.reports import UNROUNDED
-from diffc.validate.segmented import SegmentedSession, cut_to_size
+from diffc.validate.segmented import SegmentedSession
 from diffc.validate.streamed import StreamedReference, validate_streamed
 from diffc.validate.torch_reference import TorchReference, validation_shapes
 from passes.storage import load
@@ -75,37 +73,6 @@ def test_a_wrong_scale_is_found(compiled: Cells) -> None:
     (report,) = validate_streamed(model, reference_of(cell), format="fp8", seed=5, limit=LIMIT)
     assert not report.passed
     assert not report.chaotic
-
-
-def _chain(with_type: bool) -> onnx.ModelProto:
-    """x -> Add -> Unknown-typed function-free operator of another domain -> Add, a weight of 400 bytes each."""
-    weights = [numpy_helper.from_array(np.full(100, i + 1, np.float32), f"w{i}") for i in range(2)]
-    nodes = [
-        helper.make_node("Add", ["x", "w0"], ["a"]),
-        helper.make_node("Strange", ["a"], ["b"], domain="elsewhere"),
-        helper.make_node("Add", ["b", "w1"], ["y"]),
-    ]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [100]) for name in ("x", "y")]
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
-    if with_type:
-        graph.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [100]))
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("elsewhere", 1)]
-    return helper.make_model(graph, opset_imports=opsets)
-
-
-def test_cuts_take_and_give_what_crosses_them() -> None:
-    pieces = cut_to_size(_chain(True), 400)
-    assert [list(s.inputs) for s in pieces] == [["x"], ["a"]]
-    assert [list(s.outputs) for s in pieces] == [["a"], ["y"]]
-    assert [list(s.weights) for s in pieces] == [["w0"], ["w1"]]
-
-
-def test_a_cut_at_a_tensor_without_type_is_refused() -> None:
-    model = _chain(False)
-    session = SegmentedSession(model, 400)
-    session.pieces[0] = session.pieces[0].__class__(model.graph.node[:2], ["x"], ["b"], ["w0"])
-    with pytest.raises(DiffcError, match="type of tensor 'b' is unknown"):
-        session.run({"x": np.ones(100, np.float32)})
 
 
 def test_a_compile_without_memory_for_the_whole_streams_its_validation(
