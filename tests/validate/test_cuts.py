@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.reference
 
 from diffc.validate.cuts import COMPUTED, extract, module_values, nodes_computing
 
