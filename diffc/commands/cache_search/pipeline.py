@@ -1,9 +1,13 @@
-"""The pipeline that `diffc cache search` measures: whole, in float32 on the CPU or the stored type on a GPU."""
+"""The pipeline that `diffc cache search` measures, in float32 on the CPU or the stored type on a GPU."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from diffc.compile.plan import stored_dtype
+from diffc.models.sources.backbone import quiet_libraries
+from diffc.models.sources.locate import locate
+from diffc.models.sources.pipelines import open_pipeline
 from diffc.progress import Reporter
 
 DEFAULT_PROMPTS = ("a handwritten seven", "a red fox asleep in fresh snow", "a wooden sign that reads OPEN")
@@ -12,11 +16,6 @@ DEFAULT_PROMPTS = ("a handwritten seven", "a red fox asleep in fresh snow", "a w
 def load_for_search(model: str, ui: Reporter) -> Any:
     """The diffusers pipeline of `model`. Raises DiffcError when there is none, or it does not load."""
     import torch
-
-    from diffc.compile.plan import stored_dtype
-    from diffc.models.sources.backbone import quiet_libraries
-    from diffc.models.sources.locate import locate
-    from diffc.models.sources.pipelines import open_pipeline
 
     source = locate(model)
     cuda = torch.cuda.is_available()
