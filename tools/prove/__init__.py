@@ -1,0 +1,1 @@
+"""Tools that prove a claim of the documentation, each by one command."""
