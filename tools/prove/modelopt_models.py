@@ -243,7 +243,9 @@ BACKBONES: Mapping[str, Backbone] = {
             nested=("text_embeds", "time_ids"),
         ),
         Backbone("sd15", "UNet2DConditionModel", _UNET, _unet_inputs, "latent", _UNET_AXES),
-        Backbone("sd3", "SD3Transformer2DModel", _SD3, _sd3_inputs, "sample", {**_SD3_AXES, "sample": _IMAGE}),
+        Backbone(
+            "sd3", "SD3Transformer2DModel", _SD3, _sd3_inputs, "sample", {**_SD3_AXES, "sample": _IMAGE}
+        ),
         Backbone(
             "sd35",
             "SD3Transformer2DModel",
