@@ -15,7 +15,7 @@ from diffc.errors import DiffcError
 from diffc.frontend.onnx_file import read_model
 from diffc.progress import Reporter, Silent
 from diffc.validate.compare import compare
-from diffc.validate.float32 import Arrays, cpu_session, feed, float32_twin, smooth_twin
+from diffc.validate.float32 import Arrays, cpu_session, feed, float32_copy, unrounded_copy
 from diffc.validate.passes import NUMERIC_LIMIT, random_feeds
 from diffc.validate.tolerances import PASS_REL_L2
 from passes import Pass, PassCheckError, Pipeline
@@ -171,7 +171,7 @@ class ImportCheck:
         self._feeds = self._feeds or random_feeds(self.model, seed=0)
         try:
             raised = _RAISE.run(model, check=lambda before, after, step: "").model
-            twin = float32_twin(raised) if rounded else smooth_twin(raised)
+            twin = float32_copy(raised) if rounded else unrounded_copy(raised)
             with cpu_session(twin) as session:
                 return [session.run(feed(twin, values)) for values in self._feeds]
         except Exception as error:  # ONNX Runtime's are of many classes; the caller decides what it means

@@ -22,9 +22,9 @@ from diffc.cli.main import run
 from diffc.commands.validate import Validated, ValidateRequest, validate_artifact
 from diffc.compile.spine import CompileRequest, compile_model
 from diffc.errors import MismatchError
-from diffc.validate.cuts import HERE, cut, nodes_behind, points_of
-from diffc.validate.modules import Bisection
-from diffc.validate.reports import SMOOTH
+from diffc.validate.cuts import COMPUTED, extract, module_values, nodes_computing
+from diffc.validate.modules import ModuleReport
+from diffc.validate.reports import UNROUNDED
 from passes import Pipeline
 from passes.presets import target_passes
 from tests.cli_helpers import Capture, refusal
@@ -87,7 +87,7 @@ def validate(folder: Path, **changed: object) -> Validated:
 
 def first(result: Validated) -> str:
     """The module that is the first to be off, in the first arithmetic that shows anything."""
-    return next(b for b in result.bisections["model.onnx"] if b.findings).findings[0].point.module
+    return next(r for r in result.modules["model.onnx"] if r.wrong).wrong[0].value.module
 
 
 def test_an_artifact_that_was_just_made_is_within_all_limits(fp8: Cell, capsys: Capture) -> None:
@@ -132,7 +132,7 @@ def test_bisect_names_the_module_that_was_damaged(
 ) -> None:
     result = validate(damaged(fp8, tmp_path, damage))
     assert first(result) == module
-    names = {f.point.module for b in result.bisections["model.onnx"] for f in b.findings}
+    names = {w.value.module for r in result.modules["model.onnx"] for w in r.wrong}
     assert len(names) <= 2, "what comes behind is fed the right values"
     with pytest.raises(MismatchError, match=re.escape(f"{module} of the compiled model.onnx differs")):
         result.require_match()
@@ -150,14 +150,14 @@ def test_a_damaged_artifact_is_exit_code_3(fp8: Cell, tmp_path: Path, capsys: Ca
 
 def test_findings_say_which_nodes_are_in_the_piece(fp8: Cell, tmp_path: Path) -> None:
     result = validate(damaged(fp8, tmp_path, scaled("transformer_blocks.1.attn.to_k.bias", 1.5)))
-    found = result.bisections["model.onnx"][0]
-    assert isinstance(found, Bisection)
-    assert found.arithmetic == SMOOTH
-    (finding,) = found.findings
-    assert finding.point.op == "Add"
-    assert finding.nodes[-1] == "transformer_blocks.1.attn.to_k/Add"
-    assert "transformer_blocks.1.attn.to_k/MatMul" in finding.nodes
-    assert finding.error > finding.limit
+    found = result.modules["model.onnx"][0]
+    assert isinstance(found, ModuleReport)
+    assert found.arithmetic == UNROUNDED
+    (wrong,) = found.wrong
+    assert wrong.value.op == "Add"
+    assert wrong.nodes[-1] == "transformer_blocks.1.attn.to_k/Add"
+    assert "transformer_blocks.1.attn.to_k/MatMul" in wrong.nodes
+    assert wrong.error > wrong.limit
 
 
 def test_another_artifact_or_file_can_be_the_reference(fp8: Cell, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_another_artifact_or_file_can_be_the_reference(fp8: Cell, tmp_path: Path
     assert all(r.passed and r.rows[0].rel_l2 == 0 for r in good.reports if r.arithmetic != "float16")
     bad = validate(copy, against=str(fp8.folder))
     assert first(bad) == "transformer_blocks.1.ff.net.2"
-    assert not any(r.passed for r in bad.reports if r.arithmetic == SMOOTH)
+    assert not any(r.passed for r in bad.reports if r.arithmetic == UNROUNDED)
 
 
 def test_what_came_from_a_file_is_held_against_the_file(fp8: Cell, tmp_path: Path, capsys: Capture) -> None:
@@ -177,7 +177,7 @@ def test_what_came_from_a_file_is_held_against_the_file(fp8: Cell, tmp_path: Pat
     good = validate_artifact(request, bisect=True)
     good.require_match()
     assert str(good.reports[0].shape).startswith("batch 3, ")
-    assert good.bisections["model.onnx"][0].pieces > 90
+    assert good.modules["model.onnx"][0].modules > 90
     error = refusal(["validate", str(out), "--against", "torch"], out, capsys)
     assert "compiled from an ONNX file" in error
     assert "--against model.onnx" in error
@@ -212,13 +212,13 @@ def test_the_script_repeats_it_without_diffc(fp8: Cell, tmp_path: Path, capsys: 
     folder = tmp_path / "script"
     assert run(["validate", str(fp8.folder), "--shape", SMALL, "--script", str(folder)]) == 0
     lines = (folder / "run.sh").read_text().splitlines()
-    (smooth,) = (line for line in lines if "model-smooth.onnx" in line)
+    (unrounded,) = (line for line in lines if "model-unrounded.onnx" in line)
     assert "diffc" not in "".join(p.read_text() for p in folder.glob("*.py")).replace("diffc validate", "")
-    assert polygraphy(smooth, folder).returncode == 0
-    (outputs,) = folder.glob("*smooth*-reference.json")
+    assert polygraphy(unrounded, folder).returncode == 0
+    (outputs,) = folder.glob("*unrounded*-reference.json")
     (other,) = folder.glob("*float32*-reference.json")
     shutil.copy(other, outputs)  # the rounded outputs: off by several per cent
-    failed = polygraphy(smooth, folder)
+    failed = polygraphy(unrounded, folder)
     assert failed.returncode != 0
     assert "relative L2 error" in failed.stdout
     error = refusal(["validate", str(fp8.folder), "--script", str(folder)], folder, capsys)
@@ -269,23 +269,23 @@ def renamed(model: onnx.ModelProto, *names: str) -> onnx.ModelProto:
 
 def test_a_module_that_ends_with_one_inside_it_has_no_point() -> None:
     model = renamed(small_graph(), "up/Resize", "up.conv/Exp", "up.conv.bias/Add")
-    assert [p.module for p in points_of(model)] == ["up.conv.bias"]
+    assert [p.module for p in module_values(model)] == ["up.conv.bias"]
 
 
 def test_a_value_that_another_modules_node_gives_is_still_its_modules() -> None:
     model = renamed(small_graph(), "a/Relu", "a.inner/Exp", "c/Add")
-    assert [p.module for p in points_of(model)] == ["a.inner", "c"]
+    assert [p.module for p in module_values(model)] == ["a.inner", "c"]
     model.graph.node[1].output[0] = model.graph.node[2].input[0] = "c/Exp_out"  # its bias went into c, a norm
-    assert [(p.module, p.tensor) for p in points_of(model)] == [("c", "y")]
+    assert [(p.module, p.tensor) for p in module_values(model)] == [("c", "y")]
     model.graph.node[2].output.append("a/Add_out")  # and c gives the sum behind it, too
-    assert [(p.module, p.node) for p in points_of(model)] == [("a", "c/Add"), ("c", "c/Add")]
+    assert [(p.module, p.node) for p in module_values(model)] == [("a", "c/Add"), ("c", "c/Add")]
 
 
 def test_bisect_finds_nothing_in_a_unet_that_was_just_made(compiled: Cells) -> None:
     result = validate(compiled("tiny-sdxl", "fp8").folder)
-    (bisections,) = result.bisections.values()
-    assert not any(b.findings for b in bisections)
-    assert all(b.pieces > 50 for b in bisections)
+    (reports,) = result.modules.values()
+    assert not any(r.wrong for r in reports)
+    assert all(r.modules > 50 for r in reports)
 
 
 def test_bisect_finds_nothing_in_fused_operators(fp8: Cell, tmp_path: Path) -> None:
@@ -296,16 +296,16 @@ def test_bisect_finds_nothing_in_fused_operators(fp8: Cell, tmp_path: Path) -> N
         assert {"FastGelu", "MultiHeadAttention"} <= {node.op_type for node in model.graph.node}
 
     result = validate(damaged(fp8, tmp_path, fused))
-    (bisections,) = result.bisections.values()
-    assert not any(b.findings for b in bisections)
-    assert all(b.pieces > 60 for b in bisections)
+    (reports,) = result.modules.values()
+    assert not any(r.wrong for r in reports)
+    assert all(r.modules > 60 for r in reports)
 
 
 def test_a_cut_graph_computes_each_piece_from_what_it_is_fed() -> None:
     model = small_graph()
-    points = points_of(model)
+    points = module_values(model)
     assert [p.module for p in points] == ["a", "b", "c"]
-    part = cut(model, [p.tensor for p in points], {p.tensor: 1 for p in points})
+    part = extract(model, [p.tensor for p in points], {p.tensor: 1 for p in points})
     assert [v.name for v in part.graph.input] == ["x", "a/Relu_out", "b/Exp_out"]
     session = onnx.reference.ReferenceEvaluator(part)
     x, a, b = (np.asarray(v, np.float32) for v in ([-1.0, 2.0], [0.5, 0.25], [3.0, 4.0]))
@@ -316,13 +316,13 @@ def test_a_cut_graph_computes_each_piece_from_what_it_is_fed() -> None:
             strict=True,
         )
     )
-    np.testing.assert_allclose(out["a/Relu_out" + HERE], [0, 2])
-    np.testing.assert_allclose(out["b/Exp_out" + HERE], np.exp(a), rtol=1e-6)
-    np.testing.assert_allclose(out["y" + HERE], a + b)
+    np.testing.assert_allclose(out["a/Relu_out" + COMPUTED], [0, 2])
+    np.testing.assert_allclose(out["b/Exp_out" + COMPUTED], np.exp(a), rtol=1e-6)
+    np.testing.assert_allclose(out["y" + COMPUTED], a + b)
 
 
 def test_a_piece_reaches_back_to_the_known_tensors() -> None:
     model = small_graph()
-    assert nodes_behind(model, "y", set()) == ["a/Relu", "b/Exp", "c/Add"]
-    assert nodes_behind(model, "y", {"a/Relu_out", "y"}) == ["b/Exp", "c/Add"]
-    assert [v.name for v in cut(model, ["b/Exp_out"], {}).graph.input] == ["x"]
+    assert nodes_computing(model, "y", set()) == ["a/Relu", "b/Exp", "c/Add"]
+    assert nodes_computing(model, "y", {"a/Relu_out", "y"}) == ["b/Exp", "c/Add"]
+    assert [v.name for v in extract(model, ["b/Exp_out"], {}).graph.input] == ["x"]

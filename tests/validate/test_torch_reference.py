@@ -21,10 +21,10 @@ from diffc.models.sources.backbone import DTYPES, load_backbone
 from diffc.models.sources.locate import locate
 from diffc.quantize.convert import layer_of, role_of
 from diffc.quantize.simulate import cpu_block_quant
-from diffc.validate import torch_reference as fidelity
-from diffc.validate.folded import check_folded_weights
-from diffc.validate.passes import NumericCheck, random_feeds
+from diffc.validate.outputs import validate_model
+from diffc.validate.passes import NumericCheck, check_quantized_weights, random_feeds
 from diffc.validate.reports import ShapeReport, require_match
+from diffc.validate.torch_reference import TorchReference, validation_shapes
 from passes import Pass, PassCheckError, PassResult, Pipeline, presets
 from passes.canonical.fold_weight_qdq import FoldWeightQdq
 from passes.graph.match import weight_recipe
@@ -76,13 +76,13 @@ def scale_of(layer: str, quantizer: str, factor: float) -> Change:
     return change
 
 
-_references: dict[Path, fidelity.Reference] = {}
+_references: dict[Path, TorchReference] = {}
 
 
-def reference_of(cell: Cell) -> fidelity.Reference:
+def reference_of(cell: Cell) -> TorchReference:
     """The torch model of a cell, made once: it keeps what it computed."""
     if cell.folder not in _references:
-        made = fidelity.Reference(cell.plan.source, cell.plan.dtype, cell.checkpoint)
+        made = TorchReference(cell.plan.source, cell.plan.dtype, cell.checkpoint)
         _references[cell.folder] = made
     return _references[cell.folder]
 
@@ -92,11 +92,11 @@ def validate(cell: Cell, change: Change | None = None) -> list[ShapeReport]:
     model = materialize(load(cell.folder / "model.onnx"))
     if change is not None:
         change(model)
-    return fidelity.validate(
+    return validate_model(
         model,
         reference_of(cell),
         format=cell.request.format,
-        shapes=fidelity.validation_shapes(cell.plan.source)[:1],
+        shapes=validation_shapes(cell.plan.source)[:1],
         seed=77,
     )
 
@@ -268,7 +268,7 @@ def test_a_pass_may_change_numbers_by_its_own_tolerance() -> None:
 def test_weights_that_are_not_rounded_to_nearest_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     before = network(quantized=True)
     after = Pipeline([FoldWeightQdq()]).run(before).model
-    assert check_folded_weights(before, after) == 1
+    assert check_quantized_weights(before, after) == 1
 
     rounding = BINDERS["quantize"]
 
@@ -278,7 +278,7 @@ def test_weights_that_are_not_rounded_to_nearest_are_caught(monkeypatch: pytest.
 
     monkeypatch.setitem(BINDERS, "quantize", towards_zero)
     with pytest.raises(PassCheckError, match=r"weight 'w2_q.*' was quantized wrongly"):
-        check_folded_weights(before, after)
+        check_quantized_weights(before, after)
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Tools that prove a claim of the documentation, each by one command."""
+"""Checks that are too slow for a test run, need a GPU, or need files that are downloaded first."""
