@@ -103,6 +103,20 @@ def bytes_of(tensor: onnx.TensorProto) -> int:
     return (int(np.prod(tensor.dims)) * width + 7) // 8
 
 
+def test_onnx_runtime_opens_and_runs_it_with_its_default_options(cell: Cell) -> None:
+    """As `polygraphy run` and a session without options do; diffc's own sessions switch some rewrites off."""
+    import onnxruntime
+
+    if cell.plan.dtype == "bfloat16":
+        pytest.skip("ONNX Runtime's CPU provider has no bfloat16")
+    path = cell.folder / cell.artifact.manifest["targets"]["ort"]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    shape, types = Shape(2, 64, 64, 24), DTYPES[cell.plan.dtype]
+    inputs = random_inputs(cell.plan.spec, cell.plan.source.config, shape, dtype=types, seed=4)
+    (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    assert np.isfinite(found).all()
+
+
 def test_one_engine_for_each_gpu_with_the_weights_in_it(cell: Cell) -> None:
     pytest.importorskip("tensorrt_rtx")
     sms = [sm for sm in (86, 89, 120) if sm >= FIRST_SM.get(cell.request.format, 86)]
