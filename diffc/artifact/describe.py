@@ -4,3 +4,5 @@ from __future__ import annotations
 
 IMPORTED = "as imported"
 """The format of an artifact that was compiled from an ONNX file."""
+NOT_COMPARED = "numbers not compared"
+"""What the check of a pass says, with the reason, where it ran nothing."""

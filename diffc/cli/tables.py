@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from diffc.artifact.describe import IMPORTED
+from diffc.artifact.describe import IMPORTED, NOT_COMPARED
 
 if TYPE_CHECKING:
     from diffc.backends.target import Target
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diffc.validate.modules import ModuleReport
     from diffc.validate.reports import ShapeReport
     from passes import PipelineResult
+    from passes.pipeline import PassRecord
 
 
 _FINDINGS, _NODES = 10, 6
@@ -30,11 +31,12 @@ def compiled(result: CompileResult, console: Console) -> None:
     """The validation table, the engines, and where the artifact lies."""
     manifest, folder = result.artifact.manifest, result.artifact.folder
     imported = manifest["format"] == IMPORTED
-    without = "Every pass was checked in numbers" if imported else "[yellow]Not validated[/yellow]"
     if result.validation:
         compared(result.validation, console, "ONNX Runtime against torch")
+    elif imported:
+        _checked(result.passes, console)
     else:
-        console.print(without)
+        console.print("[yellow]Not validated[/yellow]")
     sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
     kind = IMPORTED if imported else f"to {manifest['format']}"
     console.print(f"[green]Compiled[/green] {manifest['model']['name']} {kind} in {folder}")
@@ -43,6 +45,23 @@ def compiled(result: CompileResult, console: Console) -> None:
     for name in (n for n in shown if n in sizes):
         console.print(f"  {name:32} {sizes[name] / 1e6:9.2f} MB")
     console.print("  manifest.json, validation/        how it was made and checked")
+
+
+def _checked(records: Sequence[PassRecord], console: Console) -> None:
+    """How many passes were checked in numbers; of the others, why not."""
+    changed = [record for record in records if record.changed]
+    reasons: dict[str, list[str]] = {}
+    for record in changed:
+        if NOT_COMPARED in record.check:
+            reason = record.check.partition(NOT_COMPARED)[2].strip(" :")
+            reasons.setdefault(reason, []).append(record.name)
+    if not reasons:
+        console.print("Every pass was checked in numbers")
+        return
+    skipped = sum(map(len, reasons.values()))
+    console.print(f"{len(changed) - skipped} of {len(changed)} passes were checked in numbers. Not compared:")
+    for reason, names in reasons.items():
+        console.print(f"  {', '.join(dict.fromkeys(names))}: {reason}", markup=False, soft_wrap=True)
 
 
 def compared(reports: Sequence[ShapeReport], console: Console, title: str) -> None:
