@@ -78,6 +78,9 @@ def canonical(
 
         result = Pipeline(steps).run(imported.model, check=check, dump=dump, on_event=follow)
     check.strict = True
+    for record in (r for r in result.records if r.name == RewriteOpset.name):
+        for note in record.notes[1:]:  # the first says what every import does
+            ui.note(note)
     _require_canonical(result.model, path)
     _drop_imports(result.model)
     check_structure(None, result.model, None)

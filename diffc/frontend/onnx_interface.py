@@ -43,11 +43,7 @@ def name_dimensions(graph: GraphProto) -> list[str]:
                 if made != old:
                     notes.append(f"axis {axis} of {value.name} is {made}")
             dim.dim_param = made
-    return (
-        [f"dynamic dimensions that had no usable name: {', '.join(notes)}"]
-        if notes
-        else []
-    )
+    return [f"dynamic dimensions that had no usable name: {', '.join(notes)}"] if notes else []
 
 
 def fix_channels(graph: GraphProto) -> list[str]:
