@@ -271,8 +271,10 @@ class TestBadInput:
             imported(made, tmp_path)
 
     def test_an_old_opset(self, tmp_path):
-        with pytest.raises(PassError, match="opset 15; rewrite-opset takes opset 17 and later"):
-            imported(model("g (float[b,32] x) => (float[b,32] y) { y = Relu(x) }", opset=15, ir=8), tmp_path)
+        text = "g (float[b,32] x) => (float[b,32] y) { y = Relu(x) }"
+        assert imported(model(text, opset=15, ir=8), tmp_path).opset_import[0].version == 23
+        with pytest.raises(PassError, match="opset 6; rewrite-opset takes opset 7 and later"):
+            imported(model(text, opset=6, ir=3), tmp_path)
 
     def test_a_quantizer_that_cannot_be_read_is_named(self, tmp_path):
         text = """g (float16[b,32] x) => (float16[b,32] y) {
