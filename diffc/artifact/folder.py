@@ -128,6 +128,18 @@ def check_output(output: Path, *, force: bool) -> None:
         raise DiffcError(f"{output} exists", fix="give --force to replace it, or choose another -o")
 
 
+def check_model_output(output: Path, *, model: Path, force: bool) -> None:
+    """Raise DiffcError when the .onnx file `output`, made of the file `model`, may not be written.
+
+    It may not when it or its weights exist (unless `force`), when it is `model` itself, and without its folder.
+    """
+    taken = [path for path in (output, output.with_name(output.name + "_data")) if path.exists()]
+    if taken and (not force or output.resolve() == model.resolve()):
+        raise DiffcError(f"{taken[0]} exists", fix="choose another -o, or give --force")
+    if not output.parent.is_dir():
+        raise DiffcError(f"no such folder: {output.parent}", fix="make it, or choose another -o")
+
+
 def _swap(partial: Path, output: Path) -> None:
     """Rename `partial` to `output`; an older artifact is kept until the new one stands."""
     old = output.with_name(f".{output.name}.old")

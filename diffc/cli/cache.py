@@ -19,7 +19,7 @@ def list_command() -> None:
     from rich.table import Table
 
     from diffc.cache.presets import PRESETS
-    from diffc.progress import Terminal
+    from diffc.cli.terminal import Terminal
 
     table = Table("plan", "for", "what is used again")
     for name, preset in PRESETS.items():
@@ -38,9 +38,9 @@ def show_command(
 ) -> None:
     """Say which blocks a plan uses again in which steps, and how many models a compile makes of it."""
     from diffc.cache.resolve import spell
+    from diffc.cli.terminal import Terminal
     from diffc.compile.cached.stages import resolve_for
     from diffc.models.sources.locate import locate
-    from diffc.progress import Terminal
 
     console = Terminal().console
     found = resolve_for(locate(model), plan)
@@ -75,10 +75,10 @@ def search_command(
 
     from rich.table import Table
 
+    from diffc.cli.terminal import Terminal
     from diffc.commands.bench.output import check_plot
     from diffc.commands.cache_pipeline import DEFAULT_PROMPTS, load_for_search
     from diffc.commands.cache_search import Request, draw, search
-    from diffc.progress import Terminal
 
     check_plot(plot)
     ui = Terminal()

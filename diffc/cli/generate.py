@@ -33,8 +33,8 @@ def generate_command(
     device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: where the target runs]")] = None,
 ) -> None:
     """Paint with the diffusers pipeline of an artifact and its compiled backbone; PNG out."""
+    from diffc.cli.terminal import Terminal
     from diffc.commands.generate import GenerateRequest, generate, verdict
-    from diffc.progress import Terminal
 
     ui = Terminal()
     request = GenerateRequest(

@@ -18,6 +18,7 @@ from diffc.cli.cache import cache_app
 from diffc.cli.generate import generate_command
 from diffc.cli.package import package_command
 from diffc.cli.validate import validate_command
+from diffc.version import VERSION
 
 app = typer.Typer(
     name="diffc",
@@ -125,8 +126,9 @@ def compile_command(
     """Compile a backbone into a validated ONNX model and engines."""
     from diffc.backends.target import EngineOptions, parse_sm
     from diffc.cli.tables import compiled
-    from diffc.compile.spine import CompileRequest, compile_model
-    from diffc.progress import Terminal
+    from diffc.cli.terminal import Terminal
+    from diffc.compile.plan import check
+    from diffc.compile.request import CompileRequest
     from diffc.quantize.options import QuantOptions
 
     request = CompileRequest(
@@ -163,6 +165,10 @@ def compile_command(
         force=force,
         dump=dump,
     )
+    if not model.endswith(".onnx"):
+        check(request)  # what is wrong is said at once: the import of torch takes seconds
+    from diffc.compile.spine import compile_model
+
     ui = Terminal()
     compiled(compile_model(request, ui), ui.console)
 
@@ -211,8 +217,8 @@ def opt_command(
 ) -> None:
     """Run passes over an ONNX model."""
     from diffc.cli.tables import optimized
+    from diffc.cli.terminal import Terminal
     from diffc.commands.optimize import optimize
-    from diffc.progress import Terminal
 
     ui = Terminal()
     optimized(optimize(model, passes, output, check=check, dump=dump, force=force, ui=ui), output, ui.console)
@@ -231,8 +237,8 @@ def import_command(
 ) -> None:
     """Bring an ONNX model of ModelOpt's scripts to the canonical form, its weights compressed."""
     from diffc.cli.tables import optimized
+    from diffc.cli.terminal import Terminal
     from diffc.compile.import_onnx import import_file
-    from diffc.progress import Terminal
 
     ui = Terminal()
     optimized(import_file(model, output, dump=dump, force=force, ui=ui), output, ui.console)
@@ -242,7 +248,7 @@ def import_command(
 def passes_command() -> None:
     """List the passes, their options and what they do."""
     from diffc.cli.tables import list_passes
-    from diffc.progress import Terminal
+    from diffc.cli.terminal import Terminal
 
     list_passes(Terminal().console)
 
@@ -251,7 +257,7 @@ def passes_command() -> None:
 def formats_command() -> None:
     """List the quantization formats and the compute capabilities that have them."""
     from diffc.cli.tables import list_formats
-    from diffc.progress import Terminal
+    from diffc.cli.terminal import Terminal
 
     list_formats(Terminal().console)
 
@@ -260,8 +266,8 @@ def formats_command() -> None:
 def doctor_command() -> None:
     """Say what works on this machine, why the rest does not, and what fixes it."""
     from diffc.cli.tables import examined
+    from diffc.cli.terminal import Terminal
     from diffc.commands.doctor import examine
-    from diffc.progress import Terminal
 
     examined(examine(), Terminal().console)
 
@@ -270,7 +276,7 @@ def doctor_command() -> None:
 def models_list() -> None:
     """List the embedded models, and the real ones whose configurations diffc has."""
     from diffc.cli.tables import list_models
-    from diffc.progress import Terminal
+    from diffc.cli.terminal import Terminal
 
     list_models(Terminal().console)
 
@@ -286,18 +292,16 @@ def models_make(
     seed: Annotated[int, typer.Option(help="Seed of random weights.", min=0)] = 0,
 ) -> None:
     """Write an embedded model as a diffusers pipeline folder, or a real one's backbone with random weights."""
+    from diffc.cli.terminal import Terminal
     from diffc.models.embedded.real import make
-    from diffc.progress import Terminal
 
     place, ui = directory.expanduser().absolute(), Terminal()
     typer.echo(f"{name} is in {make(name, place, random_weights=random_weights, seed=seed, ui=ui)}")
 
 
 def _version(value: bool) -> None:
-    from diffc import __version__
-
     if value:
-        typer.echo(f"diffc {__version__}")
+        typer.echo(f"diffc {VERSION}")
         raise typer.Exit
 
 

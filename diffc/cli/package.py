@@ -32,8 +32,8 @@ def package_command(
     force: Annotated[bool, typer.Option("--force", help="Replace a package at -o.")] = False,
 ) -> None:
     """Write an artifact, text encoders, VAE and tokenizers as one folder for another runtime."""
+    from diffc.cli.terminal import Terminal
     from diffc.commands.package.optimum import PackageRequest, package
-    from diffc.progress import Terminal
 
     ui = Terminal()
     result = package(

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-IMPORTED = "as imported"
-"""The format of an artifact that was compiled from an ONNX file."""
+from diffc.artifact.describe import IMPORTED
 
 if TYPE_CHECKING:
     from diffc.backends.target import Target
     from diffc.commands.doctor import Finding
-    from diffc.compile.spine import CompileResult
+    from diffc.compile.request import CompileResult
     from diffc.validate.modules import Bisection
     from diffc.validate.reports import ShapeReport
     from passes import PipelineResult

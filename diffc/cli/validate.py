@@ -44,8 +44,8 @@ def validate_command(
 ) -> None:
     """Run an artifact again and hold it against torch, or against another graph. Exit code 3: it differs."""
     from diffc.cli.tables import bisected, compared
+    from diffc.cli.terminal import Terminal
     from diffc.commands.validate import ValidateRequest, validate_artifact
-    from diffc.progress import Terminal
 
     request = ValidateRequest(
         artifact.expanduser().absolute(),

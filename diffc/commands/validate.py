@@ -14,12 +14,14 @@ import numpy.typing as npt
 import onnx
 import torch
 
+from diffc.artifact.describe import IMPORTED
 from diffc.artifact.folder import Artifact
 from diffc.backends.onnx_graph import element_types
 from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.backends.target import TARGETS, find_target
-from diffc.cli.tables import IMPORTED
-from diffc.compile.plan import CompileRequest, check
+from diffc.compile.calibration import load_checkpoint
+from diffc.compile.plan import check
+from diffc.compile.request import CompileRequest
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.registry import find_spec
@@ -250,8 +252,6 @@ def torch_reference_of(artifact: Artifact, model: str | None = None) -> fidelity
 
     Raises DiffcError when the model is not where it was, or is another one now.
     """
-    from diffc.compile.calibration import given
-
     manifest = artifact.manifest
     quantized = (artifact.folder / "checkpoint").is_dir()
     plan = check(
@@ -270,7 +270,11 @@ def torch_reference_of(artifact: Artifact, model: str | None = None) -> fidelity
             " its config.json differs",
             fix="name the model: --model FOLDER",
         )
-    return fidelity.Reference(plan.source, plan.dtype, given(plan) if quantized else None)
+    checkpoint = plan.request.from_checkpoint
+    if checkpoint is None:
+        return fidelity.Reference(plan.source, plan.dtype, None)
+    loaded = load_checkpoint(checkpoint, plan.source, plan.format, plan.dtype)
+    return fidelity.Reference(plan.source, plan.dtype, loaded)
 
 
 def _files(artifact: Artifact, target: str) -> list[str]:

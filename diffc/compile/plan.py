@@ -1,4 +1,4 @@
-"""What a compile is asked for, and every refusal that can be made before any expensive work."""
+"""A request whose parts were found and fit together, and every refusal that needs no torch."""
 
 from __future__ import annotations
 
@@ -6,58 +6,21 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from diffc.artifact.folder import check_output
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, check_format_sms, find_target
+from diffc.backends.tensorrt.device import check_stripping
+from diffc.compile.request import DTYPES, CompileRequest
 from diffc.errors import DiffcError, UnsupportedError, unknown
 from diffc.models.profiles import ShapeProfile, parse_profile
 from diffc.models.registry import find_spec
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.spec import ModelSpec, Shape
 from diffc.quantize.formats import Format, find_format
-from diffc.quantize.options import DEFAULT_OPTIONS, QuantOptions
+from passes.weights.sources import safetensors_source
 
-DTYPES = ("float32", "float16", "bfloat16")
 VALIDATION_BYTES = 16
 """Memory per parameter while validating: torch's float32 weights, and ONNX Runtime's, each twice while loading."""
-
-
-@dataclass(frozen=True)
-class CompileRequest:
-    """Everything that a compile depends on; the defaults are those of the command line.
-
-    `dtype` "auto" is the type in which the backbone's weights are stored. `profile` is the text of --profile.
-    `calibrate` "synthetic" runs random inputs layer by layer in the place of the pipeline on prompts.
-    `image_size` (pixels) is that of the calibration images, None for the model's own. `calib_size` is how many
-    prompts are used, None for all; more than there are repeat with other noise. `component_dtypes` are
-    (component, type) pairs for calibration on a GPU; the rest of the pipeline has the compute type. `cache_plan` is a
-    preset of `diffc.cache` or a plan file, empty for none; `cache_layout` "full+reduced" or "segments".
-    """
-
-    model: str
-    output: Path
-    format: str = "none"
-    targets: tuple[str, ...] = ("ort",)
-    sms: tuple[int, ...] = ()
-    dtype: str = "auto"
-    profile: str = ""
-    from_checkpoint: Path | None = None
-    options: QuantOptions = DEFAULT_OPTIONS
-    prompts: tuple[str, ...] | None = None
-    calib_size: int | None = None
-    calibrate: str = "pipeline"
-    component_dtypes: tuple[tuple[str, str], ...] = ()
-    steps: int = 20
-    batch_size: int = 4
-    image_size: int | None = None
-    seed: int = 0
-    cache_plan: str = ""
-    cache_layout: str = "full+reduced"
-    engine: EngineOptions = DEFAULT_ENGINE
-    skip_validation: bool = False
-    force: bool = False
-    dump: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +38,22 @@ class Plan:
     dtype: str
     profile: ShapeProfile
     streams_validation: bool = False
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether the compiled backbone rounds activations, and not weights alone."""
+        return self.format.input is not None or self.request.options.quantizes_attention
+
+    @property
+    def no_measurement(self) -> str:
+        """Why the pipeline cannot be run to measure rounding noise; empty where it can."""
+        if self.request.skip_validation:
+            return "as --skip-validation asks"
+        if self.streams_validation:
+            return "the model is too large to run it whole"
+        if self.source.pipeline_dir is None or self.request.calibrate == "synthetic":
+            return "there is no pipeline to run"
+        return ""
 
 
 def check(request: CompileRequest) -> Plan:
@@ -107,22 +86,13 @@ def check(request: CompileRequest) -> Plan:
             fix="give --dtype float16 or bfloat16, or leave out --quantize-mha",
         )
     profile = parse_profile(request.profile, spec, source.config)
-    _check_weights(source)
     streams = not request.skip_validation and not _fits_memory(source)
     return Plan(request, source, spec, fmt, targets, dtype, profile, streams)
-
-
-def _check_weights(source: ModelSource) -> None:
-    from diffc.models.sources.backbone import check_weights  # imports torch: last, and late
-
-    check_weights(source)
 
 
 def _fits_memory(source: ModelSource) -> bool:
     """Whether validation could hold the torch reference and ONNX Runtime side by side in what memory is free."""
     import psutil
-
-    from passes.weights.sources import safetensors_source
 
     parameters = sum(math.prod(safetensors_source(file, key).shape) for key, file in source.weights.items())
     return parameters * VALIDATION_BYTES <= int(psutil.virtual_memory().available)
@@ -148,8 +118,6 @@ def check_engine(targets: Sequence[Target], options: EngineOptions) -> None:
             fix="add --target trt-rtx or --target tensorrt, or leave the options out",
         )
     if options.strip_weights:
-        from diffc.backends.tensorrt.build import check_stripping
-
         check_stripping()
 
 
@@ -184,8 +152,6 @@ def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource
 def stored_dtype(source: ModelSource) -> str:
     """The compute type of the stored weights: that of most of their tensors."""
     import onnx
-
-    from passes.weights.sources import safetensors_source
 
     names = {int(onnx.TensorProto.FLOAT16): "float16", int(onnx.TensorProto.BFLOAT16): "bfloat16"}
     types = Counter(safetensors_source(file, key).dtype for key, file in source.weights.items())

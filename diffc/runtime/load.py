@@ -21,6 +21,7 @@ from diffc.backends.tensorrt import run as engine
 from diffc.errors import DiffcError, unknown
 from diffc.models.registry import find_spec
 from diffc.models.spec import ModelSpec, Shape
+from diffc.runtime.cached import open_cached
 from diffc.runtime.module import CompiledBackbone
 
 # What runs an artifact, fastest first -> the target of the compile whose graph or engine it takes.
@@ -74,8 +75,6 @@ def load(
     signature = Signature.of(found.manifest, spec.dims(model["config"]), profiles)
     models = found.manifest.get("cache", {}).get("models", ())
     if models and (cache or chosen in _ENGINES):  # of engines there are none without kept outputs
-        from diffc.runtime.cached import open_cached
-
         session: Session = open_cached(
             found, spec, signature, lambda a, s: _open(a, chosen, where, s, cuda_graph), follow=cache
         )

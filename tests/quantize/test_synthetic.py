@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffc.compile.calibration import SYNTHETIC_TEXT, calibrated
-from diffc.compile.spine import CompileRequest, Plan, check
+from diffc.compile.calibration import SYNTHETIC_TEXT
+from diffc.compile.plan import Plan, check
+from diffc.compile.request import CompileRequest
+from diffc.compile.spine import calibrated
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import materialize
 from diffc.models.inputs import forward_kwargs, random_inputs

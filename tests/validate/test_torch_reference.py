@@ -25,7 +25,7 @@ from diffc.validate import torch_reference as fidelity
 from diffc.validate.folded import check_folded_weights
 from diffc.validate.passes import NumericCheck, random_feeds
 from diffc.validate.reports import ShapeReport, require_match
-from passes import Pass, PassCheckError, PassResult, Pipeline, presets
+from passes import Pass, PassCheckError, PassResult, Pipeline
 from passes.canonical.fold_weight_qdq import FoldWeightQdq
 from passes.graph.edit import weight_recipe
 from passes.storage import load, materialize
@@ -193,10 +193,11 @@ def test_a_wrong_pass_in_a_compile_exits_3_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     import diffc.compile.spine
+    from diffc.compile import graphs
 
     wrong = Damage(weight="transformer_blocks.1.attn.to_v.weight", factor=1.05)
     monkeypatch.setattr(diffc.compile.spine, "trace", lambda *_: traced)
-    monkeypatch.setattr(presets, "CANONICAL", (*presets.CANONICAL, wrong))
+    monkeypatch.setattr(graphs, "CANONICAL", (*graphs.CANONICAL, wrong))
     assert compile_in(tmp_path) == 3
     error = capsys.readouterr().err
     assert "pass 'damage-weight' changed output 'out_hidden_states': relative L2 error" in error

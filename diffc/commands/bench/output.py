@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffc.artifact.describe import versions
+from diffc.artifact.folder import Artifact
 from diffc.commands.bench.run import Row
 from diffc.commands.bench.worker import MIB
 from diffc.errors import DiffcError
@@ -82,9 +84,6 @@ def _ms(seconds: float) -> str:
 
 def described(rows: Sequence[Row], artifact: Path) -> dict[str, Any]:
     """All figures, with the machine and the versions that they belong to."""
-    from diffc.artifact.folder import Artifact
-    from diffc.compile.manifest import versions
-
     manifest = Artifact.load(artifact).manifest
     return {
         "model": manifest["model"]["name"],

@@ -1,19 +1,19 @@
-"""Cache layout `segments`: a chain of models that share no weight; a step leaves out those that it need not run."""
+"""Cut a graph into a chain (cache layout `segments`): models that share no weight, of which a step runs some."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import ClassVar
 
 import onnx
 import onnx_graphsurgeon as gs
 
-from diffc.cache.resolve import ResolvedPlan
+from diffc.cache.layout import KeptTensor, Sizes
+from diffc.cache.resolve import ResolvedCache
 from diffc.compile.cached.operations import at_sizes, known_shapes
-from diffc.compile.cached.shapes import Sizes, product_of, telling_shapes
-from diffc.compile.cached.variants import CacheBuild, KeptTensor, Variant, group_texts, name_dims
+from diffc.compile.cached.shapes import product_of, telling_shapes
+from diffc.compile.cached.variants import CacheBuild, Variant, group_texts, name_dims
 from diffc.errors import DiffcError
 from diffc.models.registry import find_spec
 from diffc.models.sources.locate import ModelSource
@@ -25,56 +25,6 @@ from passes.cache.split_cache import SplitCache
 
 MOST = 9
 """Segments of a chain at most: each starts and ends with its own launches, and is an engine of its own."""
-
-
-class Part(Protocol):
-    """A model of a chain: the group that leaves it out (None: no step does), and the names of its outputs."""
-
-    @property
-    def group(self) -> int | None:
-        """The number of the group."""
-        ...
-
-    @property
-    def gives(self) -> Sequence[str]:
-        """The names of the outputs."""
-        ...
-
-
-P = TypeVar("P", bound=Part)
-T = TypeVar("T")
-
-
-def run_chain(
-    parts: Sequence[P],
-    kept: Sequence[KeptTensor],
-    reuse: AbstractSet[int],
-    given: Mapping[str, T],
-    held: MutableMapping[str, T],
-    run: Callable[[P, Mapping[str, T]], Mapping[str, T]],
-) -> dict[str, T]:
-    """One step: all tensors by name that are given to the chain or cross it. T are arrays or tensors.
-
-    What is kept of groups that run replaces what `held` has of them; groups in `reuse` take it from there.
-    """
-    flow = dict(given)
-    for part in parts:
-        own = [item for item in kept if item.tensor in part.gives]
-        if part.group is None or part.group not in reuse:
-            flow |= run(part, flow)
-            held.update({item.tensor: _less(item, flow) for item in own})
-        else:
-            flow |= {item.tensor: _more(item, flow, held[item.tensor]) for item in own}
-    return flow
-
-
-def _less(item: KeptTensor, flow: Mapping[str, Any]) -> Any:
-    tensor = flow[item.tensor]
-    return tensor if item.source is None else tensor - flow[item.source]
-
-
-def _more(item: KeptTensor, flow: Mapping[str, Any], held: Any) -> Any:
-    return held if item.source is None else flow[item.source] + held
 
 
 @dataclass(frozen=True)
@@ -95,7 +45,7 @@ class _Survey(Pass):
         return PassResult(1)
 
 
-def cut(model: onnx.ModelProto, plan: ResolvedPlan, source: ModelSource) -> CacheBuild:
+def cut_chain(model: onnx.ModelProto, plan: ResolvedCache, source: ModelSource) -> CacheBuild:
     """The chain of a canonical `model`; empty where no step uses anything again.
 
     Raises PassError where a group of the plan cannot be cut out, and DiffcError where the segments would be too many.
