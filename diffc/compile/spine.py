@@ -46,7 +46,7 @@ from diffc.quantize.checkpoint import Checkpoint
 from diffc.validate.passes import NumericCheck
 from diffc.validate.reports import ShapeReport, require_match, save_reports
 from diffc.validate.streamed import StreamedReference
-from diffc.validate.torch_reference import Reference, validation_arrays
+from diffc.validate.torch_reference import TorchReference, validation_arrays
 from passes.presets import TargetOptions
 
 __all__ = ["CompileRequest", "CompileResult", "Plan", "check", "check_targets", "compile_model"]
@@ -189,7 +189,7 @@ def validate(
         if variants:
             ui.note("the cached steps are not validated: the model is too large to run it whole")
     else:
-        reference = Reference(plan.source, plan.dtype, checkpoint)
+        reference = TorchReference(plan.source, plan.dtype, checkpoint)
         reports = validate_whole(models, reference, format=name, batch=plan.profile.batch, seed=seed, ui=ui)
         if graphs.cache is not None and variants:
             reports += validate_cached(folder, graphs.cache, reference, format=name, seed=seed, ui=ui)

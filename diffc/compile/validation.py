@@ -9,17 +9,17 @@ from pathlib import Path
 import onnx
 
 from diffc.progress import Reporter
-from diffc.validate import torch_reference as fidelity
-from diffc.validate.modules import bisect, require_no_finding
+from diffc.validate.modules import compare_modules, require_right_modules
+from diffc.validate.outputs import validate_model
 from diffc.validate.reports import NOT_WRITTEN, ShapeReport
 from diffc.validate.streamed import StreamedReference, validate_streamed
-from diffc.validate.torch_reference import Reference
+from diffc.validate.torch_reference import TorchReference, validation_shapes
 from passes.storage import load
 
 
 def validate_whole(
     models: Mapping[str, Path],
-    reference: Reference,
+    reference: TorchReference,
     *,
     format: str,
     batch: int | None,
@@ -31,10 +31,12 @@ def validate_whole(
     Raises MismatchError when a module is off whose fault roundings could hide in the outputs.
     """
     reports = []
-    shapes = fidelity.validation_shapes(reference.source, batch)
+    shapes = validation_shapes(reference.source, batch)
     for name, path in models.items():
-        with ui.stage(f"validate {name} against torch"):
-            found = fidelity.validate(load(path), reference, format=format, shapes=shapes, seed=seed)
+        with ui.stage(f"validate {name} against torch") as update:
+            found = validate_model(
+                load(path), reference, format=format, shapes=shapes, seed=seed, update=update
+            )
         reports += [replace(report, model=name) for report in found]
         if chaotic := next((report for report in found if report.chaotic), None):
             _examine(name, load(path), reference, chaotic, format, ui)
@@ -42,12 +44,19 @@ def validate_whole(
 
 
 def _examine(
-    name: str, model: onnx.ModelProto, reference: Reference, chaotic: ShapeReport, format: str, ui: Reporter
+    name: str,
+    model: onnx.ModelProto,
+    reference: TorchReference,
+    chaotic: ShapeReport,
+    format: str,
+    ui: Reporter,
 ) -> None:
     """Compare every module by itself, where roundings hide what the outputs would say. Raises MismatchError."""
     with ui.stage(f"examine {name} module by module: its outputs are at the mercy of roundings") as update:
-        found = bisect(model, reference, format=format, shape=chaotic.shape, seed=chaotic.seed, update=update)
-    require_no_finding(found, name, against="torch", fix=NOT_WRITTEN)
+        found = compare_modules(
+            model, reference, format=format, shape=chaotic.shape, seed=chaotic.seed, update=update
+        )
+    require_right_modules(found, name, against="torch", fix=NOT_WRITTEN)
 
 
 def validate_by_layer(

@@ -18,7 +18,7 @@ from diffc.cache.resolve import ResolvedCache
 from diffc.models.profiles import ShapeProfile
 from diffc.models.spec import ModelSpec
 from diffc.validate.compare import compare
-from diffc.validate.float32 import cpu_session, feed, smooth_twin
+from diffc.validate.float32 import cpu_session, feed, unrounded_copy
 from diffc.validate.tolerances import PASS_REL_L2
 from passes import PassCheckError
 from passes.cache.regions import Group
@@ -114,7 +114,7 @@ def check_variants(build: CacheBuild, arrays: Sequence[Mapping[str, Any]]) -> li
     otherwise. Activations are not rounded.
     """
     assert build.whole is not None
-    full = smooth_twin(build.whole)
+    full = unrounded_copy(build.whole)
     with cpu_session(full) as session:
         results = [session.run(feed(full, values)) for values in arrays]
     for values, result in zip(arrays, results, strict=True):
@@ -123,7 +123,7 @@ def check_variants(build: CacheBuild, arrays: Sequence[Mapping[str, Any]]) -> li
     for variant in build.variants:
         if variant.model is build.whole:
             continue
-        twin = smooth_twin(variant.model)
+        twin = unrounded_copy(variant.model)
         with cpu_session(twin) as session:
             for values, expected in zip(inputs, results, strict=True):
                 found = session.run(feed(twin, values))
