@@ -22,7 +22,7 @@ from diffc.cli.tables import IMPORTED
 from diffc.compile.plan import CompileRequest, check
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.registry import find_spec
+from diffc.models.registry import find_family
 from diffc.models.sources.backbone import DTYPES
 from diffc.progress import Reporter, Silent
 from diffc.validate import torch_reference as fidelity
@@ -143,7 +143,7 @@ class LoadedSession:
     """A backbone of `diffc.load` as a session over arrays: what runs is what a pipeline runs."""
 
     def __init__(self, backbone: CompiledBackbone, family: str):
-        self._backbone, self._spec = backbone, find_spec(family)
+        self._backbone, self._spec = backbone, find_family(family)
 
     def run(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """The output by name, in float32."""
@@ -266,7 +266,7 @@ def torch_reference_of(artifact: Artifact, model: str | None = None) -> fidelity
     )
     if dict(plan.source.config) != dict(manifest["model"]["config"]):
         raise DiffcError(
-            f"{plan.source.backbone_dir} is another model than the one that {artifact.folder} was compiled from:"
+            f"{plan.source.path} is another model than the one that {artifact.folder} was compiled from:"
             " its config.json differs",
             fix="name the model: --model FOLDER",
         )
@@ -310,7 +310,7 @@ def _shapes(artifact: Artifact, model: onnx.ModelProto, texts: Sequence[str]) ->
     if manifest["format"] == IMPORTED:
         wanted = [(text, 2) for text in texts] or [("", 2), ("", 4)]
         return [parse_graph_sizes(text, model, default) for text, default in wanted]
-    spec, config = find_spec(manifest["model"]["family"]), manifest["model"]["config"]
+    spec, config = find_family(manifest["model"]["family"]), manifest["model"]["config"]
     batch = fixed_batch(model)
     usual = fidelity.usual_shapes(spec, config, batch)
     shapes = tuple(parse_shape(text, spec, config, usual[0]) for text in texts) or usual
@@ -326,7 +326,7 @@ def _draw(artifact: Artifact, model: onnx.ModelProto, dtype: str) -> Draw:
     manifest = artifact.manifest
     if manifest["format"] == IMPORTED:
         return draw_by_graph(model)
-    spec, config = find_spec(manifest["model"]["family"]), manifest["model"]["config"]
+    spec, config = find_family(manifest["model"]["family"]), manifest["model"]["config"]
 
     def draw(shape: Any, seed: int) -> dict[str, torch.Tensor]:
         return random_inputs(spec, config, shape, dtype=DTYPES[dtype], seed=seed)

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import onnx
 import torch
 
+from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.registry import find_spec
 from diffc.models.sources.backbone import DTYPES, load_backbone
 from diffc.models.sources.locate import ModelSource
-from diffc.models.spec import Config, ModelSpec, Shape
+from diffc.models.spec import Config, Shape
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, role_of
 from diffc.quantize.simulate import cpu_block_quant
@@ -67,10 +67,10 @@ class AnyReference(Protocol):
 
 def validation_shapes(source: ModelSource, batch: int | None = None) -> tuple[Shape, Shape]:
     """Two small shapes that differ in batch (where a graph is not made for one), height, width and text length."""
-    return usual_shapes(find_spec(source.family), source.config, batch)
+    return usual_shapes(source.family, source.config, batch)
 
 
-def usual_shapes(spec: ModelSpec, config: Config, batch: int | None = None) -> tuple[Shape, Shape]:
+def usual_shapes(spec: Family, config: Config, batch: int | None = None) -> tuple[Shape, Shape]:
     """The same for a backbone of `spec` with `config`."""
     step = math.lcm(32, spec.pixel_multiple(config))
     return Shape(batch or 1, 2 * step, 3 * step, 24), Shape(batch or 2, 4 * step, 2 * step, 40)
@@ -80,7 +80,7 @@ def validation_arrays(
     source: ModelSource, dtype: str, seed: int, batch: int | None = None
 ) -> list[dict[str, npt.NDArray[Any]]]:
     """Random inputs at both validation shapes, as float32 arrays that `dtype` holds exactly."""
-    spec = find_spec(source.family)
+    spec = source.family
     shapes = validation_shapes(source, batch)
     values = (random_inputs(spec, source.config, s, dtype=DTYPES[dtype], seed=seed) for s in shapes)
     return [_arrays(v) for v in values]
@@ -94,7 +94,7 @@ def torch_outputs(
     model: torch.nn.Module, source: ModelSource, values: dict[str, torch.Tensor]
 ) -> dict[str, npt.NDArray[Any]]:
     """The torch model's output under the graph output's name, as float32."""
-    spec = find_spec(source.family)
+    spec = source.family
     # A model with quantizers has imported ModelOpt; for any other, its seconds and its warning are not worth it.
     quantizers_run = cpu_block_quant if "modelopt" in sys.modules else nullcontext
     with torch.no_grad(), quantizers_run():
@@ -110,7 +110,7 @@ def reference_model(source: ModelSource, dtype: str, checkpoint: Checkpoint | No
     """
     model = load_backbone(source, DTYPES[dtype])
     if checkpoint is not None:
-        checkpoint.apply(model, source.family)
+        checkpoint.apply(model, source.family.name)
         quantize_twice_as_graphs_do(model, DTYPES[dtype])
     return model.float()
 
@@ -152,7 +152,7 @@ class Reference:
         self, shape: Shape, seed: int, *, smooth: bool, watched: AbstractContextManager[Any] | None = None
     ) -> tuple[dict[str, torch.Tensor], dict[str, npt.NDArray[Any]]]:
         """The same, computed anew; `watched` (hooks, which see what quantizers give here) is open around the run."""
-        spec = find_spec(self.source.family)
+        spec = self.source.family
         drawn = random_inputs(spec, self.source.config, shape, dtype=DTYPES[self.dtype], seed=seed)
         with unrounded(self.model) if smooth else nullcontext(), watched or nullcontext():
             expected = torch_outputs(self.model, self.source, {k: v.float() for k, v in drawn.items()})
