@@ -12,14 +12,17 @@ from __future__ import annotations
 import gc
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import onnx_graphsurgeon as gs
+
+from passes.plugins import Broken, named, open_plugin
 
 
 class PassError(ValueError):
@@ -80,6 +83,8 @@ RENAMED = {
     "smooth-qdq": "drop-rounding",
 }
 """Old names of passes -> the names that took their place. Version 0.3 of diffc removes the old ones."""
+GROUP = "passes"
+"""The entry points by which an installed package adds passes: name of the pass -> "module:Class"."""
 _FOLDERS = ("canonical", "importing", "targets", "cache")
 """Where passes lie. A file of another name than its pass is a part of its neighbours and registers nothing."""
 
@@ -90,46 +95,73 @@ def register(cls: P) -> P:
     Raises TypeError when the name is empty or belongs to another class.
     """
     known = _REGISTRY.get(cls.name)
-    if not cls.name or (known is not None and known.__module__ != cls.__module__):
+    owner = known.__module__ if known is not None else _modules().get(cls.name, cls.__module__)
+    if not cls.name or owner != cls.__module__:
         raise TypeError(f"pass name {cls.name!r} is empty or taken")
     _REGISTRY[cls.name] = cls
     return cls
 
 
 def all_passes() -> dict[str, type[Pass]]:
-    """Every pass by name, sorted: imports all files in the folders of passes."""
-    for module in _modules():
+    """Every pass by name, sorted: imports all files in the folders of passes, and all plugins that work."""
+    for module in _modules().values():
         importlib.import_module(module)
-    return dict(sorted(_REGISTRY.items()))
+    plugins = {name: _plugin(name, points) for name, points in named(GROUP).items()}
+    working = {name: plugin for name, plugin in plugins.items() if not isinstance(plugin, Broken)}
+    return dict(sorted((_REGISTRY | working).items()))
 
 
 def find_pass(name: str) -> type[Pass]:
-    """The pass class of that name; imports its file alone. Raises PassError that lists the known ones.
+    """The pass class of that name, ours or a plugin's; imports its file alone.
 
-    A name of `RENAMED` gives the pass that took its place, and a DeprecationWarning.
+    A name of `RENAMED` gives the pass that took its place, and a DeprecationWarning. Raises PassError for a plugin
+    that cannot be used, and for an unknown name, with the known ones.
     """
     if name in RENAMED:
         warnings.warn(f"pass {name!r} is called {RENAMED[name]!r} now", DeprecationWarning, stacklevel=2)
         name = RENAMED[name]
-    if name not in _REGISTRY:
-        for module in _modules():
-            if module.rpartition(".")[2] == name.replace("-", "_"):
-                importlib.import_module(module)
-    if name not in _REGISTRY:
+    if name not in _REGISTRY and name in _modules():
+        importlib.import_module(_modules()[name])
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    if name not in (points := named(GROUP)):
         raise PassError(f"unknown pass {name!r}. Known passes: {', '.join(all_passes())}")
-    return _REGISTRY[name]
+    plugin = _plugin(name, points[name])
+    if isinstance(plugin, Broken):
+        raise PassError(f"pass {name!r} is a plugin of {' and '.join(plugin.packages)}: {plugin.reason}")
+    return plugin
+
+
+def broken_plugins() -> tuple[Broken, ...]:
+    """The passes of installed packages that cannot be used, each with the reason."""
+    plugins = (_plugin(name, points) for name, points in named(GROUP).items())
+    return tuple(plugin for plugin in plugins if isinstance(plugin, Broken))
+
+
+def _plugin(name: str, points: Sequence[EntryPoint]) -> type[Pass] | Broken:
+    """The pass that an installed package gives under this name."""
+
+    def problem(value: Any) -> str:
+        if not (isinstance(value, type) and issubclass(value, Pass)):
+            return "it is not a subclass of passes.base.Pass"
+        if value.name != name:
+            return f"its name is {value.name!r}, and the entry point is called {name!r}"
+        return f"passes itself has a pass {name!r}; choose another name" if name in _modules() else ""
+
+    plugin: type[Pass] | Broken = open_plugin(points, problem)
+    return plugin
 
 
 @lru_cache(maxsize=1)
-def _modules() -> tuple[str, ...]:
-    """The dotted names of all files in the folders of passes."""
+def _modules() -> dict[str, str]:
+    """The files in the folders of passes: name of the pass that each may register -> dotted name of the module."""
     root = Path(__file__).parent
     files = (file for folder in _FOLDERS for file in sorted((root / folder).rglob("*.py")))
-    return tuple(
-        ".".join(("passes", *file.relative_to(root).with_suffix("").parts))
+    return {
+        file.stem.replace("_", "-"): ".".join(("passes", *file.relative_to(root).with_suffix("").parts))
         for file in files
         if file.stem != "__init__"
-    )
+    }
 
 
 def walk(graph: gs.Graph) -> Iterator[gs.Graph]:

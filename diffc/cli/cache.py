@@ -71,19 +71,21 @@ def search_command(
     ] = None,
 ) -> None:
     """Measure how much blocks change from step to step in torch, and write the plan of best quality."""
-    import json
-
     from rich.table import Table
 
-    from diffc.commands.bench.output import check_plot
-    from diffc.commands.cache_pipeline import DEFAULT_PROMPTS, load_for_search
-    from diffc.commands.cache_search import Request, draw, search
+    from diffc.commands.bench.output import check_folder, check_plot
+    from diffc.commands.cache_search.measure import SearchRequest
+    from diffc.commands.cache_search.pipeline import DEFAULT_PROMPTS, load_for_search
+    from diffc.commands.cache_search.plot import draw
+    from diffc.commands.cache_search.search import search
     from diffc.progress import Terminal
 
     check_plot(plot)
+    for path in (output, plot):
+        check_folder(path)
     ui = Terminal()
     pipe = load_for_search(model, ui)
-    asked = Request(tuple(prompt or DEFAULT_PROMPTS), steps, speedup, trials, seed, size)
+    asked = SearchRequest(tuple(prompt or DEFAULT_PROMPTS), steps, speedup, trials, seed, size)
     with ui.stage("measure and try plans") as update:
         found = search(pipe, asked, update)
     table = Table("plan", "speed-up", "PSNR of the latents")
@@ -91,7 +93,7 @@ def search_command(
         mark = " *" if tried is found.best else ""
         table.add_row(tried.plan.name + mark, f"{tried.speedup:.2f}", f"{tried.psnr or 0:.1f} dB")
     ui.console.print(table)
-    output.write_text(json.dumps(found.best.plan.to_json(), indent=1) + "\n", encoding="utf-8")
+    found.save(output)
     if plot is not None:
         draw(found, plot)
     ui.console.print(f"Wrote {output}: diffc compile {model} --cache-plan {output}", soft_wrap=True)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-IMPORTED = "as imported"
-"""The format of an artifact that was compiled from an ONNX file."""
+from diffc.artifact.describe import IMPORTED
 
 if TYPE_CHECKING:
     from diffc.backends.target import Target
     from diffc.commands.doctor import Finding
     from diffc.compile.spine import CompileResult
-    from diffc.validate.modules import Bisection
+    from diffc.validate.modules import ModuleReport
     from diffc.validate.reports import ShapeReport
     from passes import PipelineResult
 
@@ -65,30 +64,30 @@ def compared(reports: Sequence[ShapeReport], console: Console, title: str) -> No
         )
 
 
-def bisected(bisections: Mapping[str, Sequence[Bisection]], console: Console) -> None:
-    """The modules that are off, first one first, and how many were looked at."""
+def bisected(bisections: Mapping[str, Sequence[ModuleReport]], console: Console) -> None:
+    """The modules that are wrong, first one first, and how many were compared."""
     for model, found in bisections.items():
-        for bisection in found:
-            title = f"{model}, {bisection.pieces} modules in {bisection.arithmetic}, each by itself"
-            if not bisection.findings:
+        for report in found:
+            title = f"{model}, {report.modules} modules in {report.arithmetic}, each by itself"
+            if not report.wrong:
                 console.print(f"{title}: [green]all within their limit[/green]", soft_wrap=True)
             else:
-                console.print(_findings(title, bisection))
-            if bisection.chance:
+                console.print(_wrong_modules(title, report))
+            if report.by_chance:
                 console.print(
-                    f"    {bisection.chance} more differ by no more than roundings of their inputs do"
+                    f"    {report.by_chance} more differ by no more than roundings of their inputs do"
                 )
 
 
-def _findings(title: str, bisection: Bisection) -> Table:
+def _wrong_modules(title: str, report: ModuleReport) -> Table:
     table = Table("module", "node", "operator", "rel. L2", "limit", "nodes of the piece", title=title)
-    for finding in bisection.findings[:_FINDINGS]:
-        figures = f"{finding.error:.2e}", f"{finding.limit:.0e}"
-        nodes = "\n".join(finding.nodes[:_NODES])
-        more = f"\nand {len(finding.nodes) - _NODES} more" if len(finding.nodes) > _NODES else ""
-        table.add_row(finding.point.module, finding.point.node, finding.point.op, *figures, nodes + more)
-    if len(bisection.findings) > _FINDINGS:
-        table.caption = f"and {len(bisection.findings) - _FINDINGS} more"
+    for wrong in report.wrong[:_FINDINGS]:
+        figures = f"{wrong.error:.2e}", f"{wrong.limit:.0e}"
+        nodes = "\n".join(wrong.nodes[:_NODES])
+        more = f"\nand {len(wrong.nodes) - _NODES} more" if len(wrong.nodes) > _NODES else ""
+        table.add_row(wrong.value.module, wrong.value.node, wrong.value.op, *figures, nodes + more)
+    if len(report.wrong) > _FINDINGS:
+        table.caption = f"and {len(report.wrong) - _FINDINGS} more"
     return table
 
 

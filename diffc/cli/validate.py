@@ -60,7 +60,7 @@ def validate_command(
     result = validate_artifact(request, ui, bisect=bisect, script=script)
     compared(result.reports, ui.console, f"{target} against {result.against}")
     if bisect:
-        bisected(result.bisections, ui.console)
+        bisected(result.modules, ui.console)
     if script is not None:
         ui.console.print(f"Repeat it with: sh {script / 'run.sh'}", soft_wrap=True)
     result.require_match()

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffc
+from diffc.artifact.describe import IMPORTED
 from diffc.artifact.folder import Artifact, check_output, staging, write_manifest
 from diffc.artifact.resume import request_key
 from diffc.backends.target import Profile, Target, check_sms, find_target
-from diffc.cli.tables import IMPORTED
 from diffc.compile.manifest import described_engines, described_passes, described_values, versions
 from diffc.compile.plan import CompileRequest, check_engine
 from diffc.compile.spine import CompileResult, Graphs, build_engines, check_targets, legalize, write

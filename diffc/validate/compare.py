@@ -1,4 +1,4 @@
-"""Comparing outputs through Polygraphy: relative L2 error in float64; every way to be wrong is a failure."""
+"""Comparing outputs through Polygraphy: relative L2 error in float64. Every way to be wrong is a failure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from diffc.errors import DiffcError
 
 if TYPE_CHECKING:
     from polygraphy.comparator import RunResults
-    from rich.table import Table
 
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
@@ -129,23 +128,6 @@ def save_inputs(feed: Outputs, path: Path) -> None:
 def save_json(rows: Sequence[OutputComparison], path: Path) -> None:
     """Write the rows as a JSON list of objects, None for figures that do not exist."""
     _write(path, json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) + "\n")
-
-
-def report_table(rows: Sequence[OutputComparison]) -> Table:
-    """The rows as a table for a terminal."""
-    from rich.table import Table
-
-    table = Table("output", "shape", "rel. L2", "tolerance", "max abs", "cosine", "")
-    for row in rows:
-        verdict = "[green]ok[/]" if row.passed else f"[red]FAILED[/] {row.reason}"
-        figures = [_figure(x) for x in (row.rel_l2, row.tolerance, row.max_abs)]
-        cosine = "-" if row.cosine is None else f"{row.cosine:.7f}"
-        table.add_row(row.name, "x".join(map(str, row.shape)), *figures, cosine, verdict)
-    return table
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
 
 
 def _plain(arrays: Outputs) -> dict[str, Array]:

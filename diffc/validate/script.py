@@ -10,8 +10,8 @@ import onnx
 
 from diffc.errors import DiffcError
 from diffc.validate.compare import save_inputs, save_outputs
-from diffc.validate.float32 import emulated, float32_twin, runs_on_cpu, smooth_twin
-from diffc.validate.reports import SMOOTH, ShapeReport, file_name
+from diffc.validate.float32 import emulated, float32_copy, runs_on_cpu, unrounded_copy
+from diffc.validate.reports import UNROUNDED, ShapeReport, file_name
 from passes.storage import save
 
 _LOADER = '''"""The inputs of {name}, for `polygraphy run --data-loader-script`."""
@@ -52,13 +52,13 @@ def compare_outputs(first, second):
 
 
 def check_folder(folder: Path) -> None:
-    """Raise DiffcError when `folder` holds something already: nothing of anyone's is overwritten."""
+    """Raise DiffcError when `folder` holds something: nothing is overwritten."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DiffcError(f"{folder} is there already, and not empty", fix="name a new folder")
+        raise DiffcError(f"{folder} exists and is not empty", fix="name a new folder")
 
 
 def write_script(folder: Path, models: Mapping[str, onnx.ModelProto], reports: Sequence[ShapeReport]) -> None:
-    """Per comparison its inputs, reference outputs, data loader and comparison; the graphs; and run.sh for them all.
+    """Write the graphs, the inputs, reference outputs and scripts of each comparison, and run.sh, which runs them all.
 
     run.sh needs a POSIX shell and Polygraphy with ONNX Runtime. Chaotic comparisons are left out: roundings decide
     them, which `polygraphy run` cannot judge.
@@ -79,15 +79,15 @@ def write_script(folder: Path, models: Mapping[str, onnx.ModelProto], reports: S
 
 
 def _kind(report: ShapeReport) -> str:
-    return "smooth" if report.arithmetic == SMOOTH else report.arithmetic.replace(", ", "-")
+    return "unrounded" if report.arithmetic == UNROUNDED else report.arithmetic.replace(", ", "-")
 
 
 def _graph(model: onnx.ModelProto, report: ShapeReport) -> onnx.ModelProto:
-    """What the report ran, for ONNX Runtime on the CPU."""
-    if report.arithmetic == SMOOTH:
-        return emulated(smooth_twin(model))
+    """The graph that the report ran, for ONNX Runtime on the CPU."""
+    if report.arithmetic == UNROUNDED:
+        return emulated(unrounded_copy(model))
     own = report.arithmetic != "float32" and runs_on_cpu(model)
-    return emulated(model if own else float32_twin(model))
+    return emulated(model if own else float32_copy(model))
 
 
 def _write_case(folder: Path, name: str, graph: onnx.ModelProto, report: ShapeReport) -> None:

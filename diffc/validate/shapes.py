@@ -1,4 +1,4 @@
-"""What `--shape batch=2,height=128,...` means: for a model of a known family, and for an imported graph."""
+"""What `--shape batch=2,height=128,...` means, for a model of a known family and for an imported graph."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _single(text: str, known: Sequence[str]) -> dict[str, int]:
     for axis, (low, _, high) in parse_sizes(text, known).items():
         if low != high or low < 1:
             raise DiffcError(
-                f"--shape {text!r}: {axis} is no size", fix=f"write one number above 0: {axis}=2"
+                f"--shape {text!r}: {axis} is not a size", fix=f"write one number above 0: {axis}=2"
             )
         sizes[axis] = low
     return sizes

@@ -216,7 +216,7 @@ def test_a_killed_compile_leaves_nothing_under_its_name_and_can_be_run_again(
 
 
 def in_a_process(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "diffc.cli.main"]
+    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "diffc"]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 

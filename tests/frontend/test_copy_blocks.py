@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -30,11 +29,7 @@ from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import layer_of
 from diffc.quantize.options import QuantOptions
 from passes.graph.check import check_structure
-from tests import TOOLS
-
-sys.path.insert(0, str(TOOLS))
-
-from profile_trace import FLUX_DEV, fake_checkpoint, fake_source
+from tools.bench.profile_trace import FLUX_DEV, fake_checkpoint, fake_source
 
 DEEP: dict[str, dict[str, Any]] = {
     "flux": tiny.FLUX | {"num_layers": 5, "num_single_layers": 6},

@@ -1,4 +1,4 @@
-"""Operations of cached steps: as torch counts them; and tools/bench_cache.py on an embedded model."""
+"""Operations of cached steps: as torch counts them; and tools/bench/cache.py on an embedded model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from diffc.models.sources.backbone import build_backbone
 from diffc.models.sources.locate import locate
 from diffc.models.spec import Shape
 from passes.storage import load
-from tests import TOOLS
+from tests import ROOT
 from tests.conftest import Cells
 
-TOOL = TOOLS / "bench_cache.py"
 SHAPE = Shape(2, 64, 96, 21)
 SMALL = {"targets": ("ort",), "sms": (), "dtype": "float32", "skip_validation": True}
 
@@ -75,7 +74,7 @@ def test_the_tool_measures_every_model_and_the_generation(tmp_path: Path, layout
     table = tmp_path / "rows.json"
     options = ["digits-sd3", "blocks:first=0,every=4", "--size", "64", "--repeat", "2", "--json", str(table)]
     options += ["--layout", layout]
-    subprocess.run([sys.executable, str(TOOL), *options], check=True, timeout=300)
+    subprocess.run([sys.executable, "-m", "tools.bench.cache", *options], cwd=ROOT, check=True, timeout=300)
     content = json.loads(table.read_text(encoding="utf-8"))
     plain, keep, reuse = content["models"]
     assert plain["gflop"] == keep["gflop"] > 2 * reuse["gflop"] > 0

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffc.artifact.describe import IMPORTED
 from diffc.artifact.folder import Artifact
-from diffc.cli.tables import IMPORTED
 from diffc.commands.bench.sides import SIDES, Setup
 from diffc.commands.bench.worker import First, Memory, SideError, Worker
 from diffc.errors import DiffcError, unknown

@@ -125,7 +125,8 @@ def backbone(artifact: Artifact, file: Path, folder: Path, fed: Mapping[str, str
 
     folder.mkdir()
     model = onnx.load(file, load_external_data=False)
-    # optimum opens sessions with ONNX Runtime's default optimizations, which need the guard.
+    # optimum opens sessions with ONNX Runtime's default optimizations, which need the guard: the graph of target ort
+    # has it, that of ort-cuda has not.
     model = Pipeline([CastIo(backbone_types(model, fed)), GuardSlices()]).run(model).model
     onnx.save(model, folder / "model.onnx")
     for name in sorted(external_files(model)):

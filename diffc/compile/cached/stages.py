@@ -124,10 +124,10 @@ def validate_variants(
         ui.note("the cached steps are not validated: the model is too large to run it whole")
         return []
     from diffc.compile.cached.validate import validate_cached
-    from diffc.validate.torch_reference import Reference
+    from diffc.validate.torch_reference import TorchReference
 
     with ui.stage("validate cached steps against torch"):
-        reference = Reference(plan.source, plan.dtype, checkpoint)
+        reference = TorchReference(plan.source, plan.dtype, checkpoint)
         return validate_cached(folder, build, reference, format=plan.format.name, seed=plan.request.seed + 1)
 
 
