@@ -77,7 +77,6 @@ KNOWN_LATE = frozenset(
         "diffc/frontend/quantizers.py",
         "diffc/models/embedded/catalogue.py",
         "diffc/models/embedded/real.py",
-        "diffc/models/sources/backbone.py",
         "diffc/quality/layers.py",
         "diffc/quantize/calibrate.py",
         "diffc/quantize/synthetic.py",

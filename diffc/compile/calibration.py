@@ -18,19 +18,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from diffc.artifact.resume import CHECKPOINT
 from diffc.errors import DiffcError
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.registry import find_spec
 from diffc.models.sources.backbone import DTYPES, build_backbone, quiet_libraries
 from diffc.models.sources.locate import ModelSource
 from diffc.models.sources.pipelines import open_pipeline
+from diffc.models.sources.torch_weights import TorchWeights, fill_buffers
 from diffc.models.spec import Shape
 from diffc.progress import Reporter
 from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
 from diffc.quantize.checkpoint import LIBRARIES, Checkpoint
 from diffc.quantize.convert import insert_quantizers
-from diffc.quantize.fingerprint import backbone_config, hash_weights
+from diffc.quantize.fingerprint import backbone_config
 from diffc.quantize.formats import Format
 from diffc.quantize.options import QuantOptions
-from diffc.quantize.synthetic import FileWeights, calibrate_synthetic, fill_buffers
+from diffc.quantize.synthetic import calibrate_synthetic
 
 SYNTHETIC_PIXELS, SYNTHETIC_TEXT = 256, 64
 """Size of the random inputs: small, since a forward of 12 B parameters takes two minutes on two cores."""
@@ -83,13 +83,13 @@ def load_checkpoint(path: Path, source: ModelSource, format: Format, dtype: str)
     Raises DiffcError when it belongs to another model or holds another format than was asked for.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        backbone = build_backbone(find_spec(source.family), source.config, DTYPES[dtype])
+        backbone = build_backbone(source.family, source.config, DTYPES[dtype])
     if path.is_file():
         with quiet_libraries():
-            checkpoint = Checkpoint.from_modelopt(path, backbone, family=source.family)
+            checkpoint = Checkpoint.from_modelopt(path, backbone, family=source.family.name)
     else:
         checkpoint = Checkpoint.load(path)
-        checkpoint.check(backbone, source.family, hash_weights(source.weights.values()))
+        checkpoint.check(backbone, source.family.name, source.fingerprint)
     if checkpoint.format != format.name:
         raise DiffcError(
             f"the checkpoint {path} was calibrated for {checkpoint.format}, and {format.name} is asked for",
@@ -100,10 +100,10 @@ def load_checkpoint(path: Path, source: ModelSource, format: Format, dtype: str)
 
 def uncalibrated(source: ModelSource, format: Format, options: QuantOptions, dtype: str) -> Checkpoint:
     """The checkpoint of a format whose scales are all found at run time: settings alone, from a fake backbone."""
-    spec = find_spec(source.family)
+    family = source.family
     with quiet_libraries(), FakeTensorMode(allow_non_fake_inputs=True):
-        backbone = build_backbone(spec, source.config, DTYPES[dtype])
-        insert_quantizers(backbone, format, spec.unquantized, options)
+        backbone = build_backbone(family, source.config, DTYPES[dtype])
+        insert_quantizers(backbone, format, family.unquantized, options)
     return _checkpoint(backbone, source, format, {"options": asdict(options)})
 
 
@@ -117,19 +117,19 @@ def calibrate_on_prompts(
     count: int | None = None,
 ) -> Checkpoint:
     """Calibrate by running the diffusers pipeline on `count` prompts (None: each once), on the GPU if there is one."""
-    spec = find_spec(source.family)
+    family = source.family
     prompts = _repeated(run.prompts or DEFAULT_PROMPTS, count)
     with quiet_libraries(), ui.stage("load the pipeline"):
         pipe = run.open(source)
     size = run.size or pipe.vae.config.sample_size
-    call = dict(spec.calibration) | {"height": size, "width": size}
+    call = dict(family.calibration) | {"height": size, "width": size}
     title = f"calibrate {format.name} on {len(prompts)} prompts, {run.steps} steps, {size} px"
     with quiet_libraries(), ui.stage(title) as update:
         calibrate(
             pipe,
-            spec.component,
+            family.component,
             format,
-            spec.unquantized,
+            family.unquantized,
             prompts=prompts,
             steps=run.steps,
             seed=run.seed,
@@ -139,7 +139,7 @@ def calibrate_on_prompts(
             options=options,
         )
     record = {"prompts": list(prompts), "steps": run.steps, "seed": run.seed, "options": asdict(options)}
-    return _checkpoint(getattr(pipe, spec.component), source, format, {**record, **call})
+    return _checkpoint(getattr(pipe, family.component), source, format, {**record, **call})
 
 
 def _checkpoint(
@@ -147,9 +147,9 @@ def _checkpoint(
 ) -> Checkpoint:
     return Checkpoint.from_backbone(
         backbone,
-        family=source.family,
+        family=source.family.name,
         format=format.name,
-        source=hash_weights(source.weights.values()),
+        source=source.fingerprint,
         calibration=calibration,
     )
 
@@ -173,27 +173,27 @@ def calibrate_on_random_inputs(
 
     `size`: pixels, None for SYNTHETIC_PIXELS.
     """
-    spec, config, pixels = find_spec(source.family), source.config, size or SYNTHETIC_PIXELS
+    family, config, pixels = source.family, source.config, size or SYNTHETIC_PIXELS
     shape = Shape(batch_size, pixels, pixels, SYNTHETIC_TEXT)
     with quiet_libraries(), init_empty_weights(include_buffers=False):
-        backbone = build_backbone(spec, config, torch.float32)
-    weights = FileWeights(source.weights)
+        backbone = build_backbone(family, config, torch.float32)
+    weights = TorchWeights(source.weights)
     fill_buffers(backbone, weights, torch.float32)
-    values = random_inputs(spec, config, spec.check(config, shape), dtype=torch.float32, seed=seed)
-    inputs = forward_kwargs(spec, config, values)
+    values = random_inputs(family, config, family.check(config, shape), dtype=torch.float32, seed=seed)
+    inputs = forward_kwargs(family, config, values)
     title = f"calibrate {format.name} on random inputs, layer by layer ({shape})"
     with quiet_libraries(), ui.stage(title) as update:
         settings, amax, scaling = calibrate_synthetic(
-            backbone, weights, inputs, format, spec.unquantized, options, update
+            backbone, weights, inputs, format, family.unquantized, options, update
         )
     record = {"synthetic": str(shape), "seed": seed, "options": json.loads(json.dumps(asdict(options)))}
     return Checkpoint(
-        spec.family,
+        family.name,
         format.name,
         backbone_config(backbone),
         settings,
         amax,
-        hash_weights(source.weights.values()),
+        source.fingerprint,
         record,
         {library: metadata.version(library) for library in LIBRARIES},
         scaling,

@@ -10,15 +10,15 @@ from diffc.backends.target import EngineOptions, Profile, Target
 from diffc.backends.tensorrt.build import EngineReport, EngineRequest, build_engine
 from diffc.backends.tensorrt.epcontext import write_context
 from diffc.compile.graphs import Graphs
+from diffc.models.family import Family
 from diffc.models.profiles import ShapeProfile
-from diffc.models.spec import ModelSpec
 from diffc.progress import Reporter
 
 
-def engine_profile(spec: ModelSpec, config: Mapping[str, Any], shapes: ShapeProfile) -> Profile:
+def engine_profile(family: Family, config: Mapping[str, Any], shapes: ShapeProfile) -> Profile:
     """The shape profile as input shapes of the graph."""
     bounds = (shapes.minimum, shapes.optimum, shapes.maximum)
-    return Profile.of(*(spec.input_shapes(config, shape) for shape in bounds))
+    return Profile.of(*(family.input_shapes(config, shape) for shape in bounds))
 
 
 def build_engines(

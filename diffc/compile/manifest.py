@@ -30,7 +30,11 @@ def manifest(
     model = graphs.models["model.onnx"]
     return {
         **described_versions(),
-        "model": {"name": plan.source.name, "family": plan.spec.family, "config": dict(plan.source.config)},
+        "model": {
+            "name": plan.source.name,
+            "family": plan.source.family.name,
+            "config": dict(plan.source.config),
+        },
         "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},
         "format": plan.format.name,
         "dtype": plan.dtype,

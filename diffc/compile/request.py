@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from diffc.artifact.describe import versions
 from diffc.artifact.folder import Artifact
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions
-from diffc.quantize.fingerprint import hash_weights
 from diffc.quantize.options import DEFAULT_OPTIONS, QuantOptions
 from passes.weights.journal import code_version
 
@@ -83,11 +82,11 @@ class CompileResult:
     engines: Sequence[EngineReport] = field(default=())
 
 
-def request_key(request: CompileRequest, files: Iterable[Path], weights: Iterable[Path] = ()) -> str:
+def request_key(request: CompileRequest, files: Iterable[Path], weights: str = "") -> str:
     """A hash of `request`, of `files` and of everything else that decides the result.
 
-    A file, or every file of a folder, counts with its path, size and time of change; `weights` (safetensors) also
-    with what `hash_weights` reads of them.
+    A file, or every file of a folder, counts with its path, size and time of change. `weights` is the fingerprint of
+    the model's weights.
     """
     import torch
 
@@ -97,7 +96,7 @@ def request_key(request: CompileRequest, files: Iterable[Path], weights: Iterabl
     content = {
         "request": wanted,
         "files": list(_stats((*files, *checkpoint))),
-        "weights": hash_weights(weights),
+        "weights": weights,
         "code": _code(),
         "versions": versions(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

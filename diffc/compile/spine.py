@@ -64,8 +64,8 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
     check_weights(plan.source)
     ui.note(describe(plan))
     cache = resolve_cache(plan, ui)
-    files = [plan.source.pipeline_dir or plan.source.backbone_dir, *request.cache_files]
-    key = request_key(request, files, plan.source.weights.values())
+    files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files]
+    key = request_key(request, files, plan.source.fingerprint)
     with staging(request.output, force=request.force, key=key) as folder:
         checkpoint = quantize(plan, folder, ui)
         noise = measure(plan, cache, checkpoint, ui)
@@ -169,7 +169,7 @@ def rewrite(plan: Plan, model: onnx.ModelProto, ui: Reporter, cache: ResolvedCac
 
 def target_options(plan: Plan) -> TargetOptions:
     """What the passes of a target are told about the model."""
-    tokens = plan.spec.tokens(plan.source.config, plan.profile.optimum)
+    tokens = plan.source.family.tokens(plan.source.config, plan.profile.optimum)
     return TargetOptions(quantized_attention=plan.request.options.quantizes_attention, tokens=tokens)
 
 
@@ -205,5 +205,5 @@ def build(plan: Plan, graphs: Graphs, folder: Path, ui: Reporter) -> Sequence[En
         return build_cached_engines(
             graphs.cache, plan.targets, request.sms, request.engine, source, plan.profile, folder, ui
         )
-    profiles = (engine_profile(plan.spec, source.config, plan.profile),)
+    profiles = (engine_profile(source.family, source.config, plan.profile),)
     return build_engines(graphs, plan.targets, request.sms, request.engine, profiles, folder, ui)

@@ -136,6 +136,7 @@ def test_the_key_follows_all_that_the_result_depends_on(
     keys = {request_key(other, [folder]) for other in others}
     assert len(keys | {key}) == len(others) + 1
     os.utime(folder / "weights.bin", ns=(1, 1))
+    assert request_key(request, [folder], "other weights") != key
     changed = request_key(request, [folder])
     assert changed != key
     monkeypatch.setattr("diffc.compile.request._code", lambda: "another version")

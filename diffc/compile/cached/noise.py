@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_map
 from diffc.cache.resolve import ResolvedCache
 from diffc.cache.streams import kept_tensors
 from diffc.compile.calibration import PipelineRun
-from diffc.models.registry import find_spec
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.locate import ModelSource
 from diffc.progress import Reporter
@@ -111,7 +110,7 @@ def measure_noise(
 
 def neighbouring_calls(source: ModelSource, run: PipelineRun, steps: int) -> list[Call]:
     """What the pipeline calls its backbone with in the two steps in the middle of `steps`, in float32 on the CPU."""
-    spec = find_spec(source.family)
+    family = source.family
     calls: list[Call] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -125,14 +124,14 @@ def neighbouring_calls(source: ModelSource, run: PipelineRun, steps: int) -> lis
         pipe = run.open(source)
         pipe.set_progress_bar_config(disable=True)
         size = min(run.size or pipe.vae.config.sample_size, MOST_PIXELS)
-        handle = getattr(pipe, spec.component).register_forward_pre_hook(note, with_kwargs=True)
+        handle = getattr(pipe, family.component).register_forward_pre_hook(note, with_kwargs=True)
         try:
             pipe(
                 prompt=[(run.prompts or DEFAULT_PROMPTS)[0]],
                 generator=[torch.Generator("cpu").manual_seed(run.seed)],
                 num_inference_steps=steps,
                 output_type="latent",
-                **dict(spec.calibration) | {"height": size, "width": size},
+                **dict(family.calibration) | {"height": size, "width": size},
             )
         except _Enough:
             pass

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from diffc.cache.layout import Sizes, size_of
 from diffc.errors import DiffcError
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.registry import find_spec
 from diffc.models.sources.backbone import build_backbone
 from diffc.models.sources.locate import ModelSource
 from diffc.models.spec import Shape
@@ -32,7 +31,7 @@ def kept_dims(model: onnx.ModelProto, source: ModelSource) -> dict[str, tuple[st
     """The sizes of every kept tensor that `model`, the one that runs all, returns. Raises DiffcError for one that is
     no multiple of a product of dimensions.
     """
-    spec = find_spec(source.family)
+    spec = source.family
     names = {dim.name for dim in spec.dims(source.config)}
     kept = [v for v in model.graph.output if v.name.startswith("cached_")]
     known = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in kept}
@@ -55,7 +54,7 @@ def seen_shapes(source: ModelSource, shapes: Sequence[Shape]) -> list[dict[str, 
     """For each shape, what every module of the backbone gives: the shapes of the tensors in its output, by path."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    spec, runs = find_spec(source.family), []
+    spec, runs = source.family, []
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         backbone = build_backbone(spec, source.config, torch.float32)
         for shape in shapes:

@@ -23,7 +23,6 @@ from diffc.compile.engines import build_engines
 from diffc.compile.graphs import Graphs, legalize
 from diffc.errors import unknown
 from diffc.models.profiles import ShapeProfile
-from diffc.models.registry import find_spec
 from diffc.models.sources.backbone import build_backbone
 from diffc.models.sources.locate import ModelSource
 from diffc.progress import Reporter
@@ -37,7 +36,7 @@ from passes.storage import weight_bytes
 def resolve_for(source: ModelSource, text: str) -> ResolvedCache:
     """A preset or plan file on the backbone of `source`, of which no weight is read."""
     with FakeTensorMode():
-        backbone = build_backbone(find_spec(source.family), source.config, torch.float32)
+        backbone = build_backbone(source.family, source.config, torch.float32)
     return resolve(plan_of(text, backbone), backbone)
 
 
@@ -128,9 +127,9 @@ def build_cached_engines(
     ui: Reporter,
 ) -> list[EngineReport]:
     """Engines of every variant, for every target and compute capability."""
-    spec, engines = find_spec(source.family), []
+    engines: list[EngineReport] = []
     for variant in build.variants:
-        profile = build.profile(variant, spec, source.config, shapes)
+        profile = build.profile(variant, source.family, source.config, shapes)
         graphs = Graphs(variant.legalized, variant.files, ())
         engines += build_engines(graphs, targets, sms, options, (profile,), folder, ui, suffix=variant.suffix)
     return engines

@@ -15,8 +15,8 @@ from diffc.artifact.describe import described_values
 from diffc.backends.target import Profile
 from diffc.cache.layout import Dims, KeptTensor, Layout, size_of
 from diffc.cache.resolve import ResolvedCache
+from diffc.models.family import Family
 from diffc.models.profiles import ShapeProfile
-from diffc.models.spec import ModelSpec
 from diffc.validate.compare import compare
 from diffc.validate.float32 import cpu_session, feed, unrounded_copy
 from diffc.validate.tolerances import PASS_REL_L2
@@ -78,12 +78,12 @@ class CacheBuild:
         ]
 
     def profile(
-        self, variant: Variant, spec: ModelSpec, config: Mapping[str, Any], shapes: ShapeProfile
+        self, variant: Variant, family: Family, config: Mapping[str, Any], shapes: ShapeProfile
     ) -> Profile:
         """The engine's shapes for a variant's own inputs."""
 
         def at(shape: Any) -> dict[str, tuple[int, ...]]:
-            given, sizes = spec.input_shapes(config, shape), spec.sizes(shape)
+            given, sizes = family.input_shapes(config, shape), family.sizes(shape)
             kept = {name: tuple(size_of(d, sizes) for d in dims) for name, dims in self.dims.items()}
             return {v.name: (given | kept)[v.name] for v in variant.model.graph.input}
 
