@@ -9,7 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes.base import PassError
-from passes.graph.edit import producer
+from passes.graph.match import producer
 from passes.weights.recipe import dtype_of
 
 # What stands between a block's input and its output where the block adds to it.

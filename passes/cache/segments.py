@@ -9,7 +9,8 @@ import onnx_graphsurgeon as gs
 
 from passes.base import PassError
 from passes.cache.regions import Group, Kept, Regions, is_bookkeeping
-from passes.graph.edit import drop_nodes, producer
+from passes.graph.edit import drop_nodes
+from passes.graph.match import producer
 
 Place = tuple[int, int]
 """Where a node runs: level of the chain, and group (-1: in every step)."""

@@ -13,17 +13,8 @@ from onnx.reference import ReferenceEvaluator
 
 from passes.base import Pass, PassResult, register, walk
 from passes.graph.convert import export_model
-from passes.graph.edit import (
-    array_of,
-    drop_nodes,
-    fill_types,
-    inline_values,
-    is_recipe,
-    output_ids,
-    producer,
-    replace_uses,
-    static_shape,
-)
+from passes.graph.edit import drop_nodes, fill_types, inline_values, replace_uses
+from passes.graph.match import STANDARD, array_of, is_recipe, output_ids, producer, static_shape
 from passes.weights.recipe import Array, dtype_of
 
 # Deterministic operators that are cheap on small tensors. Quantization and anything with a body stay out.
@@ -95,7 +86,7 @@ class _Fold:
         return self.changed > before
 
     def visit(self, node: gs.Node) -> None:
-        if node.domain not in (None, "", "ai.onnx") or any(id(t) in self.outputs for t in node.outputs):
+        if node.domain not in STANDARD or any(id(t) in self.outputs for t in node.outputs):
             return
         if node.op == "CastLike":
             self._to_cast(node)

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graph.edit import Names, array_of, drop_nodes, inline, output_ids, replace_uses
+from passes.graph.edit import Names, drop_nodes, inline, replace_uses
+from passes.graph.match import array_of, output_ids
 from passes.weights.recipe import Recipe, RecipeValues, bits_of, constant, recipe_of
 
 _LAYOUTS = ("Transpose", "Reshape", "Cast", "Identity")

@@ -11,7 +11,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graph.edit import Names, array_of, drop_nodes, output_ids, producer, replace_uses, weight_recipe
+from passes.graph.edit import Names, drop_nodes, replace_uses
+from passes.graph.match import array_of, output_ids, producer, weight_recipe
 from passes.weights.recipe import Array, Recipe, constant, dtype_of
 
 # The types that `Recipe.quantize` makes; all are symmetric in ModelOpt.

@@ -11,7 +11,8 @@ from passes.base import Pass, PassResult, Refusal, register, walk
 from passes.canonical.merge_duplicates import merge_duplicates, reuse_quantized
 from passes.canonical.quantizer_part import Part
 from passes.canonical.sink_dequantizers import sink_dequantizers
-from passes.graph.edit import Names, output_ids
+from passes.graph.edit import Names
+from passes.graph.match import output_ids
 
 
 @register

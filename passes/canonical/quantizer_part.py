@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import onnx_graphsurgeon as gs
 
 from passes.base import Refusal
-from passes.graph.edit import Names, drop_nodes, producer
+from passes.graph.edit import Names, drop_nodes
 from passes.graph.grids import Grid, grid_of, is_weight
-from passes.graph.movement import STANDARD, data_inputs, is_move, opset_of, takes
+from passes.graph.match import STANDARD, producer
+from passes.graph.movement import data_inputs, is_move, opset_of, takes
 
 TRT_OPS = frozenset({"TRT_FP4DynamicQuantize", "TRT_MXFP8DynamicQuantize", "TRT_MXFP8DequantizeLinear"})
 _LINEAR_OPS = ("QuantizeLinear", "DequantizeLinear")

@@ -8,7 +8,8 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register, walk
-from passes.graph.edit import array_of, drop_nodes, replace_uses
+from passes.graph.edit import drop_nodes, replace_uses
+from passes.graph.match import array_of
 from passes.weights.recipe import dtype_of
 
 

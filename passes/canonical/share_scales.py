@@ -10,9 +10,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassError, PassResult, Refusal, register, walk
-from passes.graph.edit import output_ids, producer
 from passes.graph.grids import Grid, grid_of, is_weight, small_values
-from passes.graph.movement import STANDARD, is_move
+from passes.graph.match import STANDARD, output_ids, producer
+from passes.graph.movement import is_move
 
 _PLACES = ("Add", "Concat")
 

@@ -10,7 +10,8 @@ from passes.base import Refusal
 from passes.canonical.quantizer_part import COMPUTES, Part, is_op
 from passes.graph.edit import drop_nodes
 from passes.graph.grids import Grid, grid_of, is_weight
-from passes.graph.movement import STANDARD, behind, data_inputs, element_type, grows, is_move
+from passes.graph.match import STANDARD
+from passes.graph.movement import behind, data_inputs, element_type, grows, is_move
 
 
 def sink_dequantizers(part: Part) -> int:

@@ -10,7 +10,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graph.edit import Emitter, Names, array_of, drop_nodes, output_ids, producer, replace_uses, splice
+from passes.graph.edit import Emitter, Names, drop_nodes, insert_before, replace_uses
+from passes.graph.match import array_of, output_ids, producer
 from passes.weights.recipe import Array
 
 
@@ -41,7 +42,7 @@ class SplitSequences(Pass):
             for node in part.nodes:
                 if node.op in ("SplitToSequence", "SequenceConstruct"):
                     work.visit(node)
-            splice(part, work.new)
+            insert_before(part, work.new)
         drop_nodes(graph, work.dead)
         notes = (f"{work.changed} sequences replaced",) if work.changed else ()
         return PassResult(work.changed, notes, tuple(work.refusals))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from passes.graph.edit import array_of, producer, weight_recipe
+from passes.graph.match import array_of, producer, weight_recipe
 from passes.weights.recipe import Recipe
 
 LOSSLESS = ("Identity", "Cast", "Reshape", "Pad")

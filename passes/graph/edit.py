@@ -14,40 +14,13 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from passes.base import PassError, walk
+from passes.base import walk
 from passes.graph.check import infer_types
 from passes.graph.convert import info_of, tensors_of
-from passes.weights.recipe import Array, Recipe, RecipeValues, recipe_of
+from passes.graph.match import recipe_of_constant
+from passes.weights.recipe import Array, Recipe
 
 T = TypeVar("T")
-
-# Floating-point types by the names that pass options use.
-FLOAT_TYPES = {
-    "float32": int(onnx.TensorProto.FLOAT),
-    "float16": int(onnx.TensorProto.FLOAT16),
-    "bfloat16": int(onnx.TensorProto.BFLOAT16),
-}
-
-
-def float_type(name: str) -> int:
-    """The onnx.TensorProto element type called `name`. Raises PassError that lists the known ones."""
-    if name not in FLOAT_TYPES:
-        raise PassError(f"unknown type {name!r}. Known: {', '.join(FLOAT_TYPES)}")
-    return FLOAT_TYPES[name]
-
-
-def array_of(tensor: gs.Tensor) -> Array | None:
-    """The values of a constant that are in memory; None for variables, recipes and external files.
-
-    Unlike `gs.Constant.values` it leaves the constant as it is (4-bit types would be exported unpacked).
-    """
-    values: Any = getattr(tensor, "_values", None)
-    if isinstance(values, np.ndarray):
-        return values
-    if type(values) is not LazyValues or values.tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return None
-    array: Array = onnx.numpy_helper.to_array(values.tensor)
-    return array
 
 
 def inline_values(name: str, array: Array) -> LazyValues:
@@ -60,67 +33,10 @@ def inline(name: str, array: Array) -> gs.Constant:
     return gs.Constant(name, inline_values(name, array))
 
 
-def is_recipe(tensor: gs.Tensor) -> bool:
-    """Whether the tensor is a constant whose values are a recipe."""
-    return isinstance(getattr(tensor, "_values", None), RecipeValues)
-
-
-def weight_recipe(tensor: gs.Tensor) -> Recipe | None:
-    """The recipe of a constant, made from its values when they are in memory; None for anything else."""
-    recipe = recipe_of(tensor)
-    if recipe is not None:
-        return recipe
-    array = array_of(tensor)
-    return None if array is None else Recipe.of_array(np.ascontiguousarray(array).reshape(array.shape))
-
-
-def known_recipe(tensor: gs.Tensor) -> Recipe:
-    """The recipe of a constant that was asked for one before."""
-    recipe = weight_recipe(tensor)
-    assert recipe is not None
-    return recipe
-
-
 def joined_rows(tensors: Iterable[gs.Tensor]) -> Recipe:
     """The rows of constants that have recipes, one behind another."""
-    first, *others = map(known_recipe, tensors)
+    first, *others = map(recipe_of_constant, tensors)
     return first.append(others)
-
-
-def producer(tensor: gs.Tensor) -> gs.Node | None:
-    """The node that computes a tensor; None for constants, graph inputs and omitted inputs."""
-    return tensor.inputs[0] if len(tensor.inputs) == 1 else None
-
-
-def alone(tensor: gs.Tensor, kept: set[int]) -> gs.Node | None:
-    """What computes a tensor that one node reads and that is not among the outputs `kept`, by `id()`."""
-    return producer(tensor) if len(tensor.outputs) == 1 and id(tensor) not in kept else None
-
-
-def is_bias(tensor: gs.Tensor, x: gs.Tensor) -> bool:
-    """Whether a tensor is a constant along the last axis of x."""
-    if not isinstance(tensor, gs.Constant) or tensor.shape is None or not x.shape:
-        return False
-    return len(tensor.shape) == 1 and tensor.shape[0] == x.shape[-1] and len(x.shape) > 1
-
-
-def uncast(tensor: gs.Tensor) -> gs.Tensor:
-    """What the tensor is a Cast of; the tensor itself where it is none."""
-    node = producer(tensor)
-    return node.inputs[0] if node is not None and node.op == "Cast" else tensor
-
-
-def static_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
-    """The shape when every dimension is a known number, otherwise None."""
-    shape = tensor.shape
-    if shape is None or not all(isinstance(dim, (int, np.integer)) and dim >= 0 for dim in shape):
-        return None
-    return tuple(int(dim) for dim in shape)
-
-
-def output_ids(graph: gs.Graph) -> set[int]:
-    """`id()` of every tensor that is an output of the graph or of a subgraph; these must keep their name."""
-    return {id(tensor) for part in walk(graph) for tensor in part.outputs}
 
 
 def replace_uses(old: gs.Tensor, new: gs.Tensor) -> None:
@@ -172,7 +88,7 @@ def replace_chains(
     return changed
 
 
-def splice(graph: gs.Graph, new: Mapping[int, Sequence[gs.Node]]) -> None:
+def insert_before(graph: gs.Graph, new: Mapping[int, Sequence[gs.Node]]) -> None:
     """Insert nodes in front of the node whose `id()` is the key, so that the order stays topological."""
     if new:
         graph.nodes = [item for node in graph.nodes for item in (*new.get(id(node), ()), node)]
@@ -194,7 +110,7 @@ def replace_groups(
         for group in groups(part):
             merge(group, new, dead)
             merged += len(group)
-        splice(part, new)
+        insert_before(part, new)
     drop_nodes(graph, dead)
     return merged
 
@@ -251,7 +167,7 @@ class Names:
         return name
 
 
-def hand_over(made: gs.Node | None, total: gs.Node, owner: gs.Node, names: Names, kept: set[int]) -> None:
+def rename_after(made: gs.Node | None, total: gs.Node, owner: gs.Node, names: Names, kept: set[int]) -> None:
     """Call the value of `made`, whose sum with a bias, `total`, goes into `owner`, after the module of `owner`.
 
     Without its bias it is no longer what its own module gives, and validation compares modules by these names.

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes.graph.edit import array_of, producer
+from passes.graph.match import array_of, producer
 from passes.weights.evaluate import BOUNDS, evaluate
 from passes.weights.recipe import Array, dtype_of, recipe_of
 from passes.weights.sources import np_dtype

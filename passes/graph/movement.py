@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes.graph.grids import Grid, input_of
+from passes.graph.match import STANDARD
 from passes.weights.recipe import dtype_of
 
 _SAME_SIZE = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
@@ -19,7 +20,6 @@ _BLOCKS = frozenset({"DepthToSpace", "SpaceToDepth"})
 _TAKE_FLOAT8 = frozenset({"Transpose", "Reshape", "Identity"})
 _INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 MOVES = _SAME_SIZE | _PICKS | _GROWS | _BLOCKS
-STANDARD = (None, "", "ai.onnx")
 
 
 def is_move(node: gs.Node | None) -> bool:

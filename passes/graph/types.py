@@ -14,13 +14,28 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 from onnx.defs import OpSchema
 
-from passes.base import walk
+from passes.base import PassError, walk
+from passes.graph.match import STANDARD
 from passes.weights.recipe import dtype_of
 
 OPSET = 23
 """Schemas of the canonical opset. Type constraints only ever grew, so they serve the older ones, too."""
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
+
+FLOAT_TYPES = {
+    "float32": int(onnx.TensorProto.FLOAT),
+    "float16": int(onnx.TensorProto.FLOAT16),
+    "bfloat16": int(onnx.TensorProto.BFLOAT16),
+}
+"""Floating-point types by the names that pass options use."""
+
+
+def float_type(name: str) -> int:
+    """The onnx.TensorProto element type called `name`. Raises PassError that lists the known ones."""
+    if name not in FLOAT_TYPES:
+        raise PassError(f"unknown type {name!r}. Known: {', '.join(FLOAT_TYPES)}")
+    return FLOAT_TYPES[name]
 
 
 def compute_type(graph: gs.Graph) -> int:
@@ -64,7 +79,7 @@ def set_output_types(node: gs.Node) -> None:
 
     Outputs of other domains and of operators without a schema keep what they have.
     """
-    if node.domain not in (None, "", "ai.onnx"):
+    if node.domain not in STANDARD:
         return
     special, schema = _SPECIAL.get(node.op), schema_of(node.op)
     if special is not None:

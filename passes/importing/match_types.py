@@ -13,7 +13,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassError, PassResult, register
-from passes.graph.edit import Names, array_of, inline, producer, replace_uses, splice
+from passes.graph.edit import Names, inline, insert_before, replace_uses
+from passes.graph.match import STANDARD, array_of, producer
 from passes.graph.types import FLOATS, HALVES, compute_type, schema_of, set_output_types, slots
 from passes.weights.recipe import constant, dtype_of, recipe_of
 
@@ -101,11 +102,11 @@ class _Work:
             if before:
                 new[id(node)] = before
             set_output_types(node)
-        splice(graph, new)
+        insert_before(graph, new)
 
     def _wanted(self, node: gs.Node) -> Iterator[tuple[int, int]]:
         """Inputs that must change, with the type that they must have."""
-        schema = schema_of(node.op) if node.domain in (None, "", "ai.onnx") else None
+        schema = schema_of(node.op) if node.domain in STANDARD else None
         if schema is None or node.op in ("QuantizeLinear", "DequantizeLinear"):
             return
         one, other = _JOINED.get(node.op, ("", ""))

@@ -12,7 +12,8 @@ from onnx import TensorProto
 
 from passes.base import Pass, PassError, PassResult, Refusal, register, walk
 from passes.graph.constants import behind
-from passes.graph.edit import Emitter, Names, array_of, inline, producer, splice, weight_recipe
+from passes.graph.edit import Emitter, Names, inline, insert_before
+from passes.graph.match import array_of, producer, weight_recipe
 from passes.graph.types import FLOATS, compute_type
 from passes.weights.recipe import Recipe, bits_of, constant, dtype_of, recipe_of
 from passes.weights.sources import keep, np_dtype, read
@@ -58,7 +59,7 @@ class NormalizeQdq(Pass):
                 rewrite = _REWRITES.get(node.op)
                 if rewrite is not None and node.domain in (None, "", "ai.onnx", TRT):
                     rewrite(work, node)
-            splice(part, work.new)
+            insert_before(part, work.new)
         notes = tuple(f"{count} {what}" for what, count in work.counts.items())
         return PassResult(sum(work.counts.values()), notes, tuple(work.refusals))
 

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx.defs import OpSchema
 
 from passes.base import Pass, PassError, PassResult, register, walk
-from passes.graph.edit import Emitter, Names, splice
+from passes.graph.edit import Emitter, Names, insert_before
 from passes.importing.opset_adapters import ADAPTERS, KEEPS, CannotConvertError, Rewrite, Scope
 from passes.weights.recipe import default_opset, dtype_of
 
@@ -166,7 +166,7 @@ def _raise(part: gs.Graph, to: int, plans: Mapping[int, list[Rewrite]]) -> str:
                 done[node.op] += 1
             if emit.nodes:
                 new[id(node)] = emit.nodes
-        splice(body, new)
+        insert_before(body, new)
         body.opset = to
         body.import_domains = [
             onnx.helper.make_opsetid("", to),

@@ -27,7 +27,7 @@ from diffc.validate.passes import NumericCheck, random_feeds
 from diffc.validate.reports import ShapeReport, require_match
 from passes import Pass, PassCheckError, PassResult, Pipeline, presets
 from passes.canonical.fold_weight_qdq import FoldWeightQdq
-from passes.graph.edit import weight_recipe
+from passes.graph.match import weight_recipe
 from passes.storage import load, materialize
 from passes.weights.operations import BINDERS, Step
 from passes.weights.recipe import Recipe, constant

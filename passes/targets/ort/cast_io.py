@@ -10,7 +10,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassError, PassResult, Refusal, register
-from passes.graph.edit import FLOAT_TYPES, Names, replace_uses
+from passes.graph.edit import Names, replace_uses
+from passes.graph.types import FLOAT_TYPES
 from passes.weights.recipe import dtype_of
 
 _TYPES = FLOAT_TYPES | {"int32": int(onnx.TensorProto.INT32), "int64": int(onnx.TensorProto.INT64)}

@@ -10,7 +10,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graph.edit import Emitter, Names, array_of, drop_nodes, producer, splice
+from passes.graph.edit import Emitter, Names, drop_nodes, insert_before
+from passes.graph.match import array_of, producer
 from passes.weights.evaluate import BOUNDS
 from passes.weights.recipe import dtype_of
 
@@ -59,7 +60,7 @@ class DropRounding(Pass):
                     continue
                 new[id(node)] = _replacement(node, names)
                 changed += 1
-            splice(part, new)
+            insert_before(part, new)
             drop_nodes(part, {*new, *dead})
         return PassResult(changed, (), tuple(refusals))
 

@@ -9,7 +9,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register, walk
-from passes.graph.edit import Names, producer
+from passes.graph.edit import Names
+from passes.graph.match import producer
 from passes.weights.recipe import dtype_of
 
 _FLOAT8 = {

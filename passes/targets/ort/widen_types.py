@@ -10,7 +10,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassError, PassResult, register, walk
-from passes.graph.edit import array_of, float_type, inline_values
+from passes.graph.edit import inline_values
+from passes.graph.match import array_of
+from passes.graph.types import float_type
 from passes.weights.recipe import RecipeValues, dtype_of, recipe_of
 
 # Attributes that hold an element type.

@@ -10,7 +10,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graph.edit import Emitter, Names, array_of, drop_nodes, output_ids, producer, splice
+from passes.graph.edit import Emitter, Names, drop_nodes, insert_before
+from passes.graph.match import STANDARD, array_of, output_ids, producer
 from passes.weights.recipe import dtype_of
 
 MICROSOFT = "com.microsoft"
@@ -47,7 +48,7 @@ class FlattenAttention(Pass):
         for part in walk(graph):
             new: dict[int, list[gs.Node]] = {}
             for node in part.nodes:
-                if node.op != "Attention" or node.domain not in (None, "", "ai.onnx"):
+                if node.op != "Attention" or node.domain not in STANDARD:
                     continue
                 readers, reason = _readers(node), _reason(node, kept)
                 if reason or readers is None:
@@ -57,7 +58,7 @@ class FlattenAttention(Pass):
                 new[id(node)] = _flatten(node, flat, Emitter(node, names), self.multi_head)
                 dead |= {id(node), id(back), id(flat)}
                 changed += 1
-            splice(part, new)
+            insert_before(part, new)
         drop_nodes(graph, dead)
         return PassResult(changed, (f"{changed} attentions",) if changed else (), tuple(refusals))
 

@@ -8,7 +8,8 @@ from typing import ClassVar, NamedTuple
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graph.edit import Emitter, Names, alone, output_ids, replace_found, weight_recipe
+from passes.graph.edit import Emitter, Names, replace_found
+from passes.graph.match import output_ids, sole_producer, weight_recipe
 
 
 class Gate(NamedTuple):
@@ -65,7 +66,7 @@ def _gate(node: gs.Node, kept: set[int]) -> Gate | None:
     if node.op != "Mul":
         return None
     for gate, value in (node.inputs, node.inputs[::-1]):
-        total = alone(value, kept)
+        total = sole_producer(value, kept)
         if total is None or isinstance(gate, gs.Constant):
             continue
         product, bias = _projection(total, kept)
@@ -83,7 +84,7 @@ def _projection(node: gs.Node, kept: set[int]) -> tuple[gs.Node | None, gs.Tenso
     if node.op == "MatMul":
         return (node, None) if _is_projection(node) else (None, None)
     for value, bias in (node.inputs, node.inputs[::-1]) if node.op == "Add" else ():
-        product = alone(value, kept)
+        product = sole_producer(value, kept)
         if product is not None and isinstance(bias, gs.Constant) and _is_projection(product):
             fits = list(bias.shape) == [product.inputs[1].shape[1]]
             return (product, bias) if fits else (None, None)

@@ -11,16 +11,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, register, walk
-from passes.graph.edit import (
-    Names,
-    drop_nodes,
-    hand_over,
-    known_recipe,
-    output_ids,
-    producer,
-    replace_uses,
-    weight_recipe,
-)
+from passes.graph.edit import Names, drop_nodes, rename_after, replace_uses
+from passes.graph.match import output_ids, producer, recipe_of_constant, weight_recipe
 from passes.targets.ort_cuda.flatten_attention import MICROSOFT
 from passes.weights.recipe import Recipe, constant, dtype_of
 
@@ -68,7 +60,7 @@ class FoldValueBias(Pass):
                 gone = self._fold(found, [r for r in readers if r], names)
                 for source in found:  # what is left of them is no longer what their modules give
                     made = producer(source.value) if source is gone else source.node
-                    hand_over(made, source.node, node, names, kept)
+                    rename_after(made, source.node, node, names, kept)
                 dead.add(id(gone.node))
                 changed += 1
         drop_nodes(graph, dead)
@@ -77,13 +69,13 @@ class FoldValueBias(Pass):
     def _fold(self, sources: list[Biased], readers: list[Biased], names: Names) -> Biased:
         """Rewrite the biases; return the sum that has none left."""
         gone = next((s for s in sources if self.short not in (s.value.shape or ())), sources[0])
-        bias = known_recipe(gone.bias).cast(TensorProto.FLOAT)
+        bias = recipe_of_constant(gone.bias).cast(TensorProto.FLOAT)
         for source in sources:
             if source is not gone:
-                _replace(source, _less(known_recipe(source.bias), bias), names)
+                _replace(source, _less(recipe_of_constant(source.bias), bias), names)
         for reader in readers:
-            weight = known_recipe(reader.value.inputs[0].inputs[1]).transpose((1, 0))
-            moved = known_recipe(reader.bias).cast(TensorProto.FLOAT).reshape((reader.bias.shape[0], 1))
+            weight = recipe_of_constant(reader.value.inputs[0].inputs[1]).transpose((1, 0))
+            moved = recipe_of_constant(reader.bias).cast(TensorProto.FLOAT).reshape((reader.bias.shape[0], 1))
             negated = bias.reshape((weight.shape[1], 1)).multiply(Recipe.of_array(np.full(1, -1, np.float32)))
             _replace(reader, moved.subtract_product(weight, negated).reshape((weight.shape[0],)), names)
         replace_uses(gone.node.outputs[0], gone.value)

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graph.edit import Names, array_of, output_ids, producer, replace_chains
+from passes.graph.edit import Names, replace_chains
+from passes.graph.match import array_of, output_ids, producer
 
 
 @register

@@ -8,7 +8,8 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graph.edit import Names, hand_over, is_bias, output_ids, producer, replace_chains
+from passes.graph.edit import Names, rename_after, replace_chains
+from passes.graph.match import STANDARD, is_bias, output_ids, producer
 from passes.targets.ort_cuda.flatten_attention import MICROSOFT
 
 
@@ -33,7 +34,7 @@ class FuseBiasGelu(Pass):
                 return None
             x, bias = total.inputs if is_bias(total.inputs[1], total.inputs[0]) else total.inputs[::-1]
             op = "FastGelu" if node.attrs.get("approximate", "none") == "tanh" else "BiasGelu"
-            hand_over(producer(x), total, node, names, kept)
+            rename_after(producer(x), total, node, names, kept)
             name = names.fresh(f"{node.name}/{op}")
             return gs.Node(op, name, inputs=[x, bias], domain=MICROSOFT), [total]
 
@@ -43,7 +44,7 @@ class FuseBiasGelu(Pass):
 
 def _sum(node: gs.Node, kept: set[int]) -> gs.Node | None:
     """The sum with a bias that a Gelu alone reads."""
-    if node.op != "Gelu" or node.domain not in (None, "", "ai.onnx"):
+    if node.op != "Gelu" or node.domain not in STANDARD:
         return None
     value = node.inputs[0]
     total = producer(value)

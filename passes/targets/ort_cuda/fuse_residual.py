@@ -9,7 +9,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graph.edit import Emitter, Names, alone, output_ids, replace_found
+from passes.graph.edit import Emitter, Names, replace_found
+from passes.graph.match import output_ids, sole_producer
 from passes.targets.ort_cuda.fuse_skip_norm import is_full
 
 
@@ -50,7 +51,7 @@ class FuseResidual(Pass):
 def _residual(node: gs.Node, kept: set[int]) -> Residual | None:
     """The node as the sum of a product and another tensor of its shape."""
     for value, rest in (node.inputs, node.inputs[::-1]) if node.op == "Add" else ():
-        product = alone(value, kept)
+        product = sole_producer(value, kept)
         if product is not None and product.op == "MatMul" and _fits(product, rest):
             return Residual(node, product, rest)
     return None

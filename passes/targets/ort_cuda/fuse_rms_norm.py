@@ -8,7 +8,8 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graph.edit import Names, array_of, output_ids, producer, replace_chains, uncast
+from passes.graph.edit import Names, replace_chains
+from passes.graph.match import array_of, output_ids, producer, uncast
 
 
 @register

@@ -10,7 +10,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, register, walk
-from passes.graph.edit import Emitter, Names, array_of, drop_nodes, producer, splice, uncast
+from passes.graph.edit import Emitter, Names, drop_nodes, insert_before
+from passes.graph.match import array_of, producer, uncast
 from passes.targets.ort_cuda.flatten_attention import MICROSOFT
 from passes.weights.recipe import dtype_of
 
@@ -50,7 +51,7 @@ class FuseRotary(Pass):
                     continue
                 new[id(node)] = _fuse(node, found, Emitter(node, names), halves)
                 dead.add(id(node))
-            splice(part, new)
+            insert_before(part, new)
         drop_nodes(graph, dead)
         return PassResult(len(dead), (f"{len(dead)} rotations",) if dead else ())
 

@@ -11,7 +11,8 @@ import onnx_graphsurgeon as gs
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from passes.base import Pass, PassResult, register
-from passes.graph.edit import Emitter, Names, alone, hand_over, is_bias, output_ids, producer, replace_groups
+from passes.graph.edit import Emitter, Names, rename_after, replace_groups
+from passes.graph.match import is_bias, output_ids, producer, sole_producer
 from passes.targets.ort_cuda.flatten_attention import MICROSOFT
 from passes.targets.ort_cuda.fuse_skip_norm import residual_sum, scale_by_image
 from passes.weights.recipe import dtype_of
@@ -110,12 +111,12 @@ def _without_bias(
 ) -> tuple[list[gs.Tensor], list[gs.Tensor]]:
     """The two terms of a sum, and the constant bias [channels] of one of them, taken from it."""
     for term, other in (total.inputs, total.inputs[::-1]):
-        inner = alone(term, kept)
+        inner = sole_producer(term, kept)
         for value, bias in (
             (inner.inputs, inner.inputs[::-1]) if inner is not None and inner.op == "Add" else ()
         ):
             if is_bias(bias, term):
-                hand_over(producer(value), inner, new.site, new.names, kept)
+                rename_after(producer(value), inner, new.site, new.names, kept)
                 dead.add(id(inner))
                 return [other, value], [bias]
     return list(total.inputs), []

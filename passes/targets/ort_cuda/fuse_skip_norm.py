@@ -9,7 +9,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register, walk
-from passes.graph.edit import Emitter, Names, drop_nodes, hand_over, output_ids, producer, splice
+from passes.graph.edit import Emitter, Names, drop_nodes, insert_before, rename_after
+from passes.graph.match import output_ids, producer
 from passes.targets.ort_cuda.flatten_attention import MICROSOFT
 from passes.targets.ort_cuda.per_image import Images, image_of, shaped
 
@@ -85,7 +86,7 @@ class FuseSkipNorm(Pass):
                 if again is not None or total is not None:
                     new[id(node)] = _fuse(node, total, Emitter(node, names), images)
                     changed += 1
-            splice(part, new)
+            insert_before(part, new)
         drop_nodes(graph, images.dead)
         return PassResult(changed, (f"{changed} norms",) if changed else ())
 
@@ -189,12 +190,12 @@ def _collect(tensor: gs.Tensor, terms: Terms, new: Emitter, images: Images) -> N
     if found is not None:
         images.dead |= {id(node) for node in found.nodes}
         if not found.gated:
-            hand_over(producer(found.value), found.nodes[1], new.site, new.names, images.kept)
+            rename_after(producer(found.value), found.nodes[1], new.site, new.names, images.kept)
             terms.gated.append(found)
             return
         terms.gated.append(found)
         tensor = found.value
-    node = images.alone(tensor)
+    node = images.sole_producer(tensor)
     if node is not None and node.op == "Add" and all(is_full(t, tensor) for t in node.inputs):
         images.dead.add(id(node))
         for term in node.inputs:
@@ -221,11 +222,11 @@ def _gated_bias(item: Gated, new: Emitter, images: Images) -> list[gs.Tensor]:
 
 def _gated(tensor: gs.Tensor, images: Images) -> Gated | None:
     """The tensor as a gated sum with a constant bias that nothing else reads."""
-    node = images.alone(tensor)
+    node = images.sole_producer(tensor)
     if node is None or node.op not in ("Mul", "Add"):
         return None
     for other, biased in (node.inputs, node.inputs[::-1]):
-        inner = images.alone(biased)
+        inner = images.sole_producer(biased)
         if inner is None or inner.op != {"Mul": "Add", "Add": "Mul"}[node.op]:
             continue
         for first, bias in (inner.inputs, inner.inputs[::-1]):

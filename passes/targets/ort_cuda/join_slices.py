@@ -9,7 +9,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register, walk
-from passes.graph.edit import array_of, output_ids, producer, replace_uses
+from passes.graph.edit import replace_uses
+from passes.graph.match import array_of, output_ids, producer
 
 
 @register

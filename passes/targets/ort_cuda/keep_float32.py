@@ -10,7 +10,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, register, walk
-from passes.graph.edit import Names, replace_uses, weight_recipe
+from passes.graph.edit import Names, replace_uses
+from passes.graph.match import weight_recipe
 from passes.weights.recipe import Recipe, bits_of, constant, dtype_of
 
 _COMPUTED = "subtract_product"

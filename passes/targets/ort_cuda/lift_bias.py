@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register, walk
-from passes.graph.edit import producer, weight_recipe
+from passes.graph.match import producer, weight_recipe
 from passes.weights.recipe import constant
 
 

@@ -12,16 +12,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graph.edit import (
-    Emitter,
-    Names,
-    array_of,
-    joined_rows,
-    output_ids,
-    producer,
-    replace_groups,
-    weight_recipe,
-)
+from passes.graph.edit import Emitter, Names, joined_rows, replace_groups
+from passes.graph.match import array_of, output_ids, producer, weight_recipe
 from passes.weights.recipe import Recipe, constant, dtype_of, recipe_of
 
 _BY_VALUE = 32  # outputs whose addresses ONNX Runtime's CUDA Split hands to its kernel without a copy

@@ -10,15 +10,8 @@ from typing import ClassVar, NamedTuple
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graph.edit import (
-    Emitter,
-    Names,
-    joined_rows,
-    known_recipe,
-    output_ids,
-    replace_groups,
-    weight_recipe,
-)
+from passes.graph.edit import Emitter, Names, joined_rows, replace_groups
+from passes.graph.match import output_ids, recipe_of_constant, weight_recipe
 from passes.weights.recipe import constant, recipe_of
 
 
@@ -95,7 +88,7 @@ def _merge(group: Sequence[Projection], new: Emitter) -> list[gs.Node]:
     """One product and one sum; what the sums gave comes out of a Split."""
     first = group[0]
     x, dtype = first.product.inputs[0], first.product.outputs[0].dtype
-    turned, *others = (known_recipe(p.weight).transpose((1, 0)) for p in group)
+    turned, *others = (recipe_of_constant(p.weight).transpose((1, 0)) for p in group)
     weight = turned.append(others).transpose((1, 0))
     bias = joined_rows(p.bias for p in group)
     constants = [

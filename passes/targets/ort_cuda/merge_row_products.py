@@ -10,7 +10,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graph.edit import Emitter, Names, joined_rows, replace_groups, weight_recipe
+from passes.graph.edit import Emitter, Names, joined_rows, replace_groups
+from passes.graph.match import weight_recipe
 from passes.weights.recipe import constant
 
 _VIEWS = ("Reshape", "Unsqueeze", "Squeeze")

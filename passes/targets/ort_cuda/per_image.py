@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.graph.edit import Emitter, alone, array_of, producer
+from passes.graph.edit import Emitter
+from passes.graph.match import array_of, producer, sole_producer
 
 _BY_VALUE = ("Add", "Mul", "Gelu", "FastGelu")
 """What gives each value from those at the same place, or from a constant that all images share."""
@@ -47,15 +48,15 @@ class Images:
 
     def comes_apart(self, tensor: gs.Tensor) -> bool:
         """Whether the images of a tensor are there, or are computed one by one."""
-        node = self.alone(tensor)
+        node = self.sole_producer(tensor)
         return id(tensor) in self.made or (node is not None and self._comes_apart(node))
 
-    def alone(self, tensor: gs.Tensor) -> gs.Node | None:
+    def sole_producer(self, tensor: gs.Tensor) -> gs.Node | None:
         """What computes a tensor that one node reads and that is no output."""
-        return alone(tensor, self.kept)
+        return sole_producer(tensor, self.kept)
 
     def _made(self, tensor: gs.Tensor, new: Emitter) -> list[gs.Tensor]:
-        node = self.alone(tensor)
+        node = self.sole_producer(tensor)
         if node is None or not self._comes_apart(node):
             return _cut(tensor, new)
         self.dead.add(id(node))
@@ -82,7 +83,7 @@ class Images:
 
     def _gated_weight(self, tensor: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor] | None:
         """The constant [K, N] and the computed (batch, 1, N) that a tensor is the product of."""
-        node = self.alone(tensor)
+        node = self.sole_producer(tensor)
         if node is None or node.op != "Mul":
             return None
         for weight, gate in (node.inputs, node.inputs[::-1]):
@@ -108,7 +109,7 @@ class Images:
 
     def _is_free(self, tensor: gs.Tensor) -> bool:
         """Whether the images of a tensor are there, or are made without cutting one that is whole."""
-        node = self.alone(tensor)
+        node = self.sole_producer(tensor)
         if node is None or id(tensor) in self.made or not self._comes_apart(node):
             return id(tensor) in self.made
         return node.op == "Slice" or all(self._is_free(t) for t in node.inputs if _varies(t))

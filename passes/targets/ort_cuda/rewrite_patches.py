@@ -9,7 +9,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graph.edit import Emitter, Names, known_recipe, output_ids, replace_found, weight_recipe
+from passes.graph.edit import Emitter, Names, replace_found
+from passes.graph.match import output_ids, recipe_of_constant, weight_recipe
 from passes.weights.recipe import constant, dtype_of
 
 _TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)  # what ONNX Runtime's CUDA SpaceToDepth takes
@@ -112,7 +113,7 @@ def _replace(found: Patches, names: Names, new: dict[int, list[gs.Node]], dead: 
     cut.shape = [before[0], channels * p * p, *before[2:]]
     tokens = at.emit("Transpose", [at.reshape(cut, [0, channels * p * p, -1])], dtype, perm=[0, 2, 1])
     # SpaceToDepth puts the place in the patch before the channel.
-    columns = known_recipe(weight).transpose((2, 3, 1, 0)).reshape((channels * p * p, count))
+    columns = recipe_of_constant(weight).transpose((2, 3, 1, 0)).reshape((channels * p * p, count))
     value = at.emit("MatMul", [tokens, constant(names.fresh(f"{weight.name}/patches"), columns)], dtype)
     output = found.transpose.outputs[0]
     value.shape = list(output.shape or [])

@@ -12,9 +12,10 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graph.edit import Names, inline, producer
+from passes.graph.edit import Names, inline
 from passes.graph.grids import identity
-from passes.graph.movement import MOVES, STANDARD
+from passes.graph.match import STANDARD, producer
+from passes.graph.movement import MOVES
 from passes.weights.recipe import dtype_of
 
 _LAYOUT = ("Transpose", "Reshape", "Cast", "Identity")

@@ -12,7 +12,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graph.edit import Emitter, Names, drop_nodes, float_type, output_ids, splice
+from passes.graph.edit import Emitter, Names, drop_nodes, insert_before
+from passes.graph.match import STANDARD, output_ids
+from passes.graph.types import float_type
 from passes.weights.recipe import dtype_of
 
 
@@ -49,7 +51,7 @@ class DecomposeAttention(Pass):
         for part in walk(graph):
             new: dict[int, list[gs.Node]] = {}
             for node in part.nodes:
-                if node.op != "Attention" or node.domain not in (None, "", "ai.onnx"):
+                if node.op != "Attention" or node.domain not in STANDARD:
                     continue
                 used = [bool(t.outputs) or id(t) in outputs for t in node.outputs]
                 try:
@@ -59,7 +61,7 @@ class DecomposeAttention(Pass):
                         dead.add(id(node))
                 except CannotError as reason:
                     refusals.append(Refusal(node.name, str(reason)))
-            splice(part, new)
+            insert_before(part, new)
         drop_nodes(graph, dead)
         notes = (f"{len(dead)} Attention nodes decomposed",) if dead else ()
         return PassResult(len(dead), notes, tuple(refusals))

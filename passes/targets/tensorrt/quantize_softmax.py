@@ -12,9 +12,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graph.edit import Emitter, Names, drop_nodes, output_ids, producer, splice
+from passes.graph.edit import Emitter, Names, drop_nodes, insert_before
 from passes.graph.grids import grid_of, input_of, is_weight, small_values
-from passes.graph.movement import STANDARD
+from passes.graph.match import STANDARD, output_ids, producer
 from passes.targets.tensorrt.decompose_attention import CannotError, Site, causal_mask, repeat_heads, to_heads
 from passes.weights.recipe import dtype_of
 
@@ -74,7 +74,7 @@ class QuantizeSoftmax(Pass):
                     dead.add(id(node))
                 except CannotError as reason:
                     refusals.append(Refusal(node.name, str(reason)))
-            splice(part, new)
+            insert_before(part, new)
         drop_nodes(graph, dead)
         if dead:
             _drop_unread(graph, outputs)

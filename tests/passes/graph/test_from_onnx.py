@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from onnx.parser import parse_model
 
 from passes.graph.convert import export_model, import_graph
-from passes.graph.edit import is_recipe
+from passes.graph.match import is_recipe
 from passes.weights.recipe import Recipe
 
 BODIES = """<ir_version: 10, opset_import: ["" : 21, "own" : 1]>

@@ -1,0 +1,57 @@
+"""What installed packages add to diffc by entry points: families, formats, targets, readers and commands.
+
+    [project.entry-points."diffc.formats"]
+    my_format = "my_package.formats:MY_FORMAT"
+
+Nothing is imported before it is asked for. A plugin that cannot be used is left out, and `diffc doctor` says why.
+Passes have a group of their own, which `passes.base` reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from passes.plugins import Broken, named, open_plugin
+
+T = TypeVar("T")
+_broken: dict[tuple[str, str], Broken] = {}
+
+
+def load(group: str, kind: type[T], own: Collection[str] = ()) -> dict[str, T]:
+    """The plugins of a group (`diffc.formats`) by name, without those that cannot be used.
+
+    `kind` is the type that each must be (Format), `own` are the names that diffc itself has and that stay its own.
+    """
+    return dict(_load(group, kind, frozenset(own)))  # type: ignore[arg-type]  # a class can be hashed
+
+
+@lru_cache(maxsize=32)
+def _load(group: str, kind: type[Any], own: frozenset[str]) -> dict[str, Any]:
+    def problem(name: str, value: Any) -> str:
+        if not isinstance(value, kind):
+            return f"it is a {type(value).__name__}, and {kind.__name__} is expected"
+        if getattr(value, "name", name) != name:
+            return f"its name is {value.name!r}, and the entry point is called {name!r}"
+        return f"diffc itself has {name!r}; choose another name" if name in own else ""
+
+    found = {}
+    for name, points in named(group).items():
+        value = open_plugin(points, lambda given, name=name: problem(name, given))  # type: ignore[misc]
+        if isinstance(value, Broken):
+            _broken[group, name] = value
+        else:
+            found[name] = value
+    return found
+
+
+def broken() -> tuple[Broken, ...]:
+    """The plugins of all groups read so far that cannot be used, each with the reason."""
+    return tuple(_broken[key] for key in sorted(_broken))
+
+
+def why_missing(group: str, name: str) -> str:
+    """Why the plugin of that name is left out, as a sentence that begins after a comma; empty when there is none."""
+    fault = _broken.get((group, name))
+    return "" if fault is None else f"; {' and '.join(fault.packages)} gives it, but {fault.reason}"
