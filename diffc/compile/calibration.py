@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from importlib import metadata
 from itertools import cycle, islice
@@ -43,7 +44,7 @@ def given(plan: Plan) -> Checkpoint:
     if checkpoint.format != plan.format.name:
         raise DiffcError(
             f"the checkpoint {path} was calibrated for {checkpoint.format}, and {plan.format.name} is asked for",
-            fix=f"give --format {checkpoint.format}, or leave --from-checkpoint out",
+            fix=f"give --format {shlex.quote(str(checkpoint.format))}, or leave --from-checkpoint out",
         )
     return checkpoint
 

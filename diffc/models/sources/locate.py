@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -80,7 +80,7 @@ def _component(pipeline: Path) -> Path:
     if not named:
         kind = index.get("_class_name", "pipeline")
         raise UnsupportedError(f"{pipeline}: this {kind} has none of the components {', '.join(COMPONENTS)}")
-    folder = pipeline / named[0]
+    folder = _inside(pipeline, named[0])
     if not (folder / "config.json").is_file():
         raise DiffcError(
             f"model_index.json names the component {named[0]!r}, but {folder / 'config.json'} does not exist",
@@ -164,7 +164,7 @@ def _sharded(index: Path) -> dict[str, Path]:
     entries = _read_json(index).get("weight_map")
     if not isinstance(entries, dict) or not entries or not all(isinstance(v, str) for v in entries.values()):
         raise DiffcError(f"{index} has no weight_map of tensor names to files", fix="download it again")
-    shards = {name: index.parent / _inside(name, index) for name in sorted(set(entries.values()))}
+    shards = {name: _inside(index.parent, name) for name in sorted(set(entries.values()))}
     missing = [name for name, path in shards.items() if not path.is_file()]
     if missing:
         raise DiffcError(
@@ -181,21 +181,21 @@ def _sharded(index: Path) -> dict[str, Path]:
     return {key: shards[name] for key, name in entries.items()}
 
 
-def _inside(name: str, index: Path) -> str:
-    """`name` when it stays in the folder of the index by every platform's rules.
+def _inside(folder: Path, name: str) -> Path:
+    """`name` in `folder`. Raises DiffcError when it leaves it; links of the hub's cache to its own blobs may."""
+    from passes.files.contained import why_outside
 
-    Not resolved: the hub's cache is made of links that leave their folder.
-    """
-    paths = (PurePosixPath(name), PureWindowsPath(name))
-    if any(p.anchor or ".." in p.parts for p in paths):
+    if reason := why_outside(folder, name, hub=True):
         raise DiffcError(
-            f"{index}: the path {name!r} leaves the folder", fix="get the model from a source you trust"
+            f"{folder}: the path {name!r} leaves the folder: {reason}",
+            fix="put the file there in the place of a link, and get models from a source you trust",
         )
-    return name
+    return folder / name
 
 
 def _keys(path: Path) -> list[str]:
     """Names of the tensors of a safetensors file; its size must be what its header says."""
+    _inside(path.parent, path.name)
     actual = path.stat().st_size
     expected = _expected_size(path, actual)
     if actual != expected:
@@ -239,6 +239,7 @@ def _expected_size(path: Path, actual: int) -> int:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises DiffcError when it is not one."""
+    _inside(path.parent, path.name)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -108,15 +108,27 @@ def test_full_weights_come_before_the_variant(tmp_path: Path) -> None:
     assert set(locate(str(tmp_path)).weights.values()) == {tmp_path / FILE}
 
 
-def test_links_out_of_the_folder_are_followed(tmp_path: Path) -> None:
-    """The hub's cache is built like this."""
-    folder = backbone(tmp_path / "snapshot", weights=None)
-    save_file(tensors(), tmp_path / "blob")
+def test_links_of_the_hubs_cache_are_followed_and_no_others(tmp_path: Path) -> None:
+    repository = tmp_path / "models--acme--flux"
+    folder = backbone(repository / "snapshots" / "0a1b" / "transformer", weights=None)
+    (repository / "blobs").mkdir()
+    save_file(tensors(), repository / "blobs" / "5f1e")
+    (folder / "config.json").rename(repository / "blobs" / "9c0d")
     try:
-        (folder / FILE).symlink_to(tmp_path / "blob")
+        (folder / FILE).symlink_to(repository / "blobs" / "5f1e")
+        (folder / "config.json").symlink_to(repository / "blobs" / "9c0d")
     except OSError:
         pytest.skip("this account may not make links")
     assert locate(str(folder)).weights == dict.fromkeys(KEYS, folder / FILE)
+    for name in (FILE, "config.json"):
+        target = (folder / name).resolve()
+        target.rename(tmp_path / name)
+        (folder / name).unlink()
+        (folder / name).symlink_to(tmp_path / name)
+        with pytest.raises(DiffcError, match="leaves the folder: a link leads out"):
+            locate(str(folder))
+        (folder / name).unlink()
+        (tmp_path / name).rename(folder / name)
 
 
 def test_unknown_name() -> None:
