@@ -20,14 +20,14 @@ def list_command() -> None:
     from rich.table import Table
 
     from diffc.cache.presets import PRESETS
+    from diffc.models.registry import FAMILIES
     from diffc.progress import Terminal
 
     table = Table("plan", "for", "what is used again")
     for name, preset in PRESETS.items():
         arguments = ",".join(f"{key}={value:g}" for key, value in preset.defaults.items())
-        table.add_row(
-            f"{name}:{arguments}" if arguments else name, ", ".join(preset.families), preset.summary
-        )
+        suited = ", ".join(family.name for family in FAMILIES.values() if name in family.cache_plans)
+        table.add_row(f"{name}:{arguments}" if arguments else name, suited, preset.summary)
     Terminal().console.print(table)
 
 

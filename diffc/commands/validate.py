@@ -19,7 +19,7 @@ from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.backends.target import TARGETS, find_target
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.inputs import forward_kwargs
-from diffc.models.registry import find_spec
+from diffc.models.registry import find_family
 from diffc.progress import Reporter, Silent
 from diffc.validate.comparisons import (
     Comparison,
@@ -143,7 +143,7 @@ class LoadedSession:
     """A backbone of `diffc.load` as a session over arrays: it runs what a pipeline runs."""
 
     def __init__(self, backbone: CompiledBackbone, family: str):
-        self._backbone, self._spec = backbone, find_spec(family)
+        self._backbone, self._spec = backbone, find_family(family)
 
     def run(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """The output by name, in float32."""

@@ -19,8 +19,9 @@ from diffc.backends.signature import TORCH_TYPES, Signature
 from diffc.backends.target import Profile
 from diffc.backends.tensorrt import run as engine
 from diffc.errors import DiffcError, unknown
-from diffc.models.registry import find_spec
-from diffc.models.spec import ModelSpec, Shape
+from diffc.models.family import Family
+from diffc.models.registry import find_family
+from diffc.models.spec import Shape
 from diffc.runtime.module import CompiledBackbone
 from passes.files.atomic import open_new
 from passes.files.contained import why_outside
@@ -69,7 +70,7 @@ def load(
             f"{found.folder} was compiled from the file {model['name']}, which tells no diffusers backbone",
             fix="compile the diffusers model, or run model.onnx in a session of your own",
         )
-    spec = find_spec(model["family"])
+    spec = find_family(model["family"])
     chosen, where = resolve(found, target, device)
     profiles = (_profile(found, spec),) if chosen in (*_ENGINES, *_PREFIX) else ()
     signature = Signature.of(found.manifest, spec.dims(model["config"]), profiles)
@@ -149,7 +150,7 @@ def _sm(device: torch.device | None) -> int:
     return 10 * major + minor
 
 
-def _profile(artifact: Artifact, spec: ModelSpec) -> Profile:
+def _profile(artifact: Artifact, spec: Family) -> Profile:
     """The shape profile of the compile as shapes of the graph's inputs."""
     config = artifact.manifest["model"]["config"]
     stated = artifact.manifest["profile"]

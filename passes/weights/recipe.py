@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,6 +88,15 @@ class Recipe:
     def nbytes(self) -> int:
         """Bytes of the result as ONNX stores it (two 4-bit values to a byte)."""
         return (math.prod(self.shape) * bits_of(self.dtype) + 7) // 8
+
+    @property
+    def sources(self) -> Iterator[Source]:
+        """Every source that the result is computed from: its own, then those of recipes among its arguments."""
+        yield self.source
+        for value in (value for op in self.ops for value in op.args.values()):
+            for item in value if isinstance(value, list) else (value,):
+                if isinstance(item, Mapping):
+                    yield from Recipe.from_json(item).sources
 
     def _then(self, name: str, args: dict[str, Any], dtype: int, shape: tuple[int, ...]) -> Recipe:
         return replace(self, ops=(*self.ops, Op(name, args)), dtype=int(dtype), shape=shape)
