@@ -17,6 +17,7 @@ from passes.importing.normalize_qdq import NormalizeQdq
 from passes.importing.rewrite_opset import RewriteOpset
 from passes.targets.ort.add_trt_functions import AddTrtFunctions
 from passes.targets.ort.emulate_fp4 import EmulateFp4
+from passes.targets.ort.guard_slices import GuardSlices
 from passes.targets.ort_cuda.flatten_attention import FlattenAttention
 from passes.targets.ort_cuda.fold_gates import FoldGates
 from passes.targets.ort_cuda.fold_value_bias import FoldValueBias
@@ -62,6 +63,8 @@ IMPORT: tuple[Pass, ...] = (
     RemoveUnused(),  # as in CANONICAL
     TypeTrtOps(),  # last: ONNX knows no shapes behind operators of TensorRT
 )
+# What the file that `diffc import` writes gets besides: whoever opens it may do so with ONNX Runtime's defaults.
+IMPORT_FILE: tuple[Pass, ...] = (*IMPORT, GuardSlices())
 
 # What every target wants of quantizers; exact.
 _FUSED: tuple[Pass, ...] = (
@@ -108,7 +111,7 @@ _CUDA: tuple[Pass, ...] = (
 TARGETS: dict[str, tuple[Pass, ...]] = {
     "trt-rtx": _TENSORRT,
     "tensorrt": _TENSORRT,
-    "ort": (*_FUSED, *_PLAIN),
+    "ort": (*_FUSED, GuardSlices(), *_PLAIN),  # guarded: the file opens with ONNX Runtime's default options
     "ort-cuda": (*_FUSED, *_CUDA, *_PLAIN),
     "ort-trt-rtx": _TENSORRT,  # TensorRT-RTX behind ONNX Runtime, which cannot infer types behind its operators
 }

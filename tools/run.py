@@ -26,7 +26,7 @@ PICTURE = ROOT / "build" / "seven.png"
 DEMO = [
     *(
         "-m",
-        "diffc.cli.main",
+        "diffc",
         "compile",
         "digits-sd3",
         "--format",
@@ -41,7 +41,7 @@ DEMO = [
 PAINT = [
     *(
         "-m",
-        "diffc.cli.main",
+        "diffc",
         "generate",
         str(OUTPUT),
         "--prompt",

@@ -17,7 +17,7 @@ KNOWN_SMS = (75, 80, 86, 89, 120, 121)
 """Compute capabilities that the TensorRT-RTX 1.7 builder has names for (its `ComputeCapability`)."""
 
 # onnx.TensorProto element type -> what people call it, and the oldest SM whose kernels have it, None where no
-# builder reads it. Measured by tools/compat.py and held against its compat.json by a test: "Cannot compile for
+# builder reads it. Measured by tools/compat and held against its compat.json by a test: "Cannot compile for
 # target(s) sm86, because the model contains HW-specific datatypes: fp8_e4m3". The numbers are onnx.TensorProto's,
 # so that reading this table does not import onnx.
 _TYPE_MIN_SM: Mapping[int, tuple[str, int | None]] = {
@@ -134,7 +134,7 @@ class Profile:
         optimum: Mapping[str, Sequence[int]],
         maximum: Mapping[str, Sequence[int]],
     ) -> Profile:
-        """The profile between three sets of shapes, as `ModelSpec.input_shapes` gives them.
+        """The profile between three sets of shapes, as `Family.input_shapes` gives them.
 
         Raises DiffcError when they do not name the same inputs.
         """

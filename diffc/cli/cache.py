@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -19,14 +20,14 @@ def list_command() -> None:
     from rich.table import Table
 
     from diffc.cache.presets import PRESETS
+    from diffc.models.registry import FAMILIES
     from diffc.progress import Terminal
 
     table = Table("plan", "for", "what is used again")
     for name, preset in PRESETS.items():
         arguments = ",".join(f"{key}={value:g}" for key, value in preset.defaults.items())
-        table.add_row(
-            f"{name}:{arguments}" if arguments else name, ", ".join(preset.families), preset.summary
-        )
+        suited = ", ".join(family.name for family in FAMILIES.values() if name in family.cache_plans)
+        table.add_row(f"{name}:{arguments}" if arguments else name, suited, preset.summary)
     Terminal().console.print(table)
 
 
@@ -41,14 +42,15 @@ def show_command(
     from diffc.compile.cached.stages import resolve_for
     from diffc.models.sources.locate import locate
     from diffc.progress import Terminal
+    from diffc.terminal_text import styled
 
     console = Terminal().console
     found = resolve_for(locate(model), plan)
     for number, group in enumerate(found.groups):
         marks = "".join("." if number in reused else "#" for reused in found.schedule(steps))
-        console.print(f"{marks}  the {group.keep} of {spell(group.blocks)}", markup=False, soft_wrap=True)
+        console.print(styled(f"{marks}  the {group.keep} of {spell(group.blocks)}"), soft_wrap=True)
     for note in found.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(styled(note), soft_wrap=True)
     console.print(f"# computed, . used again; {1 + len(found.reuse_sets())} models")
 
 
@@ -71,27 +73,31 @@ def search_command(
     ] = None,
 ) -> None:
     """Measure how much blocks change from step to step in torch, and write the plan of best quality."""
-    import json
-
     from rich.table import Table
 
-    from diffc.commands.bench.output import check_plot
-    from diffc.commands.cache_pipeline import DEFAULT_PROMPTS, load_for_search
-    from diffc.commands.cache_search import Request, draw, search
+    from diffc.commands.bench.output import check_folder, check_plot
+    from diffc.commands.cache_search.measure import SearchRequest
+    from diffc.commands.cache_search.pipeline import DEFAULT_PROMPTS, load_for_search
+    from diffc.commands.cache_search.plot import draw
+    from diffc.commands.cache_search.search import search
     from diffc.progress import Terminal
+    from diffc.terminal_text import cell, styled
 
     check_plot(plot)
+    for path in (output, plot):
+        check_folder(path)
     ui = Terminal()
     pipe = load_for_search(model, ui)
-    asked = Request(tuple(prompt or DEFAULT_PROMPTS), steps, speedup, trials, seed, size)
+    asked = SearchRequest(tuple(prompt or DEFAULT_PROMPTS), steps, speedup, trials, seed, size)
     with ui.stage("measure and try plans") as update:
         found = search(pipe, asked, update)
     table = Table("plan", "speed-up", "PSNR of the latents")
     for tried in found.tried:
         mark = " *" if tried is found.best else ""
-        table.add_row(tried.plan.name + mark, f"{tried.speedup:.2f}", f"{tried.psnr or 0:.1f} dB")
+        table.add_row(cell(tried.plan.name + mark), f"{tried.speedup:.2f}", f"{tried.psnr or 0:.1f} dB")
     ui.console.print(table)
-    output.write_text(json.dumps(found.best.plan.to_json(), indent=1) + "\n", encoding="utf-8")
+    found.save(output)
     if plot is not None:
         draw(found, plot)
-    ui.console.print(f"Wrote {output}: diffc compile {model} --cache-plan {output}", soft_wrap=True)
+    command = shlex.join(("diffc", "compile", model, "--cache-plan", str(output)))
+    ui.console.print(styled(f"Wrote {output}: {command}"), soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,7 @@ def validate_command(
     from diffc.cli.tables import bisected, compared
     from diffc.commands.validate import ValidateRequest, validate_artifact
     from diffc.progress import Terminal
+    from diffc.terminal_text import styled
 
     request = ValidateRequest(
         artifact.expanduser().absolute(),
@@ -60,7 +62,8 @@ def validate_command(
     result = validate_artifact(request, ui, bisect=bisect, script=script)
     compared(result.reports, ui.console, f"{target} against {result.against}")
     if bisect:
-        bisected(result.bisections, ui.console)
+        bisected(result.modules, ui.console)
     if script is not None:
-        ui.console.print(f"Repeat it with: sh {script / 'run.sh'}", soft_wrap=True)
+        command = shlex.join(("sh", str(script / "run.sh")))
+        ui.console.print(styled(f"Repeat it with: {command}"), soft_wrap=True)
     result.require_match()

@@ -6,16 +6,17 @@ beside it: every pass is checked in numbers against the graph before it.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffc
+from diffc.artifact.describe import IMPORTED
 from diffc.artifact.folder import Artifact, check_output, staging, write_manifest
 from diffc.artifact.resume import request_key
 from diffc.backends.target import Profile, Target, check_sms, find_target
-from diffc.cli.tables import IMPORTED
 from diffc.compile.manifest import described_engines, described_passes, described_values, versions
 from diffc.compile.plan import CompileRequest, check_engine
 from diffc.compile.spine import CompileResult, Graphs, build_engines, check_targets, legalize, write
@@ -105,7 +106,7 @@ def profile_of(model: onnx.ModelProto, text: str, targets: Sequence[Target]) -> 
     if missing := [name for name in known if name not in sizes]:
         raise DiffcError(
             f"the file has dynamic dimensions without a range: {', '.join(missing)}",
-            fix=f"give --profile {','.join(f'{name}=min:opt:max' for name in missing)}",
+            fix=f"give --profile {shlex.quote(','.join(f'{name}=min:opt:max' for name in missing))}",
         )
 
     def at(index: int) -> Mapping[str, Sequence[int]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from diffc.compile.cached.variants import CacheBuild
     from diffc.quantize.checkpoint import Checkpoint
     from diffc.validate.reports import ShapeReport
-    from diffc.validate.torch_reference import Reference
+    from diffc.validate.torch_reference import TorchReference
     from passes.graph.check import Check
     from passes.pipeline import PassRecord
 
@@ -53,8 +53,8 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
     plan = check(request)
     ui.note(describe(plan))
     cache = _cache_plan(plan, ui)
-    files = [plan.source.pipeline_dir or plan.source.backbone_dir, *_cache_files(request)]
-    key = request_key(request, files, plan.source.weights.values())
+    files = [plan.source.pipeline_dir or plan.source.path, *_cache_files(request)]
+    key = request_key(request, files, plan.source.fingerprint)
     with staging(request.output, force=request.force, key=key) as folder:
         checkpoint = quantize(plan, folder, ui)
         noise = _cache_noise(plan, cache, checkpoint, ui)
@@ -242,16 +242,22 @@ def validate(
 def _whole(
     plan: Plan, checkpoint: Checkpoint | None, models: Mapping[str, Path], ui: Reporter
 ) -> list[ShapeReport]:
-    from diffc.validate import torch_reference as fidelity
+    from diffc.validate.outputs import validate_model
+    from diffc.validate.torch_reference import TorchReference, validation_shapes
     from passes.storage import load
 
     reports = []
-    reference = fidelity.Reference(plan.source, plan.dtype, checkpoint)
-    shapes = fidelity.validation_shapes(plan.source, plan.profile.batch)
+    reference = TorchReference(plan.source, plan.dtype, checkpoint)
+    shapes = validation_shapes(plan.source, plan.profile.batch)
     for name, path in models.items():
-        with ui.stage(f"validate {name} against torch"):
-            found = fidelity.validate(
-                load(path), reference, format=plan.format.name, shapes=shapes, seed=plan.request.seed + 1
+        with ui.stage(f"validate {name} against torch") as update:
+            found = validate_model(
+                load(path),
+                reference,
+                format=plan.format.name,
+                shapes=shapes,
+                seed=plan.request.seed + 1,
+                update=update,
             )
         reports += [replace(report, model=name) for report in found]
         if chaotic := next((report for report in found if report.chaotic), None):
@@ -260,15 +266,22 @@ def _whole(
 
 
 def _examine(
-    name: str, model: onnx.ModelProto, reference: Reference, chaotic: ShapeReport, format: str, ui: Reporter
+    name: str,
+    model: onnx.ModelProto,
+    reference: TorchReference,
+    chaotic: ShapeReport,
+    format: str,
+    ui: Reporter,
 ) -> None:
     """Every module by itself, where roundings hide what the outputs would say. Raises MismatchError."""
-    from diffc.validate.modules import bisect, require_no_finding
+    from diffc.validate.modules import compare_modules, require_right_modules
     from diffc.validate.reports import NOT_WRITTEN
 
     with ui.stage(f"examine {name} module by module: its outputs are at the mercy of roundings") as update:
-        found = bisect(model, reference, format=format, shape=chaotic.shape, seed=chaotic.seed, update=update)
-    require_no_finding(found, name, against="torch", fix=NOT_WRITTEN)
+        found = compare_modules(
+            model, reference, format=format, shape=chaotic.shape, seed=chaotic.seed, update=update
+        )
+    require_right_modules(found, name, against="torch", fix=NOT_WRITTEN)
 
 
 def _streamed(

@@ -17,7 +17,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.util.misc import SynchronizedList
 
-from passes.weights.recipe import RecipeValues, default_opset
+from passes.weights.recipe import RECIPE, RecipeValues, default_opset
 
 CACHED = 1 << 16
 """Distinct types and attributes that are remembered, of each kind."""
@@ -143,7 +143,7 @@ def _import_tensors(graph: GraphProto, outer: Mapping[str, gs.Tensor]) -> Tensor
     for initializer in graph.initializer:
         if initializer.name not in tensors:
             tensors[initializer.name] = made = OnnxImporter.import_tensor(initializer)
-            if any(entry.key == "recipe" for entry in initializer.external_data):
+            if any(entry.key == RECIPE for entry in initializer.external_data):
                 made._values = RecipeValues(initializer)
     for sparse in graph.sparse_initializer:
         tensors[sparse.values.name] = OnnxImporter.import_tensor(sparse)

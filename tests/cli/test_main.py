@@ -216,7 +216,7 @@ def test_a_killed_compile_leaves_nothing_under_its_name_and_can_be_run_again(
 
 
 def in_a_process(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "diffc.cli.main"]
+    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "diffc"]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
@@ -260,7 +260,7 @@ def test_lists(capsys: Capture) -> None:
 def test_models_make_writes_a_pipeline(tmp_path: Path, capsys: Capture) -> None:
     assert run(["models", "make", "tiny-sd3", str(tmp_path / "model")]) == 0
     assert str(tmp_path / "model") in capsys.readouterr().out
-    assert locate(str(tmp_path / "model")).family == "sd3"
+    assert locate(str(tmp_path / "model")).family.name == "sd3"
     (tmp_path / "mine").write_text("x")
     arguments = ["models", "make", "tiny-sd3", str(tmp_path / "mine")]
     assert "exists and is not tiny-sd3" in refusal(arguments, tmp_path, capsys)

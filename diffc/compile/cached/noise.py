@@ -21,7 +21,8 @@ from diffc.cache.resolve import ResolvedPlan
 from diffc.cache.streams import kept_tensors
 from diffc.progress import Reporter
 from diffc.quantize.simulate import cpu_block_quant
-from diffc.validate.torch_reference import Reference, unrounded
+from diffc.validate.torch_hooks import without_rounding
+from diffc.validate.torch_reference import TorchReference
 
 if TYPE_CHECKING:
     from diffc.compile.plan import Plan
@@ -101,7 +102,7 @@ def measure_noise(
     steps = max(2, request.steps)
     with ui.stage("measure rounding noise of what is kept"):
         calls = neighbouring_calls(plan, steps)
-        model = Reference(plan.source, plan.dtype, checkpoint).model
+        model = TorchReference(plan.source, plan.dtype, checkpoint).model
         found = CacheNoise(steps // 2, steps, compare_noise(model, cache, calls))
     for line in describe(found):
         ui.note(f"cache plan: {line}")
@@ -163,7 +164,7 @@ def _as_float32(value: Any) -> Any:
 
 def compare_noise(model: nn.Module, cache: ResolvedPlan, calls: Sequence[Call]) -> tuple[BlockNoise, ...]:
     """Every block of `cache` in the two `calls` of the fake-quantized `model`, with rounding and without."""
-    exact = _run(model, cache, calls, unrounded(model))
+    exact = _run(model, cache, calls, without_rounding(model))
     rounded = _run(model, cache, calls, nullcontext())
     blocks = tuple(
         BlockNoise(path, _change(exact, path), _noise(exact, rounded, path), _redrawn(exact, rounded, path))
@@ -172,7 +173,7 @@ def compare_noise(model: nn.Module, cache: ResolvedPlan, calls: Sequence[Call]) 
     prefixes = tuple(f"{block.block}." for block in blocks if block.fights)
     if not prefixes:
         return blocks
-    helped = _run(model, cache, calls, unrounded(model, lambda name: name.startswith(prefixes)))
+    helped = _run(model, cache, calls, without_rounding(model, lambda name: name.startswith(prefixes)))
     return tuple(
         replace(block, kept=_redrawn(exact, helped, block.block)) if block.fights else block
         for block in blocks

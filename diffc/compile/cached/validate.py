@@ -19,11 +19,12 @@ from diffc.cache.plan import Steps
 from diffc.cache.resolve import ResolvedPlan
 from diffc.cache.torch_apply import apply
 from diffc.compile.cached.variants import CacheBuild, Variant
-from diffc.validate.float32 import cpu_session, feed, float32_twin, runs_on_cpu, smooth_twin
-from diffc.validate.reports import SMOOTH, ShapeReport
+from diffc.validate.float32 import cpu_session, feed, float32_copy, runs_on_cpu, unrounded_copy
+from diffc.validate.outputs import validate_session
+from diffc.validate.reports import UNROUNDED, ShapeReport
 from diffc.validate.shapes import fixed_batch
-from diffc.validate.tolerances import SMOOTH_REL_L2, tolerance_of
-from diffc.validate.torch_reference import Reference, validate_session, validation_shapes
+from diffc.validate.tolerances import UNROUNDED_REL_L2, tolerance_of
+from diffc.validate.torch_reference import TorchReference, validation_shapes
 from passes.storage import load
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -125,7 +126,7 @@ class _Subject:
 
 
 def validate_cached(
-    folder: Path, build: CacheBuild, reference: Reference, *, format: str, seed: int
+    folder: Path, build: CacheBuild, reference: TorchReference, *, format: str, seed: int
 ) -> list[ShapeReport]:
     """Every set of groups that is used again, after a step that runs all, against torch; at the two shapes and within
     the limits of a compile.
@@ -134,7 +135,7 @@ def validate_cached(
     """
     reports: list[ShapeReport] = []
     for subject in _subjects(build):
-        stepping = Reference(
+        stepping = TorchReference(
             reference.source,
             reference.dtype,
             None,
@@ -166,18 +167,18 @@ def _subjects(build: CacheBuild) -> Iterator[_Subject]:
                 yield _Subject(name, reuse, files)
 
 
-def _cases(models: tuple[onnx.ModelProto, ...], reference: Reference, format: str) -> list[_Case]:
-    twins = tuple(float32_twin(m) if reference.dtype != "float32" else m for m in models)
+def _cases(models: tuple[onnx.ModelProto, ...], reference: TorchReference, format: str) -> list[_Case]:
+    twins = tuple(float32_copy(m) if reference.dtype != "float32" else m for m in models)
     cases = [_Case("float32", twins, tolerance_of(format, "float32"))]
     if reference.quantized:
-        cases.insert(0, _Case(SMOOTH, tuple(map(smooth_twin, models)), SMOOTH_REL_L2))
+        cases.insert(0, _Case(UNROUNDED, tuple(map(unrounded_copy, models)), UNROUNDED_REL_L2))
     if reference.dtype == "float16" and all(runs_on_cpu(m) for m in models):
         cases.append(_Case("float16", models, tolerance_of(format, "float16")))
     return cases
 
 
 def _run(
-    case: _Case, build: CacheBuild, reuse: frozenset[int], reference: Reference, seed: int
+    case: _Case, build: CacheBuild, reuse: frozenset[int], reference: TorchReference, seed: int
 ) -> list[ShapeReport]:
     plain, *models = case.models
     with ExitStack() as stack:

@@ -20,8 +20,8 @@ from passes.cache.split_cache import SplitCache
 
 if TYPE_CHECKING:
     from diffc.backends.target import Profile
+    from diffc.models.family import Family
     from diffc.models.profiles import ShapeProfile
-    from diffc.models.spec import ModelSpec
 
 Layout = Literal["full+reduced", "segments"]
 LAYOUTS: tuple[Layout, ...] = ("full+reduced", "segments")
@@ -92,7 +92,7 @@ class CacheBuild:
         ]
 
     def profile(
-        self, variant: Variant, spec: ModelSpec, config: Mapping[str, Any], shapes: ShapeProfile
+        self, variant: Variant, spec: Family, config: Mapping[str, Any], shapes: ShapeProfile
     ) -> Profile:
         """The engine's shapes for a variant's own inputs."""
         from diffc.backends.target import Profile
@@ -167,11 +167,11 @@ def check_variants(build: CacheBuild, arrays: Sequence[Mapping[str, Any]]) -> li
     otherwise. Activations are not rounded.
     """
     from diffc.validate.compare import compare
-    from diffc.validate.float32 import cpu_session, feed, smooth_twin
+    from diffc.validate.float32 import cpu_session, feed, unrounded_copy
     from diffc.validate.tolerances import PASS_REL_L2
 
     assert build.whole is not None
-    full = smooth_twin(build.whole)
+    full = unrounded_copy(build.whole)
     with cpu_session(full) as session:
         results = [session.run(feed(full, values)) for values in arrays]
     for values, result in zip(arrays, results, strict=True):
@@ -180,7 +180,7 @@ def check_variants(build: CacheBuild, arrays: Sequence[Mapping[str, Any]]) -> li
     for variant in build.variants:
         if variant.model is build.whole:
             continue
-        twin = smooth_twin(variant.model)
+        twin = unrounded_copy(variant.model)
         with cpu_session(twin) as session:
             for values, expected in zip(inputs, results, strict=True):
                 found = session.run(feed(twin, values))
