@@ -15,7 +15,7 @@ import pytest
 
 from tests import ROOT
 
-_BASICS = "errors progress plugins memory version passes"
+_BASICS = "errors progress plugins memory version output_files terminal_text passes"
 _MODELS = f"models quantize cache {_BASICS}"
 
 # Room: the rooms that it may import from, from top to bottom. "passes" stands for any room of that package.
@@ -39,8 +39,10 @@ DIFFC: Mapping[str, str] = {
     "progress": "",
     "memory": "",
     "version": "",
+    "output_files": "errors passes",
+    "terminal_text": "",
 }
-_GRAPHS = "graph weights base"
+_GRAPHS = "graph weights base files"
 PASSES: Mapping[str, str] = {
     "": "pipeline base",  # passes/__init__.py: the names that users import
     "presets": f"canonical importing targets cache pipeline storage {_GRAPHS}",
@@ -50,10 +52,11 @@ PASSES: Mapping[str, str] = {
     "canonical": _GRAPHS,
     "pipeline": _GRAPHS,
     "storage": _GRAPHS,
-    "graph": "weights base",
-    "weights": "base",
+    "graph": "weights base files",
+    "weights": "base files",
     "base": "plugins",
     "plugins": "",
+    "files": "base",
 }
 ROOMS = {"diffc": DIFFC, "passes": PASSES}
 MOST_ENTRIES = 12

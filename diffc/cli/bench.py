@@ -38,6 +38,7 @@ def bench_command(
     from diffc.commands.bench import output
     from diffc.commands.bench.run import BenchRequest, bench
     from diffc.commands.bench.sides import SIDES
+    from diffc.terminal_text import styled
 
     output.check_plot(plot)
     for path in (json, plot):
@@ -56,4 +57,4 @@ def bench_command(
         output.save_plot(rows, folder.name, plot)
     for path in (json, plot):
         if path is not None:
-            ui.console.print(f"Wrote {path}", soft_wrap=True)
+            ui.console.print(styled(f"Wrote {path}"), soft_wrap=True)

@@ -34,6 +34,8 @@ def models_make(
     """Write an embedded model as a diffusers pipeline folder, or a real one's backbone with random weights."""
     from diffc.cli.terminal import Terminal
     from diffc.models.embedded.real import make
+    from diffc.terminal_text import line
 
     place, ui = directory.expanduser().absolute(), Terminal()
-    typer.echo(f"{name} is in {make(name, place, random_weights=random_weights, seed=seed, ui=ui)}")
+    made = make(name, place, random_weights=random_weights, seed=seed, ui=ui)
+    typer.echo(line(f"{name} is in {made}"))

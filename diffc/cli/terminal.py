@@ -6,22 +6,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from diffc.progress import Update
+from diffc.terminal_text import Screen, line, styled
 
 
 class Terminal:
     """Draws stages with rich: a bar while they run, one line when they are done."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=False, highlight=False)
+        self.console = Screen(stderr=False)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Update]:
         """A bar while the stage runs and a line with its time afterwards."""
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        title = line(title)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+        )
         # Into a pipe or a file, a bar would leave empty lines.
         hidden, started = not self.console.is_terminal, time.perf_counter()
         with Progress(
@@ -29,8 +34,8 @@ class Terminal:
         ) as bar:
             task = bar.add_task(title, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
-        self.console.print(f"  {title} [dim]({time.perf_counter() - started:.1f} s)[/dim]")
+        self.console.print(styled(f"  {title} ", (f"({time.perf_counter() - started:.1f} s)", "dim")))
 
     def note(self, text: str) -> None:
         """Print the line."""
-        self.console.print(f"    {text}")
+        self.console.print(styled(f"    {text}"))

@@ -16,6 +16,7 @@ from diffc.errors import DiffcError
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.sources.pipelines import open_pipeline
 from diffc.models.spec import Shape
+from diffc.output_files import check_output_file
 from diffc.progress import Reporter
 from diffc.quality.pictures import Column, montage, psnr, save_png, ssim, to_image
 from diffc.runtime.load import load, resolve
@@ -68,6 +69,7 @@ def generate(request: GenerateRequest, ui: Reporter) -> list[Painted]:
 
     Raises DiffcError for an artifact, pipeline, size or target that does not fit.
     """
+    check_output_file(request.output)
     artifact = Artifact.load(request.artifact)
     source = _source(artifact, request.pipeline)
     _, device = resolve(artifact, request.target, request.device)

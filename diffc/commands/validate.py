@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -213,7 +214,7 @@ def _against(artifact: Artifact, against: str | None, ui: Reporter) -> str:
     if against == "torch":
         raise DiffcError(
             f"{artifact.folder} was compiled from an ONNX file: there is no torch model to compare it with",
-            fix=f"compare it with the file: --against {artifact.manifest['model']['name']}",
+            fix=f"compare it with the file: --against {shlex.quote(str(artifact.manifest['model']['name']))}",
         )
     if against is None:
         ui.note(

@@ -11,6 +11,7 @@ import onnx
 import torch
 
 from diffc.artifact.describe import IMPORTED
+from diffc.artifact.files import listed
 from diffc.artifact.folder import Artifact
 from diffc.backends.onnx_graph import element_types
 from diffc.errors import DiffcError
@@ -151,7 +152,7 @@ def _model_file(path: Path) -> Path:
     if path.is_dir():
         other = Artifact.load(path)
         other.verify()
-        return other.model
+        return listed(other.folder, other.manifest, "model.onnx")
     raise DiffcError(
         f"{path} is neither an artifact nor an .onnx file, so there is nothing to compare with",
         fix=f"give --against {', '.join(AGAINST)}, an artifact, or an .onnx file",

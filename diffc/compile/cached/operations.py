@@ -15,7 +15,7 @@ from diffc.cache.layout import Dims, size_of
 from diffc.errors import DiffcError
 from passes import Pipeline
 from passes.canonical.fold_constants import FoldConstants
-from passes.graph.check import infer_types
+from passes.graph.inference import infer_types
 
 Shapes = Mapping[str, tuple[int, ...]]
 
