@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -34,31 +33,3 @@ class Silent:
 
     def note(self, text: str) -> None:
         """Nothing is printed."""
-
-
-class Terminal:
-    """Draws stages with rich: a bar while they run, one line when they are done."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console(stderr=False, highlight=False)
-
-    @contextmanager
-    def stage(self, title: str) -> Iterator[Update]:
-        """A bar while the stage runs and a line with its time afterwards."""
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-        # Into a pipe or a file, a bar would leave empty lines.
-        hidden, started = not self.console.is_terminal, time.perf_counter()
-        with Progress(
-            *columns, TimeElapsedColumn(), console=self.console, transient=True, disable=hidden
-        ) as bar:
-            task = bar.add_task(title, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        self.console.print(f"  {title} [dim]({time.perf_counter() - started:.1f} s)[/dim]")
-
-    def note(self, text: str) -> None:
-        """Print the line."""
-        self.console.print(f"    {text}")

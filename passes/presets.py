@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from passes.base import Pass
 from passes.canonical.fold_constants import FoldConstants
@@ -11,6 +11,7 @@ from passes.canonical.fold_weight_qdq import FoldWeightQdq
 from passes.canonical.fuse_qdq import FuseQdq
 from passes.canonical.remove_unused import RemoveUnused
 from passes.canonical.split_sequences import SplitSequences
+from passes.importing.fix_axes import FixAxes
 from passes.importing.fold_int4_weights import FoldInt4Weights
 from passes.importing.match_types import MatchTypes
 from passes.importing.normalize_qdq import NormalizeQdq
@@ -51,6 +52,7 @@ CANONICAL: tuple[Pass, ...] = (
 
 # What an ONNX file from ModelOpt's scripts gets to reach the canonical form. It may be no valid ONNX at first.
 IMPORT: tuple[Pass, ...] = (
+    FixAxes(),  # first: behind an axis that does not exist, no shape is known
     FoldConstants(),  # the scales of ModelOpt are Constant nodes, the shapes around INT4 weights chains of them
     FoldInt4Weights(),  # before normalize-qdq, which cannot say what a dequantized float weight means
     NormalizeQdq(),  # standard quantizers wherever ONNX has them
@@ -118,24 +120,31 @@ TARGETS: dict[str, tuple[Pass, ...]] = {
 _HAS_FP8_ATTENTION = ("trt-rtx", "tensorrt", "ort-trt-rtx")
 
 
-def target_passes(
-    target: str,
-    *,
-    quantized_attention: bool = False,
-    across_blocks: bool = True,
-    tokens: int = 0,
-) -> tuple[Pass, ...]:
-    """The passes of a target; with FP8 attention, in the form that TensorRT has a kernel for (changes numbers).
+@dataclass(frozen=True)
+class TargetOptions:
+    """What the passes of a target are told about the model.
 
-    `tokens`: how many an image has at the sizes that the model is made fast for (fold-gates, fuse-skip-norm).
-    `across_blocks`: with merge-modulations. Models that have other blocks in common would store joined weights again.
+    `quantized_attention`: attention computes in FP8. `tokens`: how many tokens an image has at the sizes that the model
+    is made fast for (for fold-gates and fuse-skip-norm). `across_blocks`: run merge-modulations, which joins weights of
+    several blocks; models that share blocks with other models would store the joined weights again.
     """
+
+    quantized_attention: bool = False
+    tokens: int = 0
+    across_blocks: bool = True
+
+
+DEFAULT_OPTIONS = TargetOptions()
+
+
+def target_passes(target: str, options: TargetOptions = DEFAULT_OPTIONS) -> tuple[Pass, ...]:
+    """The passes of `target`; with FP8 attention, in the form that TensorRT has a kernel for (changes numbers)."""
     steps = tuple(
-        replace(step, tokens=tokens) if isinstance(step, (FoldGates, FuseSkipNorm)) else step
+        replace(step, tokens=options.tokens) if isinstance(step, (FoldGates, FuseSkipNorm)) else step
         for step in TARGETS[target]
-        if across_blocks or not isinstance(step, MergeModulations)
+        if options.across_blocks or not isinstance(step, MergeModulations)
     )
-    if quantized_attention and target in _HAS_FP8_ATTENTION:
+    if options.quantized_attention and target in _HAS_FP8_ATTENTION:
         # First: it wants q, k and v as they are traced, with their quantizers right at the attention.
         return (QuantizeSoftmax(), *steps)
     return steps

@@ -34,10 +34,11 @@ def bench_command(
     plot: Annotated[Path | None, typer.Option(help="Draw the medians into this .png, .svg or .pdf.")] = None,
 ) -> None:
     """Measure latency, throughput and memory of an artifact beside torch, in turns, on this machine."""
+    from diffc.cli.terminal import Terminal
     from diffc.commands.bench import output
     from diffc.commands.bench.run import BenchRequest, bench
     from diffc.commands.bench.sides import SIDES
-    from diffc.progress import Terminal
+    from diffc.terminal_text import styled
 
     output.check_plot(plot)
     for path in (json, plot):
@@ -56,4 +57,4 @@ def bench_command(
         output.save_plot(rows, folder.name, plot)
     for path in (json, plot):
         if path is not None:
-            ui.console.print(f"Wrote {path}", soft_wrap=True)
+            ui.console.print(styled(f"Wrote {path}"), soft_wrap=True)

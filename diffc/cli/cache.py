@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -19,14 +20,14 @@ def list_command() -> None:
     from rich.table import Table
 
     from diffc.cache.presets import PRESETS
-    from diffc.progress import Terminal
+    from diffc.cli.terminal import Terminal
+    from diffc.models.registry import FAMILIES
 
     table = Table("plan", "for", "what is used again")
     for name, preset in PRESETS.items():
         arguments = ",".join(f"{key}={value:g}" for key, value in preset.defaults.items())
-        table.add_row(
-            f"{name}:{arguments}" if arguments else name, ", ".join(preset.families), preset.summary
-        )
+        suited = ", ".join(family.name for family in FAMILIES.values() if name in family.cache_plans)
+        table.add_row(f"{name}:{arguments}" if arguments else name, suited, preset.summary)
     Terminal().console.print(table)
 
 
@@ -38,17 +39,18 @@ def show_command(
 ) -> None:
     """Say which blocks a plan uses again in which steps, and how many models a compile makes of it."""
     from diffc.cache.resolve import spell
+    from diffc.cli.terminal import Terminal
     from diffc.compile.cached.stages import resolve_for
     from diffc.models.sources.locate import locate
-    from diffc.progress import Terminal
+    from diffc.terminal_text import styled
 
     console = Terminal().console
     found = resolve_for(locate(model), plan)
     for number, group in enumerate(found.groups):
         marks = "".join("." if number in reused else "#" for reused in found.schedule(steps))
-        console.print(f"{marks}  the {group.keep} of {spell(group.blocks)}", markup=False, soft_wrap=True)
+        console.print(styled(f"{marks}  the {group.keep} of {spell(group.blocks)}"), soft_wrap=True)
     for note in found.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(styled(note), soft_wrap=True)
     console.print(f"# computed, . used again; {1 + len(found.reuse_sets())} models")
 
 
@@ -73,12 +75,13 @@ def search_command(
     """Measure how much blocks change from step to step in torch, and write the plan of best quality."""
     from rich.table import Table
 
+    from diffc.cli.terminal import Terminal
     from diffc.commands.bench.output import check_folder, check_plot
     from diffc.commands.cache_search.measure import SearchRequest
     from diffc.commands.cache_search.pipeline import DEFAULT_PROMPTS, load_for_search
     from diffc.commands.cache_search.plot import draw
     from diffc.commands.cache_search.search import search
-    from diffc.progress import Terminal
+    from diffc.terminal_text import cell, styled
 
     check_plot(plot)
     for path in (output, plot):
@@ -91,9 +94,10 @@ def search_command(
     table = Table("plan", "speed-up", "PSNR of the latents")
     for tried in found.tried:
         mark = " *" if tried is found.best else ""
-        table.add_row(tried.plan.name + mark, f"{tried.speedup:.2f}", f"{tried.psnr or 0:.1f} dB")
+        table.add_row(cell(tried.plan.name + mark), f"{tried.speedup:.2f}", f"{tried.psnr or 0:.1f} dB")
     ui.console.print(table)
     found.save(output)
     if plot is not None:
         draw(found, plot)
-    ui.console.print(f"Wrote {output}: diffc compile {model} --cache-plan {output}", soft_wrap=True)
+    command = shlex.join(("diffc", "compile", model, "--cache-plan", str(output)))
+    ui.console.print(styled(f"Wrote {output}: {command}"), soft_wrap=True)

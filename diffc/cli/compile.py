@@ -95,8 +95,9 @@ def compile_command(
     """Compile a backbone into a validated ONNX model and engines."""
     from diffc.backends.target import EngineOptions, parse_sm
     from diffc.cli.tables import compiled
-    from diffc.compile.spine import CompileRequest, compile_model
-    from diffc.progress import Terminal
+    from diffc.cli.terminal import Terminal
+    from diffc.compile.plan import check
+    from diffc.compile.request import CompileRequest
     from diffc.quantize.options import QuantOptions
 
     request = CompileRequest(
@@ -133,6 +134,10 @@ def compile_command(
         force=force,
         dump=dump,
     )
+    if not model.endswith(".onnx"):
+        check(request)  # what is wrong is said at once: the import of torch takes seconds
+    from diffc.compile.spine import compile_model
+
     ui = Terminal()
     compiled(compile_model(request, ui), ui.console)
 

@@ -6,6 +6,6 @@ from __future__ import annotations
 def formats_command() -> None:
     """List the quantization formats and the compute capabilities that have them."""
     from diffc.cli.tables import list_formats
-    from diffc.progress import Terminal
+    from diffc.cli.terminal import Terminal
 
     list_formats(Terminal().console)

@@ -33,8 +33,9 @@ def generate_command(
     device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: where the target runs]")] = None,
 ) -> None:
     """Paint with the diffusers pipeline of an artifact and its compiled backbone; PNG out."""
+    from diffc.cli.terminal import Terminal
     from diffc.commands.generate import GenerateRequest, generate, verdict
-    from diffc.progress import Terminal
+    from diffc.terminal_text import styled
 
     ui = Terminal()
     request = GenerateRequest(
@@ -54,7 +55,6 @@ def generate_command(
     for painted in generate(request, ui):
         near = "" if painted.psnr is None else f", PSNR {painted.psnr:.1f} dB, SSIM {painted.ssim:.3f}"
         said = verdict(painted, prompt)
-        ui.console.print(
-            f"  {painted.name}: {painted.seconds:.1f} s{near}{', ' + said if said else ''}", soft_wrap=True
-        )
-    ui.console.print(f"Painted {request.output}", soft_wrap=True)
+        figures = f"{painted.seconds:.1f} s{near}{', ' + said if said else ''}"
+        ui.console.print(styled(f"  {painted.name}: {figures}"), soft_wrap=True)
+    ui.console.print(styled(f"Painted {request.output}"), soft_wrap=True)

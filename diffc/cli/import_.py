@@ -20,8 +20,8 @@ def import_command(
 ) -> None:
     """Bring an ONNX model of ModelOpt's scripts to the canonical form, its weights compressed."""
     from diffc.cli.tables import optimized
+    from diffc.cli.terminal import Terminal
     from diffc.compile.import_onnx import import_file
-    from diffc.progress import Terminal
 
     ui = Terminal()
     optimized(import_file(model, output, dump=dump, force=force, ui=ui), output, ui.console)

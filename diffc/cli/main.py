@@ -24,6 +24,7 @@ from diffc.cli.opt import opt_command
 from diffc.cli.package import package_command
 from diffc.cli.passes import passes_command
 from diffc.cli.validate import validate_command
+from diffc.version import VERSION
 
 app = typer.Typer(
     name="diffc",
@@ -47,10 +48,8 @@ app.add_typer(cache_app, name="cache")
 
 
 def _version(value: bool) -> None:
-    from diffc import __version__
-
     if value:
-        typer.echo(f"diffc {__version__}")
+        typer.echo(f"diffc {VERSION}")
         raise typer.Exit
 
 
@@ -64,6 +63,9 @@ def root(
 
 def main() -> None:
     """Entry point of `diffc`: exit code 0 ok, 1 the user can fix it, 2 usage, 3 outputs differ, 130 Ctrl-C."""
+    from diffc.terminal_text import show_traceback
+
+    sys.excepthook = show_traceback
     code = run(sys.argv[1:])
     gc.freeze()  # what Python collects at its end are the nodes of graphs, one by one: 3 s for FLUX.1
     sys.exit(code)
@@ -100,23 +102,25 @@ def _report(error: Exception, debug: bool) -> int:
     from typer.exceptions import TyperException
 
     from diffc.errors import DiffcError
+    from diffc.terminal_text import block, error_text, line
 
     if isinstance(error, typer.Abort):
         return _stopped()
     if isinstance(error, TyperException):
-        typer.echo(f"{error.format_message()}\nSee diffc --help.", err=True)
+        typer.echo(f"{block(error.format_message())}\nSee diffc --help.", err=True)
         return error.exit_code
     if debug:
         raise error
     if isinstance(error, OSError) and error.errno in _PLACES:
-        typer.echo(f"error: {error.strerror}: {error.filename}\n  Fix: name another place", err=True)
+        where = line(f"{error.strerror}: {error.filename}")
+        typer.echo(f"error: {where}\n  Fix: name another place", err=True)
         return 1
     if isinstance(error, DiffcError):
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(error_text(error), err=True)
         return error.exit_code
     from passes.base import PassCheckError, PassError
 
     if isinstance(error, PassError):
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(error_text(error), err=True)
         return 3 if isinstance(error, PassCheckError) else 1
     raise error

@@ -16,7 +16,7 @@ models_app = typer.Typer(
 def models_list() -> None:
     """List the embedded models, and the real ones whose configurations diffc has."""
     from diffc.cli.tables import list_models
-    from diffc.progress import Terminal
+    from diffc.cli.terminal import Terminal
 
     list_models(Terminal().console)
 
@@ -32,8 +32,10 @@ def models_make(
     seed: Annotated[int, typer.Option(help="Seed of random weights.", min=0)] = 0,
 ) -> None:
     """Write an embedded model as a diffusers pipeline folder, or a real one's backbone with random weights."""
+    from diffc.cli.terminal import Terminal
     from diffc.models.embedded.real import make
-    from diffc.progress import Terminal
+    from diffc.terminal_text import line
 
     place, ui = directory.expanduser().absolute(), Terminal()
-    typer.echo(f"{name} is in {make(name, place, random_weights=random_weights, seed=seed, ui=ui)}")
+    made = make(name, place, random_weights=random_weights, seed=seed, ui=ui)
+    typer.echo(line(f"{name} is in {made}"))

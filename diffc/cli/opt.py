@@ -24,8 +24,8 @@ def opt_command(
 ) -> None:
     """Run passes over an ONNX model."""
     from diffc.cli.tables import optimized
+    from diffc.cli.terminal import Terminal
     from diffc.commands.optimize import optimize
-    from diffc.progress import Terminal
 
     ui = Terminal()
     optimized(optimize(model, passes, output, check=check, dump=dump, force=force, ui=ui), output, ui.console)

@@ -32,8 +32,9 @@ def package_command(
     force: Annotated[bool, typer.Option("--force", help="Replace a package at -o.")] = False,
 ) -> None:
     """Write an artifact, text encoders, VAE and tokenizers as one folder for another runtime."""
+    from diffc.cli.terminal import Terminal
     from diffc.commands.package.optimum import PackageRequest, package
-    from diffc.progress import Terminal
+    from diffc.terminal_text import styled
 
     ui = Terminal()
     result = package(
@@ -52,4 +53,6 @@ def package_command(
     )
     for name, error in result.errors.items():
         ui.note(f"{name}: {error:.1e} from torch")
-    ui.console.print(f"{result.pipeline_class}.from_pretrained({str(result.folder)!r})", soft_wrap=True)
+    ui.console.print(
+        styled(f"{result.pipeline_class}.from_pretrained({str(result.folder)!r})"), soft_wrap=True
+    )

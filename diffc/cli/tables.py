@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from diffc.artifact.describe import IMPORTED, NOT_COMPARED
+from diffc.terminal_text import cell, styled
 
 if TYPE_CHECKING:
     from diffc.backends.target import Target
     from diffc.commands.doctor import Finding
-    from diffc.compile.spine import CompileResult
+    from diffc.compile.request import CompileResult
     from diffc.validate.modules import ModuleReport
     from diffc.validate.reports import ShapeReport
     from passes import PipelineResult
@@ -36,14 +37,14 @@ def compiled(result: CompileResult, console: Console) -> None:
     elif imported:
         _checked(result.passes, console)
     else:
-        console.print("[yellow]Not validated[/yellow]")
+        console.print(styled(("Not validated", "yellow")))
     sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
     kind = IMPORTED if imported else f"to {manifest['format']}"
-    console.print(f"[green]Compiled[/green] {manifest['model']['name']} {kind} in {folder}")
+    console.print(styled(("Compiled", "green"), f" {manifest['model']['name']} {kind} in {folder}"))
     models = [name for name in sorted(sizes, key=len) if name.startswith("model") and name.endswith(".onnx")]
     shown = [*models, "model.onnx_data", *(e["file"] for e in manifest["engines"])]
     for name in (n for n in shown if n in sizes):
-        console.print(f"  {name:32} {sizes[name] / 1e6:9.2f} MB")
+        console.print(styled(f"  {name:32} {sizes[name] / 1e6:9.2f} MB"))
     console.print("  manifest.json, validation/        how it was made and checked")
 
 
@@ -66,16 +67,16 @@ def _checked(records: Sequence[PassRecord], console: Console) -> None:
 
 def compared(reports: Sequence[ShapeReport], console: Console, title: str) -> None:
     """One row for every output at every shape: how far it is off, and how far it may be."""
-    table = Table("model", "shape", "computed in", "rel. L2", "limit", "cosine", title=title)
+    table = Table("model", "shape", "computed in", "rel. L2", "limit", "cosine", title=cell(title))
     for report in reports:
         for row in report.rows:
             limit = f"3 x {report.floor or 0:.1e} (*)" if report.chaotic else f"{row.tolerance:.0e}"
             figures = (
                 "-" if row.rel_l2 is None else f"{row.rel_l2:.2e}",
-                limit if row.passed or report.chaotic else f"{limit} [red]FAILED[/red]",
+                limit if row.passed or report.chaotic else styled(f"{limit} ", ("FAILED", "red")),
                 "-" if row.cosine is None else f"{row.cosine:.6f}",
             )
-            table.add_row(report.model, str(report.shape), report.arithmetic, *figures)
+            table.add_row(*map(cell, (report.model, report.shape, report.arithmetic)), *figures)
     console.print(table)
     if any(report.chaotic for report in reports):
         console.print(
@@ -89,7 +90,7 @@ def bisected(bisections: Mapping[str, Sequence[ModuleReport]], console: Console)
         for report in found:
             title = f"{model}, {report.modules} modules in {report.arithmetic}, each by itself"
             if not report.wrong:
-                console.print(f"{title}: [green]all within their limit[/green]", soft_wrap=True)
+                console.print(styled(f"{title}: ", ("all within their limit", "green")), soft_wrap=True)
             else:
                 console.print(_wrong_modules(title, report))
             if report.by_chance:
@@ -99,12 +100,13 @@ def bisected(bisections: Mapping[str, Sequence[ModuleReport]], console: Console)
 
 
 def _wrong_modules(title: str, report: ModuleReport) -> Table:
-    table = Table("module", "node", "operator", "rel. L2", "limit", "nodes of the piece", title=title)
+    table = Table("module", "node", "operator", "rel. L2", "limit", "nodes of the piece", title=cell(title))
     for wrong in report.wrong[:_FINDINGS]:
         figures = f"{wrong.error:.2e}", f"{wrong.limit:.0e}"
         nodes = "\n".join(wrong.nodes[:_NODES])
         more = f"\nand {len(wrong.nodes) - _NODES} more" if len(wrong.nodes) > _NODES else ""
-        table.add_row(wrong.value.module, wrong.value.node, wrong.value.op, *figures, nodes + more)
+        names = map(cell, (wrong.value.module, wrong.value.node, wrong.value.op))
+        table.add_row(*names, *figures, cell(nodes + more))
     if len(report.wrong) > _FINDINGS:
         table.caption = f"and {len(report.wrong) - _FINDINGS} more"
     return table
@@ -114,18 +116,17 @@ def optimized(result: PipelineResult, output: Path, console: Console) -> None:
     """One line per pass, its notes and refusals, and where the model lies."""
     table = Table("pass", "changed", "nodes", "check")
     for record in result.records:
-        table.add_row(
-            record.name, str(record.changed), f"{record.nodes_before} -> {record.nodes_after}", record.check
-        )
+        nodes = f"{record.nodes_before} -> {record.nodes_after}"
+        table.add_row(*map(cell, (record.name, record.changed, nodes, record.check)))
     console.print(table)
     for record in result.records:
         for note in record.notes:
-            console.print(f"  {record.name}: {note}", markup=False)
+            console.print(styled(f"  {record.name}: {note}"))
         for refusal in record.refusals[:_REFUSALS]:
-            console.print(f"  {record.name} left {refusal.node}: {refusal.reason}", markup=False)
+            console.print(styled(f"  {record.name} left {refusal.node}: {refusal.reason}"))
         if len(record.refusals) > _REFUSALS:
-            console.print(f"  {record.name} left {len(record.refusals) - _REFUSALS} more", markup=False)
-    console.print(f"Wrote {output}")
+            console.print(styled(f"  {record.name} left {len(record.refusals) - _REFUSALS} more"))
+    console.print(styled(f"Wrote {output}"))
 
 
 def list_passes(console: Console) -> None:
@@ -133,7 +134,7 @@ def list_passes(console: Console) -> None:
     from diffc.commands.optimize import known_passes
 
     for name, options, text in known_passes():
-        console.print(f"[bold]{name}[/bold]" + (f" {{{options}}}" if options else ""))
+        console.print(styled((name, "bold"), f" {{{options}}}" if options else ""))
         console.print(
             "\n".join(f"    {line}" for line in text.splitlines()) + "\n", markup=False, soft_wrap=True
         )
@@ -174,7 +175,9 @@ def examined(findings: Sequence[Finding], console: Console) -> None:
     table = Table("what", "", "")
     for finding in findings:
         table.add_row(
-            finding.what, "[green]works[/green]" if finding.works else "[yellow]no[/yellow]", finding.detail
+            cell(finding.what),
+            cell("works", "green") if finding.works else cell("no", "yellow"),
+            cell(finding.detail),
         )
     console.print(table)
     for finding in findings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -44,8 +45,9 @@ def validate_command(
 ) -> None:
     """Run an artifact again and hold it against torch, or against another graph. Exit code 3: it differs."""
     from diffc.cli.tables import bisected, compared
+    from diffc.cli.terminal import Terminal
     from diffc.commands.validate import ValidateRequest, validate_artifact
-    from diffc.progress import Terminal
+    from diffc.terminal_text import styled
 
     request = ValidateRequest(
         artifact.expanduser().absolute(),
@@ -62,5 +64,6 @@ def validate_command(
     if bisect:
         bisected(result.modules, ui.console)
     if script is not None:
-        ui.console.print(f"Repeat it with: sh {script / 'run.sh'}", soft_wrap=True)
+        command = shlex.join(("sh", str(script / "run.sh")))
+        ui.console.print(styled(f"Repeat it with: {command}"), soft_wrap=True)
     result.require_match()

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError
-from diffc.models.registry import find_spec
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.sources.pipelines import open_pipeline
 from diffc.models.spec import Shape
+from diffc.output_files import check_output_file
 from diffc.progress import Reporter
 from diffc.quality.pictures import Column, montage, psnr, save_png, ssim, to_image
 from diffc.runtime.load import load, resolve
@@ -69,6 +69,7 @@ def generate(request: GenerateRequest, ui: Reporter) -> list[Painted]:
 
     Raises DiffcError for an artifact, pipeline, size or target that does not fit.
     """
+    check_output_file(request.output)
     artifact = Artifact.load(request.artifact)
     source = _source(artifact, request.pipeline)
     _, device = resolve(artifact, request.target, request.device)
@@ -78,10 +79,10 @@ def generate(request: GenerateRequest, ui: Reporter) -> list[Painted]:
     with ui.stage("load the pipeline"):
         pipe = _pipeline(source, artifact, device, with_backbone=with_torch)
     size = request.size or int(pipe.vae.config.sample_size)
-    find_spec(source.family).check(source.config, Shape(request.batch, size, size, 1))
+    source.family.check(source.config, Shape(request.batch, size, size, 1))
     painted: list[Painted] = []
     for name, backbone in _variants(folders, with_torch, pipe, source, request):
-        setattr(pipe, find_spec(source.family).component, backbone)
+        setattr(pipe, source.family.component, backbone)
         if isinstance(backbone, CompiledBackbone):
             backbone.start(request.steps)
         with ui.stage(f"paint with {name}") as update:
@@ -126,10 +127,10 @@ def _source(artifact: Artifact, pipeline: str | None) -> ModelSource:
         ) from error
     if source.pipeline_dir is None:
         raise DiffcError(
-            f"{source.backbone_dir} is a backbone alone, and painting takes the whole pipeline",
+            f"{source.path} is a backbone alone, and painting takes the whole pipeline",
             fix="give --pipeline and the folder that has model_index.json",
         )
-    if source.family != model["family"]:
+    if source.family.name != model["family"]:
         raise DiffcError(
             f"{source.pipeline_dir} is of family {source.family}, the artifact of {model['family']}",
             fix="give the --pipeline that the artifact was compiled from",
@@ -145,7 +146,7 @@ def _pipeline(source: ModelSource, artifact: Artifact, device: torch.device, *, 
     diffusers_logging.disable_progress_bar()  # ours tells the stage
     transformers_logging.disable_progress_bar()
     dtype = getattr(torch, artifact.manifest["dtype"]) if device.type == "cuda" else torch.float32
-    left_out = {} if with_backbone else {find_spec(source.family).component: None}
+    left_out = {} if with_backbone else {source.family.component: None}
     fix = "download the whole pipeline, or give another --pipeline"
     pipe = open_pipeline(source, dtype=dtype, fix=fix, **left_out)
     pipe.set_progress_bar_config(disable=True)
@@ -157,10 +158,10 @@ def _variants(
 ) -> Iterator[tuple[str, Any]]:
     """Names and backbones, each loaded when its turn comes."""
     if with_torch:
-        yield TORCH, getattr(pipe, find_spec(source.family).component)
+        yield TORCH, getattr(pipe, source.family.component)
     for number, folder in enumerate(folders):
         other = Artifact.load(folder)
-        if other.manifest["model"].get("family") != source.family:
+        if other.manifest["model"].get("family") != source.family.name:
             raise DiffcError(f"{folder} holds no {source.family} backbone", fix="compare what is alike")
         target = request.target if number == 0 else None
         module = load(folder, target=target, device=pipe.device, dtype=pipe.vae.dtype)

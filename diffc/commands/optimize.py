@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffc.errors import DiffcError, unknown
+from diffc.artifact.folder import check_model_output
+from diffc.errors import unknown
 from diffc.progress import Reporter
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def optimize(
     """
     if check not in CHECKS:
         raise unknown("check", check, CHECKS)
-    check_output(model, output, force)
+    check_model_output(output, model=model, force=force)
     from passes import Pipeline
     from passes.graph.check import Check, check_structure
     from passes.storage import load, save
@@ -50,15 +51,6 @@ def optimize(
     with ui.stage("write weights") as update:
         save(result.model, output, lambda done, total, name: update(done, total))
     return result
-
-
-def check_output(model: Path, output: Path, force: bool) -> None:
-    """Raise DiffcError when `output` cannot be written: it exists (or is `model` itself), or has no folder."""
-    taken = [path for path in (output, output.with_name(output.name + "_data")) if path.exists()]
-    if taken and (not force or output.resolve() == model.resolve()):
-        raise DiffcError(f"{taken[0]} exists", fix="choose another -o, or give --force")
-    if not output.parent.is_dir():
-        raise DiffcError(f"no such folder: {output.parent}", fix="make it, or choose another -o")
 
 
 def known_passes() -> Sequence[tuple[str, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.backends.target import TARGETS, find_target
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.inputs import forward_kwargs
-from diffc.models.registry import find_spec
+from diffc.models.registry import find_family
 from diffc.progress import Reporter, Silent
 from diffc.validate.comparisons import (
     Comparison,
@@ -142,7 +143,7 @@ class LoadedSession:
     """A backbone of `diffc.load` as a session over arrays: it runs what a pipeline runs."""
 
     def __init__(self, backbone: CompiledBackbone, family: str):
-        self._backbone, self._spec = backbone, find_spec(family)
+        self._backbone, self._spec = backbone, find_family(family)
 
     def run(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """The output by name, in float32."""
@@ -213,7 +214,7 @@ def _against(artifact: Artifact, against: str | None, ui: Reporter) -> str:
     if against == "torch":
         raise DiffcError(
             f"{artifact.folder} was compiled from an ONNX file: there is no torch model to compare it with",
-            fix=f"compare it with the file: --against {artifact.manifest['model']['name']}",
+            fix=f"compare it with the file: --against {shlex.quote(str(artifact.manifest['model']['name']))}",
         )
     if against is None:
         ui.note(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 import onnx
@@ -43,7 +44,7 @@ def profile_of(model: onnx.ModelProto, text: str, targets: Sequence[Target]) -> 
     if missing := [name for name in asked if name not in sizes]:
         raise DiffcError(
             f"the file has dynamic dimensions without a range: {', '.join(missing)}",
-            fix=f"give --profile {','.join(f'{name}=min:opt:max' for name in missing)}",
+            fix=f"give --profile {shlex.quote(','.join(f'{name}=min:opt:max' for name in missing))}",
         )
 
     def at(index: int) -> Mapping[str, Sequence[int]]:

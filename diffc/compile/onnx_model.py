@@ -13,17 +13,23 @@ from typing import Any
 
 import onnx
 
-import diffc
-from diffc.artifact.describe import IMPORTED
-from diffc.artifact.folder import Artifact, check_output, staging, write_manifest
-from diffc.artifact.resume import request_key
+from diffc.artifact.describe import (
+    IMPORTED,
+    described_engines,
+    described_passes,
+    described_values,
+    described_versions,
+)
+from diffc.artifact.folder import Artifact, check_output, file_sha256, staging, write_manifest
+from diffc.backends.onnx_graph import element_types
 from diffc.backends.target import Profile, Target, check_sms, find_target
+from diffc.compile.engines import build_engines
+from diffc.compile.graphs import Graphs, legalize, write
 from diffc.compile.import_check import ImportCheck
 from diffc.compile.import_onnx import canonical, read
 from diffc.compile.import_profile import given_sizes, profile_of, trial_sizes
-from diffc.compile.manifest import described_engines, described_passes, described_values, versions
-from diffc.compile.plan import CompileRequest, check_engine
-from diffc.compile.spine import CompileResult, Graphs, build_engines, check_targets, legalize, write
+from diffc.compile.plan import check_engine, check_targets
+from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.frontend.onnx_file import CONTRIB
 from diffc.progress import Reporter
@@ -58,7 +64,7 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
     with staging(request.output, force=request.force, key=key) as folder:
         graphs = legalize(imported.model, targets, check, request.dump, ui)
         hashes = write(graphs, folder, ui)
-        engines = build_engines(targets, request.sms, graphs, folder, profile, ui, options=request.engine)
+        engines = build_engines(graphs, targets, request.sms, request.engine, profile, folder, ui)
         records = [*imported.records, *graphs.records]
         content = {
             **_manifest(request, graphs, profile),
@@ -87,8 +93,6 @@ def check_request(request: CompileRequest) -> tuple[Target, ...]:
 
 
 def _check_types(model: onnx.ModelProto, sms: Sequence[int]) -> None:
-    from diffc.backends.onnx_graph import element_types
-
     check_sms(element_types(model), tuple(sms))
 
 
@@ -107,13 +111,10 @@ def _check_domains(model: onnx.ModelProto, path: Path, targets: Sequence[Target]
 
 
 def _manifest(request: CompileRequest, graphs: Graphs, profile: Sequence[Profile]) -> dict[str, Any]:
-    from diffc.artifact.folder import file_sha256
-
     path = Path(request.model)
     model = graphs.models["model.onnx"]
     return {
-        "diffc": diffc.__version__,
-        "versions": versions(),
+        **described_versions(),
         "model": {"name": path.name, "sha256": file_sha256(path)},
         "format": IMPORTED,
         "targets": dict(graphs.files),

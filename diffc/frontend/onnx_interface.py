@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from onnx import GraphProto, NodeProto, TensorProto
 
-from diffc.models.registry import SPECS
-from diffc.models.spec import InputSpec, ModelSpec
+from diffc.models.family import Family
+from diffc.models.registry import FAMILIES
+from diffc.models.spec import InputSpec
 
 # Names that the exporters make up: "onnx::Cast_3", "inputs.29", "hidden_states.1", "1285".
 _MADE_UP = re.compile(r"onnx::.*|inputs?(\.\d+)?|.*\.\d+|\d+")
@@ -128,7 +129,7 @@ class _View:
 def name_interface(graph: GraphProto) -> list[str]:
     """Give inputs and the output the names of the family that they identify; a line for what was renamed."""
     inputs = {name: match[1] for name in (v.name for v in graph.input) if (match := _NESTED.fullmatch(name))}
-    family = find_family(graph)
+    family = family_of_interface(graph)
     outputs: dict[str, str] = {}
     if family is not None:
         spec, specs = family
@@ -139,20 +140,20 @@ def name_interface(graph: GraphProto) -> list[str]:
     taken = _names(graph)
     renamed = {old: new for old, new in (inputs | outputs).items() if new not in taken}
     _rename(graph, renamed)
-    what = f"the interface of {family[0].family}: " if family is not None else ""
+    what = f"the interface of {family[0].name}: " if family is not None else ""
     return [what + ", ".join(f"{old} is {new}" for old, new in renamed.items())] if renamed else []
 
 
-def find_family(graph: GraphProto) -> tuple[ModelSpec, Sequence[InputSpec]] | None:
+def family_of_interface(graph: GraphProto) -> tuple[Family, Sequence[InputSpec]] | None:
     """The one family whose inputs, in order, have these ranks and sizes; None when there is none or several."""
     found = [
         (spec, inputs)
-        for spec in SPECS.values()
+        for spec in FAMILIES.values()
         for flag in (0, 1)
         for inputs in [spec.inputs(_Config(1, flag))]
         if _fits(graph, inputs, spec.inputs(_Config(2, flag)))
     ]
-    return found[0] if len({spec.family for spec, _ in found}) == 1 else None
+    return found[0] if len({spec.name for spec, _ in found}) == 1 else None
 
 
 class _Config(Mapping[str, int]):

@@ -12,9 +12,10 @@ import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
 
 from passes.base import Pass, PassResult, register, walk
-from passes.graph.convert import export_model
-from passes.graph.edit import drop_nodes, fill_types, inline_values, replace_uses
+from passes.graph.edit import drop_nodes, inline_values, replace_uses
+from passes.graph.inference import fill_types
 from passes.graph.match import STANDARD, array_of, is_recipe, output_ids, producer, static_shape
+from passes.graph.to_onnx import export_model
 from passes.weights.recipe import Array, dtype_of
 
 # Deterministic operators that are cheap on small tensors. Quantization and anything with a body stay out.
@@ -215,6 +216,8 @@ def _picked_dims(node: gs.Node, opset: int) -> Array | None:
     arguments = [array_of(t) for t in node.inputs[1:]]
     if any(array is None for array in arguments):
         return None
+    if node.op == "Gather" and any(not -len(dims) <= i < len(dims) for i in np.ravel(arguments[0])):
+        return None  # no dimension of the shape: the graph is wrong, and it is not for this pass to say so
     # Positions take the place of the dimensions, so that the operator itself says which ones it picks.
     where = evaluate_node(node, [np.arange(len(dims)), *arguments], opset)[0]
     picked = [dims[index] for index in where.reshape(-1)]

@@ -14,8 +14,32 @@ from passes.graph.edit import Names, inline
 from passes.graph.match import array_of, producer
 
 _SAME = frozenset(
-    ["Cast", "Slice", "Sigmoid", "Relu", "Tanh", "Erf", "Sin", "Cos", "Exp", "Neg", "Sqrt", "Softmax", "Identity"]
-    + ["QuantizeLinear", "DequantizeLinear", "Pad", "Clip", "Gelu", "LayerNormalization", "Transpose"]
+    (
+        *(
+            "Cast",
+            "Clip",
+            "Cos",
+            "Erf",
+            "Exp",
+            "Gelu",
+            "Identity",
+            "LayerNormalization",
+            "Neg",
+            "Pad",
+            "Relu",
+        ),
+        *(
+            "Sigmoid",
+            "Sin",
+            "Slice",
+            "Softmax",
+            "Sqrt",
+            "Tanh",
+            "Transpose",
+            "QuantizeLinear",
+            "DequantizeLinear",
+        ),
+    )
 )
 """Operators whose output has the rank of their first input."""
 _BROADCAST = frozenset(["Add", "Sub", "Mul", "Div", "Pow", "Where", "Equal", "Greater", "Less"])

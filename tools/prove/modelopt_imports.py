@@ -4,7 +4,7 @@
 
 For every export: whether it compiles for ONNX Runtime, whether model.onnx opens with its default options, how
 far its outputs are from those of the torch model (relative L2, in float32, at the traced size and at another), and
-which engines TensorRT-RTX builds. One line of JSON each, also in WORK/results.jsonl; exports that stand there are skipped.
+which engines TensorRT-RTX builds. One line of JSON each, also in WORK/results.jsonl; what stands there is skipped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import onnx
 
 from diffc.compile.import_profile import named_dimensions
 from diffc.compile.onnx_model import compile_onnx
-from diffc.compile.spine import CompileRequest
+from diffc.compile.request import CompileRequest
 from diffc.errors import DiffcError
 from diffc.frontend.onnx_file import read_model
 from diffc.progress import Silent
