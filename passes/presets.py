@@ -11,7 +11,6 @@ from passes.canonical.fold_weight_qdq import FoldWeightQdq
 from passes.canonical.fuse_qdq import FuseQdq
 from passes.canonical.remove_unused import RemoveUnused
 from passes.canonical.split_sequences import SplitSequences
-from passes.importing.fix_axes import FixAxes
 from passes.importing.fold_int4_weights import FoldInt4Weights
 from passes.importing.match_types import MatchTypes
 from passes.importing.normalize_qdq import NormalizeQdq
@@ -52,7 +51,6 @@ CANONICAL: tuple[Pass, ...] = (
 
 # What an ONNX file from ModelOpt's scripts gets to reach the canonical form. It may be no valid ONNX at first.
 IMPORT: tuple[Pass, ...] = (
-    FixAxes(),  # first: behind an axis that does not exist, no shape is known
     FoldConstants(),  # the scales of ModelOpt are Constant nodes, the shapes around INT4 weights chains of them
     FoldInt4Weights(),  # before normalize-qdq, which cannot say what a dequantized float weight means
     NormalizeQdq(),  # standard quantizers wherever ONNX has them

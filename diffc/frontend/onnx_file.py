@@ -13,6 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from diffc.errors import DiffcError
 from diffc.frontend.onnx_interface import fix_channels, graphs_of, name_dimensions, name_interface
+from passes.graph.inference import infer_types
 from passes.graph.trt_ops import DOMAIN, TRT_OPS
 from passes.storage import bind_weights, make_recipe, read_graph
 from passes.weights.recipe import default_opset
@@ -47,6 +48,7 @@ def read_model(path: Path) -> Imported:
     notes += name_interface(model.graph)
     notes += fix_channels(model.graph)
     notes += name_dimensions(model.graph)
+    check_axes(model, path)
     return Imported(model, tuple(notes))
 
 
@@ -111,6 +113,31 @@ def check_operators(model: ModelProto, path: Path) -> None:
             + more,
             fix="export the model without them, or add each as a model-local function",
         )
+
+
+def check_axes(model: ModelProto, path: Path) -> None:
+    """Raise DiffcError for a Concat along an axis that its inputs do not have.
+
+    torch's legacy exporter counts -1 from the end of a shape that it took for longer, and writes the result into a
+    constant that other operators share (LTX-Video): which of their axes and sizes were -1 is not in the file.
+    """
+    inferred = infer_types(model)
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in inferred.graph.value_info if _has_shape(v)}
+    for node in (n for n in model.graph.node if n.op_type == "Concat" and n.domain in STANDARD):
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        found = {ranks.get(name) for name in node.input}
+        rank = found.pop() if len(found) == 1 else None
+        if rank is not None and not -rank <= axis < rank:
+            raise DiffcError(
+                f"{path}: Concat node {node.name!r} joins tensors of {rank} axes along axis {axis}, which they do not"
+                " have. torch's legacy exporter overwrote a -1 there, and wherever else the model reads the same"
+                " constant: no runtime opens the file, and what the other places should say is not in it",
+                fix="export the model by torch.onnx.export with dynamo=True",
+            )
+
+
+def _has_shape(value: onnx.ValueInfoProto) -> bool:
+    return value.type.tensor_type.HasField("shape")
 
 
 def _is_known(node: NodeProto, opset: int, functions: set[tuple[str, str]]) -> bool:
