@@ -137,7 +137,7 @@ def check_axes(model: ModelProto, path: Path) -> None:
 
 
 def _has_shape(value: onnx.ValueInfoProto) -> bool:
-    return value.type.tensor_type.HasField("shape")
+    return bool(value.type.tensor_type.HasField("shape"))
 
 
 def _is_known(node: NodeProto, opset: int, functions: set[tuple[str, str]]) -> bool:

@@ -60,7 +60,10 @@ def taken(folder: Path, work: Path, engines: bool) -> dict[str, Any]:
     with np.load(folder / "reference.npz") as held:
         reference = dict(held)
     sizes = [0] if model in BAKED else [0, 1]
-    profile = _profile(read_model(folder / "model.onnx").model, reference, sizes)
+    try:
+        profile = _profile(read_model(folder / "model.onnx").model, reference, sizes)
+    except (DiffcError, PassError) as error:
+        return {"read": str(error).replace("\n", " ")[:600]}
     output = work / "artifact"
     found: dict[str, Any] = {}
     sms = [sm for sm in SMS if sm >= FIRST_SM.get(format.partition("+")[0], 0)] if engines else []
