@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import logging
 import os
 import pickle
 from collections.abc import Callable
@@ -32,9 +31,6 @@ from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import QuantOptions
 from tests.lanes import Lanes
-
-# pytest would keep every line that torch's tracer thinks.
-logging.getLogger("torch.__trace").propagate = False
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 SMS = (86, 89, 120)
