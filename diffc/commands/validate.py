@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from diffc.backends.target import TARGETS, find_target
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.inputs import forward_kwargs
 from diffc.models.registry import find_spec
-from diffc.progress import Reporter, Silent
+from diffc.progress import Reporter
 from diffc.validate.comparisons import (
     Comparison,
     format_and_dtype,
@@ -69,6 +69,16 @@ class Validated:
     modules: Mapping[str, Sequence[ModuleReport]]
     against: str
 
+    def to_json(self) -> dict[str, Any]:
+        """What --json writes."""
+        modules = {name: [asdict(report) for report in found] for name, found in self.modules.items()}
+        return {
+            "against": self.against,
+            "passed": all(report.passed or report.chaotic for report in self.reports),
+            "outputs": [report.described() for report in self.reports],
+            "modules": modules,
+        }
+
     def require_match(self) -> None:
         """Raise MismatchError (exit code 3) with the first module that is wrong, or else the first output.
 
@@ -91,7 +101,7 @@ def validate_artifact(
     `polygraphy run` repeats the comparisons with. Raises DiffcError when a file of the artifact was changed, when
     there is nothing to compare it with, or when the target does not run on this machine.
     """
-    ui = ui or Silent()
+    ui = ui or default_reporter()
     if script is not None:
         check_folder(script)
     reports: list[ShapeReport] = []

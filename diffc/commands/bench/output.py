@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffc.commands.bench.run import Row
 from diffc.commands.bench.worker import MIB
-from diffc.errors import DiffcError
+from diffc.errors import DiffcError, UsageError
+from diffc.terminal import cell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,9 +24,9 @@ def check_plot(path: Path | None) -> None:
     if path is None:
         return
     if importlib.util.find_spec("matplotlib") is None:
-        raise DiffcError("--plot needs matplotlib, which is not installed", fix='pip install "diffc[plot]"')
+        raise DiffcError("--plot needs matplotlib, which is not installed", fix="pip install matplotlib")
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise DiffcError(f"{path} is no name of a plot", fix="end it in .png, .svg or .pdf")
+        raise UsageError(f"{path} is not the name of a plot", fix="end it in .png, .svg or .pdf")
 
 
 def check_folder(path: Path | None) -> None:
@@ -38,20 +38,17 @@ def check_folder(path: Path | None) -> None:
 def tables(rows: Sequence[Row]) -> Iterator[Table]:
     """For every shape: median and spread, throughput, memory, and how far the outputs are apart."""
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     for shape in dict.fromkeys(row.shape for row in rows):
         mine = [row for row in rows if row.shape == shape]
-        table = Table(
-            "side", *_HEAD, title=f"{shape}; ms a step", box=box.SIMPLE_HEAD, padding=0, pad_edge=False
-        )
+        title = cell(f"{shape}; ms a step")
+        table = Table("side", *_HEAD, title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
         for row in (row for row in mine if row.seconds):
             table.add_row(_NAMES[row.side], *_figures(row, mine))
         failed = [row for row in mine if not row.seconds]
-        table.caption = "\n".join(
-            f"{_NAMES[row.side]} was not measured: {escape(row.reason)}" for row in failed
-        )
+        reasons = (f"{_NAMES[row.side]} was not measured: {row.reason}" for row in failed)
+        table.caption = cell("\n".join(reasons)) if failed else None
         table.caption_justify = "left"
         yield table
 
@@ -122,16 +119,6 @@ def machine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def save_json(rows: Sequence[Row], artifact: Path, path: Path) -> None:
-    """Write `described` to a file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(described(rows, artifact), indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_plot(rows: Sequence[Row], title: str, path: Path) -> None:

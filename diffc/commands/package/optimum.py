@@ -19,10 +19,11 @@ import onnx
 from diffc.artifact.folder import MANIFEST, Artifact, check_output, staging, write_manifest
 from diffc.commands.package.parts import Parts, find_parts
 from diffc.commands.package.tokenizers import loadable_class, rewrite_config
-from diffc.errors import DiffcError, UnsupportedError, unknown
+from diffc.errors import DiffcError, UnsupportedError, unknown_value
 from diffc.models.registry import find_spec
 from diffc.models.spec import Shape
-from diffc.progress import Reporter, Silent
+from diffc.progress import Reporter
+from diffc.progress_bar import default_reporter
 
 LAYOUTS = ("optimum",)
 PIPELINES = {
@@ -66,11 +67,11 @@ class Packaged:
 
 def package(request: PackageRequest, ui: Reporter | None = None) -> Packaged:
     """Write the folder. Raises DiffcError for what the user can fix, MismatchError for a component that differs."""
-    ui = ui or Silent()
+    ui = ui or default_reporter()
     if request.layout not in LAYOUTS:
-        raise unknown("layout", request.layout, LAYOUTS)
+        raise unknown_value("layout", request.layout, LAYOUTS)
     if request.dtype not in ("float16", "float32"):
-        raise unknown("type", request.dtype, ("float16", "float32"), fix="optimum feeds no other")
+        raise unknown_value("type", request.dtype, ("float16", "float32"), fix="optimum feeds no other")
     check_place(request)
     artifact = Artifact.load(request.artifact)
     artifact.verify()
