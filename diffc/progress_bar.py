@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Column
 
 from diffc.progress import Logged, Reporter, Update
-from diffc.terminal import Screen, line, styled
+from diffc.terminal_text import Screen, line, styled
 
 
 class ProgressBar(Logged):

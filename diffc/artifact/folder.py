@@ -19,8 +19,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from diffc.artifact.files import check_files
 from diffc.artifact.resume import RESUME, take_up
 from diffc.errors import DiffcError
+from passes.files.atomic import check_own_folder
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -41,7 +43,7 @@ class Artifact:
 
     @classmethod
     def load(cls, folder: Path) -> Artifact:
-        """Open an artifact. Raises DiffcError when it is none, is of another schema, or lacks files."""
+        """Open an artifact. Raises DiffcError when it is none, is of another schema, lacks files or names others'."""
         path = folder / MANIFEST
         if not path.is_file():
             raise DiffcError(
@@ -54,6 +56,7 @@ class Artifact:
             raise DiffcError(f"{path} is corrupt ({error})", fix="compile again") from error
         if schema != SCHEMA:
             raise DiffcError(f"{path} has schema {schema}, this diffc reads {SCHEMA}", fix="compile again")
+        check_files(folder, manifest)
         for name, entry in files.items():
             file = folder / name
             if not file.is_file() or file.stat().st_size != entry["bytes"]:
@@ -86,6 +89,7 @@ def staging(output: Path, *, force: bool, key: str = "") -> Iterator[Path]:
     """
     check_output(output, force=force)
     partial = output.with_name(f".{output.name}.partial")
+    check_own_folder(partial)
     lock = FileLock(output.with_name(f".{output.name}.lock"))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

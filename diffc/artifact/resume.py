@@ -27,15 +27,14 @@ CHECKPOINT, WEIGHTS = "checkpoint", "model.onnx_data"
 _KEPT = (RESUME, CHECKPOINT, WEIGHTS, f"{WEIGHTS}.partial")
 
 
-def request_key(request: CompileRequest, folders: Iterable[Path], weights: Iterable[Path] = ()) -> str:
+def request_key(request: CompileRequest, folders: Iterable[Path], weights: str = "") -> str:
     """A hash of `request`, the files in `folders` (or files themselves) and all else that the result depends on.
 
-    Files are known by path, size and time of change, `weights` (safetensors) by what `hash_weights` reads, too.
+    Files are known by path, size and time of change. `weights` is the fingerprint of the model's weights.
     """
     import torch
 
     from diffc.compile.manifest import versions
-    from diffc.quantize.fingerprint import hash_weights
 
     # Where the result goes, and copies of graphs on the way, change nothing of it.
     wanted = asdict(replace(request, output=Path(), force=False, dump=None))
@@ -43,7 +42,7 @@ def request_key(request: CompileRequest, folders: Iterable[Path], weights: Itera
     content = {
         "request": wanted,
         "files": list(_stats((*folders, *given))),
-        "weights": hash_weights(weights),
+        "weights": weights,
         "code": _code(),
         "versions": versions(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

@@ -134,7 +134,7 @@ class Profile:
         optimum: Mapping[str, Sequence[int]],
         maximum: Mapping[str, Sequence[int]],
     ) -> Profile:
-        """The profile between three sets of shapes, as `ModelSpec.input_shapes` gives them.
+        """The profile between three sets of shapes, as `Family.input_shapes` gives them.
 
         Raises DiffcError when they do not name the same inputs.
         """

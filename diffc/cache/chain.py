@@ -15,7 +15,6 @@ from diffc.compile.cached.operations import at_sizes, known_shapes
 from diffc.compile.cached.shapes import Sizes, product_of, telling_shapes
 from diffc.compile.cached.variants import CacheBuild, KeptTensor, Variant, group_texts, name_dims
 from diffc.errors import DiffcError
-from diffc.models.registry import find_spec
 from diffc.models.sources.locate import ModelSource
 from passes import Pipeline
 from passes.base import Pass, PassResult
@@ -132,7 +131,7 @@ def crossing_dims(
     """The sizes of the outputs `names` of `whole` in terms of the dynamic dimensions. Raises DiffcError for one that is
     no multiple of a product of dimensions, nor that and a dimension.
     """
-    spec = find_spec(source.family)
+    spec = source.family
     sizes = [spec.sizes(shape) for shape in telling_shapes(spec.pixel_multiple(source.config))]
     runs = [known_shapes(at_sizes(whole, each, {})) for each in sizes]
     found: dict[str, tuple[str | int, ...]] = {}

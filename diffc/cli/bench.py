@@ -20,9 +20,7 @@ EXAMPLES = examples(
 
 def bench_command(
     terminal: Terminal,
-    artifact: Annotated[
-        Path, typer.Argument(metavar="ARTIFACT", help="A folder that `diffc compile` wrote.")
-    ],
+    artifact: Annotated[Path, typer.Argument(help="A folder that `diffc compile` wrote.")],
     against: Annotated[
         list[str] | None,
         typer.Option(

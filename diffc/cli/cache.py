@@ -25,7 +25,7 @@ cache_app = typer.Typer(
 @shared_options
 def list_command(terminal: Terminal) -> None:
     """List the cache plans that `diffc compile --cache-plan` knows by name, with their arguments."""
-    from diffc.cli.tables import list_cache_plans
+    from diffc.cli.listings import list_cache_plans
 
     list_cache_plans(terminal)
 
@@ -37,7 +37,6 @@ def show_command(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL",
             help="A pipeline or backbone folder, or an embedded model.",
             autocompletion=completed(choices.models),
         ),
@@ -46,7 +45,7 @@ def show_command(
         str,
         typer.Argument(
             metavar="PLAN",
-            help="{cache_plans}, or a .json or .yaml file.",
+            help="A plan of `diffc cache list`, or a .json or .yaml file.",
             autocompletion=completed(choices.cache_plans),
         ),
     ],
@@ -81,7 +80,6 @@ def search_command(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL",
             help="A pipeline folder, or an embedded model.",
             autocompletion=completed(choices.models),
         ),
@@ -115,7 +113,7 @@ def search_command(
     ] = None,
 ) -> None:
     """Measure how much blocks change from step to step in torch, and write the plan of best quality."""
-    from diffc.cli.tables import plans_tried
+    from diffc.cli.listings import plans_tried
     from diffc.commands.bench.output import check_folder, check_plot
     from diffc.commands.cache_search.measure import SearchRequest
     from diffc.commands.cache_search.pipeline import DEFAULT_PROMPTS, load_for_search

@@ -74,7 +74,6 @@ TABLES: dict[str, Callable[[], Iterable[str]]] = {
     "targets": targets,
     "sms": sms,
     "collect_methods": collect_methods,
-    "cache_plans": cache_plans,
     "calibrate": lambda: CALIBRATE,
     "dtypes": lambda: DTYPES,
     "checks": lambda: CHECKS,

@@ -42,10 +42,17 @@ SHARED = {
 }
 """Parameter name -> annotation and default."""
 SHARED_PANEL = "Every command"
+_LONGEST = 200
+"""Characters of a command's help in the list of commands."""
 
 
 class Command(TyperCommand):
     """A command whose help shows its options in groups (`rich_help_panel`), those of every command last."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The names of the arguments, as click writes them: MODEL, [NAME]."""
+        arguments = (param for param in self.get_params(ctx) if param.param_type_name == "argument")
+        return ["[OPTIONS]", *(_argument(a) if a.required else f"[{_argument(a)}]" for a in arguments)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section for each group, in the order of the options."""
@@ -54,11 +61,12 @@ class Command(TyperCommand):
             record = param.get_help_record(ctx)
             if record is None:
                 continue
-            title = "Arguments" if param.param_type_name == "argument" else "Options"
+            is_argument = param.param_type_name == "argument"
+            title = "Arguments" if is_argument else "Options"
             if param.name in SHARED or param.name == "help":
                 title = SHARED_PANEL
             title = getattr(param, "rich_help_panel", None) or title
-            name, text = record
+            name, text = (_argument(param), record[1]) if is_argument else record
             sections.setdefault(title, []).append((name, filled(text)))
         shared = sections.pop(SHARED_PANEL, [])
         for title, rows in {**sections, SHARED_PANEL: shared}.items():
@@ -72,17 +80,19 @@ class Group(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write one section for each kind of command."""
         sections: dict[str, list[tuple[str, str]]] = {}
-        names = self.list_commands(ctx)
-        for name in names:
+        for name in self.list_commands(ctx):
             command = self.get_command(ctx, name)
             if command is not None and not command.hidden:
                 title = getattr(command, "rich_help_panel", None)
                 title = title if isinstance(title, str) else "Commands"
-                limit = formatter.width - 6 - max(map(len, names))
-                sections.setdefault(title, []).append((name, command.get_short_help_str(limit)))
+                sections.setdefault(title, []).append((name, command.get_short_help_str(_LONGEST)))
         for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
+
+
+def _argument(param: Any) -> str:
+    return str(param.metavar or param.name.upper())
 
 
 def examples(*lines: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,6 @@ def compile_command(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL",
             help="A pipeline or backbone folder, an .onnx file, or an embedded model.",
             autocompletion=completed(choices.models),
         ),
@@ -204,7 +204,7 @@ def compile_command(
         str,
         typer.Option(
             metavar="PLAN",
-            help="Blocks to use again between steps: {cache_plans}, or a file.",
+            help="Blocks to use again between steps: a plan of `diffc cache list`, or a file.",
             show_default=False,
             rich_help_panel=_CACHE,
             autocompletion=completed(choices.cache_plans),
@@ -279,7 +279,8 @@ def compile_command(
 ) -> None:
     """Compile a backbone into a validated ONNX model and engines."""
     from diffc.backends.target import EngineOptions, parse_sm
-    from diffc.cli.tables import compiled
+    from diffc.cli.tables import compiled, planned
+    from diffc.compile.plan import check
     from diffc.compile.spine import CompileRequest, compile_model
     from diffc.quantize.options import QuantOptions
 
@@ -317,7 +318,12 @@ def compile_command(
         force=force,
         dump=dump,
     )
-    compiled(compile_model(request, terminal.ui), terminal)
+    if dry_run:
+        planned(check(request), terminal)
+        return
+    started = time.perf_counter()
+    result = compile_model(request, terminal.ui)
+    compiled(result, time.perf_counter() - started, terminal)
 
 
 def _component_dtype(text: str) -> tuple[str, str]:

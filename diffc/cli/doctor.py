@@ -14,7 +14,7 @@ EXAMPLES = examples("diffc doctor", "diffc doctor --json -")
 
 def doctor_command(terminal: Terminal) -> None:
     """Say what works on this machine, why the rest does not, and what fixes it. Exit code 1: diffc cannot compile."""
-    from diffc.cli.tables import examined
+    from diffc.cli.listings import examined
     from diffc.commands.doctor import examine, require_able
 
     findings = examine(terminal.ui)

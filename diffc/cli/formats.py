@@ -14,6 +14,6 @@ EXAMPLES = examples("diffc formats", "diffc formats --json -")
 
 def formats_command(terminal: Terminal) -> None:
     """List the quantization formats and the GPUs that have them."""
-    from diffc.cli.tables import list_formats
+    from diffc.cli.listings import list_formats
 
     list_formats(terminal)

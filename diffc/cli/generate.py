@@ -20,9 +20,7 @@ EXAMPLES = examples(
 
 def generate_command(
     terminal: Terminal,
-    artifact: Annotated[
-        Path, typer.Argument(metavar="ARTIFACT", help="A folder that `diffc compile` wrote.")
-    ],
+    artifact: Annotated[Path, typer.Argument(help="A folder that `diffc compile` wrote.")],
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to paint.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The PNG to write.")],
     negative_prompt: Annotated[

@@ -31,11 +31,14 @@ from diffc.cli.command import Command, Group, shared_options
 from diffc.cli.models import models_app
 
 _HELP = {"help_option_names": ["-h", "--help"]}
+_EPILOG = """\b
+Exit codes: 0 done, 1 something to fix, 2 wrong usage, 3 outputs differ, 130 Ctrl-C.
+More on a command: diffc COMMAND --help"""
 app = typer.Typer(
     name="diffc",
     cls=Group,
     help="Compile diffusion backbones: diffusers + ModelOpt -> ONNX -> TensorRT, TensorRT-RTX, ONNX Runtime.",
-    epilog="Exit codes: 0 done, 1 something to fix, 2 wrong usage, 3 outputs differ, 130 Ctrl-C.",
+    epilog=_EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -116,7 +119,7 @@ def _report(error: Exception, debug: bool) -> int:
     from typer.exceptions import TyperException
 
     from diffc.errors import DiffcError
-    from diffc.terminal import block, error_text, line
+    from diffc.terminal_text import block, error_text, line
     from passes.base import PassCheckError, PassError
 
     if isinstance(error, typer.Abort):

@@ -25,7 +25,7 @@ models_app = typer.Typer(
 @shared_options
 def list_command(terminal: Terminal) -> None:
     """List the embedded models, and the real ones whose configurations diffc has."""
-    from diffc.cli.tables import list_models
+    from diffc.cli.listings import list_models
 
     list_models(terminal)
 
@@ -37,7 +37,6 @@ def make_command(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME",
             help="A model of `diffc models list`.",
             autocompletion=completed(choices.all_models),
         ),

@@ -20,9 +20,7 @@ EXAMPLES = examples(
 
 def package_command(
     terminal: Terminal,
-    artifact: Annotated[
-        Path, typer.Argument(metavar="ARTIFACT", help="A folder that `diffc compile` wrote.")
-    ],
+    artifact: Annotated[Path, typer.Argument(help="A folder that `diffc compile` wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")],
     layout: Annotated[
         str, typer.Option(metavar="LAYOUT", help="optimum: what optimum-onnx's ORT pipelines load.")

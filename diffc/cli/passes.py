@@ -21,7 +21,6 @@ def passes_command(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]",
             help="The pass to describe.",
             show_default="all",
             autocompletion=completed(choices.passes),
@@ -30,7 +29,7 @@ def passes_command(
     short: Annotated[bool, typer.Option("--short", help="One line a pass.")] = False,
 ) -> None:
     """List the passes, their options and what they do."""
-    from diffc.cli.tables import list_passes
+    from diffc.cli.listings import list_passes
     from diffc.commands.optimize import known_passes
 
     list_passes(known_passes(name), terminal, short=short)

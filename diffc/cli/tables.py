@@ -7,19 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.table import Table
 
 from diffc.artifact.describe import IMPORTED
-from diffc.terminal import cell, styled
+from diffc.cli.listings import plain_table
+from diffc.terminal_text import cell, styled
 
 if TYPE_CHECKING:
-    from diffc.backends.target import Target
+    from diffc.artifact.folder import Artifact
     from diffc.cli.terminal import Terminal
-    from diffc.commands.cache_search.search import Found
-    from diffc.commands.doctor import Finding
     from diffc.commands.generate import GenerateRequest, Painted
+    from diffc.compile.plan import Plan
     from diffc.compile.spine import CompileResult
+    from diffc.models.sources.locate import ModelSource
     from diffc.validate.modules import ModuleReport
     from diffc.validate.reports import ShapeReport
     from passes import PipelineResult
@@ -29,18 +29,6 @@ _WRONG, _NODES = 10, 6
 """Modules that are wrong, and nodes of each, that a table shows."""
 _REFUSALS = 5
 """Refusals that a pass shows; a large model has hundreds of the same."""
-
-
-def plain_table(*headers: str, title: str | None = None) -> Table:
-    """A table without a frame, which a log and a narrow terminal show as well."""
-    return Table(
-        *headers,
-        title=None if title is None else cell(title),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-        pad_edge=False,
-    )
 
 
 def compiled(result: CompileResult, seconds: float, terminal: Terminal) -> None:
@@ -71,6 +59,27 @@ def compiled(result: CompileResult, seconds: float, terminal: Terminal) -> None:
     )
 
 
+def planned(plan: Plan, terminal: Terminal) -> None:
+    """What a compile would make, and about how large."""
+    from diffc.compile.plan import describe
+
+    source, request = plan.source, plan.request
+    bits = plan.format.stored_bits or (32 if plan.dtype == "float32" else 16)
+    weights = source.parameters * bits / 8
+    terminal.line(f"Would compile {describe(plan)}")
+    terminal.line(made_for({"profile": asdict(plan.profile)}))
+    names = ["model.onnx_data"]
+    for target in (target for target in plan.targets if target.is_engine):
+        sms = request.sms if target.ahead_of_time else (None,)
+        names += [f"engines/{target.name}{'' if sm is None else f'-sm{sm}'}.engine" for sm in sms]
+    for name in names:
+        terminal.line(f"  {name:32} {megabytes(weights)}   about")
+    checks = "layer by layer, for want of memory" if plan.streams_validation else "whole"
+    terminal.line("Not compared with torch" if request.skip_validation else f"Compared with torch, {checks}")
+    terminal.line(f"Nothing was written to {request.output}")
+    terminal.result({"files": dict.fromkeys(names, weights), "profile": asdict(plan.profile)})
+
+
 def file_rows(manifest: Mapping[str, Any]) -> list[str]:
     """A line for every graph, the weights and every engine, with its size."""
     sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
@@ -88,7 +97,7 @@ def file_rows(manifest: Mapping[str, Any]) -> list[str]:
     return rows
 
 
-def megabytes(count: int) -> str:
+def megabytes(count: float) -> str:
     """Bytes for people, right-aligned in 12 columns."""
     return f"{count / 1e6:9.2f} MB" if count < 1e9 else f"{count / 1e9:9.2f} GB"
 
@@ -190,135 +199,6 @@ def optimized(result: PipelineResult, output: Path, terminal: Terminal) -> None:
     terminal.result({"output": str(output), "passes": [asdict(record) for record in result.records]})
 
 
-def list_passes(rows: Sequence[tuple[str, str, str]], terminal: Terminal, *, short: bool) -> None:
-    """Name, options and docstring of passes; `short`: name and first sentence, one line each."""
-    for name, options, text in rows:
-        if short:
-            terminal.line((f"{name:24} ", "bold"), text.splitlines()[0])
-            continue
-        terminal.line((name, "bold"), f" {{{options}}}" if options else "")
-        for row in text.splitlines():
-            terminal.line(f"    {row}" if row else "")
-        terminal.line("")
-    terminal.result([{"name": name, "options": options, "text": text} for name, options, text in rows])
-
-
-def list_formats(terminal: Terminal) -> None:
-    """The formats: what they store, which GPUs have them, what each target does with them, and the reasons."""
-    from diffc.backends.target import TARGETS
-    from diffc.quantize.formats import FORMATS
-
-    table = plain_table("format", "weights", "inputs", "GPUs", "what it is")
-    for fmt in FORMATS.values():
-        bits = (None if b is None else f"{b:g} bit" for b in (fmt.stored_bits, fmt.input_bits))
-        table.add_row(
-            fmt.name + (" (+)" if fmt.mha else ""),
-            *(text or "as stored" for text in bits),
-            f"SM{fmt.min_sm} and newer",
-            cell(fmt.summary),
-        )
-    terminal.print(table)
-    terminal.line("(+) attention in FP8 as well, with --quantize-mha; needs float16 or bfloat16")
-    table = plain_table("format", *TARGETS, title="What each target does with it")
-    for name in FORMATS:
-        table.add_row(name, *(_taken(name, target) for target in TARGETS.values()))
-    terminal.print(table)
-    reasons: dict[str, list[str]] = {}
-    for target in TARGETS.values():
-        for name, how in {**target.emulates, **target.refuses}.items():
-            reasons.setdefault(how, []).append(f"{name} in {target.name}")
-    for how, where in reasons.items():
-        terminal.console.print(styled(f"{', '.join(where)}: {how}"))
-    for fmt in FORMATS.values():
-        terminal.console.print(styled(f"{fmt.name} from SM{fmt.min_sm}: {fmt.evidence}"))
-    terminal.result([_format_row(fmt.name) for fmt in FORMATS.values()])
-
-
-def _taken(name: str, target: Target) -> str:
-    if name in target.refuses:
-        return "no"
-    return "emulated" if name in target.emulates else "yes"
-
-
-def _format_row(name: str) -> dict[str, Any]:
-    from diffc.backends.target import TARGETS
-    from diffc.quantize.formats import FORMATS
-
-    fmt = FORMATS[name]
-    return {
-        "name": name,
-        "weight_bits": fmt.stored_bits,
-        "input_bits": fmt.input_bits,
-        "min_sm": fmt.min_sm,
-        "attention": fmt.mha,
-        "targets": {target.name: _taken(name, target) for target in TARGETS.values()},
-        "summary": fmt.summary,
-        "evidence": fmt.evidence,
-    }
-
-
-def examined(findings: Sequence[Finding], terminal: Terminal) -> None:
-    """What `diffc doctor` found, and below it the command for everything that can be fixed."""
-    table = plain_table("what", "", "")
-    for finding in findings:
-        works = cell("ok", "green") if finding.works else cell("no", "yellow")
-        table.add_row(cell(finding.what), works, cell(finding.detail))
-    terminal.print(table)
-    for finding in findings:
-        if not finding.works and finding.fix:
-            terminal.line(f"{finding.what}: {finding.fix}")
-    terminal.result([asdict(finding) for finding in findings])
-
-
-def list_models(terminal: Terminal) -> None:
-    """The embedded models, and the real ones that `diffc models make --random-weights` writes."""
-    from diffc.models.embedded.catalogue import EMBEDDED
-    from diffc.models.embedded.real import REAL
-
-    table = plain_table("name", "family", "stored in", "what it is")
-    rows = [(m.name, m.family, m.dtype, m.description) for m in EMBEDDED.values()]
-    real = [
-        (r.name, r.family, r.dtype, f"{r.description}, {r.parameters / 1e9:.2f} B parameters (*)")
-        for r in REAL.values()
-    ]
-    for row in (*rows, *real):
-        table.add_row(*map(cell, row))
-    terminal.print(table)
-    terminal.line("(*) the configuration alone. A compile takes the downloaded folder of such a model;")
-    terminal.line("    one of the same size with random weights: diffc models make NAME DIR --random-weights")
-    keys = ("name", "family", "dtype", "description")
-    terminal.result([dict(zip(keys, row, strict=True)) for row in (*rows, *real)])
-
-
-def list_cache_plans(terminal: Terminal) -> None:
-    """The presets with their arguments."""
-    from diffc.cache.presets import PRESETS
-
-    table = plain_table("plan", "for", "what is used again")
-    for name, preset in PRESETS.items():
-        arguments = ",".join(f"{key}={value:g}" for key, value in preset.defaults.items())
-        plan = f"{name}:{arguments}" if arguments else name
-        table.add_row(plan, ", ".join(preset.families), cell(preset.summary))
-    terminal.print(table)
-    terminal.result(
-        [
-            {"name": name, "arguments": dict(preset.defaults), "families": list(preset.families)}
-            for name, preset in PRESETS.items()
-        ]
-    )
-
-
-def plans_tried(found: Found, terminal: Terminal) -> None:
-    """The plans that a search ran, fastest first."""
-    table = plain_table("plan", "speed-up", "PSNR of the latents")
-    for tried in found.tried:
-        mark = " *" if tried is found.best else ""
-        table.add_row(cell(tried.plan.name + mark), f"{tried.speedup:.2f}", f"{tried.psnr or 0:.1f} dB")
-    terminal.print(table)
-    rows = [{"plan": t.plan.to_json(), "speedup": t.speedup, "psnr": t.psnr} for t in found.tried]
-    terminal.result({"best": found.best.plan.to_json(), "tried": rows})
-
-
 def painted(results: Sequence[Painted], request: GenerateRequest, terminal: Terminal) -> None:
     """One line for each picture: seconds, likeness to the first, and what the classifier reads."""
     from diffc.commands.generate import verdict
@@ -332,4 +212,86 @@ def painted(results: Sequence[Painted], request: GenerateRequest, terminal: Term
     keys = ("name", "seconds", "psnr", "ssim", "read")
     terminal.result(
         {"output": str(request.output), "pictures": [{key: getattr(r, key) for key in keys} for r in results]}
+    )
+
+
+def inspected(what: Artifact | ModelSource, terminal: Terminal, *, passes: bool) -> None:
+    """What an artifact holds, or what a model is."""
+    from diffc.artifact.folder import Artifact
+
+    if isinstance(what, Artifact):
+        _artifact(what, terminal, passes=passes)
+    else:
+        _model(what, terminal)
+
+
+def _artifact(artifact: Artifact, terminal: Terminal, *, passes: bool) -> None:
+    manifest = artifact.manifest
+    name, kind, dtype = manifest["model"]["name"], manifest["format"], manifest.get("dtype", "")
+    terminal.line((f"{name}", "bold"), f", {kind}{' in ' + dtype if dtype else ''}, in {artifact.folder}")
+    terminal.line(f"Compiled by diffc {manifest['diffc']} for {', '.join(manifest['targets'])}")
+    terminal.line(made_for(manifest))
+    for row in file_rows(manifest):
+        terminal.line(row)
+    for title in ("inputs", "outputs"):
+        for value in manifest[title]:
+            dims = ", ".join(map(str, value["dims"]))
+            terminal.line(f"  {title[:-1]:8} {value['name']}: {value['dtype'].lower()} [{dims}]")
+    _checks(manifest, terminal)
+    if passes:
+        table = plain_table("pass", "changed", "check")
+        for record in manifest.get("passes", ()):
+            table.add_row(cell(record["name"]), str(record["changed"]), cell(record["check"]))
+        terminal.print(table)
+    else:
+        changed = [record["name"] for record in manifest.get("passes", ()) if record["changed"]]
+        terminal.line(f"{len(changed)} passes changed the graph: {', '.join(changed)}")
+    terminal.result({"folder": str(artifact.folder), "manifest": dict(manifest)})
+
+
+def _checks(manifest: Mapping[str, Any], terminal: Terminal) -> None:
+    """One line on the comparison with torch."""
+    worst: dict[str, float] = {}
+    for report in manifest["validation"]:
+        errors = [output["rel_l2"] or 0.0 for output in report["outputs"]]
+        worst[report["arithmetic"]] = max(worst.get(report["arithmetic"], 0.0), *errors)
+    if worst:
+        figures = "; ".join(f"{error:.1e} in {arithmetic}" for arithmetic, error in worst.items())
+        terminal.line(f"Compared with torch when it was compiled, relative L2 error: {figures}")
+    else:
+        terminal.line("Not compared with torch when it was compiled")
+
+
+def _count(number: int) -> str:
+    """A number of parameters for people: 1.87 M, 11.9 B."""
+    return f"{number / 1e9:.3g} B" if number >= 1e9 else f"{number / 1e6:.3g} M"
+
+
+def _model(source: ModelSource, terminal: Terminal) -> None:
+    from diffc.models.profiles import default_profile
+    from diffc.quantize.formats import FORMATS
+
+    profile = asdict(default_profile(source.family, source.config))
+    count, size = source.parameters, megabytes(source.nbytes).strip()
+    terminal.line((source.name, "bold"), f", family {source.family}, {source.family.backbone_class}")
+    terminal.line(f"  backbone {source.path}")
+    terminal.line(f"  pipeline {source.pipeline_dir or 'none: calibration on prompts and painting need one'}")
+    terminal.line(f"  {_count(count)} parameters in {len(source.weights)} tensors, {size} in {source.dtype}")
+    terminal.line(made_for({"profile": profile}), " unless --profile says otherwise")
+    sizes = {f.name: count * (f.stored_bits or 8 * source.nbytes / count) / 8 for f in FORMATS.values()}
+    about = ", ".join(f"{name} {megabytes(size).strip()}" for name, size in sizes.items())
+    terminal.console.print(styled(f"About as large as: {about}"))
+    terminal.result(
+        {
+            "name": source.name,
+            "family": source.family.name,
+            "backbone": str(source.path),
+            "pipeline": None if source.pipeline_dir is None else str(source.pipeline_dir),
+            "parameters": count,
+            "bytes": source.nbytes,
+            "dtype": source.dtype,
+            "profile": profile,
+            "config": dict(source.config),
+            "bytes_by_format": sizes,
+        }
     )

@@ -16,7 +16,7 @@ from typing import Any
 from diffc.errors import DiffcError
 from diffc.progress import LOG, Logged, Reporter
 from diffc.progress_bar import ProgressBar
-from diffc.terminal import Screen, styled
+from diffc.terminal_text import Screen, styled
 
 _ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",

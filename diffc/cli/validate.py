@@ -22,9 +22,7 @@ EXAMPLES = examples(
 
 def validate_command(
     terminal: Terminal,
-    artifact: Annotated[
-        Path, typer.Argument(metavar="ARTIFACT", help="A folder that `diffc compile` wrote.")
-    ],
+    artifact: Annotated[Path, typer.Argument(help="A folder that `diffc compile` wrote.")],
     target: Annotated[
         str,
         typer.Option(

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError, UsageError
-from diffc.models.registry import find_spec
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.sources.pipelines import loading_seconds, open_pipeline
 from diffc.models.spec import Shape
+from diffc.output_files import check_output_file
 from diffc.progress import Reporter, Update, estimated
 from diffc.progress_bar import default_reporter
 from diffc.quality.pictures import Column, montage, psnr, save_png, ssim, to_image
@@ -80,6 +80,7 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
     Raises DiffcError for an artifact, pipeline, size or target that does not fit.
     """
     ui = ui or default_reporter()
+    check_output_file(request.output)
     artifact = Artifact.load(request.artifact)
     source = _source(artifact, request.pipeline)
     _, device = resolve(artifact, request.target, request.device)
@@ -91,7 +92,7 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
     request = _sized(request, pipe, source)
     painted: list[Painted] = []
     for name, backbone in _variants(folders, with_torch, pipe, source, request):
-        setattr(pipe, find_spec(source.family).component, backbone)
+        setattr(pipe, source.family.component, backbone)
         if request.warm_up:
             with ui.stage(f"warm up {name}") as update:
                 _paint(pipe, backbone, replace(request, steps=min(_WARM_UP, request.steps)), update)
@@ -108,7 +109,7 @@ def _sized(request: GenerateRequest, pipe: Any, source: ModelSource) -> Generate
     """The request with the size of the images. Raises DiffcError for what the model cannot paint."""
     usual = int(pipe.vae.config.sample_size)
     height, width = request.height or usual, request.width or usual
-    find_spec(source.family).check(source.config, Shape(request.batch, height, width, 1))
+    source.family.check(source.config, Shape(request.batch, height, width, 1))
     if request.negative_prompt is not None and "negative_prompt" not in signature(pipe.__call__).parameters:
         raise UsageError(f"{type(pipe).__name__} takes no negative prompt", fix="leave --negative-prompt out")
     return replace(request, height=height, width=width)
@@ -147,10 +148,10 @@ def _source(artifact: Artifact, pipeline: str | None) -> ModelSource:
         ) from error
     if source.pipeline_dir is None:
         raise DiffcError(
-            f"{source.backbone_dir} is a backbone alone, and painting takes the whole pipeline",
+            f"{source.path} is a backbone alone, and painting takes the whole pipeline",
             fix="give --pipeline and the folder that has model_index.json",
         )
-    if source.family != model["family"]:
+    if source.family.name != model["family"]:
         raise DiffcError(
             f"{source.pipeline_dir} is of family {source.family}, the artifact of {model['family']}",
             fix="give the --pipeline that the artifact was compiled from",
@@ -163,7 +164,7 @@ def _pipeline(
 ) -> Any:
     """The diffusers pipeline on `device`, in float32 on the CPU; its own backbone is read only if it is needed."""
     dtype = getattr(torch, artifact.manifest["dtype"]) if device.type == "cuda" else torch.float32
-    left_out = {} if with_backbone else {find_spec(source.family).component: None}
+    left_out = {} if with_backbone else {source.family.component: None}
     fix = "download the whole pipeline, or give another --pipeline"
     with quiet_libraries(), estimated(update, loading_seconds(source)):
         pipe = open_pipeline(source, dtype=dtype, fix=fix, **left_out)
@@ -176,10 +177,10 @@ def _variants(
 ) -> Iterator[tuple[str, Any]]:
     """Names and backbones, each loaded when its turn comes."""
     if with_torch:
-        yield TORCH, getattr(pipe, find_spec(source.family).component)
+        yield TORCH, getattr(pipe, source.family.component)
     for number, folder in enumerate(folders):
         other = Artifact.load(folder)
-        if other.manifest["model"].get("family") != source.family:
+        if other.manifest["model"].get("family") != source.family.name:
             raise DiffcError(f"{folder} holds no {source.family} backbone", fix="compare what is alike")
         target = request.target if number == 0 else None
         module = load(folder, target=target, device=pipe.device, dtype=pipe.vae.dtype)

@@ -8,6 +8,7 @@ from inspect import cleandoc
 from pathlib import Path
 
 from diffc.errors import DiffcError, unknown_value
+from diffc.output_files import check_output_file
 from diffc.progress import Reporter
 from diffc.progress_bar import default_reporter
 from diffc.validate.passes import NumericCheck, random_feeds
@@ -55,6 +56,8 @@ def check_output(model: Path, output: Path, force: bool) -> None:
     taken = [path for path in (output, output.with_name(output.name + "_data")) if path.exists()]
     if taken and (not force or output.resolve() == model.resolve()):
         raise DiffcError(f"{taken[0]} exists", fix="choose another -o, or give --force")
+    for path in (output, output.with_name(output.name + "_data")):
+        check_output_file(path)
     if not output.parent.is_dir():
         raise DiffcError(f"no such folder: {output.parent}", fix="make it, or choose another -o")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,8 +19,9 @@ from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.backends.target import TARGETS, find_target
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.inputs import forward_kwargs
-from diffc.models.registry import find_spec
+from diffc.models.registry import find_family
 from diffc.progress import Reporter
+from diffc.progress_bar import default_reporter
 from diffc.validate.comparisons import (
     Comparison,
     format_and_dtype,
@@ -152,7 +154,7 @@ class LoadedSession:
     """A backbone of `diffc.load` as a session over arrays: it runs what a pipeline runs."""
 
     def __init__(self, backbone: CompiledBackbone, family: str):
-        self._backbone, self._spec = backbone, find_spec(family)
+        self._backbone, self._spec = backbone, find_family(family)
 
     def run(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """The output by name, in float32."""
@@ -223,7 +225,7 @@ def _against(artifact: Artifact, against: str | None, ui: Reporter) -> str:
     if against == "torch":
         raise DiffcError(
             f"{artifact.folder} was compiled from an ONNX file: there is no torch model to compare it with",
-            fix=f"compare it with the file: --against {artifact.manifest['model']['name']}",
+            fix=f"compare it with the file: --against {shlex.quote(str(artifact.manifest['model']['name']))}",
         )
     if against is None:
         ui.note(

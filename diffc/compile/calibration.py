@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from importlib import metadata
 from itertools import cycle, islice
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from diffc.errors import DiffcError
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.sources.backbone import DTYPES, build_backbone, quiet_libraries
+from diffc.models.sources.torch_weights import TorchWeights, fill_buffers
 from diffc.models.spec import Shape
 from diffc.progress import Reporter
 from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
 from diffc.quantize.checkpoint import LIBRARIES, Checkpoint
 from diffc.quantize.convert import insert_quantizers
-from diffc.quantize.fingerprint import backbone_config, hash_weights
+from diffc.quantize.fingerprint import backbone_config
 
 if TYPE_CHECKING:
     from diffc.compile.plan import Plan
@@ -36,14 +38,14 @@ def given(plan: Plan) -> Checkpoint:
         backbone = build_backbone(plan.spec, plan.source.config, DTYPES[plan.dtype])
     if path.is_file():
         with quiet_libraries():
-            checkpoint = Checkpoint.from_modelopt(path, backbone, family=plan.spec.family)
+            checkpoint = Checkpoint.from_modelopt(path, backbone, family=plan.spec.name)
     else:
         checkpoint = Checkpoint.load(path)
-        checkpoint.check(backbone, plan.spec.family, hash_weights(plan.source.weights.values()))
+        checkpoint.check(backbone, plan.spec.name, plan.source.fingerprint)
     if checkpoint.format != plan.format.name:
         raise DiffcError(
             f"the checkpoint {path} was calibrated for {checkpoint.format}, and {plan.format.name} is asked for",
-            fix=f"give --format {checkpoint.format}, or leave --from-checkpoint out",
+            fix=f"give --format {shlex.quote(str(checkpoint.format))}, or leave --from-checkpoint out",
         )
     return checkpoint
 
@@ -77,9 +79,9 @@ def calibrated(plan: Plan, ui: Reporter) -> Checkpoint:
         )
     return Checkpoint.from_backbone(
         getattr(pipe, plan.spec.component),
-        family=plan.spec.family,
+        family=plan.spec.name,
         format=plan.format.name,
-        source=hash_weights(plan.source.weights.values()),
+        source=plan.source.fingerprint,
         calibration={
             "prompts": list(prompts),
             "steps": request.steps,
@@ -99,9 +101,9 @@ def uncalibrated(plan: Plan) -> Checkpoint:
         insert_quantizers(backbone, plan.format, plan.spec.unquantized, plan.request.options)
     return Checkpoint.from_backbone(
         backbone,
-        family=plan.spec.family,
+        family=plan.spec.name,
         format=plan.format.name,
-        source=hash_weights(plan.source.weights.values()),
+        source=plan.source.fingerprint,
         calibration={"options": asdict(plan.request.options)},
     )
 
@@ -111,14 +113,14 @@ def synthetic(plan: Plan, ui: Reporter) -> Checkpoint:
     import torch
     from accelerate import init_empty_weights
 
-    from diffc.quantize.synthetic import FileWeights, calibrate_synthetic, fill_buffers
+    from diffc.quantize.synthetic import calibrate_synthetic
 
     request, spec, config = plan.request, plan.spec, plan.source.config
     size = request.image_size or SYNTHETIC_PIXELS
     shape = Shape(request.batch_size, size, size, SYNTHETIC_TEXT)
     with quiet_libraries(), init_empty_weights(include_buffers=False):
         backbone = build_backbone(spec, config, torch.float32)
-    weights = FileWeights(plan.source.weights)
+    weights = TorchWeights(plan.source.weights)
     fill_buffers(backbone, weights, torch.float32)
     values = random_inputs(spec, config, spec.check(config, shape), dtype=torch.float32, seed=request.seed)
     title = f"calibrate {plan.format.name} on random inputs, layer by layer ({shape})"
@@ -133,12 +135,12 @@ def synthetic(plan: Plan, ui: Reporter) -> Checkpoint:
             update,
         )
     return Checkpoint(
-        spec.family,
+        spec.name,
         plan.format.name,
         backbone_config(backbone),
         settings,
         amax,
-        hash_weights(plan.source.weights.values()),
+        plan.source.fingerprint,
         {
             "synthetic": str(shape),
             "seed": request.seed,

@@ -45,7 +45,7 @@ def manifest(
     return {
         "diffc": diffc.__version__,
         "versions": versions(),
-        "model": {"name": plan.source.name, "family": plan.spec.family, "config": dict(plan.source.config)},
+        "model": {"name": plan.source.name, "family": plan.spec.name, "config": dict(plan.source.config)},
         "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},
         "format": plan.format.name,
         "dtype": plan.dtype,

@@ -6,6 +6,7 @@ beside it: every pass is checked in numbers against the graph before it.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -105,7 +106,7 @@ def profile_of(model: onnx.ModelProto, text: str, targets: Sequence[Target]) -> 
     if missing := [name for name in known if name not in sizes]:
         raise DiffcError(
             f"the file has dynamic dimensions without a range: {', '.join(missing)}",
-            fix=f"give --profile {','.join(f'{name}=min:opt:max' for name in missing)}",
+            fix=f"give --profile {shlex.quote(','.join(f'{name}=min:opt:max' for name in missing))}",
         )
 
     def at(index: int) -> Mapping[str, Sequence[int]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +9,10 @@ from pathlib import Path
 from diffc.artifact.folder import check_output
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, check_format_sms, find_target
 from diffc.errors import DiffcError, UnsupportedError, unknown
+from diffc.models.family import Family
 from diffc.models.profiles import ShapeProfile, parse_profile
-from diffc.models.registry import find_spec
 from diffc.models.sources.locate import ModelSource, locate
-from diffc.models.spec import ModelSpec, Shape
+from diffc.models.spec import Shape
 from diffc.quantize.formats import Format, find_format
 from diffc.quantize.options import DEFAULT_OPTIONS, QuantOptions
 
@@ -69,7 +67,7 @@ class Plan:
 
     request: CompileRequest
     source: ModelSource
-    spec: ModelSpec
+    spec: Family
     format: Format
     targets: tuple[Target, ...]
     dtype: str
@@ -91,11 +89,11 @@ def check(request: CompileRequest) -> Plan:
         target.check_format(fmt.name)
     check_output(request.output, force=request.force)
     source = locate(request.model)
-    spec = find_spec(source.family)
+    spec = source.family
     _check_calibration(request, fmt, source)
     if request.image_size is not None:
         spec.check(source.config, Shape(1, request.image_size, request.image_size, 1))
-    dtype = stored_dtype(source) if request.dtype == "auto" else request.dtype
+    dtype = source.dtype if request.dtype == "auto" else request.dtype
     if dtype != "float16" and 75 in request.sms:
         raise UnsupportedError(
             f"the compiler has no {dtype} matrix product for SM75",
@@ -122,10 +120,7 @@ def _fits_memory(source: ModelSource) -> bool:
     """Whether validation could hold the torch reference and ONNX Runtime side by side in what memory is free."""
     import psutil
 
-    from passes.weights.sources import safetensors_source
-
-    parameters = sum(math.prod(safetensors_source(file, key).shape) for key, file in source.weights.items())
-    return parameters * VALIDATION_BYTES <= int(psutil.virtual_memory().available)
+    return source.parameters * VALIDATION_BYTES <= int(psutil.virtual_memory().available)
 
 
 def check_targets(targets: Sequence[Target], sms: Sequence[int]) -> None:
@@ -175,27 +170,14 @@ def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource
         return  # no pipeline is needed
     if request.from_checkpoint is None and source.pipeline_dir is None:
         raise DiffcError(
-            f"{source.backbone_dir} is a backbone alone, and calibration runs the whole pipeline on prompts",
+            f"{source.path} is a backbone alone, and calibration runs the whole pipeline on prompts",
             fix="give the pipeline's folder, --from-checkpoint with an earlier calibration, or, to try a compile,"
             " --calibrate synthetic",
         )
-
-
-def stored_dtype(source: ModelSource) -> str:
-    """The compute type of the stored weights: that of most of their tensors."""
-    import onnx
-
-    from passes.weights.sources import safetensors_source
-
-    names = {int(onnx.TensorProto.FLOAT16): "float16", int(onnx.TensorProto.BFLOAT16): "bfloat16"}
-    types = Counter(safetensors_source(file, key).dtype for key, file in source.weights.items())
-    return names.get(types.most_common(1)[0][0], "float32")
 
 
 def describe(plan: Plan) -> str:
     """One line that says what will be done."""
     sms = "".join(f" SM{sm}" for sm in plan.request.sms)
     targets = ", ".join(target.name for target in plan.targets)
-    return (
-        f"{plan.source.name} ({plan.spec.family}) to {plan.format.name} in {plan.dtype}, for {targets}{sms}"
-    )
+    return f"{plan.source.name} ({plan.spec.name}) to {plan.format.name} in {plan.dtype}, for {targets}{sms}"

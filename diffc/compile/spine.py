@@ -53,8 +53,8 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
     plan = check(request)
     ui.note(describe(plan))
     cache = _cache_plan(plan, ui)
-    files = [plan.source.pipeline_dir or plan.source.backbone_dir, *_cache_files(request)]
-    key = request_key(request, files, plan.source.weights.values())
+    files = [plan.source.pipeline_dir or plan.source.path, *_cache_files(request)]
+    key = request_key(request, files, plan.source.fingerprint)
     with staging(request.output, force=request.force, key=key) as folder:
         checkpoint = quantize(plan, folder, ui)
         noise = _cache_noise(plan, cache, checkpoint, ui)

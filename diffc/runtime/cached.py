@@ -20,8 +20,9 @@ from diffc.cache.generations import Generations, time_and_conditions
 from diffc.cache.resolve import ResolvedPlan
 from diffc.compile.cached.shapes import size_of
 from diffc.compile.cached.variants import KeptTensor
+from diffc.models.family import Family
 from diffc.models.profiles import ShapeProfile
-from diffc.models.spec import ModelSpec, Shape
+from diffc.models.spec import Shape
 
 KEPT = "cached_"
 
@@ -136,7 +137,7 @@ def _sizes(signature: Signature, inputs: Mapping[str, Tensor]) -> dict[str, int]
 
 def open_cached(
     artifact: Artifact,
-    spec: ModelSpec,
+    spec: Family,
     signature: Signature,
     open_one: Callable[[Artifact, Signature], Session],
     *,
@@ -177,7 +178,7 @@ def only(artifact: Artifact, model: Mapping[str, Any]) -> Artifact:
     return Artifact(artifact.folder, {**artifact.manifest, **own})
 
 
-def _profile(manifest: Mapping[str, Any], spec: ModelSpec, signature: Signature) -> Profile:
+def _profile(manifest: Mapping[str, Any], spec: Family, signature: Signature) -> Profile:
     """The compile's profile as shapes of one model's inputs."""
     config, stated = manifest["model"]["config"], manifest["profile"]
     bounds = ShapeProfile(*(Shape(**stated[name]) for name in ("minimum", "optimum", "maximum")))

@@ -11,16 +11,16 @@ import onnx
 import torch
 
 from diffc.artifact.describe import IMPORTED
+from diffc.artifact.files import listed
 from diffc.artifact.folder import Artifact
 from diffc.backends.onnx_graph import element_types
 from diffc.errors import DiffcError
 from diffc.models.inputs import random_inputs
-from diffc.models.registry import find_spec
+from diffc.models.registry import find_family
 from diffc.models.sources.backbone import DTYPES, build_backbone, check_weights
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.progress import Update
 from diffc.quantize.checkpoint import Checkpoint
-from diffc.quantize.fingerprint import hash_weights
 from diffc.validate.onnx_reference import Draw, GraphReference, draw_by_graph
 from diffc.validate.outputs import Session, validate_model, validate_session
 from diffc.validate.reports import ShapeReport, Sizes
@@ -112,7 +112,7 @@ def shapes_of(artifact: Artifact, model: onnx.ModelProto, texts: Sequence[str]) 
     if is_imported(artifact):
         wanted = [(text, 2) for text in texts] or [("", 2), ("", 4)]
         return [parse_graph_sizes(text, model, default) for text, default in wanted]
-    spec, config = find_spec(manifest["model"]["family"]), manifest["model"]["config"]
+    spec, config = find_family(manifest["model"]["family"]), manifest["model"]["config"]
     batch = fixed_batch(model)
     usual = usual_shapes(spec, config, batch)
     shapes = tuple(parse_shape(text, spec, config, usual[0]) for text in texts) or usual
@@ -136,7 +136,7 @@ def graph_reference(
 def _draw(artifact: Artifact, model: onnx.ModelProto, dtype: str) -> Draw:
     if is_imported(artifact):
         return draw_by_graph(model)
-    spec = find_spec(artifact.manifest["model"]["family"])
+    spec = find_family(artifact.manifest["model"]["family"])
     config = artifact.manifest["model"]["config"]
 
     def draw(shape: Any, seed: int) -> dict[str, torch.Tensor]:
@@ -152,7 +152,7 @@ def _model_file(path: Path) -> Path:
     if path.is_dir():
         other = Artifact.load(path)
         other.verify()
-        return other.model
+        return listed(other.folder, other.manifest, "model.onnx")
     raise DiffcError(
         f"{path} is neither an artifact nor an .onnx file, so there is nothing to compare with",
         fix=f"give --against {', '.join(AGAINST)}, an artifact, or an .onnx file",
@@ -169,7 +169,7 @@ def torch_reference_of(artifact: Artifact, model: str | None = None) -> TorchRef
     source = locate(model or manifest["request"]["model"])
     if dict(source.config) != dict(manifest["model"]["config"]):
         raise DiffcError(
-            f"{source.backbone_dir} is another model than the one that {artifact.folder} was compiled from:"
+            f"{source.path} is another model than the one that {artifact.folder} was compiled from:"
             " its config.json differs",
             fix="name the model: --model FOLDER",
         )
@@ -186,6 +186,6 @@ def _checkpoint(artifact: Artifact, source: ModelSource) -> Checkpoint | None:
         return None
     checkpoint = Checkpoint.load(folder)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        backbone = build_backbone(find_spec(source.family), source.config, DTYPES[artifact.manifest["dtype"]])
-    checkpoint.check(backbone, source.family, hash_weights(source.weights.values()))
+        backbone = build_backbone(source.family, source.config, DTYPES[artifact.manifest["dtype"]])
+    checkpoint.check(backbone, source.family.name, source.fingerprint)
     return checkpoint

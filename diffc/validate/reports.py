@@ -13,6 +13,7 @@ import numpy.typing as npt
 from diffc.errors import MismatchError
 from diffc.models.spec import Shape
 from diffc.validate.compare import OutputComparison, save_inputs, save_json, save_outputs
+from passes.files.contained import safe_name
 
 UNROUNDED = "float32, activations not rounded"
 
@@ -110,11 +111,11 @@ def save_reports(reports: Sequence[ShapeReport], folder: Path) -> None:
 def file_name(report: ShapeReport) -> str:
     """How the files of a report begin: model, shape and arithmetic."""
     shape = report.shape
-    kind = "unrounded" if report.arithmetic == UNROUNDED else report.arithmetic
+    kind = "unrounded" if report.arithmetic == UNROUNDED else report.arithmetic.replace(", ", "-")
     prefix = "" if report.model == "model.onnx" else f"{Path(report.model).stem}-"
     if isinstance(shape, Shape):
-        return f"{prefix}b{shape.batch}-{shape.height}x{shape.width}-t{shape.text}-{kind}"
-    return f"{prefix}{re.sub(r'[^A-Za-z0-9]+', '-', str(shape))}-{kind}"
+        return safe_name(f"{prefix}b{shape.batch}-{shape.height}x{shape.width}-t{shape.text}-{kind}")
+    return safe_name(f"{prefix}{re.sub(r'[^A-Za-z0-9]+', '-', str(shape))}-{kind}")
 
 
 def _floor_note(report: ShapeReport) -> str:

@@ -8,12 +8,13 @@ from dataclasses import asdict
 import onnx
 
 from diffc.errors import DiffcError
+from diffc.models.family import Family
 from diffc.models.profiles import parse_sizes
-from diffc.models.spec import Config, ModelSpec, Shape
+from diffc.models.spec import Config, Shape
 from diffc.validate.reports import GraphSizes
 
 
-def parse_shape(text: str, spec: ModelSpec, config: Config, default: Shape) -> Shape:
+def parse_shape(text: str, spec: Family, config: Config, default: Shape) -> Shape:
     """`default` with the axes of `text`: batch, height, width (pixels), text (tokens).
 
     Raises DiffcError for anything else, and for shapes that the model cannot run.

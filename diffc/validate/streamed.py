@@ -17,14 +17,13 @@ import numpy as np
 import onnx
 import torch
 
-from diffc.models.registry import find_spec
 from diffc.models.sources.backbone import DTYPES, build_backbone, quiet_libraries
 from diffc.models.sources.locate import ModelSource
+from diffc.models.sources.torch_weights import TorchWeights, fill_buffers
 from diffc.models.spec import Shape
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.scaling import by_layer, scaled
 from diffc.quantize.state import Scaling
-from diffc.quantize.synthetic import FileWeights, fill_buffers
 from diffc.validate.compare import compare
 from diffc.validate.float32 import feed, float32_copy, unrounded_copy
 from diffc.validate.outputs import ROUNDING, as_float32
@@ -68,11 +67,11 @@ def offloaded(source: ModelSource, dtype: str, checkpoint: Checkpoint | None) ->
     from accelerate import cpu_offload, init_empty_weights
 
     with quiet_libraries(), init_empty_weights(include_buffers=False):
-        model = build_backbone(find_spec(source.family), source.config, torch.float32)
-    weights: Mapping[str, torch.Tensor] = FileWeights(source.weights, DTYPES[dtype])
+        model = build_backbone(source.family, source.config, torch.float32)
+    weights: Mapping[str, torch.Tensor] = TorchWeights(source.weights, DTYPES[dtype])
     fill_buffers(model, weights, DTYPES[dtype])
     if checkpoint is not None:
-        checkpoint.apply(model, source.family)
+        checkpoint.apply(model, source.family.name)
         weights = ScaledWeights(weights, checkpoint.scaling, DTYPES[dtype])
         quantize_twice_as_graphs_do(model, DTYPES[dtype])
     cpu_offload(model, execution_device=torch.device("cpu"), state_dict=weights)

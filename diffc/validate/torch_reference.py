@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.registry import find_spec
 from diffc.models.sources.backbone import DTYPES, load_backbone
 from diffc.models.sources.locate import ModelSource
-from diffc.models.spec import Config, ModelSpec, Shape
+from diffc.models.spec import Config, Shape
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.validate.outputs import FLOOR_RUNS, Drawn, Outputs, as_float32
@@ -30,10 +30,10 @@ from diffc.validate.torch_hooks import (
 
 def validation_shapes(source: ModelSource, batch: int | None = None) -> tuple[Shape, Shape]:
     """Two small shapes that differ in height, width, text length, and in batch unless the graph has a fixed one."""
-    return usual_shapes(find_spec(source.family), source.config, batch)
+    return usual_shapes(source.family, source.config, batch)
 
 
-def usual_shapes(spec: ModelSpec, config: Config, batch: int | None = None) -> tuple[Shape, Shape]:
+def usual_shapes(spec: Family, config: Config, batch: int | None = None) -> tuple[Shape, Shape]:
     """The same for a backbone of `spec` with `config`."""
     step = math.lcm(32, spec.pixel_multiple(config))
     return Shape(batch or 1, 2 * step, 3 * step, 24), Shape(batch or 2, 4 * step, 2 * step, 40)
@@ -43,7 +43,7 @@ def validation_arrays(
     source: ModelSource, dtype: str, seed: int, batch: int | None = None
 ) -> list[dict[str, npt.NDArray[Any]]]:
     """Random inputs at both validation shapes, as float32 arrays whose values `dtype` holds exactly."""
-    spec = find_spec(source.family)
+    spec = source.family
     shapes = validation_shapes(source, batch)
     values = (random_inputs(spec, source.config, s, dtype=DTYPES[dtype], seed=seed) for s in shapes)
     return [as_float32(v) for v in values]
@@ -51,7 +51,7 @@ def validation_arrays(
 
 def torch_outputs(model: torch.nn.Module, source: ModelSource, values: Drawn) -> Outputs:
     """The torch model's output under the name that the graph's output has, as float32."""
-    spec = find_spec(source.family)
+    spec = source.family
     # Only a model with quantizers needs ModelOpt, and such a model has imported it already. Importing it for any other
     # model would cost seconds and print a warning.
     quantizers_run = cpu_block_quant if "modelopt" in sys.modules else nullcontext
@@ -68,7 +68,7 @@ def reference_model(source: ModelSource, dtype: str, checkpoint: Checkpoint | No
     """
     model = load_backbone(source, DTYPES[dtype])
     if checkpoint is not None:
-        checkpoint.apply(model, source.family)
+        checkpoint.apply(model, source.family.name)
         quantize_twice_as_graphs_do(model, DTYPES[dtype])
     return model.float()
 
@@ -111,7 +111,7 @@ class TorchReference:
         self, shape: Shape, seed: int, *, unrounded: bool, watched: AbstractContextManager[Any] | None = None
     ) -> tuple[Drawn, Outputs]:
         """The same, computed anew. `watched` is open during the run; its hooks see what quantizers give."""
-        spec = find_spec(self.source.family)
+        spec = self.source.family
         drawn = random_inputs(spec, self.source.config, shape, dtype=DTYPES[self.dtype], seed=seed)
         with without_rounding(self.model) if unrounded else nullcontext(), watched or nullcontext():
             expected = torch_outputs(self.model, self.source, {k: v.float() for k, v in drawn.items()})

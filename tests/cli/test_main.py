@@ -260,7 +260,7 @@ def test_lists(capsys: Capture) -> None:
 def test_models_make_writes_a_pipeline(tmp_path: Path, capsys: Capture) -> None:
     assert run(["models", "make", "tiny-sd3", str(tmp_path / "model")]) == 0
     assert str(tmp_path / "model") in capsys.readouterr().out
-    assert locate(str(tmp_path / "model")).family == "sd3"
+    assert locate(str(tmp_path / "model")).family.name == "sd3"
     (tmp_path / "mine").write_text("x")
     arguments = ["models", "make", "tiny-sd3", str(tmp_path / "mine")]
     assert "exists and is not tiny-sd3" in refusal(arguments, tmp_path, capsys)

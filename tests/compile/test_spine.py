@@ -144,19 +144,12 @@ def test_quantized_weights_are_stored_in_their_bits_and_only_so(cell: Cell) -> N
         stored, original = tensors[f"{layer}.weight_q"], cell.plan.source.weights[f"{layer}.weight"]
         assert stored.data_type == STORED_AS[cell.request.format]
         assert f"{layer}.weight" not in tensors
-        assert np.prod(stored.dims) == elements(original, f"{layer}.weight")
+        assert np.prod(stored.dims) == np.prod(original.shape)
         assert len(stored.raw_data) == bytes_of(stored)
         if cell.request.format in BLOCK_SCALES:
             kind, size = BLOCK_SCALES[cell.request.format]
             scales = tensors[f"{layer}.weight_scale"]
             assert (scales.data_type, np.prod(scales.dims)) == (kind, np.prod(stored.dims) // size)
-
-
-def elements(file: Path, key: str) -> int:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="np") as tensors:
-        return int(np.prod(tensors.get_slice(key).get_shape()))
 
 
 def test_weights_take_their_own_width_on_disk(cell: Cell) -> None:
@@ -361,7 +354,7 @@ def test_a_checkpoint_gives_the_same_weights_without_the_pipeline(compiled: Cell
     """From the backbone's folder alone, whose name is another."""
     cell = compiled("tiny-flux", "int8")
     request = small_request(
-        str(cell.plan.source.backbone_dir),
+        str(cell.plan.source.path),
         "int8",
         tmp_path / "out",
         targets=("ort",),

@@ -22,7 +22,7 @@ from diffc.frontend import trace as frontend
 from diffc.frontend.blocks import KEPT, Run, find_runs, shortened
 from diffc.frontend.copy_blocks import StampError, stamp
 from diffc.models.embedded import tiny
-from diffc.models.registry import find_spec
+from diffc.models.registry import find_family
 from diffc.models.sources.backbone import build_backbone
 from diffc.models.sources.locate import ModelSource
 from diffc.quantize.checkpoint import Checkpoint
@@ -61,7 +61,7 @@ def every_kind(source: ModelSource) -> Checkpoint:
 def scaling_of(source: ModelSource, of: dict[str, str], settings: Any) -> dict[str, Any]:
     """Channel factors for AWQ layers, and low-rank branches as well for SVDQuant, all different."""
     with FakeTensorMode():
-        backbone = build_backbone(find_spec(source.family), source.config, torch.float32)
+        backbone = build_backbone(source.family, source.config, torch.float32)
     rng, scaling = np.random.default_rng(5), {}
     for layer, kind in of.items():
         weight = f"{layer}.weight_quantizer"
@@ -102,7 +102,7 @@ def test_a_stamped_trace_is_the_whole_trace_byte_for_byte(
 
 def test_flux_dev_traces_6_of_57_blocks() -> None:
     with FakeTensorMode():
-        backbone: Any = build_backbone(find_spec("flux"), FLUX_DEV, torch.bfloat16)
+        backbone: Any = build_backbone(find_family("flux"), FLUX_DEV, torch.bfloat16)
         runs = find_runs(backbone)
         with shortened(backbone, runs):
             left = [

@@ -48,7 +48,7 @@ def whole(plan: Plan) -> Checkpoint:
     algorithm = algorithm_of(plan.format, plan.request.options)
     _collect(model, algorithm, lambda m: m(**kwargs, return_dict=False))
     _finish(model)
-    return Checkpoint.from_backbone(model, family=plan.spec.family, format=plan.format.name)
+    return Checkpoint.from_backbone(model, family=plan.spec.name, format=plan.format.name)
 
 
 @pytest.mark.parametrize(("model", "format", "options"), CASES, ids=lambda v: v if isinstance(v, str) else "")

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffc.compile.cached.operations import count_operations
 from diffc.errors import DiffcError
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.registry import find_spec
+from diffc.models.registry import find_family
 from diffc.models.sources.backbone import build_backbone
 from diffc.models.sources.locate import locate
 from diffc.models.spec import Shape
@@ -31,7 +31,7 @@ SMALL = {"targets": ("ort",), "sms": (), "dtype": "float32", "skip_validation": 
 
 def counted_by_torch(model: str) -> int:
     source = locate(model)
-    spec = find_spec(source.family)
+    spec = source.family
     values = random_inputs(spec, source.config, SHAPE, dtype=torch.float32, seed=0)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         backbone = build_backbone(spec, source.config, torch.float32)
@@ -43,7 +43,7 @@ def counted_by_torch(model: str) -> int:
 @pytest.mark.parametrize("model", ["digits-sd3", "digits-sdxl"])
 def test_operations_are_those_that_torch_counts(compiled: Cells, model: str) -> None:
     cell = compiled(model, "none", **SMALL)
-    sizes = find_spec(locate(model).family).sizes(SHAPE)
+    sizes = locate(model).family.sizes(SHAPE)
     graph = load(cell.folder / "model.onnx")
     found = count_operations(graph, sizes, {})
     assert found.total() == counted_by_torch(model)
@@ -57,7 +57,7 @@ def test_a_shape_that_is_not_known_is_named(compiled: Cells) -> None:
     first = next(node for node in graph.graph.node if node.op_type == "MatMul")
     first.input[0] = _behind_unknown(graph, first)
     with pytest.raises(DiffcError, match=r"the shape of .* at .* is not known"):
-        count_operations(graph, find_spec("sd3").sizes(SHAPE), {})
+        count_operations(graph, find_family("sd3").sizes(SHAPE), {})
 
 
 def _behind_unknown(graph: onnx.ModelProto, node: onnx.NodeProto) -> str:

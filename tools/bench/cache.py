@@ -39,7 +39,6 @@ from diffc.models.embedded import real
 from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.models.embedded.real import REAL, RealModel
 from diffc.models.inputs import random_inputs
-from diffc.models.registry import find_spec
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.spec import Shape
 from diffc.progress import Silent
@@ -132,7 +131,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="diffc-bench-", dir=options.folder) as place:
         source = source_of(options, Path(place) / "source")
         build, files, graphs = models_of(source, options, Path(place))
-        spec = find_spec(source.family)
+        spec = source.family
         shape = replace(spec.native(source.config), batch=options.batch)
         shape = replace(shape, height=options.size, width=options.size) if options.size else shape
         shape = spec.check(source.config, replace(shape, text=options.text or shape.text))
@@ -214,7 +213,7 @@ def buffers(
     options: argparse.Namespace,
 ) -> Tensors:
     """A tensor on the device for every input and output, which all models share: nothing is copied between them."""
-    sizes = find_spec(source.family).sizes(shape)
+    sizes = source.family.sizes(shape)
     values = {v.name: v for g in graphs.values() for v in (*g.graph.input, *g.graph.output)}
     return {
         name: torch.zeros(
@@ -309,7 +308,7 @@ def run_in_turns(
     steps: list[Step], tensors: Tensors, source: ModelSource, shape: Shape, options: argparse.Namespace
 ) -> dict[str, float]:
     """Fill `seconds` of every step. Returns the error of each model that uses something again, by name."""
-    spec = find_spec(source.family)
+    spec = source.family
     clock = time.perf_counter if options.provider == "cuda" else time.process_time
     output, errors = tensors[spec.output], dict[str, float]()
     for turn in range(-3 if options.provider == "cuda" else -1, options.repeat):

@@ -29,10 +29,11 @@ import torch
 
 from diffc.frontend.trace import trace
 from diffc.models.embedded import real
+from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.registry import find_spec
+from diffc.models.registry import find_family
 from diffc.models.sources.locate import locate
-from diffc.models.spec import ModelSpec, Shape
+from diffc.models.spec import Shape
 from passes import Pipeline
 from passes.canonical.fix_size import FixSize
 from passes.presets import CANONICAL, target_passes
@@ -47,7 +48,7 @@ def main() -> None:
     """Measure everything asked for and print a line for each."""
     options = _options()
     source = real.make_random(options.model, options.folder / options.model)
-    spec = find_spec(real.REAL[options.model].family)
+    spec = find_family(real.REAL[options.model].family)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     shape = replace(spec.native(config), batch=options.batch, height=options.size, width=options.size)
     dtype = getattr(torch, options.dtype)
@@ -115,7 +116,7 @@ def timed(step: Callable[[], Any], repeat: int) -> dict[str, float]:
 
 def run_torch(
     mode: str,
-    spec: ModelSpec,
+    spec: Family,
     config: Mapping[str, Any],
     source: Path,
     values: Tensors,
@@ -157,7 +158,7 @@ def graphs(source: Path, options: argparse.Namespace, tokens: int) -> dict[str, 
 def run_ort(
     name: str,
     file: Path,
-    spec: ModelSpec,
+    spec: Family,
     shape: Shape,
     values: Tensors,
     options: argparse.Namespace,

@@ -31,9 +31,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.frontend.trace import trace
 from diffc.memory import peak_rss
-from diffc.models.registry import find_spec
+from diffc.models.registry import find_family
 from diffc.models.sources.backbone import build_backbone
-from diffc.models.sources.locate import ModelSource
+from diffc.models.sources.safetensors_files import file_weights
+from diffc.models.sources.source import ModelSource
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers, layer_of, role_of
 from diffc.quantize.fingerprint import backbone_config
@@ -132,7 +133,7 @@ def _line(row: Mapping[str, Any], first: Mapping[str, Any]) -> str:
 def fake_source(family: str, config: Mapping[str, Any], folder: Path) -> ModelSource:
     """A model of that config with bfloat16 weights that are all holes: a header over a sparse file."""
     with FakeTensorMode():
-        state = build_backbone(find_spec(family), config, torch.float32).state_dict()
+        state = build_backbone(find_family(family), config, torch.float32).state_dict()
     header, end = {}, 0
     for name, tensor in state.items():
         start, end = end, end + 2 * tensor.numel()
@@ -142,14 +143,14 @@ def fake_source(family: str, config: Mapping[str, Any], folder: Path) -> ModelSo
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
-    return ModelSource("fake", None, folder, config, dict.fromkeys(header, path), family)
+    return ModelSource("fake", folder, None, config, find_family(family), file_weights(path))
 
 
 def fake_checkpoint(
     source: ModelSource, format: str, options: QuantOptions | None = None
 ) -> Checkpoint | None:
     """The checkpoint of a format with scales of 1, as no calibration would find them; None for "none"."""
-    spec, fmt = find_spec(source.family), find_format(format)
+    spec, fmt = source.family, find_format(format)
     if not fmt.quantizes:
         return None
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -162,7 +163,7 @@ def fake_checkpoint(
             for name, value in settings.items()
             if kind_of(value) != "mxfp8"
         }
-        return Checkpoint(spec.family, fmt.name, backbone_config(backbone), settings, amax)
+        return Checkpoint(spec.name, fmt.name, backbone_config(backbone), settings, amax)
 
 
 def _weight_shape(backbone: torch.nn.Module, quantizer: str) -> Sequence[int]:

@@ -75,9 +75,7 @@ def diffc_route(source: Path, format: str, output: Path, _: int) -> dict[str, An
     with stage("find the model, quantizers with amax 1"):
         found = locate(str(source))
         checkpoint = ones(found, format)
-        from diffc.compile.plan import stored_dtype
-
-        dtype = stored_dtype(found)
+        dtype = found.dtype
     with stage("trace"):
         model = trace(found, dtype=dtype, checkpoint=checkpoint)
     with stage("passes"):
@@ -107,7 +105,6 @@ def ones(source: Any, format: str) -> Any:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from diffc.models.registry import find_spec
     from diffc.models.sources.backbone import build_backbone
     from diffc.quantize.checkpoint import Checkpoint
     from diffc.quantize.convert import enabled_quantizers, insert_quantizers
@@ -115,13 +112,13 @@ def ones(source: Any, format: str) -> Any:
     from diffc.quantize.formats import FORMATS
     from diffc.quantize.state import settings_of
 
-    spec = find_spec(source.family)
+    spec = source.family
     with FakeTensorMode(allow_non_fake_inputs=True):
         backbone = build_backbone(spec, source.config, torch.float32)
         insert_quantizers(backbone, FORMATS[format], spec.unquantized)
     settings = {n: settings_of(q.get_modelopt_state()) for n, q in enabled_quantizers(backbone).items()}
     amax = dict.fromkeys(settings, np.ones((), np.float32))
-    return Checkpoint(spec.family, format, backbone_config(backbone), settings, amax)
+    return Checkpoint(spec.name, format, backbone_config(backbone), settings, amax)
 
 
 def modelopt_route(source: Path, format: str, output: Path, pixels: int) -> dict[str, Any]:
@@ -143,10 +140,10 @@ def modelopt_route(source: Path, format: str, output: Path, pixels: int) -> dict
         # The example's own patch: the TorchScript exporter has no translation of torch's RMSNorm.
         torch.nn.RMSNorm = RMSNorm  # type: ignore[misc]
 
-        from diffc.models.registry import find_spec
-        from diffc.models.sources.locate import locate
+    from diffc.models.sources.locate import locate
+
     found = locate(str(source))
-    spec = find_spec(found.family)
+    spec = found.family
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = stored_type(source)
     with stage("load the model"):
@@ -171,7 +168,7 @@ def modelopt_route(source: Path, format: str, output: Path, pixels: int) -> dict
     with stage("load again"):
         graph = onnx.load(str(temporary / "model.onnx"), load_external_data=True)
     with stage("post-process"):
-        graph = _rewritten(graph, spec.family, format)
+        graph = _rewritten(graph, spec.name, format)
     with stage("save"):
         onnx.save(
             graph,
@@ -200,7 +197,7 @@ def _torchscript_export(
     values = random_inputs(spec, config, shape, dtype=model.dtype, seed=0)
     inputs = forward_kwargs(spec, config, {k: v.to(model.device) for k, v in values.items()})
     axes = {item.name: _dynamic_axes(item.dims) for item in spec.inputs(config)}
-    if spec.family == "flux":
+    if spec.name == "flux":
         axes["encoder_hidden_states"], axes["txt_ids"] = {0: "batch"}, {}  # text is not dynamic there
     fp4 = configure_linear_module_onnx_quantizers(model) if format == "nvfp4" else nullcontext()
     with fp4, torch.inference_mode():

@@ -24,7 +24,6 @@ from diffc.memory import peak_rss
 from diffc.models.sources.locate import locate
 from passes.storage import save
 from passes.weights.recipe import Recipe, Source
-from passes.weights.sources import safetensors_source
 
 BLOCK = 128
 _BUFFER = 1 << 22
@@ -56,8 +55,7 @@ def main() -> None:
 def _recipes(model: str, format: str, limit: int) -> Iterable[tuple[str, Recipe]]:
     """The weights of the backbone, as many as `limit` bytes of source hold, as `format` stores them."""
     found, size = locate(model), 0
-    for name, file in sorted(found.weights.items()):
-        weight = Recipe.of_source(safetensors_source(file, name))
+    for name, weight in sorted(found.weights.items()):
         size += weight.nbytes
         if size > limit:
             return

@@ -19,6 +19,8 @@ from diffc.backends.tensorrt import errors as engine_errors
 from diffc.backends.tensorrt.process import events, worker
 from diffc.backends.tensorrt.profiles import check_profiles
 from diffc.errors import DiffcError, UnsupportedError
+from passes.files.atomic import drop, open_own, write_text
+from passes.files.atomic import replace as replace_file
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the name of a phase, its steps done, and its steps in all. Phases nest."""
@@ -79,14 +81,15 @@ def build_engine(request: EngineRequest, *, on_progress: OnProgress | None = Non
     log = request.output.with_suffix(".log")
     message = _message(target, request, partial)
     try:
-        with log.open("wb") as log_file, worker(log_file) as process:
+        open_own(partial, new=True).close()  # the worker opens what is there, and no link
+        with open_own(log, new=True) as log_file, worker(log_file) as process:
             answer = _listen(process, message, log, on_progress or _ignore)
             return _finish(request, answer, partial, log)
     except KeyboardInterrupt:
         log.unlink(missing_ok=True)
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        drop(partial)
 
 
 def _check(target: Target, request: EngineRequest) -> None:
@@ -170,8 +173,8 @@ def _finish(request: EngineRequest, answer: Mapping[str, Any], partial: Path, lo
     for kind, account in accounts.items():
         if account is not None:
             dumps[kind] = request.output.with_suffix(f".{kind}.json")
-            dumps[kind].write_text(json.dumps(account, indent=1) + "\n", encoding="utf-8")
-    partial.replace(request.output)  # last: who finds the engine finds the rest
+            write_text(dumps[kind], json.dumps(account, indent=1) + "\n")
+    replace_file(partial, request.output)  # last: who finds the engine finds the rest
     return EngineReport(
         target=request.target,
         version=answer["version"],

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from diffc.commands.bench.run import Row
 from diffc.commands.bench.worker import MIB
 from diffc.errors import DiffcError, UsageError
-from diffc.terminal import cell
+from diffc.output_files import check_output_file, save_figure
+from diffc.terminal_text import cell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,9 +31,11 @@ def check_plot(path: Path | None) -> None:
 
 
 def check_folder(path: Path | None) -> None:
-    """Raise DiffcError when `path` cannot be written because its folder does not exist."""
+    """Raise DiffcError when `path` cannot be written: its folder does not exist, or it is no file to replace."""
     if path is not None and not path.absolute().parent.is_dir():
         raise DiffcError(f"the folder of {path} does not exist", fix="make it, or name another place")
+    if path is not None:
+        check_output_file(path)
 
 
 def tables(rows: Sequence[Row]) -> Iterator[Table]:
@@ -147,5 +150,5 @@ def save_plot(rows: Sequence[Row], title: str, path: Path) -> None:
     axes.set_ylabel("ms a step (median, quartiles)")
     axes.set_title(title)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
     pyplot.close(figure)

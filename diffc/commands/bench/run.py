@@ -18,7 +18,7 @@ from diffc.commands.bench.sides import SIDES, Setup
 from diffc.commands.bench.worker import First, Memory, SideError, Worker
 from diffc.errors import DiffcError, UsageError, unknown_value
 from diffc.models.profiles import default_profile
-from diffc.models.registry import find_spec
+from diffc.models.registry import find_family
 from diffc.models.spec import Shape
 from diffc.progress import Reporter, Update
 from diffc.progress_bar import default_reporter
@@ -118,7 +118,7 @@ def plan(artifact: Artifact, request: BenchRequest) -> tuple[Setup, list[Shape]]
             raise unknown_value("side", name, SIDES)
     if request.repeat < 1:
         raise UsageError(f"--repeat is {request.repeat}", fix="measure at least once")
-    spec, config = find_spec(manifest["model"]["family"]), manifest["model"]["config"]
+    spec, config = find_family(manifest["model"]["family"]), manifest["model"]["config"]
     saved = manifest["profile"]["optimum"]
     usual = Shape(**saved) if saved else default_profile(spec, config).optimum
     shapes = [parse_shape(text, spec, config, usual) for text in request.shapes] or [usual]

@@ -155,12 +155,11 @@ class _Side:
         import torch
 
         from diffc.models.inputs import forward_kwargs, random_inputs
-        from diffc.models.registry import find_spec
         from diffc.models.sources.backbone import DTYPES
         from diffc.models.sources.locate import locate
 
         source = locate(self._setup.model)
-        spec = find_spec(source.family)
+        spec = source.family
         drawn = random_inputs(spec, source.config, shape, dtype=DTYPES[self._setup.dtype], seed=seed)
         values = {name: value.to(self._setup.device) for name, value in drawn.items()}
         self._kwargs = forward_kwargs(spec, source.config, values) | {"return_dict": False}

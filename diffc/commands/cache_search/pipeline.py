@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffc.compile.plan import stored_dtype
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.locate import locate
 from diffc.models.sources.pipelines import open_pipeline
@@ -19,7 +18,7 @@ def load_for_search(model: str, ui: Reporter) -> Any:
 
     source = locate(model)
     cuda = torch.cuda.is_available()
-    dtype = getattr(torch, stored_dtype(source)) if cuda else torch.float32
+    dtype = getattr(torch, source.dtype) if cuda else torch.float32
     with ui.stage("load the pipeline"), quiet_libraries():
         pipe = open_pipeline(source, dtype=dtype, fix="download the whole pipeline")
     pipe.set_progress_bar_config(disable=True)

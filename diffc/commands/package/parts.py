@@ -10,6 +10,7 @@ from typing import Any
 
 from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError
+from passes.files.contained import contained
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _AS_THEY_ARE = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler", "feature_extractor")
@@ -78,7 +79,7 @@ def _exported(folder: Path) -> Parts:
 
 
 def _index(folder: Path, what: str) -> dict[str, Any]:
-    path = folder / "model_index.json"
+    path = contained(folder, "model_index.json", hub=True)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from diffc.errors import DiffcError
-from diffc.models.registry import find_spec
 from diffc.models.sources.locate import ModelSource
 from diffc.models.spec import Shape
 from diffc.validate.shapes import fixed_batch
@@ -41,7 +40,7 @@ def kept_dims(model: onnx.ModelProto, source: ModelSource) -> dict[str, tuple[st
     """The sizes of every kept tensor that `model`, the one that runs all, returns. Raises DiffcError for one that is
     no multiple of a product of dimensions.
     """
-    spec = find_spec(source.family)
+    spec = source.family
     names = {dim.name for dim in spec.dims(source.config)}
     kept = [v for v in model.graph.output if v.name.startswith("cached_")]
     known = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in kept}
@@ -67,7 +66,7 @@ def seen_shapes(source: ModelSource, shapes: Sequence[Shape]) -> list[dict[str, 
     from diffc.models.inputs import forward_kwargs, random_inputs
     from diffc.models.sources.backbone import build_backbone
 
-    spec, runs = find_spec(source.family), []
+    spec, runs = source.family, []
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         backbone = build_backbone(spec, source.config, torch.float32)
         for shape in shapes:

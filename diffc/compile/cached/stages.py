@@ -15,7 +15,6 @@ from diffc.cache.resolve import ResolvedPlan, resolve, spell
 from diffc.compile.cached.variants import LAYOUTS, CacheBuild, Layout, Variant, check_variants, split
 from diffc.compile.plan import CompileRequest, Plan
 from diffc.errors import unknown
-from diffc.models.registry import find_spec
 from diffc.models.sources.locate import ModelSource
 from diffc.progress import Reporter
 from passes.graph.check import Check, check_structure
@@ -52,7 +51,7 @@ def resolve_for(source: ModelSource, text: str) -> ResolvedPlan:
     from diffc.models.sources.backbone import build_backbone
 
     with FakeTensorMode():
-        backbone = build_backbone(find_spec(source.family), source.config, torch.float32)
+        backbone = build_backbone(source.family, source.config, torch.float32)
     return resolve(plan_of(text, backbone), backbone)
 
 

@@ -20,8 +20,8 @@ from passes.cache.split_cache import SplitCache
 
 if TYPE_CHECKING:
     from diffc.backends.target import Profile
+    from diffc.models.family import Family
     from diffc.models.profiles import ShapeProfile
-    from diffc.models.spec import ModelSpec
 
 Layout = Literal["full+reduced", "segments"]
 LAYOUTS: tuple[Layout, ...] = ("full+reduced", "segments")
@@ -92,7 +92,7 @@ class CacheBuild:
         ]
 
     def profile(
-        self, variant: Variant, spec: ModelSpec, config: Mapping[str, Any], shapes: ShapeProfile
+        self, variant: Variant, spec: Family, config: Mapping[str, Any], shapes: ShapeProfile
     ) -> Profile:
         """The engine's shapes for a variant's own inputs."""
         from diffc.backends.target import Profile

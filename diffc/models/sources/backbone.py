@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from diffc.errors import DiffcError
-from diffc.models.registry import find_spec
-from diffc.models.sources.locate import ModelSource
-from diffc.models.spec import ModelSpec
+from diffc.models.family import Family
+from diffc.models.sources.source import ModelSource
+from diffc.models.sources.torch_weights import tensor_of
+from diffc.models.spec import Config
 from passes.base import collector_paused
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @collector_paused()  # the first call imports diffusers: a million objects that stay
-def build_backbone(spec: ModelSpec, config: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+def build_backbone(family: Family, config: Config, dtype: torch.dtype) -> torch.nn.Module:
     """The backbone of a config.json in `dtype`, weights not loaded (and fake under FakeTensorMode)."""
     import diffusers
 
     with quiet_libraries():
         try:
-            model: torch.nn.Module = getattr(diffusers, spec.backbone_class).from_config(dict(config))
+            model: torch.nn.Module = getattr(diffusers, family.backbone_class).from_config(dict(config))
         except (
             TypeError,
             ValueError,
@@ -35,7 +35,7 @@ def build_backbone(spec: ModelSpec, config: Mapping[str, Any], dtype: torch.dtyp
             NotImplementedError,
         ) as error:
             raise DiffcError(
-                f"diffusers cannot make a {spec.backbone_class} from config.json: {error}",
+                f"diffusers cannot make a {family.backbone_class} from config.json: {error}",
                 fix="take config.json and weights of the same model again",
             ) from error
     for module in model.modules():  # Module.to() cannot convert fake parameters
@@ -48,16 +48,14 @@ def build_backbone(spec: ModelSpec, config: Mapping[str, Any], dtype: torch.dtyp
 
 
 def check_weights(source: ModelSource) -> None:
-    """Raise DiffcError naming a tensor that config.json asks for and the files lack, hold otherwise, or add.
+    """Raise DiffcError naming a tensor that config.json asks for and the weights lack, hold otherwise, or add.
 
-    Reads headers only, and takes a second or two.
+    No weight is read; takes a second or two.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from passes.weights.sources import safetensors_source
-
     with FakeTensorMode():
-        model = build_backbone(find_spec(source.family), source.config, torch.float32)
+        model = build_backbone(source.family, source.config, torch.float32)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     fix = "check that config.json and the safetensors files belong together"
     if lacking := [name for name in wanted if name not in source.weights]:
@@ -67,7 +65,7 @@ def check_weights(source: ModelSource) -> None:
         what = f"the weights of {source.name} have a tensor {strange[0]!r}, for which config.json has no use"
         raise DiffcError(what, fix=fix)
     for name, shape in wanted.items():
-        stored = tuple(safetensors_source(source.weights[name], name).shape)
+        stored = source.weights[name].shape
         if stored != shape:
             what = f"tensor {name!r} has shape {list(stored)}, and config.json asks for {list(shape)}"
             raise DiffcError(what, fix=fix)
@@ -78,13 +76,8 @@ def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
 
     Raises DiffcError when the weights do not fit config.json.
     """
-    from safetensors import safe_open
-
-    model = build_backbone(find_spec(source.family), source.config, dtype)
-    state: dict[str, torch.Tensor] = {}
-    for file in sorted(set(source.weights.values())):
-        with safe_open(file, framework="pt") as tensors:
-            state |= {key: tensors.get_tensor(key).to(dtype) for key in tensors.keys()}  # noqa: SIM118  # no dict
+    model = build_backbone(source.family, source.config, dtype)
+    state = {name: tensor_of(recipe, dtype) for name, recipe in source.weights.items()}
     try:
         model.load_state_dict(state, assign=False)
     except RuntimeError as error:

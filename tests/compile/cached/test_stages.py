@@ -24,7 +24,7 @@ from diffc.compile.spine import compile_model
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import materialize
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.registry import find_spec
+from diffc.models.registry import find_family
 from diffc.models.sources.locate import locate
 from diffc.models.spec import Shape
 from diffc.runtime.cached import CachedSession
@@ -157,7 +157,7 @@ def test_segments_share_no_weight_and_run_as_one(compiled: Cells) -> None:
         assert (done.folder / name).read_bytes() == (plain.folder / name).read_bytes()
     # Not to the bit: in the one graph ONNX Runtime fuses across the borders.
     found = [diffc.load(done.folder, cache=follow) for follow in (True, False)]
-    spec, config = find_spec("sd3"), found[0].config
+    spec, config = find_family("sd3"), found[0].config
     values = random_inputs(spec, config, Shape(2, 64, 96, 21), dtype=torch.float32, seed=4)
     ours, whole = (backbone(**forward_kwargs(spec, config, values))[0] for backbone in found)
     assert (ours - whole).norm() < 1e-6 * whole.norm()
