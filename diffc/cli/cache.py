@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -131,4 +132,5 @@ def search_command(
     found.save(output)
     if plot is not None:
         draw(found, plot)
-    terminal.line(f"Wrote {output}: diffc compile {model} --cache-plan {output}")
+    command = shlex.join(("diffc", "compile", model, "--cache-plan", str(output)))
+    terminal.line(f"Wrote {output}: {command}")

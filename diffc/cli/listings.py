@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
 from diffc.terminal_text import cell, styled
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def plain_table(*headers: str, title: str | None = None) -> Table:
     """A table without a frame, which a log and a narrow terminal show as well."""
     return Table(
-        *headers,
+        *(Column(cell(header)) for header in headers),
         title=None if title is None else cell(title),
         title_justify="left",
         box=box.SIMPLE_HEAD,

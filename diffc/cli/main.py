@@ -83,6 +83,9 @@ def root(
 
 def main() -> None:
     """Entry point of `diffc`: exit code 0 ok, 1 the user can fix it, 2 usage, 3 outputs differ, 130 Ctrl-C."""
+    from diffc.terminal_text import show_traceback
+
+    sys.excepthook = show_traceback
     code = run(sys.argv[1:])
     gc.freeze()  # what Python collects at its end are the nodes of graphs, one by one: 3 s for FLUX.1
     sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -98,5 +99,5 @@ def validate_command(
     modules_compared(result.modules, terminal)
     terminal.result(result.to_json())
     if script is not None:
-        terminal.line(f"Repeat it with: sh {script / 'run.sh'}")
+        terminal.line(f"Repeat it with: {shlex.join(('sh', str(script / 'run.sh')))}")
     result.require_match()
