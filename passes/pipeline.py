@@ -14,9 +14,10 @@ from onnx import ModelProto
 
 from passes.base import Pass, PassError, Refusal, collector_paused, find_pass, walk
 from passes.files.atomic import write_bytes
-from passes.graph.check import Check, check_structure, infer_types
-from passes.graph.convert import export_graph, import_graph
-from passes.graph.edit import fill_types
+from passes.graph.check import Check, check_structure
+from passes.graph.from_onnx import import_graph
+from passes.graph.inference import fill_types, infer_types
+from passes.graph.to_onnx import export_graph
 
 _STEP = re.compile(r"\s*([A-Za-z0-9_-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 _RESERVED = set("{},;=")

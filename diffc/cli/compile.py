@@ -281,7 +281,7 @@ def compile_command(
     from diffc.backends.target import EngineOptions, parse_sm
     from diffc.cli.tables import compiled, planned
     from diffc.compile.plan import check
-    from diffc.compile.spine import CompileRequest, compile_model
+    from diffc.compile.request import CompileRequest
     from diffc.quantize.options import QuantOptions
 
     request = CompileRequest(
@@ -321,6 +321,10 @@ def compile_command(
     if dry_run:
         planned(check(request), terminal)
         return
+    if not model.endswith(".onnx"):
+        check(request)  # what is wrong is said at once: the import of torch takes seconds
+    from diffc.compile.spine import compile_model
+
     started = time.perf_counter()
     result = compile_model(request, terminal.ui)
     compiled(result, time.perf_counter() - started, terminal)

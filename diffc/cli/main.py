@@ -29,6 +29,7 @@ from diffc.cli import (
 from diffc.cli.cache import cache_app
 from diffc.cli.command import Command, Group, shared_options
 from diffc.cli.models import models_app
+from diffc.version import VERSION
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _EPILOG = """\b
@@ -64,10 +65,8 @@ app.add_typer(cache_app, name="cache", rich_help_panel=_LISTS)
 
 
 def _version(value: bool) -> None:
-    from diffc import __version__
-
     if value:
-        typer.echo(f"diffc {__version__}")
+        typer.echo(f"diffc {VERSION}")
         raise typer.Exit
 
 

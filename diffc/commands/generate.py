@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError, UsageError
+from diffc.models.embedded.digits import WORDS
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.sources.pipelines import loading_seconds, open_pipeline
@@ -21,6 +22,7 @@ from diffc.models.spec import Shape
 from diffc.output_files import check_output_file
 from diffc.progress import Reporter, Update, estimated
 from diffc.progress_bar import default_reporter
+from diffc.quality.classifier import read_digits
 from diffc.quality.pictures import Column, montage, psnr, save_png, ssim, to_image
 from diffc.runtime.load import load, resolve
 from diffc.runtime.module import CompiledBackbone
@@ -117,8 +119,6 @@ def _sized(request: GenerateRequest, pipe: Any, source: ModelSource) -> Generate
 
 def asked_digit(prompt: str) -> int | None:
     """The one digit that a prompt names in words or as a numeral; None where there is none or more than one."""
-    from diffc.models.embedded.digits import WORDS
-
     words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
     named = {WORDS.index(w) if w in WORDS else int(w) for w in words if w in WORDS or (w in "0123456789")}
     return named.pop() if len(named) == 1 else None
@@ -223,8 +223,6 @@ def _judge(
         raise DiffcError(f"{name} painted NaN", fix="compile again with --dtype bfloat16 or float32")
     read: tuple[int, ...] = ()
     if source.name.startswith("digits-"):
-        from diffc.quality.classifier import read_digits
-
         read = tuple(int(digit) for digit in read_digits(images).argmax(axis=1))
     first = before[0].images if before else None
     if first is None:

@@ -7,8 +7,8 @@ from dataclasses import MISSING, fields
 from inspect import cleandoc
 from pathlib import Path
 
-from diffc.errors import DiffcError, unknown_value
-from diffc.output_files import check_output_file
+from diffc.artifact.folder import check_model_output
+from diffc.errors import unknown_value
 from diffc.progress import Reporter
 from diffc.progress_bar import default_reporter
 from diffc.validate.passes import NumericCheck, random_feeds
@@ -36,7 +36,7 @@ def optimize(
     """
     if check not in CHECKS:
         raise unknown_value("check", check, CHECKS)
-    check_output(model, output, force)
+    check_model_output(output, model=model, force=force)
     ui = ui or default_reporter()
     pipeline = Pipeline.parse(passes)
     loaded = load(model)
@@ -49,17 +49,6 @@ def optimize(
     with ui.stage("write weights") as update:
         save(result.model, output, lambda done, total, name: update(done, total))
     return result
-
-
-def check_output(model: Path, output: Path, force: bool) -> None:
-    """Raise DiffcError when `output` cannot be written: it exists (or is `model` itself), or has no folder."""
-    taken = [path for path in (output, output.with_name(output.name + "_data")) if path.exists()]
-    if taken and (not force or output.resolve() == model.resolve()):
-        raise DiffcError(f"{taken[0]} exists", fix="choose another -o, or give --force")
-    for path in (output, output.with_name(output.name + "_data")):
-        check_output_file(path)
-    if not output.parent.is_dir():
-        raise DiffcError(f"no such folder: {output.parent}", fix="make it, or choose another -o")
 
 
 def known_passes(name: str | None = None) -> Sequence[tuple[str, str, str]]:

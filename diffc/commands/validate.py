@@ -22,6 +22,7 @@ from diffc.models.inputs import forward_kwargs
 from diffc.models.registry import find_family
 from diffc.progress import Reporter
 from diffc.progress_bar import default_reporter
+from diffc.runtime.load import load as load_runtime
 from diffc.validate.comparisons import (
     Comparison,
     format_and_dtype,
@@ -169,8 +170,6 @@ class LoadedSession:
 def _session(comparison: Comparison, artifact: Path, target: str) -> Iterator[Session]:
     """The model as a user of the target runs it: with all optimizations of the runtime."""
     if target != "ort":
-        from diffc.runtime.load import load as load_runtime
-
         with load_runtime(artifact, target=target) as backbone:
             yield LoadedSession(backbone, comparison.family)
         return

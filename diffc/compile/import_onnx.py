@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 import onnx
 
-from diffc.commands.optimize import check_output
+from diffc.artifact.folder import check_model_output
 from diffc.errors import DiffcError
 from diffc.frontend.onnx_file import read_model
 from diffc.progress import Reporter, Silent
@@ -78,7 +78,7 @@ def import_file(
     path: Path, output: Path, *, dump: Path | None = None, force: bool = False, ui: Reporter
 ) -> PipelineResult:
     """`import_result`, written to `output`, weights streamed beside it."""
-    check_output(path, output, force)
+    check_model_output(output, model=path, force=force)
     result = import_result(path, dump=dump, steps=IMPORT_FILE, ui=ui)
     with ui.stage("write weights") as update:
         save(result.model, output, lambda done, total, name: update(done, total))

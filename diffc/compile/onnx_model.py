@@ -12,17 +12,25 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import diffc
-from diffc.artifact.describe import IMPORTED
-from diffc.artifact.folder import Artifact, check_output, staging, write_manifest
-from diffc.artifact.resume import request_key
+from diffc.artifact.describe import (
+    IMPORTED,
+    described_engines,
+    described_passes,
+    described_values,
+    described_versions,
+)
+from diffc.artifact.folder import Artifact, check_output, file_sha256, staging, write_manifest
+from diffc.backends.onnx_graph import element_types
 from diffc.backends.target import Profile, Target, check_sms, find_target
-from diffc.compile.manifest import described_engines, described_passes, described_values, versions
-from diffc.compile.plan import CompileRequest, check_engine
-from diffc.compile.spine import CompileResult, Graphs, build_engines, check_targets, legalize, write
+from diffc.compile.engines import build_engines
+from diffc.compile.graphs import Graphs, legalize, write
+from diffc.compile.import_onnx import import_result
+from diffc.compile.plan import check_engine, check_targets
+from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.errors import DiffcError
 from diffc.models.profiles import parse_sizes
 from diffc.progress import Reporter
+from diffc.validate.passes import NumericCheck, random_feeds
 
 if TYPE_CHECKING:
     import onnx
@@ -45,8 +53,6 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
 
     Raises DiffcError, PassError and MismatchError as `diffc.compile.spine.compile_model` does.
     """
-    from diffc.compile.import_onnx import import_result
-
     path = Path(request.model)
     targets = check_request(request)
     imported = import_result(path, ui=ui)
@@ -56,7 +62,7 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
     with staging(request.output, force=request.force, key=key) as folder:
         graphs = _legalized(imported.model, targets, request, ui)
         hashes = write(graphs, folder, ui)
-        engines = build_engines(targets, request.sms, graphs, folder, profile, ui, options=request.engine)
+        engines = build_engines(graphs, targets, request.sms, request.engine, profile, folder, ui)
         records = [*imported.records, *graphs.records]
         content = {
             **_manifest(request, graphs, profile),
@@ -85,8 +91,6 @@ def check_request(request: CompileRequest) -> tuple[Target, ...]:
 
 
 def _check_types(model: onnx.ModelProto, sms: Sequence[int]) -> None:
-    from diffc.backends.onnx_graph import element_types
-
     check_sms(element_types(model), tuple(sms))
 
 
@@ -121,20 +125,15 @@ def profile_of(model: onnx.ModelProto, text: str, targets: Sequence[Target]) -> 
 def _legalized(
     model: onnx.ModelProto, targets: Sequence[Target], request: CompileRequest, ui: Reporter
 ) -> Graphs:
-    from diffc.validate.passes import NumericCheck, random_feeds
-
     feeds = random_feeds(model, seed=request.seed)
     return legalize(model, targets, NumericCheck(lambda: feeds), request.dump, ui)
 
 
 def _manifest(request: CompileRequest, graphs: Graphs, profile: Sequence[Profile]) -> dict[str, Any]:
-    from diffc.artifact.folder import file_sha256
-
     path = Path(request.model)
     model = graphs.models["model.onnx"]
     return {
-        "diffc": diffc.__version__,
-        "versions": versions(),
+        **described_versions(),
         "model": {"name": path.name, "sha256": file_sha256(path)},
         "format": IMPORTED,
         "targets": dict(graphs.files),

@@ -17,9 +17,8 @@ from diffc.backends.signature import Signature
 from diffc.backends.target import Profile
 from diffc.cache.chain import run_chain
 from diffc.cache.generations import Generations, time_and_conditions
-from diffc.cache.resolve import ResolvedPlan
-from diffc.compile.cached.shapes import size_of
-from diffc.compile.cached.variants import KeptTensor
+from diffc.cache.layout import KeptTensor, size_of
+from diffc.cache.resolve import ResolvedCache
 from diffc.models.family import Family
 from diffc.models.profiles import ShapeProfile
 from diffc.models.spec import Shape
@@ -55,7 +54,7 @@ class CachedSession:
     A step that cannot follow the one before (see `Generations`) runs everything.
     """
 
-    def __init__(self, plan: ResolvedPlan, steppers: Sequence[Stepper], signature: Signature):
+    def __init__(self, plan: ResolvedCache, steppers: Sequence[Stepper], signature: Signature):
         """`signature` is the backbone's."""
         self.plan, self.generations = plan, Generations()
         self._steppers = sorted(steppers, key=lambda s: -len(s.reuse))  # the last runs all
@@ -106,7 +105,7 @@ class ChainSession(CachedSession):
 
     def __init__(
         self,
-        plan: ResolvedPlan,
+        plan: ResolvedCache,
         steppers: Sequence[Stepper],
         signature: Signature,
         kept: Sequence[KeptTensor],
@@ -157,7 +156,7 @@ def open_cached(
             own = replace(own, profiles=(_profile(artifact.manifest, spec, own),))
         session = open_one(only(artifact, model), own)
         steppers.append(Stepper(frozenset(model.get("reuse", ())), session, own, model.get("group")))
-    plan = ResolvedPlan.from_json(entry["plan"])
+    plan = ResolvedCache.from_json(entry["plan"])
     plan = plan if follow else replace(plan, groups=())
     if not chain:
         return CachedSession(plan, steppers, signature)

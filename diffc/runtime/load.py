@@ -22,6 +22,7 @@ from diffc.errors import DiffcError, unknown_value
 from diffc.models.family import Family
 from diffc.models.registry import find_family
 from diffc.models.spec import Shape
+from diffc.runtime.cached import open_cached
 from diffc.runtime.module import CompiledBackbone
 from passes.files.atomic import open_new
 from passes.files.contained import why_outside
@@ -76,8 +77,6 @@ def load(
     signature = Signature.of(found.manifest, spec.dims(model["config"]), profiles)
     models = found.manifest.get("cache", {}).get("models", ())
     if models and (cache or chosen in _ENGINES):  # of engines there are none without kept outputs
-        from diffc.runtime.cached import open_cached
-
         session: Session = open_cached(
             found, spec, signature, lambda a, s: _open(a, chosen, where, s, cuda_graph), follow=cache
         )

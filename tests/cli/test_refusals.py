@@ -38,13 +38,17 @@ from tests.cli_helpers import RTX, Capture, compile_arguments, refusal
         ),
         (["--weight-streaming"], r"no target builds an engine[\s\S]*--target trt-rtx"),
         (["--from-checkpoint", "x"], r"format 'none' takes no checkpoint"),
-        (["--format", "fp8", "--from-checkpoint", "no/such"], r"no checkpoint at .*such"),
     ],
 )
 def test_bad_options_are_refused_with_the_choices(
     more: list[str], message: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    assert re.search(message, refusal(compile_arguments(tmp_path, *more), tmp_path, capsys))
+    assert re.search(message, refusal(compile_arguments(tmp_path, *more), tmp_path, capsys, code=2))
+
+
+def test_a_checkpoint_that_is_missing_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    arguments = compile_arguments(tmp_path, "--format", "fp8", "--from-checkpoint", "no/such")
+    assert re.search(r"no checkpoint at .*such", refusal(arguments, tmp_path, capsys))
 
 
 def test_fp8_for_an_old_gpu_is_refused_before_anything_is_loaded(tmp_path: Path, capsys: Capture) -> None:
@@ -86,9 +90,9 @@ def test_unknown_models_are_refused(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
     for model, message in (
-        ("tiny-sd4", "unknown model 'tiny-sd4'"),
-        (str(tmp_path / "file"), "no embedded model and no folder"),
-        (str(tmp_path / "empty"), "has neither model_index.json nor config.json"),
+        ("tiny-sd4", "'tiny-sd4' is not the name of an embedded model"),
+        (str(tmp_path / "file"), "nothing reads the model"),
+        (str(tmp_path / "empty"), "model_index.json"),
     ):
         error = refusal(compile_arguments(tmp_path, model=model), tmp_path, capsys)
         assert message in error

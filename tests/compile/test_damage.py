@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto
 
 from diffc.cli.main import run
+from diffc.compile import graphs
 from diffc.frontend.trace import trace
 from diffc.models.sources.locate import locate
-from passes import presets
 from passes.weights.recipe import Recipe
 from tests.validate.test_passes import Damage
 
@@ -68,7 +68,7 @@ def test_a_wrong_pass_in_a_compile_exits_3_and_leaves_nothing(
 
     wrong = Damage(weight="transformer_blocks.1.attn.to_v.weight", factor=1.05)
     monkeypatch.setattr(diffc.compile.spine, "trace", lambda *_: traced)
-    monkeypatch.setattr(presets, "CANONICAL", (*presets.CANONICAL, wrong))
+    monkeypatch.setattr(graphs, "CANONICAL", (*graphs.CANONICAL, wrong))
     assert compile_in(tmp_path) == 3
     error = capsys.readouterr().err
     assert "pass 'damage-weight' changed output 'out_hidden_states': relative L2 error" in error

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffc.compile.calibration import SYNTHETIC_TEXT, calibrated
-from diffc.compile.spine import CompileRequest, Plan, check
+from diffc.compile.calibration import SYNTHETIC_TEXT
+from diffc.compile.plan import Plan, check
+from diffc.compile.request import CompileRequest
+from diffc.compile.spine import calibrated
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import materialize
 from diffc.models.inputs import forward_kwargs, random_inputs
@@ -41,14 +43,14 @@ def plan_of(model: str, format: str, options: QuantOptions, folder: Path, **chan
 def whole(plan: Plan) -> Checkpoint:
     """ModelOpt on the whole model and the same inputs."""
     model = load_backbone(plan.source, torch.float32)
-    insert_quantizers(model, plan.format, plan.spec.unquantized, plan.request.options)
+    insert_quantizers(model, plan.format, plan.source.family.unquantized, plan.request.options)
     shape = Shape(2, 64, 64, SYNTHETIC_TEXT)
-    values = random_inputs(plan.spec, plan.source.config, shape, dtype=torch.float32, seed=0)
-    kwargs = forward_kwargs(plan.spec, plan.source.config, values)
+    values = random_inputs(plan.source.family, plan.source.config, shape, dtype=torch.float32, seed=0)
+    kwargs = forward_kwargs(plan.source.family, plan.source.config, values)
     algorithm = algorithm_of(plan.format, plan.request.options)
     _collect(model, algorithm, lambda m: m(**kwargs, return_dict=False))
     _finish(model)
-    return Checkpoint.from_backbone(model, family=plan.spec.name, format=plan.format.name)
+    return Checkpoint.from_backbone(model, family=plan.source.family.name, format=plan.format.name)
 
 
 @pytest.mark.parametrize(("model", "format", "options"), CASES, ids=lambda v: v if isinstance(v, str) else "")

@@ -30,10 +30,11 @@ import torch
 from diffc.backends.onnx_graph import element_types, read
 from diffc.backends.onnxruntime.arrays import session_options
 from diffc.backends.signature import TORCH_TYPES
+from diffc.cache.layout import LAYOUTS, size_of
 from diffc.compile.cached.operations import count_operations
-from diffc.compile.cached.shapes import size_of
+from diffc.compile.cached.split import split
 from diffc.compile.cached.stages import resolve_for
-from diffc.compile.cached.variants import LAYOUTS, CacheBuild, split
+from diffc.compile.cached.variants import CacheBuild
 from diffc.frontend.trace import trace
 from diffc.models.embedded import real
 from diffc.models.embedded.catalogue import EMBEDDED

@@ -25,8 +25,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffc import cache
-from diffc.compile.calibration import calibrated
-from diffc.compile.spine import CompileRequest, check
+from diffc.compile.plan import check
+from diffc.compile.request import CompileRequest
+from diffc.compile.spine import calibrated
 from diffc.models.embedded.digits import BACKBONES, PIXELS, prompt
 from diffc.progress import Silent
 from diffc.quality.painting import Figures, judge, load_pipeline, paint

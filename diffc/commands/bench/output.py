@@ -8,16 +8,18 @@ import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich import box
+from rich.table import Table
+
+from diffc.artifact.describe import versions
+from diffc.artifact.folder import Artifact
 from diffc.commands.bench.run import Row
 from diffc.commands.bench.worker import MIB
 from diffc.errors import DiffcError, UsageError
 from diffc.output_files import check_output_file, save_figure
 from diffc.terminal_text import cell
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def check_plot(path: Path | None) -> None:
@@ -40,9 +42,6 @@ def check_folder(path: Path | None) -> None:
 
 def tables(rows: Sequence[Row]) -> Iterator[Table]:
     """For every shape: median and spread, throughput, memory, and how far the outputs are apart."""
-    from rich import box
-    from rich.table import Table
-
     for shape in dict.fromkeys(row.shape for row in rows):
         mine = [row for row in rows if row.shape == shape]
         title = cell(f"{shape}; ms a step")
@@ -82,9 +81,6 @@ def _ms(seconds: float) -> str:
 
 def described(rows: Sequence[Row], artifact: Path) -> dict[str, Any]:
     """All figures, with the machine and the versions that they belong to."""
-    from diffc.artifact.folder import Artifact
-    from diffc.compile.manifest import versions
-
     manifest = Artifact.load(artifact).manifest
     return {
         "model": manifest["model"]["name"],

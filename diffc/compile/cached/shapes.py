@@ -1,7 +1,7 @@
 """Sizes of kept tensors in terms of the graph's dynamic dimensions, found by running torch on fake tensors.
 
-The graph knows "batch" and "text"; that an image of height x width latents has height * width / 4 tokens it has
-forgotten. A size is written as a text: "height*width/4", "text", "128", "text+image".
+The graph names "batch" and "text", and does not tell that an image of height x width latents has height * width / 4
+tokens. Sizes are texts, as in `diffc.cache.layout`.
 """
 
 from __future__ import annotations
@@ -16,24 +16,15 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from diffc.cache.layout import Sizes, size_of
 from diffc.errors import DiffcError
+from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.sources.backbone import build_backbone
 from diffc.models.sources.locate import ModelSource
 from diffc.models.spec import Shape
 from diffc.validate.shapes import fixed_batch
 
-Sizes = Mapping[str, int]
-Dims = Mapping[str, tuple[str | int, ...]]
 Seen = Mapping[str, Sequence[tuple[int, ...]]]
-
-
-def size_of(text: str | int, sizes: Sizes) -> int:
-    """The number that a size stands for, given the graph's dynamic dimensions."""
-    total = 0
-    for term in str(text).split("+"):
-        product, _, divisor = term.partition("/")
-        factors = (sizes[part] if part in sizes else int(part) for part in product.split("*"))
-        total += prod(factors) // int(divisor or 1)
-    return total
 
 
 def kept_dims(model: onnx.ModelProto, source: ModelSource) -> dict[str, tuple[str | int, ...]]:
@@ -62,9 +53,6 @@ def telling_shapes(multiple: int, batch: int | None = None) -> list[Shape]:
 def seen_shapes(source: ModelSource, shapes: Sequence[Shape]) -> list[dict[str, list[tuple[int, ...]]]]:
     """For each shape, what every module of the backbone gives: the shapes of the tensors in its output, by path."""
     from torch._subclasses.fake_tensor import FakeTensorMode
-
-    from diffc.models.inputs import forward_kwargs, random_inputs
-    from diffc.models.sources.backbone import build_backbone
 
     spec, runs = source.family, []
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():

@@ -15,11 +15,11 @@ from diffusers import DiffusionPipeline
 
 import diffc
 from diffc import cache
-from diffc.cache.chain import _size, cut
+from diffc.cache.layout import size_of
 from diffc.cache.plan import Steps
-from diffc.cache.resolve import Group, ResolvedPlan
+from diffc.cache.resolve import Group, ResolvedCache
 from diffc.cli.main import run
-from diffc.compile.cached.shapes import size_of
+from diffc.compile.cached.chain import _size, cut_chain
 from diffc.compile.spine import compile_model
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import materialize
@@ -171,9 +171,9 @@ def test_plans_without_rows_of_blocks_are_no_chain() -> None:
     ]
     ends = [value("h0", FP32, ["batch", 4])], [value("h12", FP32, ["batch", 4])]
     model = make(nodes, *ends, [weight])
-    rows = ResolvedPlan("odd", (Group(tuple(f"blocks.{n}" for n in range(1, 12, 2)), Steps(), "output"),))
+    rows = ResolvedCache("odd", (Group(tuple(f"blocks.{n}" for n in range(1, 12, 2)), Steps(), "output"),))
     with pytest.raises(DiffcError, match="cuts the backbone into 12 segments, and 9 are the most"):
-        cut(model, rows, locate("digits-sd3"))
+        cut_chain(model, rows, locate("digits-sd3"))
 
 
 def test_sizes_of_what_crosses() -> None:
@@ -238,7 +238,9 @@ def test_an_unknown_count_is_asked_for(compiled: Cells) -> None:
     backbone = diffc.load(cell(compiled, "digits-sd3").folder)
     session = backbone._session
     assert isinstance(session, CachedSession)
-    session.plan = ResolvedPlan("late", (Group(session.plan.groups[0].blocks, Steps(start=0.5), "residual"),))
+    session.plan = ResolvedCache(
+        "late", (Group(session.plan.groups[0].blocks, Steps(start=0.5), "residual"),)
+    )
     pipe = pipeline("digits-sd3")
     pipe.transformer = backbone
     with pytest.raises(DiffcError, match="depends on the number of denoising steps"):
