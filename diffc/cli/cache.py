@@ -41,11 +41,12 @@ def show_command(
     from diffc.cache.resolve import spell
     from diffc.cli.terminal import Terminal
     from diffc.compile.cached.stages import resolve_for
+    from diffc.models.sources.backbone import FakeBackbone
     from diffc.models.sources.locate import locate
     from diffc.terminal_text import styled
 
     console = Terminal().console
-    found = resolve_for(locate(model), plan)
+    found = resolve_for(FakeBackbone(locate(model)), plan)
     for number, group in enumerate(found.groups):
         marks = "".join("." if number in reused else "#" for reused in found.schedule(steps))
         console.print(styled(f"{marks}  the {group.keep} of {spell(group.blocks)}"), soft_wrap=True)
