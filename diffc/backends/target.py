@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from diffc.errors import DiffcError, UnsupportedError, unknown
+from diffc.errors import DiffcError, UnsupportedError, unknown_value
 from diffc.quantize.formats import FORMATS
 
 KNOWN_SMS = (75, 80, 86, 89, 120, 121)
@@ -115,7 +115,7 @@ DEFAULT_ENGINE = EngineOptions()
 def find_target(name: str) -> Target:
     """The target of that name. Raises DiffcError that lists the known ones."""
     if name not in TARGETS:
-        raise unknown("target", name, TARGETS)
+        raise unknown_value("target", name, TARGETS)
     return TARGETS[name]
 
 
@@ -123,7 +123,7 @@ def parse_sm(text: str) -> int:
     """A compute capability from "89", "sm89" or "8.9". Raises DiffcError that lists the known ones."""
     digits = text.strip().lower().removeprefix("sm").removeprefix("_").replace(".", "")
     if not digits.isascii() or not digits.isdigit() or int(digits) not in KNOWN_SMS:
-        raise unknown("compute capability", text, [str(sm) for sm in KNOWN_SMS])
+        raise unknown_value("compute capability", text, [str(sm) for sm in KNOWN_SMS])
     return int(digits)
 
 

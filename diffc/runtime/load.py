@@ -18,7 +18,7 @@ from diffc.backends.profile import Profile
 from diffc.backends.session import Session
 from diffc.backends.signature import TORCH_TYPES, Signature
 from diffc.backends.tensorrt import run as engine
-from diffc.errors import DiffcError, unknown
+from diffc.errors import DiffcError, unknown_value
 from diffc.models.registry import find_family
 from diffc.runtime.cached import open_cached
 from diffc.runtime.module import CompiledBackbone
@@ -105,7 +105,7 @@ def _device(device: torch.device) -> torch.device:
 def _choose(artifact: Artifact, target: str | None, device: torch.device | None) -> str:
     """The runtime target. Raises DiffcError that tells why each one that the artifact has cannot be used."""
     if target is not None and target not in _TAKES:
-        raise unknown("runtime target", target, _TAKES)
+        raise unknown_value("runtime target", target, _TAKES)
     compiled = artifact.manifest["targets"]
     there = [name for name, needs in _TAKES.items() if needs in compiled]
     if target is not None and target not in there:

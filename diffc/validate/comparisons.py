@@ -14,7 +14,7 @@ from diffc.artifact.describe import IMPORTED
 from diffc.artifact.files import listed
 from diffc.artifact.folder import Artifact
 from diffc.backends.onnx_graph import element_types
-from diffc.errors import DiffcError
+from diffc.errors import DiffcError, UsageError
 from diffc.models.inputs import random_inputs
 from diffc.models.registry import find_family
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, check_weights
@@ -117,7 +117,7 @@ def shapes_of(artifact: Artifact, model: onnx.ModelProto, texts: Sequence[str]) 
     usual = usual_shapes(spec, config, batch)
     shapes = tuple(parse_shape(text, spec, config, usual[0]) for text in texts) or usual
     if other := next((s for s in shapes if batch not in (None, s.batch)), None):
-        raise DiffcError(
+        raise UsageError(
             f"shape ({other}): {artifact.folder} was compiled for a batch of {batch}",
             fix=f"use --shape batch={batch},..., or compile with --profile batch=min:opt:max",
         )

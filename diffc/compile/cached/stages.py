@@ -19,7 +19,7 @@ from diffc.compile.cached.split import split
 from diffc.compile.cached.variants import CacheBuild, Variant, check_variants
 from diffc.compile.engines import build_engines, engine_profile
 from diffc.compile.graphs import Graphs, legalize
-from diffc.errors import unknown
+from diffc.errors import unknown_value
 from diffc.models.profiles import ShapeProfile
 from diffc.models.sources.backbone import FakeBackbone
 from diffc.models.sources.locate import ModelSource
@@ -47,7 +47,7 @@ def find_layout(name: str) -> Layout:
     for layout in LAYOUTS:
         if layout == name:
             return layout
-    raise unknown("cache layout", name, LAYOUTS)
+    raise unknown_value("cache layout", name, LAYOUTS)
 
 
 def build_variants(
