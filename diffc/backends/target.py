@@ -6,9 +6,8 @@ Nothing heavy is imported here: the command line reads these tables before any w
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from diffc.errors import DiffcError, UnsupportedError, unknown_value
 from diffc.quantize.formats import FORMATS
@@ -95,14 +94,6 @@ TARGETS: Mapping[str, Target] = {
 }
 
 
-class ShapeRange(NamedTuple):
-    """The smallest, the most usual and the largest shape of one input."""
-
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
-
-
 @dataclass(frozen=True)
 class EngineOptions:
     """How the builder of TensorRT and TensorRT-RTX works; the defaults are its own.
@@ -119,28 +110,6 @@ class EngineOptions:
 
 
 DEFAULT_ENGINE = EngineOptions()
-
-
-@dataclass(frozen=True)
-class Profile:
-    """A range of shapes, per input name, that an engine is built for."""
-
-    inputs: Mapping[str, ShapeRange]
-
-    @classmethod
-    def of(
-        cls,
-        minimum: Mapping[str, Sequence[int]],
-        optimum: Mapping[str, Sequence[int]],
-        maximum: Mapping[str, Sequence[int]],
-    ) -> Profile:
-        """The profile between three sets of shapes, as `Family.input_shapes` gives them.
-
-        Raises DiffcError when they do not name the same inputs.
-        """
-        if not minimum.keys() == optimum.keys() == maximum.keys():
-            raise DiffcError("minimum, optimum and maximum of a profile do not name the same inputs")
-        return cls({n: ShapeRange(tuple(minimum[n]), tuple(optimum[n]), tuple(maximum[n])) for n in minimum})
 
 
 def find_target(name: str) -> Target:

@@ -55,9 +55,10 @@ def show_command(
     """Say which blocks a plan uses again in which steps, and how many models a compile makes of it."""
     from diffc.cache.resolve import spell
     from diffc.compile.cached.stages import resolve_for
+    from diffc.models.sources.backbone import FakeBackbone
     from diffc.models.sources.locate import locate
 
-    found = resolve_for(locate(model), plan)
+    found = resolve_for(FakeBackbone(locate(model)), plan)
     groups = []
     for number, group in enumerate(found.groups):
         reused = [number in step for step in found.schedule(steps)]

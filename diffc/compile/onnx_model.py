@@ -7,7 +7,7 @@ beside it: every pass is checked in numbers against the graph before it.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from diffc.artifact.describe import (
 )
 from diffc.artifact.folder import Artifact, check_output, file_sha256, staging, write_manifest
 from diffc.backends.onnx_graph import element_types
-from diffc.backends.target import Profile, Target, check_sms, find_target
+from diffc.backends.profile import Profile
+from diffc.backends.target import Target, check_sms, find_target
 from diffc.compile.engines import build_engines
 from diffc.compile.graphs import Graphs, legalize, write
 from diffc.compile.import_onnx import import_result
@@ -112,14 +113,8 @@ def profile_of(model: onnx.ModelProto, text: str, targets: Sequence[Target]) -> 
             f"the file has dynamic dimensions without a range: {', '.join(missing)}",
             fix=f"give --profile {shlex.quote(','.join(f'{name}=min:opt:max' for name in missing))}",
         )
-
-    def at(index: int) -> Mapping[str, Sequence[int]]:
-        return {
-            name: [sizes[d][index] if isinstance(d, str) else d for d in dims]
-            for name, dims in shapes.items()
-        }
-
-    return (Profile.of(at(0), at(1), at(2)),)
+    bounds = [{name: size[index] for name, size in sizes.items()} for index in range(3)]
+    return (Profile.of_dims(shapes, *bounds),)
 
 
 def _legalized(

@@ -85,6 +85,10 @@ class Family:
             i.name: tuple(sizes[d] if isinstance(d, str) else d for d in i.dims) for i in self.inputs(config)
         }
 
+    def input_dims(self, config: Config) -> dict[str, tuple[str | int, ...]]:
+        """The dimensions of every graph input, in graph order."""
+        return {item.name: item.dims for item in self.inputs(config)}
+
     def tokens(self, config: Config, shape: Shape) -> int:
         """How many tokens the blocks of a transformer have for each image; of a UNet, those at its bottom."""
         multiple = self.pixel_multiple(config)
