@@ -22,7 +22,6 @@ _ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 """What keeps libraries, and the processes that a command starts, from talking between our lines."""
 

@@ -17,7 +17,7 @@ from diffc.errors import DiffcError, UsageError
 from diffc.models.embedded.digits import WORDS
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.locate import ModelSource, locate
-from diffc.models.sources.pipelines import loading_seconds, open_pipeline
+from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.models.spec import Shape
 from diffc.output_files import check_output_file
 from diffc.progress import Reporter, Update, estimated
@@ -166,7 +166,7 @@ def _pipeline(
     dtype = getattr(torch, artifact.manifest["dtype"]) if device.type == "cuda" else torch.float32
     left_out = {} if with_backbone else {source.family.component: None}
     fix = "download the whole pipeline, or give another --pipeline"
-    with quiet_libraries(), estimated(update, loading_seconds(source)):
+    with quiet_libraries(), estimated(update, pipeline_seconds(source)):
         pipe = open_pipeline(source, dtype=dtype, fix=fix, **left_out)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
