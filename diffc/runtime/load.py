@@ -14,16 +14,15 @@ import torch
 from diffc.artifact.folder import Artifact
 from diffc.backends.onnxruntime import run as ort
 from diffc.backends.onnxruntime.recorded import RecordedOrt
+from diffc.backends.profile import Profile
 from diffc.backends.session import Session
 from diffc.backends.signature import TORCH_TYPES, Signature
-from diffc.backends.target import Profile
 from diffc.backends.tensorrt import run as engine
-from diffc.errors import DiffcError, unknown
-from diffc.models.family import Family
+from diffc.errors import DiffcError, unknown_value
 from diffc.models.registry import find_family
-from diffc.models.spec import Shape
 from diffc.runtime.cached import open_cached
 from diffc.runtime.module import CompiledBackbone
+from diffc.runtime.profile import profile_of
 from passes.files.atomic import open_new
 from passes.files.contained import why_outside
 
@@ -73,8 +72,9 @@ def load(
         )
     spec = find_family(model["family"])
     chosen, where = resolve(found, target, device)
-    profiles = (_profile(found, spec),) if chosen in (*_ENGINES, *_PREFIX) else ()
-    signature = Signature.of(found.manifest, spec.dims(model["config"]), profiles)
+    signature = Signature.of(found.manifest, spec.dims(model["config"]))
+    if chosen in (*_ENGINES, *_PREFIX):
+        signature = replace(signature, profiles=(profile_of(found.manifest, spec, signature),))
     models = found.manifest.get("cache", {}).get("models", ())
     if models and (cache or chosen in _ENGINES):  # of engines there are none without kept outputs
         session: Session = open_cached(
@@ -105,7 +105,7 @@ def _device(device: torch.device) -> torch.device:
 def _choose(artifact: Artifact, target: str | None, device: torch.device | None) -> str:
     """The runtime target. Raises DiffcError that tells why each one that the artifact has cannot be used."""
     if target is not None and target not in _TAKES:
-        raise unknown("runtime target", target, _TAKES)
+        raise unknown_value("runtime target", target, _TAKES)
     compiled = artifact.manifest["targets"]
     there = [name for name, needs in _TAKES.items() if needs in compiled]
     if target is not None and target not in there:
@@ -147,14 +147,6 @@ def _why_not(artifact: Artifact, name: str, device: torch.device | None) -> tupl
 def _sm(device: torch.device | None) -> int:
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
-
-
-def _profile(artifact: Artifact, spec: Family) -> Profile:
-    """The shape profile of the compile as shapes of the graph's inputs."""
-    config = artifact.manifest["model"]["config"]
-    stated = artifact.manifest["profile"]
-    shapes = (Shape(**stated[name]) for name in ("minimum", "optimum", "maximum"))
-    return Profile.of(*(spec.input_shapes(config, shape) for shape in shapes))
 
 
 def _open(

@@ -40,6 +40,7 @@ from diffc.models.embedded import real
 from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.models.embedded.real import REAL, RealModel
 from diffc.models.inputs import random_inputs
+from diffc.models.sources.backbone import FakeBackbone
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.spec import Shape
 from diffc.progress import Silent
@@ -189,7 +190,8 @@ def models_of(
 ) -> tuple[CacheBuild, dict[str, Path], dict[str, onnx.ModelProto]]:
     """The plan's models in the provider's form over one file of weights; and their canonical graphs, for counting."""
     canonical = Pipeline(CANONICAL).run(trace(source, dtype=options.dtype, checkpoint=None)).model
-    build = split(canonical, resolve_for(source, options.plan), source, options.layout)
+    backbone = FakeBackbone(source)
+    build = split(canonical, resolve_for(backbone, options.plan), backbone, options.layout)
     if not build.variants:
         raise SystemExit(f"{options.plan} uses nothing again")
     graphs = {PLAIN: canonical} | {PLAIN + v.suffix: v.model for v in build.variants}

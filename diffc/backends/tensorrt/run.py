@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffc.backends.profile import Profile
 from diffc.backends.signature import Signature, pick_profile
-from diffc.backends.target import TARGETS, Profile
+from diffc.backends.target import TARGETS
 from diffc.errors import DiffcError
 from passes.base import PassError
 from passes.files.atomic import write_bytes
