@@ -4,6 +4,5 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "data"
-TOOLS = ROOT / "tools"
 SHARED = ROOT.parent / "shared"
 """Larger fixtures that lie beside a checkout; tests that read them are skipped where it does not exist."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import onnx
 import pytest
@@ -16,6 +14,7 @@ from PIL import Image
 
 from diffc.cli.main import run
 from tests import ROOT
+from tools import run as demo
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,15 +27,6 @@ QUICK = ["--steps", "1"]
 VERBS = (
     "fold|remove|split|decompose|widen|smooth|fuse|share|rewrite|emulate|normalize|match|type|merge|join|lift"
 )
-
-
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run_script", ROOT / "tools" / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -70,7 +60,6 @@ def test_diffc_commands_run(lines: list[str], here: Path, capsys: pytest.Capture
 
 def test_the_demo_runs_and_says_where_its_result_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorrt_rtx")
-    demo = script()
     moved = {str(demo.OUTPUT): str(here / "out"), str(demo.PICTURE): str(here / "seven.png")}
     assert run([*(moved.get(part, part) for part in demo.DEMO[2:]), *QUICK]) == 0
     assert "Compiled" in capsys.readouterr().out

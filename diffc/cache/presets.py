@@ -10,17 +10,16 @@ from torch import nn
 
 from diffc.cache.plan import CachePlan, Entry, Steps
 from diffc.cache.resolve import block_names
-from diffc.errors import DiffcError, unknown
+from diffc.errors import DiffcError, unknown_value
 
 Arguments = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A plan that fits itself to a backbone. `defaults` are its arguments; `families` where it makes sense."""
+    """A plan that fits itself to a backbone. `defaults` are its arguments."""
 
     summary: str
-    families: tuple[str, ...]
     defaults: Arguments
     make: Callable[[nn.Module, Arguments], tuple[Entry, ...]]
 
@@ -66,35 +65,30 @@ _UNET = ("down_blocks.*", "mid_block", "up_blocks.*")
 _ODD = Steps(every=2)
 
 PRESETS: Mapping[str, Preset] = {
-    "deepcache": Preset("a UNet's inner levels", ("sdxl", "sd2"), {"every": 3, "levels": 1}, _deepcache),
+    "deepcache": Preset("a UNet's inner levels", {"every": 3, "levels": 1}, _deepcache),
     "blocks": Preset(
         "what a transformer's inner blocks add",
-        ("sd3", "flux", "pixart"),
         {"every": 2, "first": 1, "last": 1},
         _blocks,
     ),
-    "tgate": Preset("cross attention after a step", ("sdxl", "sd2", "pixart"), {"step": 10}, _tgate),
+    "tgate": Preset("cross attention after a step", {"step": 10}, _tgate),
     "modelopt-sdxl": Preset(
         "ModelOpt's default: all but up_blocks.2, odd steps",
-        ("sdxl",),
         {},
         _fixed(Entry(_UNET, _ODD, "output", exclude=("up_blocks.2",))),
     ),
     "modelopt-sd3": Preset(
         "ModelOpt's default: blocks 0 to 15, odd steps",
-        ("sd3",),
         {},
         _fixed(Entry(("transformer_blocks.0-15",), _ODD, "output")),
     ),
     "modelopt-svd": Preset(
         "ModelOpt's default: all but up_blocks.3, odd steps",
-        ("svd",),
         {},
         _fixed(Entry(_UNET, _ODD, "output", exclude=("up_blocks.3",))),
     ),
     "modelopt-pixart": Preset(
         "what ModelOpt's default means: all but blocks 21 to 27, two of three steps",
-        ("pixart",),
         {},
         _fixed(
             Entry(("transformer_blocks.*",), Steps(every=3), "output", exclude=("transformer_blocks.21-27",))
@@ -110,13 +104,13 @@ def preset(text: str, backbone: nn.Module) -> CachePlan:
     """
     name, _, arguments = text.partition(":")
     if name not in PRESETS:
-        raise unknown("cache plan", name, PRESETS, fix="name one of these, or a .json or .yaml file")
+        raise unknown_value("cache plan", name, PRESETS, fix="name one of these, or a .json or .yaml file")
     found = PRESETS[name]
     given = dict(found.defaults)
     for item in filter(None, arguments.split(",")):
         key, _, value = item.partition("=")
         if key not in given:
-            raise unknown(f"argument of cache plan {name}", key, given)
+            raise unknown_value(f"argument of cache plan {name}", key, given)
         try:
             given[key] = float(value)
         except ValueError as error:

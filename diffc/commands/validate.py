@@ -1,56 +1,63 @@
-"""`diffc validate`: an artifact, hashed and then run again, against torch or against another graph."""
+"""`diffc validate`: a finished artifact, hashed and run again, compared with torch or with another graph."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import torch
 
 from diffc.artifact.folder import Artifact
-from diffc.backends.onnx_graph import element_types
 from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.backends.target import TARGETS, find_target
-from diffc.cli.tables import IMPORTED
-from diffc.compile.plan import CompileRequest, check
 from diffc.errors import DiffcError, UnsupportedError
-from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.registry import find_spec
-from diffc.models.sources.backbone import DTYPES
-from diffc.progress import Reporter, Silent
-from diffc.validate import torch_reference as fidelity
+from diffc.models.inputs import forward_kwargs
+from diffc.models.registry import find_family
+from diffc.models.sources.backbone import quiet_libraries
+from diffc.progress import Reporter, estimated
+from diffc.progress_bar import default_reporter
+from diffc.runtime.load import load as load_runtime
+from diffc.validate.comparisons import (
+    Comparison,
+    format_and_dtype,
+    graph_reference,
+    is_imported,
+    shapes_of,
+    torch_reference_of,
+)
 from diffc.validate.float32 import emulated, runs_on_cpu
-from diffc.validate.modules import Bisection, require_no_finding
-from diffc.validate.modules import bisect as modules_off
-from diffc.validate.onnx_reference import Draw, GraphReference, draw_by_graph
-from diffc.validate.reports import ShapeReport, Sizes, require_match
+from diffc.validate.modules import ModuleReport, compare_modules, require_right_modules
+from diffc.validate.onnx_reference import GraphReference
+from diffc.validate.outputs import Session
+from diffc.validate.reports import ShapeReport, require_match
 from diffc.validate.script import check_folder, write_script
-from diffc.validate.shapes import fixed_batch, parse_graph_sizes, parse_shape
-from diffc.validate.tolerances import tolerance_of
+from diffc.validate.torch_reference import TorchReference
 from passes.storage import load, save
 
 if TYPE_CHECKING:
     from diffc.runtime.module import CompiledBackbone
 
-AGAINST = ("torch", "ort")
+
+_LOADING = 10.0
+"""Seconds that loading a torch model takes at least: that is what importing diffusers and ModelOpt takes."""
 
 
 @dataclass(frozen=True)
 class ValidateRequest:
-    """What to hold against what.
+    """What to compare with what.
 
-    `target` "ort" runs every model of the artifact on the CPU, exactly as the graph says; any other is one of
-    `diffc.load`, and what it loads is run. `against`: "torch", "ort" (the artifact's own graph in float32 on the
-    CPU), an artifact, or an .onnx file; None is torch where there is one. `model` is where the torch model lies
-    now, None for where the compile found it. `shapes` are texts of --shape; none means the two of a compile.
-    `seeds` likewise. `limit` takes the place of the tolerances.
+    `target` "ort" runs every model of the artifact on the CPU, exactly as the graph says; any other target runs what
+    `diffc.load` loads for it. `against` is "torch", "ort" (the artifact's own graph in float32 on the CPU), an
+    artifact, or an .onnx file; None is torch where there is a torch model. `model` is where the torch model lies now,
+    None for where the compile found it. `shapes` are texts of --shape; none means the two of a compile. Without
+    `seeds`, one that the compile did not use. `limit` replaces all tolerances.
     """
 
     artifact: Path
@@ -63,87 +70,97 @@ class ValidateRequest:
 
 
 @dataclass(frozen=True)
-class Case:
-    """One model of the artifact with all that a comparison needs."""
-
-    name: str
-    model: onnx.ModelProto
-    reference: fidelity.Reference | GraphReference
-    format: str
-    dtype: str
-    shapes: Sequence[Sizes]
-    seeds: Sequence[int]
-    against: str
-    family: str = ""
-
-
-@dataclass(frozen=True)
 class Validated:
-    """What `validate_artifact` found: the comparisons, the pieces if they were asked for, against what."""
+    """What `validate_artifact` found: the comparisons, modules by file if they were asked for, and the reference."""
 
     reports: Sequence[ShapeReport]
-    bisections: Mapping[str, Sequence[Bisection]]
+    modules: Mapping[str, Sequence[ModuleReport]]
     against: str
 
-    def require_match(self) -> None:
-        """Raise MismatchError (exit code 3) naming the first module that is off, or else the first output.
+    def to_json(self) -> dict[str, Any]:
+        """What --json writes."""
+        modules = {name: [asdict(report) for report in found] for name, found in self.modules.items()}
+        return {
+            "against": self.against,
+            "passed": all(report.passed or report.chaotic for report in self.reports),
+            "outputs": [report.described() for report in self.reports],
+            "modules": modules,
+        }
 
-        Modules by themselves are the sharper test: outputs can be within their limit, or beyond it by no more than
-        roundings explain, with a module that is off.
+    def require_match(self) -> None:
+        """Raise MismatchError (exit code 3) with the first module that is wrong, or else the first output.
+
+        Modules come first because they are the sharper test: with a wrong module, outputs can still be within their
+        limit, or beyond it by no more than roundings explain.
         """
         fix = "compile again; if it differs again, report this with the command"
-        for model, found in self.bisections.items():
-            require_no_finding(found, model, against=self.against, fix=fix)
-        require_match(
-            self.reports,
-            against=self.against,
-            fix=fix if self.bisections else "find out where: give --bisect",
-        )
+        for model, found in self.modules.items():
+            require_right_modules(found, model, against=self.against, fix=fix)
+        fix = fix if self.modules else "find out where: give --bisect"
+        require_match(self.reports, against=self.against, fix=fix)
 
 
 def validate_artifact(
     request: ValidateRequest, ui: Reporter | None = None, *, bisect: bool = False, script: Path | None = None
 ) -> Validated:
-    """The comparisons of every model, seed and shape; see `Validated.require_match`.
+    """Compare every model at every seed and shape; see `Validated.require_match`.
 
-    `bisect`: every module by itself too, at the first shape and seed. `script` is a folder to write what `polygraphy
-    run` repeats the comparisons with. Raises DiffcError when a file of the artifact was changed, when there is
-    nothing to hold it against, or when the target does not run on this machine.
+    `bisect`: every module by itself too, at the first shape and seed. `script` is a folder to write what
+    `polygraphy run` repeats the comparisons with. Raises DiffcError when a file of the artifact was changed, when
+    there is nothing to compare it with, or when the target does not run on this machine.
     """
-    ui = ui or Silent()
+    ui = ui or default_reporter()
     if script is not None:
         check_folder(script)
     reports: list[ShapeReport] = []
-    bisections: dict[str, Sequence[Bisection]] = {}
-    with cases(request, ui) as found:
-        for case in found:
-            with ui.stage(f"validate {case.name} against {case.against}"):
-                for seed in case.seeds:
-                    reports += [replace(r, model=case.name) for r in _compare(case, request, seed)]
+    modules: dict[str, Sequence[ModuleReport]] = {}
+    with comparisons(request, ui) as found:
+        for comparison in found:
+            reports += _outputs(comparison, request, ui)
             if bisect:
-                bisections[case.name] = _bisect(case, ui)
+                modules[comparison.name] = _modules(comparison, ui)
         if script is not None:
-            write_script(script, {case.name: case.model for case in found}, reports)
-    return Validated(reports, bisections, found[0].against)
+            write_script(script, {c.name: c.model for c in found}, reports)
+    return Validated(reports, modules, found[0].against)
 
 
-def _bisect(case: Case, ui: Reporter) -> Sequence[Bisection]:
-    with ui.stage(f"examine {case.name} module by module") as update:
-        return modules_off(
-            case.model,
-            case.reference,
-            format=case.format,
-            shape=case.shapes[0],
-            seed=case.seeds[0],
+def _outputs(comparison: Comparison, request: ValidateRequest, ui: Reporter) -> list[ShapeReport]:
+    """The reports of one model at all seeds.
+
+    The outputs of another target show how far its roundings go; that the graph is right shows in ONNX Runtime on the
+    CPU, which can run it without them. So the target "ort" always runs.
+    """
+    reports: list[ShapeReport] = []
+    for seed in comparison.seeds:
+        for target in dict.fromkeys(("ort", request.target)):
+            where = "" if target == "ort" else f" in {target}"
+            with ui.stage(f"validate {comparison.name}{where} against {comparison.against}") as update:
+                if target == "ort" and comparison.against != "ort":
+                    reports += comparison.validate_graph(seed, request.limit, update)
+                    continue
+                with _session(comparison, request.artifact, target) as session:
+                    name = f"{target}, {comparison.dtype}"
+                    reports += comparison.validate_session(name, session, seed, request.limit, update)
+    return [replace(report, model=comparison.name) for report in reports]
+
+
+def _modules(comparison: Comparison, ui: Reporter) -> Sequence[ModuleReport]:
+    with ui.stage(f"examine {comparison.name} module by module") as update:
+        return compare_modules(
+            comparison.model,
+            comparison.reference,
+            format=comparison.format,
+            shape=comparison.shapes[0],
+            seed=comparison.seeds[0],
             update=update,
         )
 
 
 class LoadedSession:
-    """A backbone of `diffc.load` as a session over arrays: what runs is what a pipeline runs."""
+    """A backbone of `diffc.load` as a session over arrays: it runs what a pipeline runs."""
 
     def __init__(self, backbone: CompiledBackbone, family: str):
-        self._backbone, self._spec = backbone, find_spec(family)
+        self._backbone, self._spec = backbone, find_family(family)
 
     def run(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """The output by name, in float32."""
@@ -154,127 +171,79 @@ class LoadedSession:
         return {self._spec.output: np.asarray(sample.float().cpu().numpy())}
 
 
-def _compare(case: Case, request: ValidateRequest, seed: int) -> list[ShapeReport]:
-    if request.target == "ort" and case.against != "ort":
-        return fidelity.validate(
-            case.model,
-            case.reference,
-            format=case.format,
-            shapes=case.shapes,
-            seed=seed,
-            limit=request.limit,
-        )
-    limit = request.limit or tolerance_of(case.format, case.dtype)
-    # How far roundings go is measured at the outputs of a runtime; that the graph is right is shown without them.
-    graph = [] if request.target == "ort" else _compare(case, replace(request, target="ort"), seed)
-    with _session(case, request) as session:
-        return graph + fidelity.validate_session(
-            f"{request.target}, {case.dtype}",
-            case.model,
-            session,
-            case.reference,
-            limit=limit,
-            shapes=case.shapes,
-            seed=seed,
-        )
-
-
 @contextmanager
-def _session(case: Case, request: ValidateRequest) -> Iterator[fidelity.Session]:
-    """The model as a user of the target runs it: with all that the runtime optimizes."""
-    if request.target != "ort":
-        from diffc.runtime.load import load as load_runtime
-
-        with load_runtime(request.artifact, target=request.target) as backbone:
-            yield LoadedSession(backbone, case.family)
+def _session(comparison: Comparison, artifact: Path, target: str) -> Iterator[Session]:
+    """The model as a user of the target runs it: with all optimizations of the runtime."""
+    if target != "ort":
+        with load_runtime(artifact, target=target) as backbone:
+            yield LoadedSession(backbone, comparison.family)
         return
-    if not runs_on_cpu(case.model):
+    if not runs_on_cpu(comparison.model):
         raise UnsupportedError(
-            f"{case.name} computes in bfloat16, and ONNX Runtime has no bfloat16 arithmetic on the CPU",
-            fix="hold its float32 twin against another graph: --against ARTIFACT or FILE.onnx",
+            f"{comparison.name} computes in bfloat16, and ONNX Runtime has no bfloat16 arithmetic on the CPU",
+            fix="compare its float32 copy with another graph: --against ARTIFACT or FILE.onnx",
         )
     with TemporaryDirectory(prefix="diffc-") as folder:
-        save(emulated(case.model), Path(folder) / "model.onnx")
+        save(emulated(comparison.model), Path(folder) / "model.onnx")
         with OrtSession(Path(folder) / "model.onnx") as session:
             yield session
 
 
 @contextmanager
-def cases(request: ValidateRequest, ui: Reporter) -> Iterator[list[Case]]:
-    """The models of the artifact with their reference; closing it frees the reference."""
+def comparisons(request: ValidateRequest, ui: Reporter) -> Iterator[list[Comparison]]:
+    """The models of the artifact, each with its reference; references are freed at the end."""
     artifact = Artifact.load(request.artifact)
     files = _files(artifact, request.target)
     with ui.stage("hash the files"):
         artifact.verify()
     with ExitStack() as stack:
-        yield list(_cases(artifact, files, request, stack, ui))
+        yield list(_comparisons(artifact, files, request, stack, ui))
 
 
-def _cases(
+def _comparisons(
     artifact: Artifact, files: Sequence[str], request: ValidateRequest, stack: ExitStack, ui: Reporter
-) -> Iterator[Case]:
-    imported = artifact.manifest["format"] == IMPORTED
-    against = request.against or ("ort" if imported else "torch")
-    if imported and against == "torch":
-        raise DiffcError(
-            f"{artifact.folder} was compiled from an ONNX file: there is no torch model to hold it against",
-            fix=f"hold it against the file: --against {artifact.manifest['model']['name']}",
-        )
-    if imported and request.against is None:
-        ui.note(
-            "compiled from an ONNX file: held against its own graph in float32. --against FILE.onnx says more"
-        )
-    torch_reference = None
+) -> Iterator[Comparison]:
+    against = _against(artifact, request.against, ui)
+    seeds = request.seeds or (int(artifact.manifest.get("request", {}).get("seed", 0)) + 1,)
+    family = artifact.manifest["model"].get("family", "")
+    torch_reference: TorchReference | None = None
     for name in files:
         model = load(artifact.folder / name)
-        format, dtype = _kind(artifact, model)
-        shapes = _shapes(artifact, model, request.shapes)
-        seeds = request.seeds or (int(artifact.manifest.get("request", {}).get("seed", 0)) + 1,)
-        reference: fidelity.Reference | GraphReference
+        format, dtype = format_and_dtype(artifact, model)
+        shapes = shapes_of(artifact, model, request.shapes)
+        reference: TorchReference | GraphReference
         if against == "torch":
-            with ui.stage("load the torch model"):
+            with (
+                ui.stage("load the torch model") as update,
+                quiet_libraries(),
+                estimated(update, _LOADING),
+            ):
                 torch_reference = torch_reference or torch_reference_of(artifact, request.model)
             reference = torch_reference
         else:
-            other = model if against == "ort" else load(_other(Path(against)))
-            quantized = against != "ort" and format != "none"
-            graph = GraphReference(other, dtype, _draw(artifact, model, dtype), quantized=quantized)
-            stack.callback(graph.close)
-            reference = graph
-        family = artifact.manifest["model"].get("family", "")
-        yield Case(name, model, reference, format, dtype, shapes, seeds, against, family)
+            reference = graph_reference(artifact, model, against, format, dtype)
+            stack.callback(reference.close)
+        yield Comparison(name, model, reference, format, dtype, shapes, seeds, against, family)
 
 
-def torch_reference_of(artifact: Artifact, model: str | None = None) -> fidelity.Reference:
-    """The fake-quantized torch model that the artifact was compiled from, rebuilt from its manifest.
-
-    Raises DiffcError when the model is not where it was, or is another one now.
-    """
-    from diffc.compile.calibration import given
-
-    manifest = artifact.manifest
-    quantized = (artifact.folder / "checkpoint").is_dir()
-    plan = check(
-        CompileRequest(
-            model or manifest["request"]["model"],
-            artifact.folder,
-            format=manifest["format"],
-            dtype=manifest["dtype"],
-            from_checkpoint=artifact.folder / "checkpoint" if quantized else None,
-            force=True,  # nothing is written
-        )
-    )
-    if dict(plan.source.config) != dict(manifest["model"]["config"]):
+def _against(artifact: Artifact, against: str | None, ui: Reporter) -> str:
+    """What to compare with. Raises DiffcError for torch where there is no torch model."""
+    if not is_imported(artifact):
+        return against or "torch"
+    if against == "torch":
         raise DiffcError(
-            f"{plan.source.backbone_dir} is another model than the one that {artifact.folder} was compiled from:"
-            " its config.json differs",
-            fix="name the model: --model FOLDER",
+            f"{artifact.folder} was compiled from an ONNX file: there is no torch model to compare it with",
+            fix=f"compare it with the file: --against {shlex.quote(str(artifact.manifest['model']['name']))}",
         )
-    return fidelity.Reference(plan.source, plan.dtype, given(plan) if quantized else None)
+    if against is None:
+        ui.note(
+            "compiled from an ONNX file: compared with its own graph in float32. --against FILE.onnx says more"
+        )
+    return against or "ort"
 
 
 def _files(artifact: Artifact, target: str) -> list[str]:
-    """The models that `target` runs. Raises DiffcError for a target that is not validated, or has no model here."""
+    """The models that `target` runs. Raises DiffcError for an unknown target, and for one without a model here."""
     files: dict[str, str] = artifact.manifest["targets"]
     if target == "ort":
         TARGETS["ort"].require()
@@ -287,62 +256,3 @@ def _files(artifact: Artifact, target: str) -> list[str]:
             fix=f"compile with --target {taken}",
         )
     return [files[taken]]
-
-
-def _kind(artifact: Artifact, model: onnx.ModelProto) -> tuple[str, str]:
-    """The format and the compute type, or for an imported graph those of its kind: they name the tolerance."""
-    manifest = artifact.manifest
-    if manifest["format"] != IMPORTED:
-        return manifest["format"], manifest["dtype"]
-    types, weights = element_types(model), {t.name for t in model.graph.initializer}
-    rounded = {n.op_type for n in model.graph.node if n.input and n.input[0] not in weights}
-    format = "int8" if "QuantizeLinear" in rounded else "none"
-    if any(op.startswith("TRT_") and "DynamicQuantize" in op for op in rounded):
-        format = "nvfp4"
-    for dtype, number in (("float16", onnx.TensorProto.FLOAT16), ("bfloat16", onnx.TensorProto.BFLOAT16)):
-        if number in types:
-            return format, dtype
-    return format, "float32"
-
-
-def _shapes(artifact: Artifact, model: onnx.ModelProto, texts: Sequence[str]) -> Sequence[Sizes]:
-    manifest = artifact.manifest
-    if manifest["format"] == IMPORTED:
-        wanted = [(text, 2) for text in texts] or [("", 2), ("", 4)]
-        return [parse_graph_sizes(text, model, default) for text, default in wanted]
-    spec, config = find_spec(manifest["model"]["family"]), manifest["model"]["config"]
-    batch = fixed_batch(model)
-    usual = fidelity.usual_shapes(spec, config, batch)
-    shapes = tuple(parse_shape(text, spec, config, usual[0]) for text in texts) or usual
-    if other := next((s for s in shapes if batch not in (None, s.batch)), None):
-        raise DiffcError(
-            f"shape ({other}): {artifact.folder} was compiled for a batch of {batch}",
-            fix=f"use --shape batch={batch},..., or compile with --profile batch=min:opt:max",
-        )
-    return shapes
-
-
-def _draw(artifact: Artifact, model: onnx.ModelProto, dtype: str) -> Draw:
-    manifest = artifact.manifest
-    if manifest["format"] == IMPORTED:
-        return draw_by_graph(model)
-    spec, config = find_spec(manifest["model"]["family"]), manifest["model"]["config"]
-
-    def draw(shape: Any, seed: int) -> dict[str, torch.Tensor]:
-        return random_inputs(spec, config, shape, dtype=DTYPES[dtype], seed=seed)
-
-    return draw
-
-
-def _other(path: Path) -> Path:
-    """The model of an artifact, or an .onnx file. Raises DiffcError that says what --against can be."""
-    if path.suffix == ".onnx" and path.is_file():
-        return path
-    if path.is_dir():
-        other = Artifact.load(path)
-        other.verify()
-        return other.model
-    raise DiffcError(
-        f"there is nothing to hold an artifact against at {path}",
-        fix=f"give --against {', '.join(AGAINST)}, an artifact, or an .onnx file",
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 import onnx
 
-from diffc.commands.optimize import check_output
+from diffc.artifact.folder import check_model_output
 from diffc.errors import DiffcError
 from diffc.frontend.onnx_file import read_model
-from diffc.progress import Reporter, Silent
+from diffc.progress import Reporter
+from diffc.progress_bar import default_reporter
 from diffc.validate.compare import compare
-from diffc.validate.float32 import Arrays, cpu_session, feed, float32_twin, smooth_twin
+from diffc.validate.float32 import Arrays, cpu_session, feed, float32_copy, unrounded_copy
 from diffc.validate.passes import NUMERIC_LIMIT, random_feeds
 from diffc.validate.tolerances import PASS_REL_L2
 from passes import Pass, PassCheckError, Pipeline
@@ -23,7 +25,7 @@ from passes.graph.trt_ops import DOMAIN
 from passes.graph.types import FLOATS
 from passes.importing.rewrite_opset import RewriteOpset
 from passes.pipeline import Event
-from passes.presets import IMPORT
+from passes.presets import IMPORT, IMPORT_FILE
 from passes.storage import save, weight_bytes
 
 if TYPE_CHECKING:
@@ -41,28 +43,32 @@ def import_model(path: Path) -> onnx.ModelProto:
 
 
 def import_result(
-    path: Path, *, dump: Path | None = None, check_numbers: bool = True, ui: Reporter | None = None
+    path: Path,
+    *,
+    dump: Path | None = None,
+    check_numbers: bool = True,
+    steps: Sequence[Pass] = IMPORT,
+    ui: Reporter | None = None,
 ) -> PipelineResult:
-    """Read `path` and run the IMPORT passes; records say what each did, and how far it was checked.
+    """Read `path` and run the passes `steps`; records say what each did, and how far it was checked.
 
     Raises PassError and DiffcError for files that cannot be imported, each with what to do, and PassCheckError when
     a pass breaks the graph or changes numbers beyond its tolerance.
     """
-    ui = ui or Silent()
+    ui = ui or default_reporter()
     with ui.stage("read the model"):
         imported = read_model(path)
     for note in imported.notes:
         ui.note(note)
     check = ImportCheck(imported.model, numbers=check_numbers)
+    valid_from = steps.index(RewriteOpset())  # types agree, and the opset is the newest
     with ui.stage("bring it to canonical form") as update:
 
         def follow(event: Event) -> None:
             update(event.index, event.total)
-            check.strict = event.index >= IMPORT.index(
-                RewriteOpset()
-            )  # types agree, and the opset is the newest
+            check.strict = event.index >= valid_from
 
-        result = Pipeline(IMPORT).run(imported.model, check=check, dump=dump, on_event=follow)
+        result = Pipeline(steps).run(imported.model, check=check, dump=dump, on_event=follow)
     _require_canonical(result.model, path)
     _drop_imports(result.model)
     check_structure(None, result.model, None)
@@ -73,8 +79,8 @@ def import_file(
     path: Path, output: Path, *, dump: Path | None = None, force: bool = False, ui: Reporter
 ) -> PipelineResult:
     """`import_result`, written to `output`, weights streamed beside it."""
-    check_output(path, output, force)
-    result = import_result(path, dump=dump, ui=ui)
+    check_model_output(output, model=path, force=force)
+    result = import_result(path, dump=dump, steps=IMPORT_FILE, ui=ui)
     with ui.stage("write weights") as update:
         save(result.model, output, lambda done, total, name: update(done, total))
     return result
@@ -166,7 +172,7 @@ class ImportCheck:
         self._feeds = self._feeds or random_feeds(self.model, seed=0)
         try:
             raised = _RAISE.run(model, check=lambda before, after, step: "").model
-            twin = float32_twin(raised) if rounded else smooth_twin(raised)
+            twin = float32_copy(raised) if rounded else unrounded_copy(raised)
             with cpu_session(twin) as session:
                 return [session.run(feed(twin, values)) for values in self._feeds]
         except Exception as error:  # ONNX Runtime's are of many classes; the caller decides what it means

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 import onnx_ir as ir
 
-from diffc.models.spec import ModelSpec
+from diffc.models.family import Family
+from diffc.models.spec import Config
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where the exporter keeps the module paths of a node, outermost first."""
 
 
-def name_graph(model: ir.Model, spec: ModelSpec, config: Mapping[str, Any]) -> None:
+def name_graph(model: ir.Model, family: Family, config: Config) -> None:
     """Name nodes `<module path>/<op>`, their outputs after them, and the graph's inputs, outputs and dims.
 
     graphsurgeon drops node metadata, so the module path, which the exporter keeps there, moves to the name.
     """
     graph = model.graph
     name_nodes(graph)
-    dims = _name_inputs(graph, spec, config)
-    _name_output(graph, spec, config)
+    dims = _name_inputs(graph, family, config)
+    _name_output(graph, family, config)
     _name_dims(graph, dims)
-    graph.name = spec.family
+    graph.name = family.name
 
 
 def name_nodes(graph: ir.Graph) -> None:
@@ -62,12 +61,12 @@ def _forget_notes(graph: ir.Graph) -> None:
             value.metadata_props.clear()
 
 
-def _name_inputs(graph: ir.Graph, spec: ModelSpec, config: Mapping[str, Any]) -> dict[str, str]:
-    """Rename inputs; returns the exporter's dimension expressions -> the spec's dimension names."""
-    items = spec.inputs(config)
+def _name_inputs(graph: ir.Graph, family: Family, config: Config) -> dict[str, str]:
+    """Rename inputs; returns the exporter's dimension expressions -> the family's dimension names."""
+    items = family.inputs(config)
     if len(graph.inputs) != len(items):
         found = [value.name for value in graph.inputs]
-        raise RuntimeError(f"{spec.family}: the trace has inputs {found}, the spec {[i.name for i in items]}")
+        raise RuntimeError(f"{family}: the trace has inputs {found}, the family {[i.name for i in items]}")
     dims: dict[str, str] = {}
     by_path = {"_".join(i.path) if i.path else i.name: i for i in items}
     for value in graph.inputs:
@@ -80,10 +79,10 @@ def _name_inputs(graph: ir.Graph, spec: ModelSpec, config: Mapping[str, Any]) ->
     return dims
 
 
-def _name_output(graph: ir.Graph, spec: ModelSpec, config: Mapping[str, Any]) -> None:
+def _name_output(graph: ir.Graph, family: Family, config: Config) -> None:
     (output,) = graph.outputs
-    output.name = spec.output
-    output.shape = ir.Shape(spec.output_dims(config))
+    output.name = family.output
+    output.shape = ir.Shape(family.output_dims(config))
 
 
 def _name_dims(graph: ir.Graph, dims: dict[str, str]) -> None:

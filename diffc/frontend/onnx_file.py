@@ -14,10 +14,11 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from diffc.errors import DiffcError
-from diffc.models.registry import SPECS
-from diffc.models.spec import InputSpec, ModelSpec
+from diffc.models.family import Family
+from diffc.models.registry import FAMILIES
+from diffc.models.spec import InputSpec
 from passes.graph.trt_ops import DOMAIN, TRT_OPS
-from passes.storage import load, make_recipe
+from passes.storage import bind_weights, make_recipe, read_graph
 from passes.weights.recipe import default_opset
 
 STANDARD = ("", "ai.onnx")
@@ -41,8 +42,9 @@ def read_model(path: Path) -> Imported:
     Raises PassError for files that are missing, corrupt or cut off, and DiffcError for operators that neither ONNX
     nor TensorRT's quantization has.
     """
-    model = load(path)
+    model = read_graph(path)
     notes = [f"{count} Constant nodes are weights" for count in [_hoist_constants(model, path)] if count]
+    bind_weights(model, path)
     fix_domains(model)
     check_operators(model, path)
     _raise_ir_version(model)
@@ -63,7 +65,7 @@ def _hoist_constants(model: ModelProto, path: Path) -> int:
             if node.op_type != "Constant" or value is None:
                 kept.append(node)
                 continue
-            make_recipe(value, path.resolve().parent)
+            make_recipe(value, path)
             if value.data_location != TensorProto.EXTERNAL:
                 kept.append(node)
                 continue
@@ -162,7 +164,7 @@ def _forget_types(graph: GraphProto) -> None:
 def name_interface(graph: GraphProto) -> list[str]:
     """Give inputs and the output the names of the family that they identify; a line for what was renamed."""
     inputs = {name: match[1] for name in (v.name for v in graph.input) if (match := _NESTED.fullmatch(name))}
-    family = find_family(graph)
+    family = family_of_interface(graph)
     outputs: dict[str, str] = {}
     if family is not None:
         spec, specs = family
@@ -173,20 +175,20 @@ def name_interface(graph: GraphProto) -> list[str]:
     taken = _names(graph)
     renamed = {old: new for old, new in (inputs | outputs).items() if new not in taken}
     _rename(graph, renamed)
-    what = f"the interface of {family[0].family}: " if family is not None else ""
+    what = f"the interface of {family[0].name}: " if family is not None else ""
     return [what + ", ".join(f"{old} is {new}" for old, new in renamed.items())] if renamed else []
 
 
-def find_family(graph: GraphProto) -> tuple[ModelSpec, Sequence[InputSpec]] | None:
+def family_of_interface(graph: GraphProto) -> tuple[Family, Sequence[InputSpec]] | None:
     """The one family whose inputs, in order, have these ranks and sizes; None when there is none or several."""
     found = [
         (spec, inputs)
-        for spec in SPECS.values()
+        for spec in FAMILIES.values()
         for flag in (0, 1)
         for inputs in [spec.inputs(_Config(1, flag))]
         if _fits(graph, inputs, spec.inputs(_Config(2, flag)))
     ]
-    return found[0] if len({spec.family for spec, _ in found}) == 1 else None
+    return found[0] if len({spec.name for spec, _ in found}) == 1 else None
 
 
 class _Config(Mapping[str, int]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +11,10 @@ import torch
 
 from diffc.errors import DiffcError
 from diffc.frontend.quantizers import TracedQuantizer
-from diffc.models.sources.locate import ModelSource
+from diffc.models.sources.source import ModelSource
 from diffc.quantize.checkpoint import Checkpoint
 from passes.weights.recipe import Recipe
-from passes.weights.sources import keep, safetensors_source
+from passes.weights.sources import keep
 
 
 def attach_recipes(
@@ -35,7 +34,7 @@ def attach_recipes(
         elif checkpoint is not None and (held := scaling_of(name, checkpoint)) is not None:
             recipe = keep(held)
         elif name in source.weights:
-            recipe = _weight(source.weights[name], name)
+            recipe = source.weights[name]
             if checkpoint is not None and leaf == "weight":
                 recipe = scaled_weight(recipe.cast(_element_type(value)), path, checkpoint)
         elif is_real(value):
@@ -63,10 +62,6 @@ def is_real(value: ir.Value) -> bool:
     """Whether an initializer holds values of its own, as constants do that the exporter made."""
     raw = getattr(value.const_value, "raw", None)
     return raw is not None and not isinstance(raw, torch._subclasses.fake_tensor.FakeTensor)
-
-
-def _weight(file: Path, key: str) -> Recipe:
-    return Recipe.of_source(safetensors_source(file, key))
 
 
 def scaling_of(name: str, checkpoint: Checkpoint) -> npt.NDArray[np.float32] | None:

@@ -7,14 +7,14 @@ Its initializers are replaced by recipes over the files that hold the weights (`
 from __future__ import annotations
 
 import logging
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import onnx
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.frontend.blocks import find_runs, shortened
 from diffc.frontend.copy_blocks import StampError, stamp
@@ -23,11 +23,11 @@ from diffc.frontend.quantizer_nodes import TRT
 from diffc.frontend.quantizers import TracedQuantizer, describe, traceable
 from diffc.frontend.recipes import attach_recipes
 from diffc.frontend.translations import translations
+from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.registry import find_spec
-from diffc.models.sources.backbone import DTYPES, build_backbone
-from diffc.models.sources.locate import ModelSource
-from diffc.models.spec import DimSpec, ModelSpec, Shape
+from diffc.models.sources.backbone import FakeBackbone
+from diffc.models.sources.source import ModelSource
+from diffc.models.spec import Config, DimSpec, Shape
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import layer_of, role_of
 from passes.base import collector_paused
@@ -39,18 +39,23 @@ IR_VERSION = 11  # what opset 23 came with; ONNX Runtime 1.31 refuses newer ones
 
 
 def trace(
-    source: ModelSource, *, dtype: str, checkpoint: Checkpoint | None, whole: bool = False
+    source: ModelSource,
+    *,
+    dtype: str,
+    checkpoint: Checkpoint | None,
+    whole: bool = False,
+    backbone: FakeBackbone | None = None,
 ) -> onnx.ModelProto:
     """The backbone as an opset-23 model whose weights are recipes over `source` and `checkpoint`.
 
-    `dtype` is the compute type ("float32", "float16", "bfloat16"). Batch, image size and text length are dynamic.
-    Inputs, outputs and dimensions carry the spec's names; nodes those of their modules. Of many equal blocks in a row
-    a few are traced and the others stamped, with the same result as a `whole` trace (`diffc.frontend.copy_blocks`).
+    `dtype` is the compute type ("float32", "float16", "bfloat16"). `backbone` is `source` on fake tensors in this type;
+    None makes one. Batch, image size and text length are dynamic. Inputs, outputs and dimensions carry the family's
+    names; nodes those of their modules. Of many equal blocks in a row a few are traced and the others copied, with the
+    same result as a `whole` trace (`diffc.frontend.copy_blocks`).
     """
-    spec = find_spec(source.family)
     with quiet_exporter(), collector_paused():
-        program, traced = _export(spec, source, DTYPES[dtype], checkpoint, whole)
-        name_graph(program.model, spec, source.config)
+        program, traced = _export(backbone or FakeBackbone(source, dtype), checkpoint, whole)
+        name_graph(program.model, source.family, source.config)
         attach_recipes(program.model, source, traced, checkpoint)
         if any(quantizer.dynamic for quantizer in traced.values()):
             program.model.opset_imports[TRT] = 1
@@ -60,20 +65,30 @@ def trace(
     return model
 
 
+def trace_seconds(source: ModelSource) -> float:
+    """About how long a trace takes: the import of the exporter, and what it takes for each kind of weight.
+
+    Equal blocks are traced a few times, however many there are: their weights differ in numbers alone.
+    """
+    kinds = {re.sub(r"\d+", "", name) for name in source.weights}
+    return 6.0 + 0.15 * len(kinds)
+
+
 def _export(
-    spec: ModelSpec, source: ModelSource, dtype: torch.dtype, checkpoint: Checkpoint | None, whole: bool
+    lent: FakeBackbone, checkpoint: Checkpoint | None, whole: bool
 ) -> tuple[Any, dict[str, TracedQuantizer]]:
-    shape = trace_shape(spec, source.config)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        backbone = build_backbone(spec, source.config, dtype)
+    family, config = lent.source.family, lent.source.config
+    shape = trace_shape(family, config)
+    backbone = lent.copy()
+    with lent.mode:
         if checkpoint is not None:
-            checkpoint.apply(backbone, spec.family)
+            checkpoint.apply(backbone, family.name)
         traced = traced_quantizers(backbone, checkpoint)
         quantizers = {path: backbone.get_submodule(path) for path in traced}
-        values = random_inputs(spec, source.config, shape, dtype=dtype, seed=0)
-        kwargs = forward_kwargs(spec, source.config, values) | {"return_dict": False}
+        values = random_inputs(family, config, shape, dtype=lent.dtype, seed=0)
+        kwargs = forward_kwargs(family, config, values) | {"return_dict": False}
         with traceable(quantizers, traced), torch.no_grad():
-            dynamic = _dynamic(spec, source.config)
+            dynamic = _dynamic(family, config)
             program = None if whole else _stamped(backbone, kwargs, dynamic)
             return program or _to_onnx(backbone, kwargs, dynamic), traced
 
@@ -119,20 +134,20 @@ def traced_quantizers(backbone: torch.nn.Module, checkpoint: Checkpoint | None) 
     return found
 
 
-def trace_shape(spec: ModelSpec, config: Mapping[str, Any]) -> Shape:
+def trace_shape(family: Family, config: Config) -> Shape:
     """A small shape to trace at: every size distinct and above one, so that nothing is taken for a constant."""
-    multiple = spec.pixel_multiple(config)
+    multiple = family.pixel_multiple(config)
     return Shape(batch=2, height=4 * multiple, width=6 * multiple, text=20)
 
 
-def _dynamic(spec: ModelSpec, config: Mapping[str, Any]) -> dict[str, Any]:
+def _dynamic(family: Family, config: Config) -> dict[str, Any]:
     """`dynamic_shapes` of torch.export: one symbol for a dimension wherever it appears."""
-    dims = {dim.name: _symbol(dim) for dim in spec.dims(config)}
+    dims = {dim.name: _symbol(dim) for dim in family.dims(config)}
     shapes = {
         item.name: {i: dims[d] for i, d in enumerate(item.dims) if isinstance(d, str)} or None
-        for item in spec.inputs(config)
+        for item in family.inputs(config)
     }
-    return forward_kwargs(spec, config, shapes) | {"return_dict": None}
+    return forward_kwargs(family, config, shapes) | {"return_dict": None}
 
 
 def _symbol(dim: DimSpec) -> Any:

@@ -6,17 +6,18 @@ from typing import Any
 
 import torch
 
-from diffc.models.spec import Config, InputSpec, ModelSpec, Shape
+from diffc.models.family import Family
+from diffc.models.spec import Config, InputSpec, Shape
 
 
 def random_inputs(
-    spec: ModelSpec, config: Config, shape: Shape, *, dtype: torch.dtype, seed: int
+    family: Family, config: Config, shape: Shape, *, dtype: torch.dtype, seed: int
 ) -> dict[str, torch.Tensor]:
     """Every graph input at `shape` by name, on the CPU; "model" inputs in `dtype`, the others in float32."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = spec.input_shapes(config, shape)
+    shapes = family.input_shapes(config, shape)
     values = {}
-    for item in spec.inputs(config):
+    for item in family.inputs(config):
         value = _sample(item, shapes[item.name], shape, generator)
         values[item.name] = value.to(dtype if item.dtype == "model" else torch.float32)
     return values
@@ -47,10 +48,10 @@ def _grid(tokens: int, shape: Shape) -> torch.Tensor:
     return torch.stack([torch.zeros(tokens), index // columns, index % columns], dim=1)
 
 
-def forward_kwargs(spec: ModelSpec, config: Config, values: dict[str, Any]) -> dict[str, Any]:
+def forward_kwargs(family: Family, config: Config, values: dict[str, Any]) -> dict[str, Any]:
     """Graph inputs by name -> the keyword arguments of forward(), nested where the model nests them."""
     kwargs: dict[str, Any] = {}
-    for item in spec.inputs(config):
+    for item in family.inputs(config):
         outer, *inner = item.path or (item.name,)
         if inner:
             kwargs.setdefault(outer, {})[inner[0]] = values[item.name]

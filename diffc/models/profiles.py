@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from diffc.errors import DiffcError
-from diffc.models.spec import VAE_SCALE, ModelSpec, Shape
+from diffc.errors import UsageError
+from diffc.models.family import Family
+from diffc.models.spec import VAE_SCALE, Shape
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class ShapeProfile:
         return f"{self.minimum} | {self.optimum} | {self.maximum}"
 
 
-def default_profile(spec: ModelSpec, config: Mapping[str, Any]) -> ShapeProfile:
+def default_profile(family: Family, config: Mapping[str, Any]) -> ShapeProfile:
     """Half to 1.5 times the native image size, one to twice the usual batch, short to double prompts."""
-    native, step = spec.native(config), spec.pixel_multiple(config)
-    largest = {dim.name: dim.maximum for dim in spec.dims(config)}
+    native, step = family.native(config), family.pixel_multiple(config)
+    largest = {dim.name: dim.maximum for dim in family.dims(config)}
 
     def pixels(name: str, factor: float) -> int:
         wish = int(getattr(native, name) * factor) // step * step
@@ -42,13 +43,13 @@ def default_profile(spec: ModelSpec, config: Mapping[str, Any]) -> ShapeProfile:
     return ShapeProfile(minimum, native, maximum)
 
 
-def parse_profile(text: str, spec: ModelSpec, config: Mapping[str, Any]) -> ShapeProfile:
+def parse_profile(text: str, family: Family, config: Mapping[str, Any]) -> ShapeProfile:
     """The default profile with the axes of `text` replaced: `axis=size` or `axis=min:opt:max`, comma separated.
 
-    Axes are batch, height, width (pixels) and text (tokens). Raises DiffcError for anything else, for sizes out
+    Axes are batch, height, width (pixels) and text (tokens). Raises UsageError for anything else, for sizes out
     of order, and for shapes that the model cannot run.
     """
-    profile = default_profile(spec, config)
+    profile = default_profile(family, config)
     sizes = parse_sizes(text, [field.name for field in fields(Shape)])
     for axis, (low, middle, high) in sizes.items():
         profile = ShapeProfile(
@@ -57,20 +58,20 @@ def parse_profile(text: str, spec: ModelSpec, config: Mapping[str, Any]) -> Shap
             replace(profile.maximum, **{axis: high}),
         )
     for shape in (profile.minimum, profile.optimum, profile.maximum):
-        spec.check(config, shape)
+        family.check(config, shape)
     return profile
 
 
 def parse_sizes(text: str, known: Sequence[str]) -> dict[str, tuple[int, int, int]]:
     """Minimum, optimum and maximum by axis, from `axis=size` or `axis=min:opt:max`, comma separated.
 
-    Raises DiffcError for an axis that is not `known`, and for sizes out of order.
+    Raises UsageError for an axis that is not `known`, and for sizes out of order.
     """
     sizes = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         axis, _, value = part.partition("=")
         if axis not in known:
-            raise DiffcError(f"profile {part!r}: unknown axis {axis!r}. Known: {', '.join(known) or 'none'}")
+            raise UsageError(f"profile {part!r}: unknown axis {axis!r}. Known: {', '.join(known) or 'none'}")
         sizes[axis] = _sizes(part, value)
     return sizes
 
@@ -83,7 +84,7 @@ def _sizes(part: str, value: str) -> tuple[int, int, int]:
     if len(sizes) == 1:
         sizes *= 3
     if len(sizes) != 3 or sizes != sorted(sizes):
-        raise DiffcError(
-            f"profile {part!r} is no size", fix="write axis=size or axis=min:opt:max, in that order"
+        raise UsageError(
+            f"profile {part!r} is not a size", fix="write axis=size or axis=min:opt:max, in that order"
         )
     return sizes[0], sizes[1], sizes[2]

@@ -1,18 +1,61 @@
-"""The families by name."""
+"""The model families by name: every file of `diffc/models/families/` has one, called FAMILY."""
 
 from __future__ import annotations
 
-from diffc.errors import unknown
-from diffc.models.families.flux import FLUX
-from diffc.models.families.sd3 import SD3
-from diffc.models.families.sdxl import SDXL
-from diffc.models.spec import ModelSpec
+import pkgutil
+from collections.abc import Mapping
+from importlib import import_module
 
-SPECS: dict[str, ModelSpec] = {spec.family: spec for spec in (SD3, FLUX, SDXL)}
+from diffc.errors import UnsupportedError, unknown
+from diffc.models import families
+from diffc.models.family import Family
+from diffc.models.spec import Config
 
 
-def find_spec(family: str) -> ModelSpec:
-    """The family's spec. Raises DiffcError that lists the known families."""
-    if family not in SPECS:
-        raise unknown("model family", family, SPECS)
-    return SPECS[family]
+def _listed() -> Mapping[str, Family]:
+    names = sorted(module.name for module in pkgutil.iter_modules(families.__path__))
+    found: list[Family] = [import_module(f"{families.__name__}.{name}").FAMILY for name in names]
+    return {family.name: family for family in found}
+
+
+FAMILIES: Mapping[str, Family] = _listed()  # plugins: the families of entry points are merged in this line
+
+
+def find_family(name: str) -> Family:
+    """The family of that name. Raises DiffcError that lists the known families."""
+    if name not in FAMILIES:
+        raise unknown("model family", name, FAMILIES)
+    return FAMILIES[name]
+
+
+def components() -> tuple[str, ...]:
+    """The names that backbones have in pipelines: transformer, unet."""
+    return tuple(sorted({family.component for family in FAMILIES.values()}))
+
+
+def family_of(config: Config, place: object) -> Family:
+    """The family of a backbone with that config.json, which was read from `place`.
+
+    Raises UnsupportedError that says what keeps it from each family of its class, or which classes are known.
+    """
+    kind = config.get("_class_name")
+    same_class = [family for family in FAMILIES.values() if family.backbone_class == kind]
+    for family in same_class:
+        if not _differing(family, config):
+            return family
+    asked = [entry for family in same_class for entry in _differing(family, config)]
+    which = (
+        f" with {', '.join(f'{key}={config.get(key)!r}' for key in dict.fromkeys(asked))}" if asked else ""
+    )
+    known = ", ".join(_described(family) for family in FAMILIES.values())
+    raise UnsupportedError(f"{place}: no support for a backbone of class {kind}{which}. Known: {known}")
+
+
+def _differing(family: Family, config: Config) -> list[str]:
+    """The entries of a config.json that are not as the family requires."""
+    return [key for key, value in family.requires.items() if config.get(key) != value]
+
+
+def _described(family: Family) -> str:
+    needs = "".join(f" with {key}={value!r}" for key, value in family.requires.items())
+    return f"{family.backbone_class}{needs} ({family.name})"

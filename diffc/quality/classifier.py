@@ -1,6 +1,6 @@
 """Reads the digit in an image: the share that is read as asked is the quality figure of the `digits-*` models.
 
-A small convolutional network, trained on one half of scikit-learn's digits (`tools/train_embedded.py`); the pipelines
+A small convolutional network, trained on one half of scikit-learn's digits (`tools/train/embedded.py`); the pipelines
 learned from the other half, so it reads handwriting that it never saw.
 """
 

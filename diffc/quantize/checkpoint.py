@@ -50,7 +50,7 @@ class Checkpoint:
 
     `config` is that of the backbone (`fingerprint.backbone_config`). `settings` and `amax` are by the module
     path of the quantizer; `amax` has none for a kind without (mxfp8). `scaling` is by that path and one of
-    `state.SCALING`. `source` is `fingerprint.hash_weights` of the weights that were calibrated, empty
+    `state.SCALING`. `source` is the fingerprint of the weights that were calibrated (`ModelSource`), empty
     when unknown. `calibration` records prompts, steps and seed.
     """
 
@@ -145,7 +145,7 @@ class Checkpoint:
     def check(self, backbone: nn.Module, family: str, source: str = "") -> None:
         """Raises DiffcError that says what differs when this checkpoint belongs to another model.
 
-        `source` is `fingerprint.hash_weights` of the model's files; an empty one is not compared.
+        `source` is the fingerprint of the model's weights (`ModelSource`); an empty one is not compared.
         """
         fix = "give the checkpoint of this model, or calibrate it anew (leave --from-checkpoint out)"
         if family != self.family:

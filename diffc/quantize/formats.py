@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diffc.errors import unknown
+from diffc.errors import unknown_value
 
 Quantizer = Mapping[str, Any]
 """Attributes of one ModelOpt TensorQuantizer: num_bits, axis, block_sizes (`QuantizerAttributeConfig`)."""
@@ -195,5 +195,5 @@ def find_format(name: str) -> Format:
     """The format of that name, with "-" for "_" if you like. Raises DiffcError that lists the known ones."""
     found = FORMATS.get(name.replace("-", "_"))
     if found is None:
-        raise unknown("format", name, FORMATS, fix="choose one of these with --format")
+        raise unknown_value("format", name, FORMATS, fix="choose one of these with --format")
     return found

@@ -160,5 +160,5 @@ def _uncalibrated(name: str, what: str) -> DiffcError:
     return DiffcError(
         f"{name} {what} during calibration, so it has no scale",
         fix=f"calibrate with more prompts or steps; or leave {layer} unquantized in the family's"
-        " ModelSpec.unquantized",
+        " Family.unquantized",
     )

@@ -12,9 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from functools import lru_cache
 from io import StringIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffc.quantize.convert import (
@@ -35,41 +33,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 Progress = Callable[[int, int], None]
-
-
-class FileWeights(Mapping[str, Any]):
-    """The tensors of safetensors files by name, read when asked for, in float32; rounded to `dtype` if one is given."""
-
-    def __init__(self, files: Mapping[str, Path], dtype: torch.dtype | None = None):
-        self._files, self._dtype = files, dtype
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = _open(self._files[name]).get_tensor(name)
-        return tensor.to(self._dtype or tensor.dtype).float()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-
-def fill_buffers(model: nn.Module, weights: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
-    """Give the floating-point buffers of `model` the values of the files, or their own, rounded to `dtype`, in float32.
-
-    accelerate loads parameters alone; buffers are small (SD3's position embedding).
-    """
-    for name, buffer in model.named_buffers():
-        if buffer.is_floating_point():
-            value = weights.get(name, buffer)
-            buffer.copy_(value.to(dtype).float())
-
-
-@lru_cache(maxsize=64)
-def _open(file: Path) -> Any:
-    from safetensors import safe_open
-
-    return safe_open(file, framework="pt")
 
 
 def calibrate_synthetic(

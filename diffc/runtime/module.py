@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from types import SimpleNamespace, TracebackType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from diffc.backends.session import Session
 from diffc.backends.signature import Signature
 from diffc.errors import DiffcError
-from diffc.models.spec import ModelSpec
+from diffc.models.family import Family
 from diffc.runtime.cached import CachedSession
 
 _HOOKS = ("_hf_hook", "_diffusers_hook")
@@ -34,7 +35,7 @@ class CompiledBackbone(nn.Module):
         self,
         session: Session,
         signature: Signature,
-        spec: ModelSpec,
+        spec: Family,
         config: Mapping[str, Any],
         dtype: torch.dtype,
         target: str,
@@ -45,9 +46,8 @@ class CompiledBackbone(nn.Module):
         self._session, self._dtype = session, dtype
         self._paths = {item.path or (item.name,): item.name for item in spec.inputs(config)}
         self._positions = [path[0] for path in self._paths if len(path) == 1]
-        if spec.family == "sdxl":
-            width = config["projection_class_embeddings_input_dim"]
-            self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+        for path, value in spec.attributes(config).items():
+            _set_at(self, path, value)
         self.eval()
 
     @property
@@ -138,7 +138,7 @@ class CompiledBackbone(nn.Module):
         missing = [".".join(path) for path in self._paths if given.get(path) is None]
         if refused:
             raise DiffcError(
-                f"the compiled {self._spec.family} backbone has no input for {', '.join(refused)}",
+                f"the compiled {self._spec.name} backbone has no input for {', '.join(refused)}",
                 fix="leave it out (compile LoRA, ControlNet or IP adapters into the model), or run it in torch",
             )
         if missing:
@@ -170,7 +170,7 @@ def _empty(value: Any) -> bool:
     return value is None or (isinstance(value, Mapping | list | tuple) and not value)
 
 
-def _full_config(spec: ModelSpec, config: Mapping[str, Any]) -> Any:
+def _full_config(spec: Family, config: Mapping[str, Any]) -> Any:
     """The config as diffusers' FrozenDict, with the defaults of what an older config.json leaves out."""
     import inspect
 
@@ -182,11 +182,18 @@ def _full_config(spec: ModelSpec, config: Mapping[str, Any]) -> Any:
     return FrozenDict(defaults | dict(config))
 
 
-def _output_class(spec: ModelSpec) -> Any:
-    if spec.component == "unet":
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+def _output_class(spec: Family) -> Any:
+    """The class of what diffusers' forward() returns."""
+    module, _, name = spec.output_class.partition(":")
+    return getattr(import_module(module), name)
 
-        return UNet2DConditionOutput
-    from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-    return cast(Any, Transformer2DModelOutput)
+def _set_at(owner: Any, path: str, value: Any) -> None:
+    """Give `owner` the attribute at a dotted path, with empty objects on the way to it."""
+    first, _, rest = path.partition(".")
+    if not rest:
+        setattr(owner, first, value)
+        return
+    if not hasattr(owner, first):
+        setattr(owner, first, SimpleNamespace())
+    _set_at(getattr(owner, first), rest, value)

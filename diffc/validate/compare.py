@@ -1,4 +1,4 @@
-"""Comparing outputs through Polygraphy: relative L2 error in float64; every way to be wrong is a failure."""
+"""Comparing outputs through Polygraphy: relative L2 error in float64. Every way to be wrong is a failure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from diffc.errors import DiffcError
+from passes.files.atomic import write_text
 
 if TYPE_CHECKING:
     from polygraphy.comparator import RunResults
-    from rich.table import Table
 
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
@@ -131,35 +131,13 @@ def save_json(rows: Sequence[OutputComparison], path: Path) -> None:
     _write(path, json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) + "\n")
 
 
-def report_table(rows: Sequence[OutputComparison]) -> Table:
-    """The rows as a table for a terminal."""
-    from rich.table import Table
-
-    table = Table("output", "shape", "rel. L2", "tolerance", "max abs", "cosine", "")
-    for row in rows:
-        verdict = "[green]ok[/]" if row.passed else f"[red]FAILED[/] {row.reason}"
-        figures = [_figure(x) for x in (row.rel_l2, row.tolerance, row.max_abs)]
-        cosine = "-" if row.cosine is None else f"{row.cosine:.7f}"
-        table.add_row(row.name, "x".join(map(str, row.shape)), *figures, cosine, verdict)
-    return table
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
-
-
 def _plain(arrays: Outputs) -> dict[str, Array]:
     """Arrays in types of numpy's own; the others become float32, which holds their values exactly."""
     return {n: a if a.dtype.isbuiltin else a.astype(np.float32) for n, a in arrays.items()}
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, text)
 
 
 @contextmanager

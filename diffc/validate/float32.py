@@ -1,8 +1,8 @@
-"""Running compiled graphs on ONNX Runtime's CPU provider: the graph itself, or its twin in float32.
+"""Running compiled graphs on ONNX Runtime's CPU provider: the graph itself, or a copy of it in float32.
 
-That provider has no bfloat16 arithmetic, and 16-bit rounding hides small faults behind quantizers that flip.
-Neither is a reason to skip a check: passes derive a twin, node for node the same graph, that computes in
-float32 with the same stored weights and the same scales.
+That provider has no bfloat16 arithmetic, and in 16-bit types small faults disappear among the quantizer steps that
+roundings flip. So passes derive a copy, node for node the same graph with the same stored weights and scales, that
+computes in float32.
 """
 
 from __future__ import annotations
@@ -21,38 +21,44 @@ from diffc.backends.onnxruntime.arrays import OrtSession
 from passes import Pipeline
 from passes.storage import save
 
-TWIN = Pipeline.parse("fold-weight-qdq{deep=true},widen-types{source=bfloat16},widen-types{source=float16}")
-"""Weights are folded first: ONNX Runtime's QuantizeLinear and ModelOpt put exact ties on different sides."""
-SMOOTH = Pipeline.parse("drop-rounding")
-EMULATED = "emulate-fp4,add-trt-functions"
-"""What ONNX Runtime's CPU provider lacks: FP4 becomes FP8, TensorRT's operators get function bodies."""
-FP4 = onnx.TensorProto.FLOAT4E2M1
+# Weights are folded first: on exact ties, ONNX Runtime's QuantizeLinear and ModelOpt take different sides.
+_FLOAT32 = Pipeline.parse(
+    "fold-weight-qdq{deep=true},widen-types{source=bfloat16},widen-types{source=float16}"
+)
+_UNROUNDED = Pipeline.parse("drop-rounding")
+# ONNX Runtime's CPU provider lacks FP4, which becomes FP8, and TensorRT's operators, which get function bodies.
+_EMULATED = "emulate-fp4,add-trt-functions"
+_FP4 = onnx.TensorProto.FLOAT4E2M1
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def float32_twin(model: onnx.ModelProto) -> onnx.ModelProto:
+def float32_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph with float32 in the place of the 16-bit floats; quantized types stay as stored."""
-    return TWIN.run(model, check=lambda before, after, step: "").model
+    return _unchecked(_FLOAT32, model)
 
 
-def smooth_twin(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The float32 twin with activations scaled and saturated by their quantizers, but not rounded.
+def unrounded_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The float32 copy whose activation quantizers scale and saturate, and do not round.
 
-    Rounding makes a deep graph chaotic: the last bit of a float32 sum decides on a step of 6 % (FP8), and
-    that on many more. Without it two equal graphs agree to float32 rounding, whatever their depth.
+    Rounding makes a deep graph chaotic: the last bit of a float32 sum decides on a step of 6 % (FP8), and that step
+    on many more. Without it, two equal graphs agree to float32 rounding, whatever their depth.
     """
-    return SMOOTH.run(float32_twin(model), check=lambda before, after, step: "").model
+    return _unchecked(_UNROUNDED, float32_copy(model))
 
 
 def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph for a runtime without FP4 and without TensorRT's operators."""
-    if all(node.domain != "trt" for node in model.graph.node) and FP4 not in element_types(model):
+    """The same graph for a runtime that has neither FP4 nor TensorRT's operators."""
+    if all(node.domain != "trt" for node in model.graph.node) and _FP4 not in element_types(model):
         return model
-    return Pipeline.parse(EMULATED).run(model, check=lambda before, after, step: "").model
+    return _unchecked(Pipeline.parse(_EMULATED), model)
+
+
+def _unchecked(passes: Pipeline, model: onnx.ModelProto) -> onnx.ModelProto:
+    return passes.run(model, check=lambda before, after, step: "").model
 
 
 def runs_on_cpu(model: onnx.ModelProto) -> bool:
-    """Whether ONNX Runtime's CPU provider has arithmetic for every type of the graph itself."""
+    """Whether ONNX Runtime's CPU provider has arithmetic for every type of the graph."""
     return onnx.TensorProto.BFLOAT16 not in element_types(model)
 
 

@@ -8,25 +8,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import TensorProto
 
 from diffc.validate.compare import compare
-from diffc.validate.float32 import Arrays, cpu_session, feed, smooth_twin
-from diffc.validate.folded import check_folded_weights
+from diffc.validate.float32 import Arrays, cpu_session, feed, unrounded_copy
 from diffc.validate.tolerances import PASS_REL_L2
 from passes import Pass, PassCheckError
 from passes.graph.check import check_structure
-from passes.storage import weight_bytes
+from passes.storage import initializers, weight_bytes
+from passes.weights.evaluate import evaluate
+from passes.weights.recipe import Recipe
 
 NUMERIC_LIMIT = 512 << 20
 """Bytes of weights up to which every pass is checked in numbers; above it, structure only (and said so)."""
 
+# type -> (least and largest value, half a step relative to the value, half a step near zero). E4M3 has 3 mantissa
+# bits: steps of 2^-3 of the leading power of two, so at most 2^-4 of the value, and 2^-9 for subnormals.
+_STEPS = {
+    TensorProto.INT8: (-128.0, 127.0, 0.0, 0.5),
+    TensorProto.FLOAT8E4M3FN: (-448.0, 448.0, 2.0**-4, 2.0**-10),
+}
+
 
 class NumericCheck:
-    """Structure, then numbers: outputs after a pass against those before it, at every given set of inputs.
+    """Structure, then numbers: the outputs after a pass against those before it, for each set of inputs.
 
-    Both graphs run as their smooth float32 twins. A pass may change outputs by its own `tolerance`, and by
-    the rounding of reordered arithmetic (`tolerances.PASS_REL_L2`). Weights that a pass quantized are held against
-    the originals as well. Raises PassCheckError naming the pass and the output or weight.
+    Both graphs run as their unrounded float32 copies. A pass may change outputs by its own `tolerance` plus the
+    rounding of reordered arithmetic (`tolerances.PASS_REL_L2`). Weights that a pass quantized are compared with the
+    originals. Raises PassCheckError with the pass and the output or weight.
     """
 
     def __init__(self, inputs: Callable[[], Sequence[Arrays]]):
@@ -38,13 +47,13 @@ class NumericCheck:
         line = check_structure(before, after, step)
         if weight_bytes(after) > NUMERIC_LIMIT:
             return f"{line}; numbers not compared (weights over {NUMERIC_LIMIT >> 20} MiB)"
-        twin = smooth_twin(after)
-        with cpu_session(twin) as session:
-            results = [session.run(feed(twin, values)) for values in self._inputs()]
+        copy = unrounded_copy(after)
+        with cpu_session(copy) as session:
+            results = [session.run(feed(copy, values)) for values in self._inputs()]
         old, self._last = self._last, results
         if before is None or old is None or step is None:
             return line
-        folded = check_folded_weights(before, after)
+        quantized = check_quantized_weights(before, after)
         limit = step.tolerance + PASS_REL_L2
         rows = [row for a, b in zip(old, results, strict=True) for row in compare(a, b, limit)]
         for row in rows:
@@ -53,8 +62,54 @@ class NumericCheck:
                     f"pass {step.name!r} changed output {row.name!r}: {row.reason}."
                     " Run with --dump to see the graphs around it"
                 )
-        line += f"; {folded} quantized weights within half a step" if folded else ""
+        line += f"; {quantized} quantized weights within half a step" if quantized else ""
         return f"{line}; outputs within {max(row.rel_l2 or 0.0 for row in rows):.1e} (limit {limit:.1e})"
+
+
+def check_quantized_weights(before: onnx.ModelProto, after: onnx.ModelProto) -> int:
+    """Check that a pass rounded every weight to the nearest step: no value may be off by more than half a step.
+
+    Returns how many initializers were quantized between the two models. The bound is computed from the definition of
+    the types, not from the code that rounds. Raises PassCheckError with the weight.
+    """
+    known = {t.name for t in initializers(before)}
+    count = 0
+    for tensor in initializers(after):
+        recipe = Recipe.of_tensor(tensor)
+        if recipe is None or tensor.name in known or recipe.dtype not in _STEPS:
+            continue
+        position = next((i for i, op in enumerate(recipe.ops) if op.name == "quantize"), None)
+        if position is not None:
+            count += 1
+            _check_weight(tensor.name, recipe, position)
+    return count
+
+
+def _check_weight(name: str, recipe: Recipe, position: int) -> None:
+    args = recipe.ops[position].args
+    if args["block_size"]:
+        return  # blocks are checked through the model's outputs
+    shape = recipe.source.shape
+    for op in recipe.ops[:position]:
+        shape = tuple(op.args["shape"]) if op.name == "reshape" else shape
+        shape = tuple(shape[i] for i in op.args["perm"]) if op.name == "transpose" else shape
+
+    def value_after(count: int, dtype: int) -> npt.NDArray[np.float64]:
+        return evaluate(Recipe(recipe.source, recipe.ops[:count], dtype, shape)).astype(np.float64)
+
+    original, quantized = value_after(position, recipe.source.dtype), value_after(position + 1, args["to"])
+    scale = evaluate(Recipe.from_json(args["scale"])).astype(np.float64)
+    if args["axis"] is not None and scale.ndim:
+        scale = scale.reshape([-1 if i == args["axis"] % original.ndim else 1 for i in range(original.ndim)])
+    least, largest, relative, absolute = _STEPS[args["to"]]
+    wanted = np.clip(original / scale, least, largest)
+    # The slack is the rounding of the scale to 16 bits, and of float32 arithmetic.
+    allowed = np.maximum(np.abs(wanted) * relative, absolute) + np.abs(wanted) * 2.0**-8
+    worst = float(np.max(np.abs(quantized - wanted) - allowed))
+    if not worst <= 0:
+        raise PassCheckError(
+            f"weight {name!r} was quantized wrongly: a value is {worst:.3g} steps further off than half a step"
+        )
 
 
 def random_feeds(model: onnx.ModelProto, *, seed: int, count: int = 2) -> list[Arrays]:
@@ -68,7 +123,10 @@ def random_feeds(model: onnx.ModelProto, *, seed: int, count: int = 2) -> list[A
 
 
 def random_array(value: onnx.ValueInfoProto, sizes: dict[str, int], rng: Any, size: int) -> npt.NDArray[Any]:
-    """A value for a graph input: normal floats, integers 0 or 1; dimensions by name from `sizes`, else `size`."""
+    """A value for a graph input: normal floats, integers 0 or 1. A named dimension has its size of `sizes`.
+
+    Names that are not in `sizes` are added to it with `size`, so that later inputs agree.
+    """
     tensor = value.type.tensor_type
     names = [
         d.dim_param or (d.dim_value if d.HasField("dim_value") else value.name) for d in tensor.shape.dim

@@ -1,10 +1,10 @@
-"""What a comparison at one shape found, as it is kept, judged and written."""
+"""The comparison of a compiled model with its reference at one shape: as it is kept, judged and written."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import numpy.typing as npt
 from diffc.errors import MismatchError
 from diffc.models.spec import Shape
 from diffc.validate.compare import OutputComparison, save_inputs, save_json, save_outputs
+from passes.files.contained import safe_name
 
-SMOOTH = "float32, activations not rounded"
+UNROUNDED = "float32, activations not rounded"
 
 
 @dataclass(frozen=True)
 class GraphSizes:
-    """What an imported graph is run at: the sizes of its dynamic dimensions, by their names."""
+    """The sizes at which an imported graph is run: those of its dynamic dimensions, by name."""
 
     dims: tuple[tuple[str, int], ...]
 
@@ -32,12 +33,12 @@ Sizes = Shape | GraphSizes
 
 @dataclass(frozen=True)
 class ShapeReport:
-    """The comparison at one shape, with the inputs and outputs behind it.
+    """The comparison at one shape, with the inputs and outputs that were compared.
 
-    `arithmetic` says what ONNX Runtime computed: SMOOTH, "float32" (the model or its twin), or "float16" (a
-    float16 model itself). `draw` counts the inputs that were drawn until this one, from 1. `floor` is the
-    relative L2 change of the reference itself under roundings in its layers, measured when it was needed.
-    `model` is the name of the file that was run, `seed` that of the inputs.
+    `arithmetic` says what ONNX Runtime computed: UNROUNDED, "float32" (the model or its float32 copy), or "float16" (a
+    float16 model itself). `draw` counts the random inputs that were tried, from 1. `floor` is the relative L2 change
+    of the reference's own outputs under roundings in its layers, None where it was not measured. `model` is the name
+    of the file that was run, `seed` that of the inputs.
     """
 
     shape: Sizes
@@ -58,9 +59,21 @@ class ShapeReport:
 
     @property
     def chaotic(self) -> bool:
-        """Whether it is over its limit, and by no more than roundings move the reference itself."""
+        """Whether it is over its limit by no more than roundings move the reference's own outputs."""
         floor = self.floor or 0.0
         return not self.passed and all(r.rel_l2 is not None and r.rel_l2 <= 3 * floor for r in self.rows)
+
+    def described(self) -> dict[str, Any]:
+        """The report without its arrays, as a manifest and --json hold it."""
+        return {
+            "model": self.model,
+            "shape": asdict(self.shape) if isinstance(self.shape, Shape) else dict(self.shape.dims),
+            "arithmetic": self.arithmetic,
+            "seed": self.seed,
+            "draw": self.draw,
+            "floor": self.floor,
+            "outputs": [asdict(row) for row in self.rows],
+        }
 
 
 NOT_WRITTEN = (
@@ -70,9 +83,9 @@ NOT_WRITTEN = (
 
 
 def require_match(reports: Sequence[ShapeReport], *, against: str = "torch", fix: str = NOT_WRITTEN) -> None:
-    """Raise MismatchError (exit code 3) naming the first output and shape out of tolerance.
+    """Raise MismatchError (exit code 3) with the first output and shape out of tolerance.
 
-    A chaotic report is no mismatch: the smooth comparison at the same shape has shown that the graph is right.
+    A chaotic report is not a mismatch: the unrounded comparison at the same shape has shown that the graph is right.
     """
     for report in (r for r in reports if not r.chaotic):
         for row in report.rows:
@@ -85,7 +98,7 @@ def require_match(reports: Sequence[ShapeReport], *, against: str = "torch", fix
 
 
 def save_reports(reports: Sequence[ShapeReport], folder: Path) -> None:
-    """Write per shape the comparison (JSON), and inputs and outputs as `polygraphy run` loads them."""
+    """Write the comparison of each shape (JSON), and its inputs and outputs as `polygraphy run` loads them."""
     folder.mkdir(exist_ok=True)
     for report in reports:
         name = file_name(report)
@@ -96,13 +109,13 @@ def save_reports(reports: Sequence[ShapeReport], folder: Path) -> None:
 
 
 def file_name(report: ShapeReport) -> str:
-    """What a report's files begin with: model, shape and arithmetic."""
+    """How the files of a report begin: model, shape and arithmetic."""
     shape = report.shape
-    kind = "smooth" if report.arithmetic == SMOOTH else report.arithmetic
+    kind = "unrounded" if report.arithmetic == UNROUNDED else report.arithmetic.replace(", ", "-")
     prefix = "" if report.model == "model.onnx" else f"{Path(report.model).stem}-"
     if isinstance(shape, Shape):
-        return f"{prefix}b{shape.batch}-{shape.height}x{shape.width}-t{shape.text}-{kind}"
-    return f"{prefix}{re.sub(r'[^A-Za-z0-9]+', '-', str(shape))}-{kind}"
+        return safe_name(f"{prefix}b{shape.batch}-{shape.height}x{shape.width}-t{shape.text}-{kind}")
+    return safe_name(f"{prefix}{re.sub(r'[^A-Za-z0-9]+', '-', str(shape))}-{kind}")
 
 
 def _floor_note(report: ShapeReport) -> str:

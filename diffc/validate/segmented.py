@@ -1,7 +1,7 @@
-"""Running a graph that does not fit into memory: in consecutive segments, one ONNX Runtime session after another.
+"""Running a graph that does not fit into memory: in consecutive pieces, one ONNX Runtime session after another.
 
-Any cut of a topological order is a valid one: what a later segment needs of an earlier one is kept as arrays. So a
-graph is cut wherever the weights of a segment have reached a number of bytes, and its own order is kept.
+The nodes are in topological order, so the graph can be cut anywhere: what a later piece reads of an earlier one is kept
+as arrays. A piece ends where its weights have reached a number of bytes.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import onnx
 from onnx import helper
 
 from diffc.errors import DiffcError
-from diffc.validate.cuts import reads
+from diffc.progress import Update
+from diffc.validate.cuts import tensors_read
 from diffc.validate.float32 import cpu_session, emulated
 from passes.storage import stored_bytes
 
 Array = npt.NDArray[Any]
-SEGMENT_BYTES = 1 << 30
-"""Weights of one segment. A session takes about twice as much while it loads them."""
+PIECE_BYTES = 1 << 30
+"""Weights of one piece. A session takes about twice as much while it loads them."""
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Nodes that run together; the tensors they take and give (inputs of the graph included), and their weights."""
+class Piece:
+    """Nodes that run together, the tensors that they read and give to other pieces, and their weights."""
 
     nodes: Sequence[onnx.NodeProto]
     inputs: Sequence[str]
@@ -35,37 +36,38 @@ class Segment:
 
 
 class SegmentedSession:
-    """Runs a model whose weights are recipes on ONNX Runtime's CPU provider, never holding more than a segment.
+    """Runs a model whose weights are recipes on ONNX Runtime's CPU provider, and never holds more than one piece.
 
-    Sessions are made anew in every run: memory is what is scarce. Raises DiffcError where the type of a tensor at
-    a cut is unknown, and as `OrtSession` does.
+    Every run opens its sessions anew, which saves memory. Raises DiffcError where the type of a tensor at a cut is
+    unknown, and as `OrtSession` does.
     """
 
-    def __init__(self, model: onnx.ModelProto, limit: int = SEGMENT_BYTES):
+    def __init__(self, model: onnx.ModelProto, limit: int = PIECE_BYTES):
         self._model = emulated(model)
         self._weights = {t.name: t for t in self._model.graph.initializer}
         self._types = _types(self._model)
-        self.segments = cut(self._model, limit)
+        self.pieces = cut_to_size(self._model, limit)
 
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feed: Mapping[str, Array], update: Update = lambda done, total: None) -> dict[str, Array]:
         """The outputs by name; `feed` has the arrays of the graph's inputs in their types."""
         values = dict(feed)
-        for position, segment in enumerate(self.segments):
-            taken = {name: values[name] for name in segment.inputs}
-            with cpu_session(self._part(segment, taken)) as session:
+        for position, piece in enumerate(self.pieces):
+            taken = {name: values[name] for name in piece.inputs}
+            with cpu_session(self._model_of(piece, taken)) as session:
                 values |= session.run(taken)
-            needed = {name for later in self.segments[position + 1 :] for name in later.inputs}
+            needed = {name for later in self.pieces[position + 1 :] for name in later.inputs}
             needed |= {output.name for output in self._model.graph.output}
             values = {name: array for name, array in values.items() if name in needed}
+            update(position + 1, len(self.pieces))
         return values
 
-    def _part(self, segment: Segment, taken: Mapping[str, Array]) -> onnx.ModelProto:
+    def _model_of(self, piece: Piece, taken: Mapping[str, Array]) -> onnx.ModelProto:
         graph = helper.make_graph(
-            segment.nodes,
-            "segment",
+            piece.nodes,
+            "piece",
             [self._value(name, array.shape) for name, array in taken.items()],
-            [self._value(name, None) for name in segment.outputs],
-            [self._weights[name] for name in segment.weights],
+            [self._value(name, None) for name in piece.outputs],
+            [self._weights[name] for name in piece.weights],
         )
         return helper.make_model(
             graph,
@@ -80,8 +82,8 @@ class SegmentedSession:
         return helper.make_tensor_value_info(name, self._types[name], shape)
 
 
-def cut(model: onnx.ModelProto, limit: int) -> list[Segment]:
-    """Consecutive segments of the nodes, each closed when its weights have `limit` bytes or more."""
+def cut_to_size(model: onnx.ModelProto, limit: int) -> list[Piece]:
+    """Consecutive pieces of the nodes; each ends when its weights have `limit` bytes or more."""
     sizes = {t.name: stored_bytes(t) for t in model.graph.initializer}
     groups: list[list[onnx.NodeProto]] = [[]]
     held: dict[str, int] = {}
@@ -90,27 +92,25 @@ def cut(model: onnx.ModelProto, limit: int) -> list[Segment]:
             groups.append([])
             held = {}
         groups[-1].append(node)
-        held |= {name: sizes[name] for name in reads(node) if name in sizes}
-    return _segments(groups, sizes.keys(), [output.name for output in model.graph.output])
+        held |= {name: sizes[name] for name in tensors_read(node) if name in sizes}
+    return _pieces(groups, sizes.keys(), [output.name for output in model.graph.output])
 
 
-def _segments(
-    groups: Sequence[Sequence[onnx.NodeProto]], weights: Any, outputs: Sequence[str]
-) -> list[Segment]:
-    """The groups with what they take and give, found from the last to the first."""
+def _pieces(groups: Sequence[Sequence[onnx.NodeProto]], weights: Any, outputs: Sequence[str]) -> list[Piece]:
+    """The groups with the tensors that they read and give, found from the last to the first."""
     wanted, found = set(outputs), []
     for nodes in reversed(groups):
         made = dict.fromkeys(name for node in nodes for name in node.output if name)
-        read = dict.fromkeys(name for node in nodes for name in reads(node))
+        read = dict.fromkeys(name for node in nodes for name in tensors_read(node))
         given = [name for name in made if name in wanted]
         taken = [name for name in read if name not in weights and name not in made]
-        found.append(Segment(nodes, taken, given, [name for name in read if name in weights]))
+        found.append(Piece(nodes, taken, given, [name for name in read if name in weights]))
         wanted = (wanted - made.keys()) | set(taken)
     return found[::-1]
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element types by tensor, as ONNX infers them where the graph does not say."""
+    """Element types by tensor; ONNX infers those that the graph does not note."""
     inferred = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=False)
     graph = inferred.graph
     return {

@@ -1,4 +1,4 @@
-"""What `--shape batch=2,height=128,...` means: for a model of a known family, and for an imported graph."""
+"""What `--shape batch=2,height=128,...` means, for a model of a known family and for an imported graph."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import asdict
 
 import onnx
 
-from diffc.errors import DiffcError
+from diffc.errors import UsageError
+from diffc.models.family import Family
 from diffc.models.profiles import parse_sizes
-from diffc.models.spec import Config, ModelSpec, Shape
+from diffc.models.spec import Config, Shape
 from diffc.validate.reports import GraphSizes
 
 
-def parse_shape(text: str, spec: ModelSpec, config: Config, default: Shape) -> Shape:
+def parse_shape(text: str, spec: Family, config: Config, default: Shape) -> Shape:
     """`default` with the axes of `text`: batch, height, width (pixels), text (tokens).
 
-    Raises DiffcError for anything else, and for shapes that the model cannot run.
+    Raises UsageError for anything else, and for shapes that the model cannot run.
     """
     sizes = _single(text, list(asdict(default)))
     return spec.check(config, Shape(**{**asdict(default), **sizes}))
@@ -38,8 +39,8 @@ def _single(text: str, known: Sequence[str]) -> dict[str, int]:
     sizes = {}
     for axis, (low, _, high) in parse_sizes(text, known).items():
         if low != high or low < 1:
-            raise DiffcError(
-                f"--shape {text!r}: {axis} is no size", fix=f"write one number above 0: {axis}=2"
+            raise UsageError(
+                f"--shape {text!r}: {axis} is not a size", fix=f"write one number above 0: {axis}=2"
             )
         sizes[axis] = low
     return sizes

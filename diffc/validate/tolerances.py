@@ -1,4 +1,4 @@
-"""How far a compiled model may be from the model it was compiled from: one table, with the reasons."""
+"""How far a compiled model may differ from the model that it was compiled from: one table, with the reasons."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ _BY_ROUNDING: Mapping[str, Mapping[str, float]] = {
     # 16-bit types have 11 and 8 significant bits: 5e-4 and 4e-3 for each rounding, between other operators than
     # in torch. Formats that quantize weights only belong here: their weights are the same on both sides.
     "no activation": {"float32": 1e-5, "float16": 5e-3, "bfloat16": 2e-2},
-    # Rounding differences in front of a quantizer can move a value to the neighbouring quantization step. Few
-    # values do: measured 6e-7 without a flip, up to 1e-3 with flips on tiny models; 16-bit rounding makes them
-    # common.
+    # A rounding difference before a quantizer can move a value to the neighbouring step. In float32 few values move:
+    # measured 6e-7 when none does, up to 1e-3 when some do (tiny models). 16-bit rounding moves many.
     "8 bits": {"float32": 2e-3, "float16": 2e-2, "bfloat16": 2e-2},
     # A step of E2M1 is up to half of the value.
     "4 bits": {"float32": 5e-3, "float16": 5e-2, "bfloat16": 5e-2},
@@ -23,7 +22,7 @@ _BY_ROUNDING: Mapping[str, Mapping[str, float]] = {
 
 
 def _rounding(fmt: Format) -> str:
-    """What of a format's rounding can differ between two runs: that of activations."""
+    """The row of the table: only the rounding of activations can differ between two runs of a format."""
     return "no activation" if fmt.input_bits is None else f"{fmt.input_bits} bits"
 
 
@@ -36,21 +35,21 @@ MAX_REL_L2: Mapping[tuple[str, str], float] = {
 
 
 def tolerance_of(format_name: str, dtype: str) -> float:
-    """The largest relative L2 error of a format in a compute type. Raises DiffcError that lists the known."""
+    """The largest relative L2 error of a format in a compute type. Raises DiffcError for an unknown pair."""
     key = (format_name, dtype)
     if key not in MAX_REL_L2:
         raise unknown("format and type", "/".join(key), ["/".join(k) for k in MAX_REL_L2])
     return MAX_REL_L2[key]
 
 
-SMOOTH_REL_L2 = 1e-5
-"""Limit where activations are not rounded: float32 arithmetic in another order, in every format."""
+UNROUNDED_REL_L2 = 1e-5
+"""Limit where activations are not rounded, in every format: float32 arithmetic in another order."""
 
 PASS_REL_L2 = 1e-5
-"""Change of an output that a pass with tolerance 0 may cause (smooth float32 twins before and after)."""
+"""How far a pass with tolerance 0 may change an output, between the unrounded copies before and after it."""
 
-PIECE_REL_L2 = 1e-4
-"""Limit of a piece of a graph by itself, fed what the reference gives in front of it (`diffc validate --bisect`).
+MODULE_REL_L2 = 1e-4
+"""Limit of a module by itself, fed what the reference gives before it (`diffc validate --bisect`).
 
-Most pieces agree to 3e-7. Sine and cosine of a timestep near 1000 do to 3e-5: a float32 has no more digits there.
+Most modules agree to 3e-7. Sine and cosine of a timestep near 1000 agree to 3e-5: a float32 has no more digits there.
 """

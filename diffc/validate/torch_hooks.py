@@ -1,37 +1,109 @@
-"""The reference for attention whose probabilities are quantized, which ModelOpt exports and does not simulate."""
+"""Hooks that let ModelOpt's fake-quantized torch model compute what a compiled graph computes.
+
+Each function is a context manager, or changes the model once: roundings switched off (`without_rounding`) or added to
+every layer (`noisy`), attention with quantized probabilities (`quantized_softmax`), and the values that ONNX gives a
+weight that is quantized twice (`quantize_twice_as_graphs_do`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import onnx
 import torch
 
+from diffc.progress import Update
+from diffc.quantize.convert import enabled_quantizers, role_of
+from diffc.quantize.state import BOUNDS, kind_of, settings_of
 
-def softmax_scale(model: onnx.ModelProto) -> float | None:
-    """The scale of the quantizers behind Softmax, as the pass quantize-softmax leaves them; None where there are none.
 
-    It is 1 / 448, a probability being at most 1, rounded up to what every compute type holds.
+@contextmanager
+def noisy(model: torch.nn.Module, rounding: float, seed: int) -> Iterator[None]:
+    """While this is open, every layer's output and every activation quantizer's input is off by up to `rounding`.
+
+    `rounding` is relative to a value plus the root mean square of its tensor: a sum that cancels is small, and its
+    error is that of its terms. Quantizers are disturbed as well because ModelOpt multiplies by bound / amax where ONNX
+    divides by the scale. The 16-bit inputs of the graph, which no layer makes, often lie exactly between two steps,
+    and the two formulas then choose different ones. The input of a sinusoidal embedding is disturbed because its
+    angles reach thousands, where a float32 keeps few digits behind the point.
     """
-    softmax = {node.output[0] for node in model.graph.node if node.op_type == "Softmax"}
-    found = {n.input[1] for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in softmax}
-    values = {float(onnx.numpy_helper.to_array(t)) for t in model.graph.initializer if t.name in found}
-    if found and len(values) != 1:
-        raise RuntimeError(f"the quantizers of probabilities have the scales {sorted(values)}")
-    return next(iter(values), None)
+    from diffusers.models.embeddings import Timesteps
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def disturb(_: Any, __: Any, out: Any) -> Any:
+        if not isinstance(out, torch.Tensor) or not out.is_floating_point():
+            return out
+        size = out.abs() + out.square().mean().sqrt()
+        return out + rounding * size * (torch.rand(out.shape, generator=generator) * 2 - 1)
+
+    def disturb_input(module: Any, inputs: Any) -> Any:
+        return disturb(module, inputs, inputs[0]), *inputs[1:]
+
+    layers = (m for m in model.modules() if hasattr(m, "weight") or not list(m.children()))
+    handles = [m.register_forward_hook(disturb) for m in layers if not isinstance(m, TensorQuantizer)]
+    fed = [q for name, q in enabled_quantizers(model).items() if role_of(name) != "weight_quantizer"]
+    fed += [m for m in model.modules() if isinstance(m, Timesteps)]
+    handles += [module.register_forward_pre_hook(disturb_input) for module in fed]
+    with _removed(handles):
+        yield
+
+
+@contextmanager
+def without_rounding(
+    model: torch.nn.Module, chosen: Callable[[str], bool] = lambda name: True
+) -> Iterator[None]:
+    """While this is open, ModelOpt's activation quantizers with `chosen` names saturate and do not round."""
+    handles = []
+    for name, quantizer in enabled_quantizers(model).items():
+        if role_of(name) != "weight_quantizer" and chosen(name):
+            handles.append(quantizer.register_forward_hook(_saturate))
+    with _removed(handles):
+        yield
+
+
+def _saturate(quantizer: Any, inputs: Any, _: Any) -> torch.Tensor:
+    """The output of a quantizer without its rounding. Dynamic blocks are scaled to their largest value: identity."""
+    x: torch.Tensor = inputs[0]
+    if quantizer.pre_quant_scale is not None:
+        x = x * quantizer.pre_quant_scale
+    kind = kind_of(settings_of(quantizer.get_modelopt_state()))
+    if kind in ("nvfp4", "mxfp8"):
+        return x
+    high = BOUNDS[kind]
+    low = -high - 1 if kind == "int8" else -high
+    scale = quantizer.amax.float() / high
+    return x.clamp(low * scale, high * scale)
+
+
+@contextmanager
+def counted_calls(model: torch.nn.Module, update: Update) -> Iterator[None]:
+    """While this is open, `update` is called with how many of the model's modules have run, and how many there are."""
+    seen: set[int] = set()
+    modules = list(model.modules())
+
+    def count(module: torch.nn.Module, *_: Any) -> None:
+        seen.add(id(module))
+        update(len(seen), len(modules))
+
+    with _removed([module.register_forward_hook(count) for module in modules]):
+        yield
 
 
 @contextmanager
 def quantized_softmax(scale: float) -> Iterator[None]:
-    """ModelOpt's quantized attention rounds its probabilities to E4M3 in steps of `scale` while this is open."""
+    """While this is open, ModelOpt's quantized attention rounds its probabilities to E4M3 in steps of `scale`.
+
+    ModelOpt exports such quantizers and does not simulate them.
+    """
     from modelopt.torch.quantization.plugins.diffusion.diffusers import _QuantAttention
 
     functions = _QuantAttention._functionals_to_replace
     _QuantAttention._functionals_to_replace = [
-        (torch.nn.functional, "scaled_dot_product_attention", partial(_attention, scale_of_shares=scale))
+        (torch.nn.functional, "scaled_dot_product_attention", partial(_attention, softmax_scale=scale))
     ]
     try:
         yield
@@ -50,9 +122,12 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
-    scale_of_shares: float,
+    softmax_scale: float,
 ) -> torch.Tensor:
-    """softmax(q k^T / sqrt(d) + mask) v with quantized operands; [batch, heads, tokens, d]."""
+    """softmax(q k^T / sqrt(d) + mask) v with quantized operands; [batch, heads, tokens, d].
+
+    Raises NotImplementedError for causal and boolean masks.
+    """
     del dropout_p
     if is_causal or (attn_mask is not None and attn_mask.dtype == torch.bool):
         raise NotImplementedError("no diffusion backbone here masks its attention by position")
@@ -61,8 +136,51 @@ def _attention(
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
     query, key = module.q_bmm_quantizer(query), module.k_bmm_quantizer(key)
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    shares = torch.softmax(scores if attn_mask is None else scores + attn_mask, dim=-1)
-    steps = (shares / scale_of_shares).clamp(max=448.0).to(torch.float8_e4m3fn).float()
-    out = (steps * scale_of_shares).to(value.dtype) @ module.v_bmm_quantizer(value)
+    probabilities = torch.softmax(scores if attn_mask is None else scores + attn_mask, dim=-1)
+    rounded = _fp8(probabilities, softmax_scale) * softmax_scale
+    out = rounded.to(value.dtype) @ module.v_bmm_quantizer(value)
     result: torch.Tensor = module.bmm2_output_quantizer(out)
     return result
+
+
+def quantize_twice_as_graphs_do(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Give every weight with INT4 and FP8 quantizers in sequence (w4a8) the values that ONNX computes.
+
+    The graph stores INT4 values, dequantizes them in the compute type `dtype` and quantizes that to FP8. INT4 values
+    times a scale of 8 bits often lie exactly between two FP8 steps, and ModelOpt multiplies by a reciprocal where ONNX
+    divides, so the two break such ties differently. Neither is wrong; the reference takes the side that ONNX takes.
+    """
+    from modelopt.torch.quantization.nn import SequentialQuantizer
+
+    def dequantized(quantizer: Any, _: Any, out: torch.Tensor) -> torch.Tensor:
+        scale: torch.Tensor = quantizer.amax.float() / BOUNDS["int4"]
+        blocks = out.float().reshape(scale.shape[0], -1)
+        # The rounding recovers ModelOpt's INT4 values, whose dequantization is off in the last bit.
+        values = (blocks / scale).round() * scale
+        return values.reshape(out.shape).to(dtype).to(out.dtype)
+
+    def to_fp8(quantizer: Any, inputs: Any, _: Any) -> torch.Tensor:
+        x: torch.Tensor = inputs[0]
+        scale: torch.Tensor = quantizer.amax.float() / BOUNDS["fp8"]
+        return (_fp8(x.float(), scale) * scale).to(x.dtype)
+
+    for module in model.modules():
+        if isinstance(module, SequentialQuantizer):
+            module[0].register_forward_hook(dequantized)
+            module[1].register_forward_hook(to_fp8)
+
+
+def _fp8(x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
+    """x / scale saturated and rounded to E4M3, as float32."""
+    bound = BOUNDS["fp8"]
+    return (x / scale).clamp(-bound, bound).to(torch.float8_e4m3fn).float()
+
+
+@contextmanager
+def _removed(handles: Any) -> Iterator[None]:
+    """Remove the hooks at the end."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -17,8 +17,6 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.base import PassResult, Refusal, walk
-from passes.graph.check import infer_types
-from passes.graph.convert import info_of, tensors_of
 from passes.graph.match import View, recipe_of_constant
 from passes.weights.recipe import Array, Recipe
 
@@ -264,20 +262,3 @@ class Emitter:
         """Append a node with the given outputs (see `Edit.release`)."""
         name = self.names.fresh(f"{self.site.name}/{op}")
         self.nodes.append(gs.Node(op, name, attrs, list(inputs), list(outputs), domain))
-
-
-def fill_types(graph: gs.Graph, model: onnx.ModelProto) -> None:
-    """Give the tensors of `graph` the types and dimensions that ONNX infers on `model`, its export."""
-    inferred = {value.name: info_of(value) for value in infer_types(model).graph.value_info}
-    for name, tensor in tensors_of(graph).items():
-        if not isinstance(tensor, gs.Variable) or name not in inferred:
-            continue
-        dtype, shape, _ = inferred[name]
-        tensor.dtype = dtype if tensor.dtype is None else tensor.dtype
-        if tensor.shape is None:
-            tensor.shape = None if shape is None else list(shape)
-        if shape is None or len(tensor.shape) != len(shape):
-            continue
-        tensor.shape = [
-            new if isinstance(new, int) else old for old, new in zip(tensor.shape, shape, strict=True)
-        ]

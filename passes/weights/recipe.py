@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,10 @@ from passes.base import PassError
 # graphsurgeon warns at every type that numpy lacks, and that it has no colours: nothing a user can act on.
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 
-LOCATION = "diffc-recipe"
+LOCATION, RECIPE = (
+    "diffc-recipe",
+    "recipe",
+)  # in memory only: `passes.graph.onnx_reader` refuses them in files
 Array = npt.NDArray[Any]
 
 
@@ -85,6 +88,15 @@ class Recipe:
     def nbytes(self) -> int:
         """Bytes of the result as ONNX stores it (two 4-bit values to a byte)."""
         return (math.prod(self.shape) * bits_of(self.dtype) + 7) // 8
+
+    @property
+    def sources(self) -> Iterator[Source]:
+        """Every source that the result is computed from: its own, then those of recipes among its arguments."""
+        yield self.source
+        for value in (value for op in self.ops for value in op.args.values()):
+            for item in value if isinstance(value, list) else (value,):
+                if isinstance(item, Mapping):
+                    yield from Recipe.from_json(item).sources
 
     def _then(self, name: str, args: dict[str, Any], dtype: int, shape: tuple[int, ...]) -> Recipe:
         return replace(self, ops=(*self.ops, Op(name, args)), dtype=int(dtype), shape=shape)
@@ -203,7 +215,7 @@ class Recipe:
         """The recipe as an initializer called `name`."""
         tensor = TensorProto(name=name, data_type=self.dtype, dims=self.shape)
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", LOCATION), ("recipe", json.dumps(self.to_json(), sort_keys=True))):
+        for key, value in (("location", LOCATION), (RECIPE, json.dumps(self.to_json(), sort_keys=True))):
             tensor.external_data.add(key=key, value=value)
         return tensor
 
@@ -211,7 +223,7 @@ class Recipe:
     def of_tensor(cls, tensor: TensorProto) -> Recipe | None:
         """The recipe in an initializer, or None when it holds its values itself."""
         entries = {e.key: e.value for e in tensor.external_data}
-        return cls.from_json(json.loads(entries["recipe"])) if "recipe" in entries else None
+        return cls.from_json(json.loads(entries[RECIPE])) if RECIPE in entries else None
 
 
 def _blocks(shape: tuple[int, ...], block_size: int) -> tuple[int, ...]:

@@ -58,6 +58,8 @@ def _header(path: str, mtime_ns: int, size: int) -> tuple[int, dict[str, dict[st
             header = json.loads(file.read(length))
         except ValueError as error:
             raise PassError(f"{path}: the safetensors header is corrupt ({error})") from error
+    if not isinstance(header, dict):
+        raise PassError(f"{path}: the safetensors header is corrupt (it is no JSON object)")
     header.pop("__metadata__", None)
     return 8 + length, header
 
@@ -68,15 +70,35 @@ def safetensors_source(path: Path, key: str) -> Source:
     start, header = _header(str(path), stat.st_mtime_ns, stat.st_size)
     if key not in header:
         raise PassError(f"{path} has no tensor {key!r}")
-    entry = header[key]
-    begin, end = entry["data_offsets"]
-    if start + end > stat.st_size:
-        raise PassError(f"{path} is cut off: tensor {key!r} ends at byte {start + end} of {stat.st_size}")
-    dtype = SAFETENSORS_DTYPES.get(str(entry["dtype"]))
+    source = _source(path, key, header[key], start)
+    if source.offset + source.length > stat.st_size:
+        end = source.offset + source.length
+        raise PassError(f"{path} is cut off: tensor {key!r} ends at byte {end} of {stat.st_size}")
+    return source
+
+
+def safetensors_tensors(path: Path) -> dict[str, Recipe]:
+    """Every tensor of a safetensors file by its name, in the order of the header; no tensor is read.
+
+    Raises PassError when the header is cut off or corrupt, or has a type of element that recipes lack. That the
+    data are all there is found out when they are read.
+    """
+    stat = path.stat()
+    start, header = _header(str(path), stat.st_mtime_ns, stat.st_size)
+    return {key: Recipe.of_source(_source(path, key, entry, start)) for key, entry in header.items()}
+
+
+def _source(path: Path, key: str, entry: dict[str, Any], start: int) -> Source:
+    """The source that one entry of a header describes; the data begin at byte `start` of the file."""
+    try:
+        begin, end = (int(offset) for offset in entry["data_offsets"])
+        dtype, shape = SAFETENSORS_DTYPES.get(str(entry["dtype"])), tuple(int(n) for n in entry["shape"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise PassError(f"{path}: the safetensors header is corrupt (tensor {key!r})") from error
     if dtype is None:
         raise PassError(f"{path}: tensor {key!r} has the unsupported type {entry['dtype']}")
-    shape = tuple(int(n) for n in entry["shape"])
-    return Source("raw", str(path.resolve()), onnx_dtype(dtype), shape, key, start + begin, end - begin)
+    # Not resolved: in the cache of the hub a link has the name that a person knows, and its file a hash.
+    return Source("raw", str(path.absolute()), onnx_dtype(dtype), shape, key, start + begin, end - begin)
 
 
 def _read_raw(source: Source) -> Array:

@@ -11,8 +11,9 @@ import pytest
 from diffc.cache import CachePlan
 from diffc.cache.torch_apply import backbone_of
 from diffc.cli.main import run
-from diffc.commands.cache_pipeline import load_for_search
-from diffc.commands.cache_search import Request, candidates, measure, search
+from diffc.commands.cache_search.measure import SearchRequest, measure
+from diffc.commands.cache_search.pipeline import load_for_search
+from diffc.commands.cache_search.search import candidates, search
 from diffc.errors import DiffcError
 from diffc.progress import Silent
 
@@ -21,7 +22,7 @@ PROMPT = ("a handwritten seven",)
 
 def test_shares_and_changes_are_those_of_the_blocks() -> None:
     pipe = load_for_search("digits-sd3", Silent())
-    found = measure(pipe, Request(PROMPT, steps=4))
+    found = measure(pipe, SearchRequest(PROMPT, steps=4))
     assert found.blocks == ("transformer_blocks.0", "transformer_blocks.1", "transformer_blocks.2")
     assert 0.7 < found.shares.sum() < 1
     assert found.shares[0] == pytest.approx(found.shares[1])
@@ -62,9 +63,9 @@ def test_the_command_writes_a_plan_that_compiles_take(
 
 def test_the_best_is_the_best_of_those_fast_enough_and_too_much_is_refused() -> None:
     pipe = load_for_search("digits-sd3", Silent())
-    found = search(pipe, Request(PROMPT, steps=4, speedup=1.3, trials=3))
+    found = search(pipe, SearchRequest(PROMPT, steps=4, speedup=1.3, trials=3))
     fast = [c for c in found.tried if c.speedup >= 1.3]
     assert found.best in fast
     assert found.best.psnr == max(c.psnr or 0 for c in fast)
     with pytest.raises(DiffcError, match="no plan makes the backbone 9 times as fast; the most is"):
-        search(pipe, Request(PROMPT, steps=4, speedup=9))
+        search(pipe, SearchRequest(PROMPT, steps=4, speedup=9))

@@ -27,6 +27,7 @@ from diffc.commands.package.optimum import (
 from diffc.commands.package.parts import find_parts
 from diffc.commands.package.tokenizers import loadable_class, rewrite_config
 from diffc.errors import DiffcError, MismatchError
+from diffc.models.registry import FAMILIES
 from tests.conftest import Cells
 
 FLOAT, HALF, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
@@ -126,20 +127,22 @@ def test_the_backbone_is_the_artifacts(sd3: Path, compiled: Cells) -> None:
 def test_flux_takes_int64_ids_and_float32_for_bfloat16(compiled: Cells, tmp_path: Path) -> None:
     cell = compiled("tiny-flux", "fp8")
     file = cell.folder / model_file(cell.artifact, None)
-    backbone(cell.artifact, file, tmp_path / "transformer")
+    optimum = FAMILIES["flux"].optimum
+    assert optimum is not None
+    backbone(cell.artifact, file, tmp_path / "transformer", optimum.types)
     found = {name: kind for name, (kind, _) in interface(tmp_path / "transformer" / "model.onnx").items()}
     assert found["img_ids"] == found["txt_ids"] == INT64
     assert TensorProto.BFLOAT16 not in found.values()
     assert found["hidden_states"] == found["out_hidden_states"] == FLOAT  # optimum writes one over the other
     assert interface(file)["hidden_states"][0] == TensorProto.BFLOAT16
     made = onnx.load(tmp_path / "transformer" / "model.onnx", load_external_data=False)
-    assert backbone_types(made) == ()
+    assert backbone_types(made, optimum.types) == ()
     assert all((tmp_path / "transformer" / name).is_file() for name in external_files(made))
 
 
 def test_sdxl_has_a_scalar_timestep(compiled: Cells, tmp_path: Path) -> None:
     cell = compiled("tiny-sdxl", "fp8")
-    backbone(cell.artifact, cell.folder / model_file(cell.artifact, None), tmp_path / "unet")
+    backbone(cell.artifact, cell.folder / model_file(cell.artifact, None), tmp_path / "unet", {})
     found = interface(tmp_path / "unet" / "model.onnx")
     assert found["timestep"] == (FLOAT, [])
     assert list(found) == [

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import shlex
 import subprocess
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,8 +17,9 @@ from diffc.artifact.folder import Artifact
 from diffc.commands.package.optimum import PackageRequest, package
 from diffc.compile.spine import CompileRequest, compile_model
 from tests import ROOT
+from tools.optimum import env, images
 
-_TOOLS = ("diffc", "optimum_env", "optimum_images")
+_TOOLS = ("diffc", "tools/optimum/env.py", "tools/optimum/images.py")
 PROMPTS = ("a handwritten seven", "a handwritten three")
 STEPS, SIZE = 8, 64
 LATENTS = {"digits-sd3": (2, 16, 8, 8), "digits-flux": (2, 16, 64), "digits-sdxl": (2, 4, 8, 8)}
@@ -32,19 +31,9 @@ GUIDANCE = {"digits-sd3": 4.0, "digits-flux": 3.5, "digits-sdxl": 4.0}
 TOLERANCE = {"none": 0.002, "fp8": 0.08}
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def python() -> Path:
     """The interpreter of the environment: DIFFC_OPTIMUM_ENV, or .venv-optimum, made on the first call."""
-    env = script("optimum_env")
     folder = Path(os.environ.get("DIFFC_OPTIMUM_ENV") or ROOT / ".venv-optimum")
     assert env.main(["test" if env.python_of(folder).exists() else "make", "--folder", str(folder)]) == 0
     found: Path = env.python_of(folder)
@@ -58,14 +47,14 @@ def diffusers_images(model: str, artifact: Artifact, latents: np.ndarray, quanti
 
     from diffc.models.sources.locate import locate
     from diffc.quantize.checkpoint import Checkpoint
-    from diffc.validate.torch_reference import Reference
+    from diffc.validate.torch_reference import TorchReference
 
     source = locate(model)
     pipeline: Any = DiffusionPipeline.from_pretrained(source.pipeline_dir, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     if quantized:
         checkpoint = Checkpoint.load(artifact.folder / "checkpoint")
-        reference = Reference(source, "float32", checkpoint)
+        reference = TorchReference(source, "float32", checkpoint)
         component = "unet" if model == "digits-sdxl" else "transformer"
         setattr(pipeline, component, reference.model)
     given = pipeline(
@@ -90,7 +79,7 @@ def test_optimum_gives_the_images_of_diffusers(model: str, format: str, python: 
     package(PackageRequest(artifact.folder, tmp_path / "package"))
     latents = np.random.default_rng(3).standard_normal(LATENTS[model]).astype(np.float32)
     np.save(tmp_path / "latents.npy", latents)
-    command = [str(python), str(ROOT / "tools" / "optimum_images.py"), str(tmp_path / "package")]
+    command = [str(python), str(ROOT / "tools" / "optimum" / "images.py"), str(tmp_path / "package")]
     command += [word for prompt in PROMPTS for word in ("--prompt", prompt)]
     command += ["--steps", str(STEPS), "--size", str(SIZE), "--guidance", str(GUIDANCE[model])]
     command += ["--latents", str(tmp_path / "latents.npy"), "--out", str(tmp_path / "images.npy")]
@@ -106,7 +95,6 @@ def test_optimum_gives_the_images_of_diffusers(model: str, format: str, python: 
 
 
 def test_the_environments_script_reads_its_constraints(tmp_path: Path) -> None:
-    env = script("optimum_env")
     pinned = dict(
         line.split("==") for line in env.CONSTRAINTS.read_text().splitlines() if not line.startswith("#")
     )
@@ -119,7 +107,6 @@ def test_the_environments_script_reads_its_constraints(tmp_path: Path) -> None:
 
 
 def test_profile_options_name_every_input_of_the_backbone(tmp_path: Path) -> None:
-    images = script("optimum_images")
     shapes = {"sample": [1, 4, 8, 8], "timestep": [], "time_ids": [1, 6]}
     manifest = {"input_shapes": dict.fromkeys(("min", "opt", "max"), shapes)}
 
@@ -140,15 +127,15 @@ def test_the_commands_of_the_page_are_those_of_the_tools() -> None:
     lines = [shlex.split(line.replace("\\", "/")) for block in blocks for line in block.splitlines()]
     seen = set()
     for words in lines:
-        tool = next((Path(word).stem for word in words if Path(word).stem in _TOOLS), None)
+        tool = next((name for word in words for name in _TOOLS if f"/{word}".endswith(f"/{name}")), None)
         if tool == "diffc" and "pip" not in words[0]:
             group: Any = get_command(app)
             command = group.commands[words[1]]
             command.make_context(words[1], words[2:])
-        elif tool == "optimum_env":
-            assert script(tool).parser().parse_args(words[words.index("tools/optimum_env.py") + 1 :])
-        elif tool == "optimum_images":
-            assert script(tool).parser().parse_args(words[words.index("tools/optimum_images.py") + 1 :])
+        elif tool == "tools/optimum/env.py":
+            assert env.parser().parse_args(words[words.index(tool) + 1 :])
+        elif tool == "tools/optimum/images.py":
+            assert images.parser().parse_args(words[words.index(tool) + 1 :])
         seen.add(tool)
     assert seen >= set(_TOOLS)
     assert {"compile", "package", "doctor"} <= {words[1] for words in lines if "diffc" in words[0]}

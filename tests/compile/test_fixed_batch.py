@@ -16,7 +16,7 @@ from diffc.commands.validate import ValidateRequest, validate_artifact
 from diffc.compile.spine import CompileRequest, compile_model
 from diffc.errors import DiffcError
 from diffc.models.spec import Shape
-from diffc.validate.cuts import points_of
+from diffc.validate.cuts import module_values
 from tests.cli_helpers import Capture, refusal
 
 
@@ -48,16 +48,17 @@ def test_it_was_validated_at_this_batch_and_can_be_again(compiled: tuple[Path, i
     assert {s.batch for s in shapes if isinstance(s, Shape)} == {batch}
     assert len(shapes) == 2
     assert not any(b.findings for name in found.bisections for b in found.bisections[name])
-    error = refusal(["validate", str(folder), "--shape", f"batch={batch + 1}"], folder, capsys)
+    error = refusal(["validate", str(folder), "--shape", f"batch={batch + 1}"], folder, capsys, code=2)
     assert f"was compiled for a batch of {batch}" in error
 
 
 def test_what_a_norm_took_in_is_still_held_against_its_module(compiled: tuple[Path, int]) -> None:
     folder, batch = compiled
     points = {
-        p.module: p for p in points_of(onnx.load(folder / "model-ort-cuda.onnx", load_external_data=False))
+        p.module: p
+        for p in module_values(onnx.load(folder / "model-ort-cuda.onnx", load_external_data=False))
     }
-    plain = {p.module for p in points_of(onnx.load(folder / "model.onnx", load_external_data=False))}
+    plain = {p.module for p in module_values(onnx.load(folder / "model.onnx", load_external_data=False))}
     assert points.keys() <= plain
     if batch == 1:  # the sum with the positions, which the first norm gives now
         assert points["pos_embed"].op == "SkipLayerNormalization"

@@ -15,7 +15,7 @@ from diffc.cli.main import run
 from diffc.compile.import_onnx import ImportCheck, import_model, import_result
 from diffc.errors import DiffcError
 from diffc.frontend.onnx_file import name_interface, read_model
-from diffc.validate.float32 import cpu_session, feed, float32_twin
+from diffc.validate.float32 import cpu_session, feed, float32_copy
 from passes import PassCheckError, PassError, Pipeline
 from passes.canonical.fold_constants import FoldConstants
 from passes.storage import load, save, weight_bytes
@@ -40,7 +40,7 @@ def imported(made: onnx.ModelProto, folder: Path, **options: Any) -> onnx.ModelP
 
 
 def outputs(made: onnx.ModelProto, feeds: dict[str, Any]) -> Any:
-    twin = float32_twin(made)
+    twin = float32_copy(made)
     with cpu_session(twin) as session:
         return next(iter(session.run(feed(twin, feeds)).values()))
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from diffc.compile.import_onnx import import_result
-from diffc.validate.float32 import cpu_session, feed, float32_twin, smooth_twin
+from diffc.validate.float32 import cpu_session, feed, float32_copy, unrounded_copy
 from passes.weights.block_operations import nvfp4_scales, nvfp4_values
 from tests import ROOT
 from tests.networks import rel_l2
@@ -122,7 +122,7 @@ def test_the_import_is_diffusers_own_backbone(recorded: Any) -> None:
     path, feeds, _ = recorded
     model = backbone(Raw(path), rounded=False)
     want = run(model, feeds, torch.float32)
-    ours = run_imported(path, feeds, smooth_twin)
+    ours = run_imported(path, feeds, unrounded_copy)
     assert rel_l2(ours, want) < 1e-5
     with torch.no_grad():
         model.x_embedder.weight.mul_(1.01)
@@ -136,7 +136,7 @@ def test_the_recorded_output_is_as_far_from_diffusers_as_from_the_import(recorde
     path, feeds, want = recorded
     model = backbone(Raw(path))
     wide, narrow = run(model, feeds, torch.float32), run(model, feeds, torch.bfloat16)
-    ours = run_imported(path, feeds, float32_twin)
+    ours = run_imported(path, feeds, float32_copy)
     torch_error = min(rel_l2(wide, want), rel_l2(narrow, want))
     assert torch_error > 4.5e-2
     assert rel_l2(ours, want) < 1.15 * torch_error

@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from diffc.backends.tensorrt.build import EngineRequest, build_engine
 from diffc.cli.main import run
 from diffc.compile.import_onnx import import_result, marks
-from diffc.validate.float32 import cpu_session, feed, float32_twin
-from passes.graph.check import check_structure, infer_types
+from diffc.validate.float32 import cpu_session, feed, float32_copy
+from passes.graph.check import check_structure
+from passes.graph.inference import infer_types
 from passes.storage import materialize, save
 from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Recipe
@@ -84,7 +85,7 @@ def rounded_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     """The float32 twin with every tensor rounded to bfloat16 that is one in the model: torch's arithmetic."""
     values = [*infer_types(model).graph.value_info]
     halves = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.BFLOAT16}
-    twin = float32_twin(model)
+    twin = float32_copy(model)
     nodes, renamed = list[onnx.NodeProto](), dict[str, str]()
     outputs = {output.name for output in twin.graph.output}
     for node in twin.graph.node:
@@ -133,7 +134,7 @@ class TestExports:
     def test_outputs_are_those_of_modelopts_torch_model(self, name, exports):
         export = exports(name)
         assert (
-            min(export.error(float32_twin(export.model)), export.error(rounded_twin(export.model)))
+            min(export.error(float32_copy(export.model)), export.error(rounded_twin(export.model)))
             < LIMITS[name]
         )
 
@@ -141,7 +142,7 @@ class TestExports:
     def test_fp4_outputs_are_as_near_as_two_arithmetics_are(self, name, exports):
         """Half a step of E2M1 is up to a quarter of a value: float32 and bfloat16 runs of one graph lie 5 % apart."""
         export = exports(name)
-        wide, narrow = export.run(float32_twin(export.model)), export.run(rounded_twin(export.model))
+        wide, narrow = export.run(float32_copy(export.model)), export.run(rounded_twin(export.model))
         floor = rel_l2(narrow, wide)
         assert 0.03 < floor < 0.07
         assert min(rel_l2(wide, export.want), rel_l2(narrow, export.want)) < max(LIMITS[name], 1.2 * floor)
@@ -159,7 +160,7 @@ class TestExports:
         )
         recipe = Recipe.of_tensor(weight)
         weight.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(evaluate(recipe)[::-1]), weight.name))
-        assert export.error(float32_twin(damaged)) > 2 * LIMITS[name]
+        assert export.error(float32_copy(damaged)) > 2 * LIMITS[name]
 
     def test_fp8_falls_short_by_what_the_export_rounded_off(self, exports):
         """ModelOpt's exporter writes FP8 scales in bfloat16, amax / 448 to 8 bits; the torch model has them in float32.
@@ -168,7 +169,7 @@ class TestExports:
         bfloat16 number, so that it is one of two at most. With those scales the same graph meets the limit.
         """
         export = exports("fp8")
-        twin = float32_twin(export.model)
+        twin = float32_copy(export.model)
         assert LIMITS["fp8"] < export.error(twin) < 4e-2
         assert export.error(with_exact_scales(twin, raw_weights(export.path))) < LIMITS["fp8"]
 

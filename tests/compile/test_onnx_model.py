@@ -14,7 +14,7 @@ from diffc.cli.main import run
 from diffc.compile.spine import CompileRequest, compile_model
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.quantize.options import QuantOptions
-from diffc.validate.float32 import cpu_session, feed, float32_twin
+from diffc.validate.float32 import cpu_session, feed, float32_copy
 from diffc.validate.passes import random_feeds
 from passes.storage import load
 from tests import SHARED
@@ -26,7 +26,7 @@ needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="needs tensorrt_rtx")
 
 
 def outputs(path: Path, feeds: Any) -> list[Any]:
-    twin = float32_twin(load(path))
+    twin = float32_copy(load(path))
     with cpu_session(twin) as session:
         return [next(iter(session.run(feed(twin, values)).values())) for values in feeds]
 

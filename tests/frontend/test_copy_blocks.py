@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -23,18 +22,14 @@ from diffc.frontend import trace as frontend
 from diffc.frontend.blocks import KEPT, Run, find_runs, shortened
 from diffc.frontend.copy_blocks import StampError, stamp
 from diffc.models.embedded import tiny
-from diffc.models.registry import find_spec
+from diffc.models.registry import find_family
 from diffc.models.sources.backbone import build_backbone
 from diffc.models.sources.locate import ModelSource
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import layer_of
 from diffc.quantize.options import QuantOptions
 from passes.graph.check import check_structure
-from tests import TOOLS
-
-sys.path.insert(0, str(TOOLS))
-
-from profile_trace import FLUX_DEV, fake_checkpoint, fake_source
+from tools.bench.profile_trace import FLUX_DEV, fake_checkpoint, fake_source
 
 DEEP: dict[str, dict[str, Any]] = {
     "flux": tiny.FLUX | {"num_layers": 5, "num_single_layers": 6},
@@ -66,7 +61,7 @@ def every_kind(source: ModelSource) -> Checkpoint:
 def scaling_of(source: ModelSource, of: dict[str, str], settings: Any) -> dict[str, Any]:
     """Channel factors for AWQ layers, and low-rank branches as well for SVDQuant, all different."""
     with FakeTensorMode():
-        backbone = build_backbone(find_spec(source.family), source.config, torch.float32)
+        backbone = build_backbone(source.family, source.config, torch.float32)
     rng, scaling = np.random.default_rng(5), {}
     for layer, kind in of.items():
         weight = f"{layer}.weight_quantizer"
@@ -107,7 +102,7 @@ def test_a_stamped_trace_is_the_whole_trace_byte_for_byte(
 
 def test_flux_dev_traces_6_of_57_blocks() -> None:
     with FakeTensorMode():
-        backbone: Any = build_backbone(find_spec("flux"), FLUX_DEV, torch.bfloat16)
+        backbone: Any = build_backbone(find_family("flux"), FLUX_DEV, torch.bfloat16)
         runs = find_runs(backbone)
         with shortened(backbone, runs):
             left = [

@@ -20,7 +20,7 @@ from diffc.frontend.quantizers import describe, quantize_dequantize, traceable
 from diffc.frontend.translations import translations
 from diffc.models.embedded import tiny
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.registry import SPECS
+from diffc.models.registry import FAMILIES
 from diffc.models.spec import Shape
 from diffc.quantize.state import portable, settings_of
 
@@ -136,7 +136,7 @@ def test_translations_compute_what_torch_does(
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_random_inputs_are_seeded_plausible_and_of_the_specs_shape(family: str) -> None:
-    spec, config, shape = SPECS[family], CONFIGS[family], Shape(2, 128, 192, 21)
+    spec, config, shape = FAMILIES[family], CONFIGS[family], Shape(2, 128, 192, 21)
     values = random_inputs(spec, config, shape, dtype=torch.float16, seed=3)
     again = random_inputs(spec, config, shape, dtype=torch.float16, seed=3)
     other = random_inputs(spec, config, shape, dtype=torch.float16, seed=4)
@@ -152,7 +152,7 @@ def test_random_inputs_are_seeded_plausible_and_of_the_specs_shape(family: str) 
 
 
 def test_flux_positions_are_a_grid() -> None:
-    spec, config = SPECS["flux"], CONFIGS["flux"]
+    spec, config = FAMILIES["flux"], CONFIGS["flux"]
     values = random_inputs(spec, config, Shape(1, 64, 96, 5), dtype=torch.float32, seed=0)
     ids = values["img_ids"]
     assert len(ids.unique(dim=0)) == len(ids) == 4 * 6
@@ -161,7 +161,7 @@ def test_flux_positions_are_a_grid() -> None:
 
 
 def test_nested_inputs_reach_forward_nested() -> None:
-    spec, config = SPECS["sdxl"], CONFIGS["sdxl"]
+    spec, config = FAMILIES["sdxl"], CONFIGS["sdxl"]
     named = {item.name: item.name for item in spec.inputs(config)}
     kwargs = forward_kwargs(spec, config, named)
     assert kwargs["added_cond_kwargs"] == {"text_embeds": "text_embeds", "time_ids": "time_ids"}

@@ -13,8 +13,8 @@ from onnx import ModelProto
 
 from passes import Pass, Pipeline, PipelineResult
 from passes.base import walk
-from passes.graph.check import infer_types
-from passes.graph.convert import import_graph
+from passes.graph.from_onnx import import_graph
+from passes.graph.inference import infer_types
 from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Recipe
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,17 +19,11 @@ from diffc.quality.painting import asked, judge, load_pipeline, paint
 from diffc.quality.pictures import psnr, to_image
 from diffc.quality.strips import decode, encode, sheet
 from diffc.runtime.load import load
-from tests import DATA, TOOLS
+from tests import DATA
 from tests.conftest import Cells
+from tools.pages import matrix, quality, quality_table
 
 SMALL = {"targets": ("ort",), "sms": (), "dtype": "float32", "skip_validation": True}
-
-
-@pytest.fixture
-def tools(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
-    """The command, and its table."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    return importlib.import_module("quality"), importlib.import_module("quality_table")
 
 
 def digits_on_paper(count: int) -> Tensor:
@@ -124,8 +116,7 @@ def row(cell: str, right: float, **more: Any) -> dict[str, Any]:
     return base | {"right": right, "psnr": 30.0, "ssim": 0.9, "strip": strip} | more
 
 
-def test_the_page_says_what_is_beyond_its_limit(tools: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
-    table = tools[1]
+def test_the_page_says_what_is_beyond_its_limit(tmp_path: Path) -> None:
     layers = [{"path": f"blocks.{i}.to_v", "snr": 5.0 + i} for i in range(20)]
     rows = [
         row("torch", 0.99, psnr=math.inf),
@@ -134,7 +125,7 @@ def test_the_page_says_what_is_beyond_its_limit(tools: tuple[ModuleType, ModuleT
         row("nvfp4+mha", 0.94),
         row("int4_awq", 0.0, error="no such thing\n  more"),
     ]
-    page = table.markdown(rows)
+    page = quality_table.markdown(rows)
     result = {line.split(" | ")[1]: line for line in page.splitlines() if line.startswith("| digits-sd3")}
     assert "| 2 | 2 |" in result["int8"]
     assert result["int8"].endswith("within |")
@@ -145,15 +136,14 @@ def test_the_page_says_what_is_beyond_its_limit(tools: tuple[ModuleType, ModuleT
     assert "`blocks.0.to_v` | 5.0" in page
     assert "`blocks.19.to_v`" not in page
     assert "--images 100 --steps 10" in page
-    (name,) = table.sheets(rows)
+    (name,) = quality_table.sheets(rows)
     assert f"({name})" in page
-    table.sheets(rows)[name].save(tmp_path / name)
+    quality_table.sheets(rows)[name].save(tmp_path / name)
     with Image.open(tmp_path / name) as picture:
         assert picture.height == 4 * 68 - 4
 
 
-def test_a_run_goes_on_where_it_was_killed(tools: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
-    quality = tools[0]
+def test_a_run_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     setup = quality.Setup(images=100, steps=10)
     file = tmp_path / "rows.json"
     assert quality.kept(file, setup) == []
@@ -163,18 +153,16 @@ def test_a_run_goes_on_where_it_was_killed(tools: tuple[ModuleType, ModuleType],
     assert [r["cell"] for r in quality.kept(file, quality.Setup(keep=("*to_v",)))] == ["nvfp4"]
 
 
-def test_every_cell_is_a_compile_that_can_be_made(
-    tools: tuple[ModuleType, ModuleType], tmp_path: Path
-) -> None:
+def test_every_cell_is_a_compile_that_can_be_made(tmp_path: Path) -> None:
     from diffc.compile.spine import check
 
-    cells = importlib.import_module("matrix").CELLS
-    for model in tools[0].MODELS:
+    cells = matrix.CELLS
+    for model in quality.MODELS:
         for cell in cells:
-            plan = check(tools[0].cell_request(model, cell, tmp_path / "x", tools[0].Setup()))
+            plan = check(quality.cell_request(model, cell, tmp_path / "x", quality.Setup()))
             assert plan.dtype == "float16"
             assert plan.request.options.mha == cell.endswith("+mha")
-    failed = tools[0].run_cell("digits-sd3", "fp8", tools[0].Setup(images=0))
+    failed = quality.run_cell("digits-sd3", "fp8", quality.Setup(images=0))
     assert "images is 0" in failed["error"]
 
 

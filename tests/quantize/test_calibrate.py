@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from diffc.errors import DiffcError
 from diffc.models.embedded import tiny
 from diffc.models.embedded.catalogue import materialize
-from diffc.models.registry import SPECS
+from diffc.models.registry import FAMILIES
 from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers
 from diffc.quantize.formats import FORMATS, find_format
@@ -44,7 +44,7 @@ def backbone_of(family: str) -> nn.Module:
 @pytest.mark.parametrize("family", BACKBONES)
 @pytest.mark.parametrize("name", ["int8", "fp8"])
 def test_quantizes_linear_and_conv_only(family: str, name: str) -> None:
-    backbone, pattern = backbone_of(family), SPECS[family].unquantized
+    backbone, pattern = backbone_of(family), FAMILIES[family].unquantized
     expected = {
         f"{path}.{kind}_quantizer"
         for path, module in backbone.named_modules()
@@ -67,7 +67,7 @@ def test_norms_and_attention_keep_their_class(family: str) -> None:
         for path, module in backbone.named_modules()
         if not isinstance(module, nn.Linear | nn.Conv2d)
     }
-    insert_quantizers(backbone, FORMATS["fp8"], SPECS[family].unquantized)
+    insert_quantizers(backbone, FORMATS["fp8"], FAMILIES[family].unquantized)
     assert {path: type(backbone.get_submodule(path)) for path in kinds} == kinds
 
 
@@ -76,8 +76,8 @@ def test_fake_backbone_gets_the_same_quantizers(family: str) -> None:
     real = backbone_of(family)
     with FakeTensorMode():
         fake = backbone_of(family)
-        insert_quantizers(fake, FORMATS["int8"], SPECS[family].unquantized)
-    insert_quantizers(real, FORMATS["int8"], SPECS[family].unquantized)
+        insert_quantizers(fake, FORMATS["int8"], FAMILIES[family].unquantized)
+    insert_quantizers(real, FORMATS["int8"], FAMILIES[family].unquantized)
     attributes = [
         {path: (q.num_bits, q.axis, q.block_sizes) for path, q in enabled_quantizers(b).items()}
         for b in (real, fake)
@@ -128,7 +128,7 @@ def pipeline_of(model: str) -> diffusers.DiffusionPipeline:
 
 def run(pipe: diffusers.DiffusionPipeline, family: str, format: str = "fp8", **changed: object) -> list:
     """Calibrate on two prompts, one step each, unless `changed` says otherwise; returns the progress."""
-    spec, seen = SPECS[family], []
+    spec, seen = FAMILIES[family], []
     settings = {"prompts": DEFAULT_PROMPTS[:2], "steps": 1, "seed": 5, "batch_size": 1} | changed
     calibrate(
         pipe,
@@ -195,7 +195,7 @@ def test_calibration_is_deterministic_and_seeded() -> None:
 )
 def test_amax_is_what_the_pipeline_sends_through_the_layer(model: str, family: str, layer: str) -> None:
     """Against a hook on the unquantized pipeline, from the same noise."""
-    pipe, spec, largest = pipeline_of(model), SPECS[family], []
+    pipe, spec, largest = pipeline_of(model), FAMILIES[family], []
     module = getattr(pipe, spec.component).get_submodule(layer)
     hook = module.register_forward_pre_hook(lambda _, args: largest.append(args[0].abs().max()))
     with torch.no_grad():

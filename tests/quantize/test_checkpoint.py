@@ -17,11 +17,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from diffc.errors import DiffcError
-from diffc.models.registry import SPECS
-from diffc.quantize import fingerprint
+from diffc.models.registry import FAMILIES
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers
-from diffc.quantize.fingerprint import hash_weights
 from diffc.quantize.formats import FORMATS
 from tests.backbones import backbone_of, forward, make_portable
 
@@ -31,7 +29,7 @@ NAMES = {"checkpoint.json", "quantizers.safetensors"}
 def calibrated(family: str, format: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A backbone calibrated by ModelOpt on one random input."""
     backbone = backbone_of(family, dtype)
-    insert_quantizers(backbone, FORMATS[format], SPECS[family].unquantized)
+    insert_quantizers(backbone, FORMATS[format], FAMILIES[family].unquantized)
     mtq.calibrate(backbone, FORMATS[format].algorithm, lambda b: forward(b, family, seed=0))
     make_portable(backbone)
     return backbone
@@ -223,26 +221,6 @@ def test_a_layer_that_the_backbone_lacks_is_named(checkpoint: Checkpoint) -> Non
 
 def test_an_uncalibrated_backbone_makes_no_checkpoint() -> None:
     backbone = backbone_of("flux")
-    insert_quantizers(backbone, FORMATS["fp8"], SPECS["flux"].unquantized)
+    insert_quantizers(backbone, FORMATS["fp8"], FAMILIES["flux"].unquantized)
     with pytest.raises(DiffcError, match="input_quantizer was never run"):
         Checkpoint.from_backbone(backbone, family="flux", format="fp8")
-
-
-@pytest.mark.parametrize("whole", [True, False])
-def test_the_fingerprint_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
-    if not whole:
-        monkeypatch.setattr(fingerprint, "WHOLE_BYTES", 0)  # as files of gigabytes are hashed
-    generator = torch.Generator().manual_seed(4)
-    tensors = {name: torch.randn(3000, generator=generator) for name in ("a", "b", "c")}
-    files = [tmp_path / f"{i}.safetensors" for i in range(2)]
-    save_file(tensors, files[0])
-    save_file({"d": torch.randn(5, generator=generator)}, files[1])
-    before = hash_weights(files)
-    assert before == hash_weights(reversed(files))
-    assert before != hash_weights(files[:1])
-    for name in tensors:
-        changed = tensors | {name: tensors[name] * 1.01}  # as a fused LoRA changes one layer
-        save_file(changed, files[0])
-        assert hash_weights(files) != before
-    save_file(tensors, files[0])
-    assert hash_weights(files) == before

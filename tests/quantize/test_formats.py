@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from diffc.backends.target import KNOWN_SMS, required_sm
 from diffc.errors import DiffcError
 from diffc.models.embedded import tiny
-from diffc.models.registry import SPECS
+from diffc.models.registry import FAMILIES
 from diffc.quantize.convert import convert_layers, enabled_quantizers, insert_quantizers
 from diffc.quantize.formats import FORMATS, find_format
 from diffc.quantize.options import QuantOptions
@@ -99,7 +99,7 @@ def test_attention_is_that_of_modelopt() -> None:
     attention = "transformer_blocks.0.attn"
     convert_layers(theirs, [attention])
     set_quantizer_by_cfg(theirs, preset)
-    insert_quantizers(ours, FORMATS["nvfp4"], SPECS["sd3"].unquantized, QuantOptions(mha=True))
+    insert_quantizers(ours, FORMATS["nvfp4"], FAMILIES["sd3"].unquantized, QuantOptions(mha=True))
     names = [f"{attention}.{role}_bmm_quantizer" for role in "qkv"]
     assert {n: settings(ours)[n] for n in names} == {n: settings(theirs)[n] for n in names}
     assert settings(ours)[names[0]]["num_bits"] == [4, 3]
@@ -165,7 +165,7 @@ def test_which_layers_of_a_unet(name: str) -> None:
         unet = diffusers.UNet2DConditionModel(**(tiny.SDXL | narrow_one))
         plain = {path: module for path, module in unet.named_modules() if hasattr(module, "weight")}
         if FORMATS[name].quantizes:
-            insert_quantizers(unet, FORMATS[name], SPECS["sdxl"].unquantized)
+            insert_quantizers(unet, FORMATS[name], FAMILIES["sdxl"].unquantized)
     quantized = {
         path.rpartition(".weight_quantizer")[0] for path in enabled_quantizers(unet) if "weight_q" in path
     }

@@ -19,7 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.errors import DiffcError, UnsupportedError
-from diffc.models.registry import SPECS
+from diffc.models.registry import FAMILIES
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, layer_of, role_of
 from diffc.quantize.simulate import cpu_block_quant
@@ -37,7 +37,7 @@ def modelopt_model(family: str, config: dict[str, Any]) -> nn.Module:
     backbone = backbone_of(family)
     with torch.no_grad(), cpu_block_quant(), redirect_stdout(StringIO()):
         mtq.quantize(backbone, config, lambda b: forward(b, family, seed=0))
-    mtq.disable_quantizer(backbone, lambda name: bool(re.match(SPECS[family].unquantized, name)))
+    mtq.disable_quantizer(backbone, lambda name: bool(re.match(FAMILIES[family].unquantized, name)))
     return backbone
 
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.embedded import tiny
-from diffc.models.registry import SPECS
+from diffc.models.registry import FAMILIES
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers, layer_of, role_of
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import COLLECT_METHODS, DEFAULT_OPTIONS, LEVELS, QuantOptions
@@ -120,7 +120,7 @@ def test_a_format_s_own_block_size_may_be_said(name: str) -> None:
 def test_block_sizes_reach_the_quantizers_and_decide_what_fits(format: str, size: int) -> None:
     backbone = backbone_of("sdxl", **NARROW)
     wide = {n: m.in_features for n, m in backbone.named_modules() if isinstance(m, nn.Linear)}
-    insert_quantizers(backbone, FORMATS[format], SPECS["sdxl"].unquantized, QuantOptions(block_size=size))
+    insert_quantizers(backbone, FORMATS[format], FAMILIES["sdxl"].unquantized, QuantOptions(block_size=size))
     for name, quantizer in enabled_quantizers(backbone).items():
         first = name.endswith(("weight_quantizer", "weight_quantizer.0"))
         assert (quantizer.block_sizes or {}).get(-1) == (size if first else None)
@@ -136,7 +136,7 @@ def expected_layers(family: str, backbone: nn.Module, level: float) -> set[str]:
     modules = dict(backbone.named_modules())
     found = set()
     for name, module in modules.items():
-        if not isinstance(module, nn.Linear | nn.Conv2d) or re.match(SPECS[family].unquantized, name):
+        if not isinstance(module, nn.Linear | nn.Conv2d) or re.match(FAMILIES[family].unquantized, name):
             continue
         above = [modules[name.rsplit(".", i)[0]] for i in range(1, name.count(".") + 1)]
         leaf = name.rpartition(".")[2]
@@ -159,9 +159,9 @@ def test_levels_choose_layers(family: str, level: float) -> None:
     if not expected:  # level 1 of a transformer: its one convolution makes the patches, and stays
         assert level == 1
         with pytest.raises(DiffcError, match="quantizes no layer"):
-            insert_quantizers(backbone, FORMATS["fp8"], SPECS[family].unquantized, options)
+            insert_quantizers(backbone, FORMATS["fp8"], FAMILIES[family].unquantized, options)
         return
-    insert_quantizers(backbone, FORMATS["fp8"], SPECS[family].unquantized, options)
+    insert_quantizers(backbone, FORMATS["fp8"], FAMILIES[family].unquantized, options)
     assert quantized(backbone) == expected
     attention = {role_of(n) for n in enabled_quantizers(backbone)} - {"weight_quantizer", "input_quantizer"}
     assert attention == ({f"{r}_bmm_quantizer" for r in "qkv"} if level == 4 else set())
@@ -184,8 +184,8 @@ def test_levels_grow() -> None:
 )
 def test_patterns_keep_layers(patterns: tuple[str, ...], kept: Any) -> None:
     plain, backbone = backbone_of("sd3"), backbone_of("sd3")
-    insert_quantizers(plain, FORMATS["fp8"], SPECS["sd3"].unquantized)
-    insert_quantizers(backbone, FORMATS["fp8"], SPECS["sd3"].unquantized, QuantOptions(keep=patterns))
+    insert_quantizers(plain, FORMATS["fp8"], FAMILIES["sd3"].unquantized)
+    insert_quantizers(backbone, FORMATS["fp8"], FAMILIES["sd3"].unquantized, QuantOptions(keep=patterns))
     assert quantized(backbone) == {name for name in quantized(plain) if not kept(name)}
 
 
@@ -201,7 +201,7 @@ def test_attention_of_other_heads_stays(family: str, heads: int) -> None:
     if family == "sd3":
         changed |= {"caption_projection_dim": 2 * heads}
     backbone = backbone_of(family, **changed)
-    insert_quantizers(backbone, FORMATS["fp8"], SPECS[family].unquantized, QuantOptions(mha=True))
+    insert_quantizers(backbone, FORMATS["fp8"], FAMILIES[family].unquantized, QuantOptions(mha=True))
     roles = {role_of(name) for name in enabled_quantizers(backbone)}
     assert roles == {"weight_quantizer", "input_quantizer"}
 
@@ -209,7 +209,7 @@ def test_attention_of_other_heads_stays(family: str, heads: int) -> None:
 def test_attention_is_chosen_module_by_module() -> None:
     """A UNet has heads of several sizes: 24 on one level and 64 on the next."""
     unet = backbone_of("sdxl", **NARROW)
-    insert_quantizers(unet, FORMATS["fp8"], SPECS["sdxl"].unquantized, QuantOptions(mha=True))
+    insert_quantizers(unet, FORMATS["fp8"], FAMILIES["sdxl"].unquantized, QuantOptions(mha=True))
     layers = {layer_of(n) for n in enabled_quantizers(unet) if role_of(n) == "v_bmm_quantizer"}
     attentions = {n: m for n, m in unet.named_modules() if hasattr(m, "heads") and hasattr(m, "to_q")}
     sizes = {name: module.inner_dim // module.heads for name, module in attentions.items()}

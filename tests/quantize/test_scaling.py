@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from diffc.errors import DiffcError
 from diffc.frontend.recipes import scaled_weight
 from diffc.models.embedded import tiny
-from diffc.models.registry import SPECS
+from diffc.models.registry import FAMILIES
 from diffc.quantize.calibrate import calibrate
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers, layer_of, role_of
@@ -94,7 +94,7 @@ def calibrated(format: str, options: QuantOptions | None = None) -> nn.Module:
         Pipe(backbone),
         "transformer",
         FORMATS[format],
-        SPECS["flux"].unquantized,
+        FAMILIES["flux"].unquantized,
         prompts=PROMPTS,
         steps=1,
         seed=40,
@@ -195,7 +195,7 @@ def test_factors_are_portable_and_the_weight_makes_up_for_them(made: SimpleNames
 def test_factors_are_those_of_modelopt_rounded(format: str) -> None:
     """ModelOpt's own calibration on the same inputs, without ours around it."""
     fmt, theirs = FORMATS[format], backbone_of()
-    insert_quantizers(theirs, fmt, SPECS["flux"].unquantized)
+    insert_quantizers(theirs, fmt, FAMILIES["flux"].unquantized)
 
     def loop(backbone: nn.Module) -> None:
         for i in range(len(PROMPTS)):

@@ -14,7 +14,7 @@ from diffc.compile.spine import CompileRequest, compile_model
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import materialize
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.registry import find_spec
+from diffc.models.registry import find_family
 from diffc.models.spec import Shape
 
 pytestmark = [
@@ -35,7 +35,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def inputs(module: Any, family: str, shape: Shape, seed: int) -> dict[str, Any]:
-    spec = find_spec(family)
+    spec = find_family(family)
     values = random_inputs(spec, module.config, shape, dtype=module.dtype, seed=seed)
     return forward_kwargs(spec, module.config, {name: value.cuda() for name, value in values.items()})
 

@@ -15,7 +15,7 @@ import diffc
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import materialize
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.registry import find_spec
+from diffc.models.registry import find_family
 from diffc.models.spec import Shape
 from diffc.runtime.module import CompiledBackbone
 from tests.conftest import Cells
@@ -40,7 +40,7 @@ def load(compiled: Cells, name: str) -> CompiledBackbone:
 
 
 def inputs(module: CompiledBackbone, family: str, shape: Shape, seed: int) -> dict[str, Any]:
-    spec = find_spec(family)
+    spec = find_family(family)
     values = random_inputs(spec, module.config, shape, dtype=torch.float32, seed=seed)
     return forward_kwargs(spec, module.config, values)
 

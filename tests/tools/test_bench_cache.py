@@ -1,4 +1,4 @@
-"""Operations of cached steps: as torch counts them; and tools/bench_cache.py on an embedded model."""
+"""Operations of cached steps: as torch counts them; and tools/bench/cache.py on an embedded model."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffc.compile.cached.operations import count_operations
 from diffc.errors import DiffcError
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.registry import find_spec
+from diffc.models.registry import find_family
 from diffc.models.sources.backbone import build_backbone
 from diffc.models.sources.locate import locate
 from diffc.models.spec import Shape
 from passes.storage import load
-from tests import TOOLS
+from tests import ROOT
 from tests.conftest import Cells
 
-TOOL = TOOLS / "bench_cache.py"
 SHAPE = Shape(2, 64, 96, 21)
 SMALL = {"targets": ("ort",), "sms": (), "dtype": "float32", "skip_validation": True}
 
 
 def counted_by_torch(model: str) -> int:
     source = locate(model)
-    spec = find_spec(source.family)
+    spec = source.family
     values = random_inputs(spec, source.config, SHAPE, dtype=torch.float32, seed=0)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         backbone = build_backbone(spec, source.config, torch.float32)
@@ -44,7 +43,7 @@ def counted_by_torch(model: str) -> int:
 @pytest.mark.parametrize("model", ["digits-sd3", "digits-sdxl"])
 def test_operations_are_those_that_torch_counts(compiled: Cells, model: str) -> None:
     cell = compiled(model, "none", **SMALL)
-    sizes = find_spec(locate(model).family).sizes(SHAPE)
+    sizes = locate(model).family.sizes(SHAPE)
     graph = load(cell.folder / "model.onnx")
     found = count_operations(graph, sizes, {})
     assert found.total() == counted_by_torch(model)
@@ -58,7 +57,7 @@ def test_a_shape_that_is_not_known_is_named(compiled: Cells) -> None:
     first = next(node for node in graph.graph.node if node.op_type == "MatMul")
     first.input[0] = _behind_unknown(graph, first)
     with pytest.raises(DiffcError, match=r"the shape of .* at .* is not known"):
-        count_operations(graph, find_spec("sd3").sizes(SHAPE), {})
+        count_operations(graph, find_family("sd3").sizes(SHAPE), {})
 
 
 def _behind_unknown(graph: onnx.ModelProto, node: onnx.NodeProto) -> str:
@@ -75,7 +74,7 @@ def test_the_tool_measures_every_model_and_the_generation(tmp_path: Path, layout
     table = tmp_path / "rows.json"
     options = ["digits-sd3", "blocks:first=0,every=4", "--size", "64", "--repeat", "2", "--json", str(table)]
     options += ["--layout", layout]
-    subprocess.run([sys.executable, str(TOOL), *options], check=True, timeout=300)
+    subprocess.run([sys.executable, "-m", "tools.bench.cache", *options], cwd=ROOT, check=True, timeout=300)
     content = json.loads(table.read_text(encoding="utf-8"))
     plain, keep, reuse = content["models"]
     assert plain["gflop"] == keep["gflop"] > 2 * reuse["gflop"] > 0

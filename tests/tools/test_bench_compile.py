@@ -1,4 +1,4 @@
-"""tools/bench_compile.py: both routes, and that ModelOpt's takes the steps of its diffusers example."""
+"""tools/bench/compile.py: both routes, and that ModelOpt's takes the steps of its diffusers example."""
 
 import json
 import subprocess
@@ -9,14 +9,9 @@ import onnx
 import pytest
 import torch
 
-from tests import TOOLS
+from tests import ROOT
 from tests.backbones import backbone_of
-
-sys.path.insert(0, str(TOOLS))
-
-from bench_compile import compile_code, library_folders
-
-TOOL = TOOLS / "bench_compile.py"
+from tools.bench.compile import compile_code, library_folders
 
 
 def test_bytecode_is_there_before_anything_is_measured(tmp_path: Path) -> None:
@@ -31,8 +26,8 @@ def test_the_steps_of_modelopts_example(tmp_path: Path) -> None:
     source, output, report = tmp_path / "flux", tmp_path / "out", tmp_path / "report.json"
     backbone_of("flux", torch.bfloat16).save_pretrained(source)  # type: ignore[operator]
     output.mkdir()
-    command = [TOOL.with_name("bench_routes.py"), "modelopt", source, "fp8", output, report, "64"]
-    subprocess.run([sys.executable, *map(str, command)], check=True, timeout=300)
+    command = ["-m", "tools.bench.routes", "modelopt", source, "fp8", output, report, "64"]
+    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, timeout=300)
     found = json.loads(report.read_text(encoding="utf-8"))
     assert [stage["name"] for stage in found["stages"]] == [
         *("import libraries", "load the model", "quantize with amax 1", "to the CPU and back"),
@@ -59,7 +54,7 @@ def test_both_routes(tmp_path: Path) -> None:
     """On one block of FLUX.1-dev of each kind: 0.7 billion weights."""
     table = tmp_path / "rows.json"
     options = ["--depths", "1", "--pixels", "64", "--folder", str(tmp_path), "--json", str(table)]
-    subprocess.run([sys.executable, str(TOOL), *options], check=True, timeout=900)
+    subprocess.run([sys.executable, "-m", "tools.bench.compile", *options], cwd=ROOT, check=True, timeout=900)
     ours, legacy = json.loads(table.read_text(encoding="utf-8"))
     assert (ours["route"], legacy["route"]) == ("diffc", "modelopt")
     assert ours["error"] == legacy["error"] == ""

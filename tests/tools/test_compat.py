@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 
 import numpy as np
 import pytest
@@ -15,19 +14,15 @@ from diffc.errors import UnsupportedError
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import QuantOptions
 from passes.targets.tensorrt.decompose_attention import DecomposeAttention
-from tests import TOOLS
-
-sys.path.insert(0, str(TOOLS))
-
-import compat
-import compat_backends
-import compat_run
-import compat_table
-from compat_net import F16, Net
-from compat_probes import load
+from tools.compat import backends as compat_backends
+from tools.compat import main as compat
+from tools.compat import run as compat_run
+from tools.compat import table as compat_table
+from tools.compat.catalogue import all_probes
+from tools.compat.net import F16, Net
 
 STORED = compat_table.load(compat.STORED)
-PROBES = load()
+PROBES = all_probes()
 HPS = ("float16", "bfloat16", "float32")
 # format: the layer that it is made of, in the compute type {}
 LAYERS = {
@@ -151,7 +146,7 @@ def test_the_document_is_of_the_same_run():
 def test_the_table_is_of_the_pinned_versions():
     for runtime in compat_run.installed():
         told = STORED["versions"].get(runtime.target.name)
-        assert told == runtime.version, "run tools/compat.py --check, then --write"
+        assert told == runtime.version, "run python -m tools.compat --check, then --write"
 
 
 def named(*names: str) -> list:

@@ -12,12 +12,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from rich.console import Console
 
 from diffc.errors import DiffcError
-from diffc.quantize.formats import FORMATS
-from diffc.validate.compare import compare, report_table, save_inputs, save_json, save_outputs
-from diffc.validate.tolerances import MAX_REL_L2, PASS_REL_L2, SMOOTH_REL_L2, tolerance_of
+from diffc.validate.compare import compare, save_inputs, save_json, save_outputs
 
 
 @pytest.fixture(params=[0, 1])
@@ -152,7 +149,7 @@ def test_polygraphy_prints_nothing(outputs, capfd):
     assert captured.out + captured.err == ""
 
 
-def test_the_report_is_strict_json_and_a_table(outputs, tmp_path):
+def test_the_report_is_strict_json(outputs, tmp_path):
     bad = {"sample": outputs["sample"], "other": np.full_like(outputs["other"], np.nan)}
     rows = compare(outputs, bad, 0.02)
     save_json(rows, tmp_path / "report.json")
@@ -162,11 +159,6 @@ def test_the_report_is_strict_json_and_a_table(outputs, tmp_path):
     assert broken["rel_l2"] is None
     assert broken["reason"]
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
-    console = Console(width=160, record=True, file=(tmp_path / "out").open("w"))
-    console.print(report_table(rows))
-    text = console.export_text()
-    assert "ok" in text
-    assert "FAILED 1024 of 1024 values" in text
 
 
 def test_polygraphy_reads_the_saved_inputs_and_outputs(tmp_path):
@@ -193,14 +185,3 @@ def _polygraphy(folder: Path, outputs: np.ndarray) -> int:
     options = ["--onnxrt", "--load-inputs", "inputs.json", "--load-outputs", "outputs.json"]
     command = [sys.executable, "-c", program, "run", "m.onnx", *options]
     return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
-
-
-def test_the_tolerances_are_tight_and_complete():
-    assert {fmt for fmt, _ in MAX_REL_L2} == set(FORMATS)
-    for (fmt, dtype), limit in MAX_REL_L2.items():
-        assert tolerance_of(fmt, dtype) == limit
-        four_bits = FORMATS[fmt].input_bits == 4
-        assert limit <= ((5e-3 if four_bits else 2e-3) if dtype == "float32" else 5e-2 if four_bits else 2e-2)
-    assert max(PASS_REL_L2, SMOOTH_REL_L2) <= min(MAX_REL_L2.values())
-    with pytest.raises(DiffcError, match=r"fp9/float32.*Known: none/float32"):
-        tolerance_of("fp9", "float32")

@@ -6,19 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from diffc.compile import plan
 from diffc.compile.plan import CompileRequest
 from diffc.compile.spine import compile_model
-from diffc.errors import DiffcError
-from diffc.validate.float32 import cpu_session, feed, smooth_twin
-from diffc.validate.reports import SMOOTH
-from diffc.validate.segmented import SegmentedSession, cut
+from diffc.validate.float32 import cpu_session, feed, unrounded_copy
+from diffc.validate.reports import UNROUNDED
+from diffc.validate.segmented import SegmentedSession
 from diffc.validate.streamed import StreamedReference, validate_streamed
-from diffc.validate.torch_reference import Reference, validation_shapes
+from diffc.validate.torch_reference import TorchReference, validation_shapes
 from passes.storage import load
 from tests.conftest import Cell, Cells
 
@@ -37,16 +35,16 @@ def test_streamed_is_the_whole_reference_and_the_whole_graph(
 ) -> None:
     cell = compiled(model, format)
     shape = validation_shapes(cell.plan.source)[0]
-    streamed, whole = reference_of(cell), Reference(cell.plan.source, cell.plan.dtype, cell.checkpoint)
-    for smooth in (True, False):
-        drawn, expected = streamed.outputs(shape, 3, smooth=smooth)
-        for name, array in whole.outputs(shape, 3, smooth=smooth)[1].items():
+    streamed, whole = reference_of(cell), TorchReference(cell.plan.source, cell.plan.dtype, cell.checkpoint)
+    for unrounded in (True, False):
+        drawn, expected = streamed.outputs(shape, 3, unrounded=unrounded)
+        for name, array in whole.outputs(shape, 3, unrounded=unrounded)[1].items():
             np.testing.assert_array_equal(array, expected[name])
     assert all(parameter.is_meta for parameter in streamed.model.parameters())
-    graph = smooth_twin(load(cell.folder / "model.onnx"))
+    graph = unrounded_copy(load(cell.folder / "model.onnx"))
     values: dict[str, Any] = {name: value.float().numpy() for name, value in drawn.items()}
     session = SegmentedSession(graph, LIMIT)
-    assert len(session.segments) > 8
+    assert len(session.pieces) > 8
     with cpu_session(graph) as at_once:
         for name, array in at_once.run(feed(graph, values)).items():
             np.testing.assert_allclose(session.run(feed(graph, values))[name], array, rtol=1e-5, atol=1e-5)
@@ -58,7 +56,7 @@ def test_reports_pass_and_name_what_was_compared(compiled: Cells) -> None:
         load(cell.folder / "model.onnx"), reference_of(cell), format="fp8", seed=5, limit=LIMIT
     )
     assert report.passed
-    assert report.arithmetic == SMOOTH
+    assert report.arithmetic == UNROUNDED
 
 
 def test_a_wrong_scale_is_found(compiled: Cells) -> None:
@@ -75,37 +73,6 @@ def test_a_wrong_scale_is_found(compiled: Cells) -> None:
     (report,) = validate_streamed(model, reference_of(cell), format="fp8", seed=5, limit=LIMIT)
     assert not report.passed
     assert not report.chaotic
-
-
-def _chain(with_type: bool) -> onnx.ModelProto:
-    """x -> Add -> Unknown-typed function-free operator of another domain -> Add, a weight of 400 bytes each."""
-    weights = [numpy_helper.from_array(np.full(100, i + 1, np.float32), f"w{i}") for i in range(2)]
-    nodes = [
-        helper.make_node("Add", ["x", "w0"], ["a"]),
-        helper.make_node("Strange", ["a"], ["b"], domain="elsewhere"),
-        helper.make_node("Add", ["b", "w1"], ["y"]),
-    ]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [100]) for name in ("x", "y")]
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
-    if with_type:
-        graph.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [100]))
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("elsewhere", 1)]
-    return helper.make_model(graph, opset_imports=opsets)
-
-
-def test_cuts_take_and_give_what_crosses_them() -> None:
-    segments = cut(_chain(True), 400)
-    assert [list(s.inputs) for s in segments] == [["x"], ["a"]]
-    assert [list(s.outputs) for s in segments] == [["a"], ["y"]]
-    assert [list(s.weights) for s in segments] == [["w0"], ["w1"]]
-
-
-def test_a_cut_at_a_tensor_without_type_is_refused() -> None:
-    model = _chain(False)
-    session = SegmentedSession(model, 400)
-    session.segments[0] = session.segments[0].__class__(model.graph.node[:2], ["x"], ["b"], ["w0"])
-    with pytest.raises(DiffcError, match="type of tensor 'b' is unknown"):
-        session.run({"x": np.ones(100, np.float32)})
 
 
 def test_a_compile_without_memory_for_the_whole_streams_its_validation(

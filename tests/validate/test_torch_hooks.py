@@ -31,7 +31,7 @@ def test_it_is_attention_in_steps_of_e4m3(key_heads: int, scale: float | None) -
     wanted = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, **arguments, enable_gqa=grouped
     )
-    found = _attention(MODULE, query, key, value, **arguments, enable_gqa=grouped, scale_of_shares=1.0 / 448)
+    found = _attention(MODULE, query, key, value, **arguments, enable_gqa=grouped, softmax_scale=1.0 / 448)
     error = float((found - wanted).norm() / wanted.norm())
     assert 1e-4 < error < 2**-4  # half a step of E4M3 is 2^-4 of the value; no error would mean no rounding
 
@@ -39,4 +39,4 @@ def test_it_is_attention_in_steps_of_e4m3(key_heads: int, scale: float | None) -
 def test_masks_by_position_are_refused() -> None:
     x = drawn(2, torch.Generator().manual_seed(1))
     with pytest.raises(NotImplementedError, match="masks"):
-        _attention(MODULE, x, x, x, is_causal=True, scale_of_shares=1.0 / 448)
+        _attention(MODULE, x, x, x, is_causal=True, softmax_scale=1.0 / 448)

@@ -8,7 +8,6 @@ where optimum feeds another type (`backbone_types`).
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +15,25 @@ from typing import Any
 
 import onnx
 
+from diffc.artifact.files import listed
 from diffc.artifact.folder import MANIFEST, Artifact, check_output, staging, write_manifest
+from diffc.commands.package.copying import check_tree, copy_file, copy_tree
+from diffc.commands.package.export import check, write
+from diffc.commands.package.graphs import component_graphs
 from diffc.commands.package.parts import Parts, find_parts
 from diffc.commands.package.tokenizers import loadable_class, rewrite_config
-from diffc.errors import DiffcError, UnsupportedError, unknown
-from diffc.models.registry import find_spec
+from diffc.errors import DiffcError, UnsupportedError, unknown_value
+from diffc.models.registry import find_family
 from diffc.models.spec import Shape
-from diffc.progress import Reporter, Silent
+from diffc.progress import Reporter
+from diffc.progress_bar import default_reporter
+from passes import Pipeline
+from passes.graph.onnx_reader import all_tensors, read_proto
+from passes.targets.ort.cast_io import CastIo
+from passes.targets.ort.guard_slices import GuardSlices
 
 LAYOUTS = ("optimum",)
-PIPELINES = {
-    "sd3": "ORTStableDiffusion3Pipeline",
-    "flux": "ORTFluxPipeline",
-    "sdxl": "ORTStableDiffusionXLPipeline",
-}
-"""The pipeline of optimum-onnx that loads a family's folder."""
 _ORT_TARGETS = ("ort", "ort-cuda", "ort-trt-rtx", "trt-rtx")
-_IDS = ("img_ids", "txt_ids")
 
 
 @dataclass(frozen=True)
@@ -66,30 +67,35 @@ class Packaged:
 
 def package(request: PackageRequest, ui: Reporter | None = None) -> Packaged:
     """Write the folder. Raises DiffcError for what the user can fix, MismatchError for a component that differs."""
-    ui = ui or Silent()
+    ui = ui or default_reporter()
     if request.layout not in LAYOUTS:
-        raise unknown("layout", request.layout, LAYOUTS)
+        raise unknown_value("layout", request.layout, LAYOUTS)
     if request.dtype not in ("float16", "float32"):
-        raise unknown("type", request.dtype, ("float16", "float32"), fix="optimum feeds no other")
+        raise unknown_value("type", request.dtype, ("float16", "float32"), fix="optimum feeds no other")
     check_place(request)
     artifact = Artifact.load(request.artifact)
     artifact.verify()
-    family = artifact.manifest["model"].get("family")
-    if family is None:
+    name = artifact.manifest["model"].get("family")
+    if name is None:
         raise UnsupportedError(
             f"{request.artifact} was compiled from an .onnx file, which does not say what its pipeline is",
             fix="compile the diffusers pipeline",
         )
-    file = artifact.folder / model_file(artifact, request.target)
+    family = find_family(name)
+    if family.optimum is None:
+        raise UnsupportedError(
+            f"optimum-onnx has no pipeline for {family}", fix="load the artifact with diffc.load"
+        )
+    file = listed(artifact.folder, artifact.manifest, model_file(artifact, request.target))
     parts = find_parts(artifact, request.components, request.pipeline)
     with staging(request.output, force=request.force) as folder:
         with ui.stage("backbone"):
-            backbone(artifact, file, folder / find_spec(family).component)
+            backbone(artifact, file, folder / family.component, family.optimum.types)
         errors = dict(_components(parts, request, folder, ui))
         _rest(parts, folder)
         _index(parts, folder)
         write_manifest(folder, _content(artifact, request), {})
-    return Packaged(request.output, PIPELINES[family], errors)
+    return Packaged(request.output, family.optimum.pipeline, errors)
 
 
 def check_place(request: PackageRequest) -> None:
@@ -115,44 +121,42 @@ def model_file(artifact: Artifact, target: str | None) -> str:
     return files[found[0]]
 
 
-def backbone(artifact: Artifact, file: Path, folder: Path) -> None:
+def backbone(artifact: Artifact, file: Path, folder: Path, fed: Mapping[str, str]) -> None:
     """model.onnx with the types that optimum feeds, config.json, and the artifact's weights.
 
     Only the graph is rewritten: the file of weights is copied as it is. A hard link would save the room, but onnx.load
     takes a file of weights with two names for an attack, in the package and in the artifact.
     """
-    from passes import Pipeline
-    from passes.targets.ort.cast_io import CastIo
-    from passes.targets.ort.guard_slices import GuardSlices
-
     folder.mkdir()
-    model = onnx.load(file, load_external_data=False)
-    # optimum opens sessions with ONNX Runtime's default optimizations, which need the guard.
-    model = Pipeline([CastIo(backbone_types(model)), GuardSlices()]).run(model).model
+    model = read_proto(file)
+    taken = {name: listed(artifact.folder, artifact.manifest, name) for name in sorted(external_files(model))}
+    # optimum opens sessions with ONNX Runtime's default optimizations, which need the guard: the graph of target ort
+    # has it, that of ort-cuda has not.
+    model = Pipeline([CastIo(backbone_types(model, fed)), GuardSlices()]).run(model).model
     onnx.save(model, folder / "model.onnx")
-    for name in sorted(external_files(model)):
-        shutil.copyfile(file.parent / name, folder / name)
+    for name, source in taken.items():
+        copy_file(source, folder / name)
     config = json.dumps(artifact.manifest["model"]["config"], indent=2)
     (folder / "config.json").write_text(config, encoding="utf-8")
 
 
-def backbone_types(model: onnx.ModelProto) -> tuple[str, ...]:
+def backbone_types(model: onnx.ModelProto, fed: Mapping[str, str]) -> tuple[str, ...]:
     """The casts that the optimum layout asks of a backbone, as `cast-io` takes them.
 
-    FLUX's positions are int64, as optimum exports them. bfloat16, for which optimum has no type, is float32 outside.
-    Everything else fits as it is: optimum casts what it feeds to the types that a graph declares.
+    `fed` are the types that optimum feeds where they are not the graph's own (`Optimum.types`). bfloat16, for which
+    optimum has no type, is float32 outside. Everything else fits as it is: optimum casts what it feeds to the types
+    that a graph declares.
     """
     types = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
-    ids = [f"{name}:int64" for name in _IDS if types.get(name) not in (None, onnx.TensorProto.INT64)]
+    asked = {name: onnx.TensorProto.DataType.Value(kind.upper()) for name, kind in fed.items()}
+    ids = [f"{name}:{fed[name]}" for name, kind in asked.items() if types.get(name) not in (None, kind)]
     narrow = [f"{name}:float32" for name, kind in types.items() if kind == onnx.TensorProto.BFLOAT16]
     return (*ids, *narrow)
 
 
 def external_files(model: onnx.ModelProto) -> set[str]:
     """Names of the files that hold weights of the model."""
-    from passes.storage import initializers
-
-    held = (t for t in initializers(model) if t.data_location == onnx.TensorProto.EXTERNAL)
+    held = (t for t in all_tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL)
     return {entry.value for tensor in held for entry in tensor.external_data if entry.key == "location"}
 
 
@@ -162,13 +166,14 @@ def _components(
     """Write the text encoders' and the VAE's graphs; gives the errors of those that were exported here."""
     for name in parts.exported:
         with ui.stage(f"take {name}"):
-            shutil.copytree(parts.folder / name, folder / name)
+            copy_tree(parts.folder, name, folder)
+            for file in (folder / name).rglob("*.onnx"):
+                read_proto(file)  # which refuses weights that lie elsewhere
     if not parts.graphs:
         return
-    from diffc.commands.package.export import check, write
-    from diffc.commands.package.graphs import component_graphs
 
     for name, kind in parts.graphs.items():
+        check_tree(parts.folder, name)
         with ui.stage(f"export {name}"):
             for graph in component_graphs(parts.folder, name, kind, request.dtype):
                 write(graph, folder / graph.name)
@@ -179,14 +184,14 @@ def _components(
 def _rest(parts: Parts, folder: Path) -> None:
     """Tokenizers, the scheduler: folders that are taken as they are."""
     for name in parts.taken:
-        shutil.copytree(parts.folder / name, folder / name)
+        copy_tree(parts.folder, name, folder)
 
 
 def _index(parts: Parts, folder: Path) -> None:
     """model_index.json, with tokenizers that transformers 4 loads from the files that are there."""
     index = dict(parts.index)
     for name, entry in parts.index.items():
-        if name.startswith("tokenizer") and isinstance(entry, list) and entry[0] is not None:
+        if name in parts.taken and name.startswith("tokenizer") and entry[0] is not None:
             rewrite_config(folder / name)
             index[name] = [entry[0], loadable_class(folder / name, entry[1])]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
@@ -196,7 +201,7 @@ def _content(artifact: Artifact, request: PackageRequest) -> dict[str, Any]:
     """What diffc says of a package in its manifest, so that --force replaces packages only."""
     manifest = artifact.manifest
     kept = ("diffc", "versions", "model", "format", "dtype", "profile")
-    spec, config = find_spec(manifest["model"]["family"]), manifest["model"]["config"]
+    spec, config = find_family(manifest["model"]["family"]), manifest["model"]["config"]
     ranges = {"min": "minimum", "opt": "optimum", "max": "maximum"}
     return {
         "package": request.layout,

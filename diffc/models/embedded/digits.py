@@ -1,6 +1,6 @@
 """The trained embedded models: ten handwritten digits, painted by the architectures of SD3, FLUX and SDXL.
 
-CLIP encoders, VAEs and backbones are small but trained (`tools/train_embedded.py`, docs/digits.md); what was trained
+CLIP encoders, VAEs and backbones are small but trained (`tools/train/embedded.py`, docs/digits.md); what was trained
 lies beside this file as 16-bit safetensors, the rest (T5) is made from seeds. Images are 64 x 64 px.
 """
 

@@ -112,11 +112,11 @@ def shapes_of(model: RealModel) -> dict[str, tuple[int, ...]]:
     """Every tensor of the backbone's state by its name; no weight is allocated."""
     import torch
 
-    from diffc.models.registry import find_spec
+    from diffc.models.registry import find_family
     from diffc.models.sources.backbone import build_backbone
 
     with torch.device("meta"):
-        backbone = build_backbone(find_spec(model.family), model.config, torch.float16)
+        backbone = build_backbone(find_family(model.family), model.config, torch.float16)
     return {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
 
 

@@ -1,1 +1,1 @@
-"""The model families: one file each, found by listing this folder."""
+"""The model families: one file each, with one `Family` called FAMILY; `diffc.models.registry` lists this folder."""

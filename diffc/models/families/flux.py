@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from diffc.models.spec import VAE_SCALE, Config, DimSpec, InputSpec, ModelSpec, Shape
+from diffc.models.family import Family, Optimum
+from diffc.models.spec import VAE_SCALE, Config, DimSpec, InputSpec, Shape
 
 _PATCH = VAE_SCALE * 2  # a token is a 2 x 2 patch of latents
 
@@ -24,8 +25,8 @@ def _sizes(shape: Shape) -> dict[str, int]:
     return {"batch": shape.batch, "image": image, "text": shape.text}
 
 
-FLUX = ModelSpec(
-    family="flux",
+FAMILY = Family(
+    name="flux",
     backbone_class="FluxTransformer2DModel",
     component="transformer",
     inputs=_inputs,
@@ -37,4 +38,8 @@ FLUX = ModelSpec(
     native=lambda _: Shape(1, 1024, 1024, 512),
     unquantized=r"(proj_out|.*(time_text_embed|context_embedder|x_embedder|norm_out))",
     calibration={"guidance_scale": 3.5},
+    output_class="diffusers.models.modeling_outputs:Transformer2DModelOutput",
+    cache_plans=("blocks",),
+    # Positions are int64, as optimum exports them.
+    optimum=Optimum("ORTFluxPipeline", {"img_ids": "int64", "txt_ids": "int64"}),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from diffc.models.spec import VAE_SCALE, Config, DimSpec, InputSpec, ModelSpec, Shape, latent_sizes
+from diffc.models.family import Family, Optimum
+from diffc.models.spec import VAE_SCALE, Config, DimSpec, InputSpec, Shape, latent_sizes
 
 
 def _inputs(config: Config) -> tuple[InputSpec, ...]:
@@ -31,8 +32,8 @@ def _native(config: Config) -> Shape:
     return Shape(2, pixels, pixels, 333)  # 77 CLIP tokens and 256 of T5; two for classifier-free guidance
 
 
-SD3 = ModelSpec(
-    family="sd3",
+FAMILY = Family(
+    name="sd3",
     backbone_class="SD3Transformer2DModel",
     component="transformer",
     inputs=_inputs,
@@ -44,4 +45,7 @@ SD3 = ModelSpec(
     native=_native,
     unquantized=r".*(pos_embed|time_text_embed|context_embedder|norm_out|x_embedder)",
     calibration={"guidance_scale": 7.0},
+    output_class="diffusers.models.modeling_outputs:Transformer2DModelOutput",
+    cache_plans=("blocks", "modelopt-sd3"),
+    optimum=Optimum("ORTStableDiffusion3Pipeline"),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from diffc.models.spec import VAE_SCALE, Config, DimSpec, InputSpec, ModelSpec, Shape, latent_sizes
+from diffc.models.family import Family, Optimum
+from diffc.models.spec import VAE_SCALE, Config, DimSpec, InputSpec, Shape, latent_sizes
 
 
 def _pooled_width(config: Config) -> int:
@@ -37,9 +38,10 @@ def _native(config: Config) -> Shape:
     return Shape(2, pixels, pixels, 77)
 
 
-SDXL = ModelSpec(
-    family="sdxl",
+FAMILY = Family(
+    name="sdxl",
     backbone_class="UNet2DConditionModel",
+    requires={"addition_embed_type": "text_time"},
     component="unet",
     inputs=_inputs,
     output="out_sample",
@@ -50,4 +52,11 @@ SDXL = ModelSpec(
     native=_native,
     unquantized=r".*(time_emb_proj|time_embedding|conv_in|conv_out|conv_shortcut|add_embedding)",
     calibration={"guidance_scale": 5.0},
+    output_class="diffusers.models.unets.unet_2d_condition:UNet2DConditionOutput",
+    # StableDiffusionXLPipeline compares the width of the pooled text with this layer's.
+    attributes=lambda config: {
+        "add_embedding.linear_1.in_features": config["projection_class_embeddings_input_dim"]
+    },
+    cache_plans=("deepcache", "tgate", "modelopt-sdxl"),
+    optimum=Optimum("ORTStableDiffusionXLPipeline"),
 )

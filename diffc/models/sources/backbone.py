@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cached_property
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.errors import DiffcError
-from diffc.models.registry import find_spec
-from diffc.models.sources.locate import ModelSource
-from diffc.models.spec import ModelSpec
+from diffc.models.family import Family
+from diffc.models.sources.source import ModelSource
+from diffc.models.sources.torch_weights import tensor_of
+from diffc.models.spec import Config
 from passes.base import collector_paused
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @collector_paused()  # the first call imports diffusers: a million objects that stay
-def build_backbone(spec: ModelSpec, config: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+def build_backbone(family: Family, config: Config, dtype: torch.dtype) -> torch.nn.Module:
     """The backbone of a config.json in `dtype`, weights not loaded (and fake under FakeTensorMode)."""
     import diffusers
 
     with quiet_libraries():
         try:
-            model: torch.nn.Module = getattr(diffusers, spec.backbone_class).from_config(dict(config))
+            model: torch.nn.Module = getattr(diffusers, family.backbone_class).from_config(dict(config))
         except (
             TypeError,
             ValueError,
@@ -35,7 +38,7 @@ def build_backbone(spec: ModelSpec, config: Mapping[str, Any], dtype: torch.dtyp
             NotImplementedError,
         ) as error:
             raise DiffcError(
-                f"diffusers cannot make a {spec.backbone_class} from config.json: {error}",
+                f"diffusers cannot make a {family.backbone_class} from config.json: {error}",
                 fix="take config.json and weights of the same model again",
             ) from error
     for module in model.modules():  # Module.to() cannot convert fake parameters
@@ -47,18 +50,38 @@ def build_backbone(spec: ModelSpec, config: Mapping[str, Any], dtype: torch.dtyp
     return model.eval()
 
 
-def check_weights(source: ModelSource) -> None:
-    """Raise DiffcError naming a tensor that config.json asks for and the files lack, hold otherwise, or add.
+class FakeBackbone:
+    """The backbone of a source on fake tensors, in the compute type `dtype`: made at first use, then lent.
 
-    Reads headers only, and takes a second or two.
+    diffusers takes seconds to make one, so a compile makes one and lends it to every stage that asks for names, shapes
+    or a trace. `module` must stay as it is; a stage that inserts quantizers or leaves out blocks takes a `copy`. Both
+    run under `mode` only.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from passes.weights.sources import safetensors_source
+    def __init__(self, source: ModelSource, dtype: str = "float32"):
+        self.source, self.dtype = source, DTYPES[dtype]
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
 
-    with FakeTensorMode():
-        model = build_backbone(find_spec(source.family), source.config, torch.float32)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    @cached_property
+    def module(self) -> torch.nn.Module:
+        """The backbone that is lent. Raises DiffcError when diffusers cannot make it."""
+        with self.mode:
+            return build_backbone(self.source.family, self.source.config, self.dtype)
+
+    def copy(self) -> torch.nn.Module:
+        """Modules of its own over the same fake parameters and buffers, which hold no values."""
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        with self.mode:
+            return copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
+
+
+def check_weights(backbone: FakeBackbone) -> None:
+    """Raise DiffcError naming a tensor that config.json asks for and the weights lack, hold otherwise, or add.
+
+    No weight is read; takes a second or two where `backbone` was not made before.
+    """
+    source = backbone.source
+    wanted = {name: tuple(tensor.shape) for name, tensor in backbone.module.state_dict().items()}
     fix = "check that config.json and the safetensors files belong together"
     if lacking := [name for name in wanted if name not in source.weights]:
         what = f"the weights of {source.name} have no tensor {lacking[0]!r}, which config.json asks for"
@@ -67,7 +90,7 @@ def check_weights(source: ModelSource) -> None:
         what = f"the weights of {source.name} have a tensor {strange[0]!r}, for which config.json has no use"
         raise DiffcError(what, fix=fix)
     for name, shape in wanted.items():
-        stored = tuple(safetensors_source(source.weights[name], name).shape)
+        stored = source.weights[name].shape
         if stored != shape:
             what = f"tensor {name!r} has shape {list(stored)}, and config.json asks for {list(shape)}"
             raise DiffcError(what, fix=fix)
@@ -78,13 +101,8 @@ def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
 
     Raises DiffcError when the weights do not fit config.json.
     """
-    from safetensors import safe_open
-
-    model = build_backbone(find_spec(source.family), source.config, dtype)
-    state: dict[str, torch.Tensor] = {}
-    for file in sorted(set(source.weights.values())):
-        with safe_open(file, framework="pt") as tensors:
-            state |= {key: tensors.get_tensor(key).to(dtype) for key in tensors.keys()}  # noqa: SIM118  # no dict
+    model = build_backbone(source.family, source.config, dtype)
+    state = {name: tensor_of(recipe, dtype) for name, recipe in source.weights.items()}
     try:
         model.load_state_dict(state, assign=False)
     except RuntimeError as error:
@@ -93,6 +111,11 @@ def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
             fix="check that both come from the same model",
         ) from error
     return model
+
+
+def loading_seconds(source: ModelSource) -> float:
+    """About how long `load_backbone` takes: the import of diffusers, and the weights at 300 MB/s."""
+    return 4.0 + source.nbytes / 3e8
 
 
 @contextmanager

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,8 @@ from diffc.errors import DiffcError
 from diffc.models.embedded import digits
 from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.quality.classifier import read_digits, score
-from tests import DATA, TOOLS
+from tests import DATA
+from tools.train import backbones, data
 
 NAMES = sorted(digits.BACKBONES)
 
@@ -145,24 +144,21 @@ def test_weights_that_are_missing_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """tools/train_backbones.py on random bitmaps, small enough for a test."""
-    monkeypatch.syspath_prepend(TOOLS)
-    module = importlib.import_module("train_backbones")
-    data = importlib.import_module("train_data")
+def trainer(monkeypatch: pytest.MonkeyPatch) -> type[backbones.Trainer]:
+    """tools/train/backbones.py on random bitmaps, small enough for a test."""
     bitmaps = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(6))
     monkeypatch.setattr(data, "load", lambda *_: data.Digits(bitmaps, torch.arange(30) % 10))
-    monkeypatch.setattr(module, "BATCH", 4)
-    monkeypatch.setattr(module, "POOL", 500)
-    return module
+    monkeypatch.setattr(backbones, "BATCH", 4)
+    monkeypatch.setattr(backbones, "POOL", 500)
+    return backbones.Trainer
 
 
-def test_training_again_gives_the_same_weights(training: ModuleType) -> None:
+def test_training_again_gives_the_same_weights(trainer: type[backbones.Trainer]) -> None:
     def trained(steps: int) -> dict[str, torch.Tensor]:
         pipe = digits.untrained("digits-sdxl")
         torch.manual_seed(99)  # whatever ran before
         lines: list[str] = []
-        training.Trainer("digits-sdxl", pipe, pipe.unet, torch.device("cpu"), lines.append).train(steps)
+        trainer("digits-sdxl", pipe, pipe.unet, torch.device("cpu"), lines.append).train(steps)
         assert any("step 0 loss" in line for line in lines)
         state: dict[str, torch.Tensor] = pipe.unet.state_dict()
         return state

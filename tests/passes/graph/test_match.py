@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from passes.graph.convert import import_graph
+from passes.graph.from_onnx import import_graph
 from passes.graph.match import (
     View,
     bias_add,

@@ -1,0 +1,340 @@
+"""`diffc compile`: a backbone into a validated ONNX model and engines."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffc.cli import choices
+from diffc.cli.choices import completed
+from diffc.cli.command import examples
+
+if TYPE_CHECKING:
+    from diffc.cli.terminal import Terminal
+
+EXAMPLES = examples(
+    "diffc compile digits-sd3 --format fp8 -o build/digits",
+    "diffc compile PIPELINE --format fp8 --target trt-rtx --sm 89 --sm 120 -o build/fp8",
+    "diffc compile PIPELINE --format nvfp4 --target trt-rtx --sm 120 --profile batch=1:2:4 -o build/nvfp4",
+    "diffc compile exported.onnx --target trt-rtx --sm 89 -o build/imported",
+)
+_QUANTIZE, _CALIBRATE = "Quantization", "Calibration (of formats that need it)"
+_CACHE, _ENGINES, _CHECK = "Cache diffusion", "Engines", "Checks and output"
+
+
+def compile_command(
+    terminal: Terminal,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A pipeline or backbone folder, an .onnx file, or an embedded model.",
+            autocompletion=completed(choices.models),
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the artifact.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", "-f", metavar="FORMAT", help="{formats}.", autocompletion=completed(choices.formats)
+        ),
+    ] = "none",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TARGET",
+            help="What runs the result: {targets}; repeatable.",
+            show_default="ort",
+            autocompletion=completed(choices.targets),
+        ),
+    ] = None,
+    sm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SM",
+            help="Compute capability to build for, with target trt-rtx: {sms}; repeatable.",
+            autocompletion=completed(choices.sms),
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE",
+            help="Compute type: {dtypes}; auto is the type of the stored weights.",
+            autocompletion=completed(lambda: choices.DTYPES),
+        ),
+    ] = "auto",
+    profile: Annotated[
+        str,
+        typer.Option(
+            metavar="RANGES",
+            help="Shapes to build for, such as batch=1:2:4,height=512:1024:1536,text=77:154:512.",
+            show_default="half to 1.5 times the model's own size",
+        ),
+    ] = "",
+    quantize_mha: Annotated[
+        bool,
+        typer.Option("--quantize-mha", help="Attention's q, k and v in FP8, too.", rich_help_panel=_QUANTIZE),
+    ] = False,
+    quant_level: Annotated[
+        float,
+        typer.Option(
+            metavar="LEVEL",
+            help="1 convolutions, 2 + feed-forward, 2.5 + q k v, 3 + all linear, 4 + attention.",
+            rich_help_panel=_QUANTIZE,
+        ),
+    ] = 3.0,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Module paths to leave unquantized, such as '*.ff.*'; repeatable.",
+            rich_help_panel=_QUANTIZE,
+        ),
+    ] = None,
+    alpha: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="SmoothQuant: share moved into the weights, 0 to 1.",
+            rich_help_panel=_QUANTIZE,
+        ),
+    ] = 1.0,
+    lowrank: Annotated[
+        int,
+        typer.Option(metavar="RANK", help="Rank of SVDQuant's branch.", rich_help_panel=_QUANTIZE),
+    ] = 32,
+    block_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Elements that share a scale: 32, 64 or 128, for int4_awq and w4a8_awq.",
+            show_default="the format's",
+            rich_help_panel=_QUANTIZE,
+        ),
+    ] = None,
+    percentile: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of steps, for inputs of INT8 convolutions.",
+            rich_help_panel=_QUANTIZE,
+        ),
+    ] = 1.0,
+    collect_method: Annotated[
+        str,
+        typer.Option(
+            metavar="METHOD",
+            help="{collect_methods}; with --percentile.",
+            rich_help_panel=_QUANTIZE,
+            autocompletion=completed(choices.collect_methods),
+        ),
+    ] = "default",
+    calibrate: Annotated[
+        str,
+        typer.Option(
+            metavar="WAY",
+            help="pipeline (on prompts), or synthetic (random inputs, layer by layer: little memory).",
+            rich_help_panel=_CALIBRATE,
+            autocompletion=completed(lambda: choices.CALIBRATE),
+        ),
+    ] = "pipeline",
+    from_checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Calibration to use again: ARTIFACT/checkpoint, or a .pt of ModelOpt.",
+            rich_help_panel=_CALIBRATE,
+        ),
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts, one a line.",
+            show_default="diffc's own 12",
+            rich_help_panel=_CALIBRATE,
+        ),
+    ] = None,
+    calib_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="COUNT",
+            help="How many prompts to use.",
+            min=1,
+            show_default="all",
+            rich_help_panel=_CALIBRATE,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(metavar="COUNT", help="Prompts at a time.", min=1, rich_help_panel=_CALIBRATE)
+    ] = 4,
+    steps: Annotated[
+        int,
+        typer.Option(
+            "--steps",
+            "--n-steps",
+            metavar="COUNT",
+            help="Denoising steps of a prompt.",
+            min=1,
+            rich_help_panel=_CALIBRATE,
+        ),
+    ] = 20,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Height and width of the images.",
+            min=1,
+            show_default="the model's",
+            rich_help_panel=_CALIBRATE,
+        ),
+    ] = None,
+    component_dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:TYPE",
+            help="Type of a component on a GPU, such as vae:float32; repeatable.",
+            rich_help_panel=_CALIBRATE,
+        ),
+    ] = None,
+    cache_plan: Annotated[
+        str,
+        typer.Option(
+            metavar="PLAN",
+            help="Blocks to use again between steps: a plan of `diffc cache list`, or a file.",
+            show_default=False,
+            rich_help_panel=_CACHE,
+            autocompletion=completed(choices.cache_plans),
+        ),
+    ] = "",
+    cache_layout: Annotated[
+        str,
+        typer.Option(
+            metavar="LAYOUT",
+            help="full+reduced (two models), or segments (which share no weight).",
+            rich_help_panel=_CACHE,
+        ),
+    ] = "full+reduced",
+    optimization_level: Annotated[
+        int | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="0 (fast build) to 5.",
+            show_default="the builder's",
+            rich_help_panel=_ENGINES,
+        ),
+    ] = None,
+    weight_streaming: Annotated[
+        bool,
+        typer.Option(
+            "--weight-streaming",
+            help="Engines that run with part of the weights on the GPU.",
+            rich_help_panel=_ENGINES,
+        ),
+    ] = False,
+    strip_weights: Annotated[
+        bool,
+        typer.Option(
+            "--strip-weights",
+            help="Engines without weights (building them needs the GPU).",
+            rich_help_panel=_ENGINES,
+        ),
+    ] = False,
+    seed: Annotated[
+        int,
+        typer.Option(
+            metavar="SEED",
+            help="Seed of calibration noise and validation inputs.",
+            min=0,
+            max=2**32 - 1,
+            rich_help_panel=_CHECK,
+        ),
+    ] = 0,
+    skip_validation: Annotated[
+        bool,
+        typer.Option(
+            "--skip-validation", help="Do not compare the result with torch.", rich_help_panel=_CHECK
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the request, say what would be made and how large, and stop.",
+            rich_help_panel=_CHECK,
+        ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an artifact at -o.", rich_help_panel=_CHECK)
+    ] = False,
+    passes: Annotated[
+        str,
+        typer.Option(
+            "--passes",
+            metavar="PASSES",
+            help="More passes, after the canonical ones: 'name{option=value},name'; see `diffc passes`.",
+            rich_help_panel=_CHECK,
+        ),
+    ] = "",
+    dump: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write the graph after every pass to this folder.", rich_help_panel=_CHECK
+        ),
+    ] = None,
+) -> None:
+    """Compile a backbone into a validated ONNX model and engines."""
+    from diffc.backends.target import EngineOptions, parse_sm
+    from diffc.cli.tables import compiled, planned
+    from diffc.compile.plan import check
+    from diffc.compile.request import CompileRequest, parse_component_dtype, read_prompts
+    from diffc.quantize.options import QuantOptions
+
+    request = CompileRequest(
+        model=model,
+        output=output.expanduser().absolute(),
+        format=format,
+        targets=tuple(target or ["ort"]),
+        sms=tuple(dict.fromkeys(parse_sm(text) for text in sm or [])),
+        dtype=dtype,
+        profile=profile,
+        from_checkpoint=from_checkpoint,
+        options=QuantOptions(
+            quantize_mha,
+            quant_level,
+            alpha,
+            percentile,
+            collect_method,
+            lowrank,
+            block_size,
+            tuple(keep or ()),
+        ),
+        calib_size=calib_size,
+        calibrate=calibrate,
+        engine=EngineOptions(optimization_level, weight_streaming, strip_weights),
+        component_dtypes=tuple(map(parse_component_dtype, component_dtype or ())),
+        prompts=None if prompts_file is None else read_prompts(prompts_file),
+        steps=steps,
+        batch_size=batch_size,
+        image_size=image_size,
+        seed=seed,
+        cache_plan=cache_plan,
+        cache_layout=cache_layout,
+        passes=passes,
+        skip_validation=skip_validation,
+        force=force,
+        dump=dump,
+    )
+    if dry_run:
+        planned(check(request), terminal)
+        return
+    if not model.endswith(".onnx"):
+        check(request)  # what is wrong is said at once: the import of torch takes seconds
+    from diffc.compile.spine import compile_model
+
+    started = time.perf_counter()
+    result = compile_model(request, terminal.ui)
+    compiled(result, time.perf_counter() - started, terminal)

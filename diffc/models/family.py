@@ -1,0 +1,95 @@
+"""A model family as one value: the backbone's interface, what stays unquantized, and what its pipelines expect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from diffc.errors import UsageError
+from diffc.models.spec import Config, DimSpec, InputSpec, Shape
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """How optimum-onnx runs a family: its pipeline class, and the types it feeds where they are not the graph's own."""
+
+    pipeline: str
+    types: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything that diffc knows about a family of backbones; nothing else in diffc asks for a family's name.
+
+    Which backbones belong to it: those of the diffusers class `backbone_class` whose config.json has the entries
+    `requires`. `component` is their name in a pipeline.
+
+    Interface of the graph, each given a config.json: `inputs` in graph order, the dimensions of the one `output`,
+    the dynamic dimensions `dims`; `sizes` turns a Shape into the sizes of these. Height and width must be multiples
+    of `pixel_multiple`. `native` is the shape that the backbone was trained for.
+
+    Quantization: `unquantized` is a regular expression, matched from the start of a module path; `calibration` holds
+    arguments of the pipeline's call.
+
+    Running: `output_class` is the "module:class" of what diffusers' forward() returns. `attributes` are those that
+    pipelines read from the backbone beside its config, by dotted path. `cache_plans` names the presets of
+    `diffc.cache` that suit it. `optimum` is None where optimum-onnx has no pipeline for it.
+    """
+
+    name: str
+    backbone_class: str
+    component: Literal["transformer", "unet"]
+    inputs: Callable[[Config], tuple[InputSpec, ...]]
+    output: str
+    output_dims: Callable[[Config], tuple[str | int, ...]]
+    dims: Callable[[Config], tuple[DimSpec, ...]]
+    sizes: Callable[[Shape], dict[str, int]]
+    pixel_multiple: Callable[[Config], int]
+    native: Callable[[Config], Shape]
+    unquantized: str
+    calibration: Mapping[str, Any]
+    output_class: str
+    requires: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Callable[[Config], Mapping[str, Any]] = lambda _: {}
+    cache_plans: tuple[str, ...] = ()
+    optimum: Optimum | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def check(self, config: Config, shape: Shape) -> Shape:
+        """`shape` itself. Raises UsageError when this backbone cannot run it, and says what it can run."""
+        multiple = self.pixel_multiple(config)
+        if min(shape.batch, shape.height, shape.width, shape.text) < 1:
+            raise UsageError(f"shape ({shape}) has a size below 1")
+        for name in ("height", "width"):
+            if getattr(shape, name) % multiple:
+                raise UsageError(
+                    f"{name} {getattr(shape, name)} px does not fit {self.name}",
+                    fix=f"use a multiple of {multiple}",
+                )
+        sizes = self.sizes(shape)
+        for dim in self.dims(config):
+            if dim.maximum is not None and sizes[dim.name] > dim.maximum:
+                raise UsageError(
+                    f"{dim.name} is {sizes[dim.name]} at {shape}, and this model ends at {dim.maximum}",
+                    fix="ask for a smaller image or fewer tokens",
+                )
+        return shape
+
+    def input_shapes(self, config: Config, shape: Shape) -> dict[str, tuple[int, ...]]:
+        """The shape of every graph input at `shape`, in graph order."""
+        sizes = self.sizes(shape)
+        return {
+            i.name: tuple(sizes[d] if isinstance(d, str) else d for d in i.dims) for i in self.inputs(config)
+        }
+
+    def input_dims(self, config: Config) -> dict[str, tuple[str | int, ...]]:
+        """The dimensions of every graph input, in graph order."""
+        return {item.name: item.dims for item in self.inputs(config)}
+
+    def tokens(self, config: Config, shape: Shape) -> int:
+        """How many tokens the blocks of a transformer have for each image; of a UNet, those at its bottom."""
+        multiple = self.pixel_multiple(config)
+        return (shape.height // multiple) * (shape.width // multiple)

@@ -1,0 +1,44 @@
+"""Reads a diffusers pipeline folder: model_index.json, and the backbone in the folder of its component."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffc.errors import DiffcError, UnsupportedError
+from diffc.models.registry import components
+from diffc.models.sources.backbone_folder import folder_of, read_backbone
+from diffc.models.sources.inside import inside
+from diffc.models.sources.json_files import read_json
+from diffc.models.sources.source import ModelSource, Reader
+
+
+def _declines(model: str) -> str | None:
+    folder = folder_of(model)
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    return None if (folder / "model_index.json").is_file() else f"{folder} has no model_index.json"
+
+
+def _open(model: str) -> ModelSource:
+    folder = folder_of(model)
+    return read_backbone(_component(folder), name=folder.name, pipeline=folder)
+
+
+def _component(pipeline: Path) -> Path:
+    """The backbone folder of a pipeline folder. Raises DiffcError when it is missing, or no component is a backbone."""
+    index = read_json(pipeline / "model_index.json")
+    known = components()
+    named = [c for c in known if isinstance(index.get(c), list) and all(index[c])]
+    if not named:
+        kind = index.get("_class_name", "pipeline")
+        raise UnsupportedError(f"{pipeline}: this {kind} has none of the components {', '.join(known)}")
+    folder = inside(pipeline, named[0])
+    if not (folder / "config.json").is_file():
+        raise DiffcError(
+            f"model_index.json names the component {named[0]!r}, but {folder / 'config.json'} does not exist",
+            fix="download the pipeline completely",
+        )
+    return folder
+
+
+READER = Reader("pipeline folder", "a diffusers pipeline folder (model_index.json)", _declines, _open)

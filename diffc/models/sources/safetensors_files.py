@@ -1,0 +1,147 @@
+"""The safetensors files of a backbone folder: which ones to take, whether they are whole, and a recipe per tensor.
+
+Only names, JSON and headers are read: a damaged download is an error within a second, not after an hour of
+calibration.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from diffc.errors import DiffcError
+from diffc.models.sources.inside import inside
+from diffc.models.sources.json_files import read_json
+from passes.base import PassError
+from passes.weights.recipe import Recipe
+from passes.weights.sources import safetensors_tensors
+
+_STEM = "diffusion_pytorch_model"
+NAMES = (
+    f"{_STEM}.safetensors.index.json",
+    f"{_STEM}.safetensors",
+    f"{_STEM}.safetensors.index.fp16.json",
+    f"{_STEM}.fp16.safetensors.index.json",
+    f"{_STEM}.fp16.safetensors",
+)
+"""What diffusers writes, in the order in which we take it: full weights before a variant, index before file."""
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_LFS_POINTER = b"version "
+"""The first bytes of a Git LFS pointer; read as the length of a safetensors header they are 2 exabytes."""
+_MAX_HEADER = 100_000_000
+"""Bytes of a header, the format's own limit."""
+
+
+def folder_weights(folder: Path) -> dict[str, Recipe]:
+    """A recipe for every tensor of a backbone folder, from an index or a single file, all headers checked.
+
+    Raises DiffcError when there is no file to take, no telling which one, or a file is damaged.
+    """
+    path = _weights_file(folder)
+    if path.suffix == ".json":
+        return _sharded(path)
+    weights = file_weights(path)
+    if not weights:
+        raise DiffcError(f"{path} holds no tensors", fix="download the model again")
+    return weights
+
+
+def file_weights(path: Path) -> dict[str, Recipe]:
+    """A recipe for every tensor of a safetensors file, in the order of its header.
+
+    Raises DiffcError when the file is a Git LFS pointer, not as long as its header says, or damaged.
+    """
+    inside(path.parent, path.name)
+    actual = path.stat().st_size
+    _check_length(path, actual, _header_end(path, actual), more=True)
+    try:
+        weights = safetensors_tensors(path)
+    except PassError as error:
+        fix = "download the file again"
+        raise DiffcError(f"{path} is not a safetensors file: its header does not parse", fix=fix) from error
+    ends = (recipe.source.offset + recipe.source.length for recipe in weights.values())
+    _check_length(path, actual, max(ends, default=_header_end(path, actual)), more=False)
+    try:
+        with safe_open(path, framework="numpy"):  # checks that shapes, types and offsets agree
+            return weights
+    except SafetensorError as error:
+        raise DiffcError(f"{path} is damaged: {error}", fix="download the file again") from error
+
+
+def _header_end(path: Path, actual: int) -> int:
+    """Bytes of the header and the length before it (https://huggingface.co/docs/safetensors/index#format)."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start == _LFS_POINTER:
+        raise DiffcError(f"{path} is a Git LFS pointer, not the weights", fix="run `git lfs pull` there")
+    if actual < 8:
+        return 8
+    length = int.from_bytes(start, "little")
+    if length > _MAX_HEADER:
+        raise DiffcError(f"{path} is not a safetensors file", fix="download the file again")
+    return 8 + length
+
+
+def _check_length(path: Path, actual: int, expected: int, *, more: bool) -> None:
+    """Raise DiffcError unless a file has the `expected` bytes, or, with `more`, at least as many."""
+    if actual < expected or (actual > expected and not more):
+        damage = "is truncated" if actual < expected else "is damaged"
+        raise DiffcError(
+            f"{path} {damage}: {actual} bytes, expected {expected}", fix="download the file again"
+        )
+
+
+def _weights_file(folder: Path) -> Path:
+    """The index or single safetensors file to take. Raises DiffcError without one, or a way to choose."""
+    for name in NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(folder.glob("*.safetensors.index*.json")) or sorted(folder.glob("*.safetensors"))
+    if len(found) == 1 and "-of-" not in found[0].name:
+        return found[0]
+    if found:
+        names = ", ".join(p.name for p in found)
+        raise DiffcError(
+            f"{folder}: no telling which weights to take from {names}; expected one of {', '.join(NAMES)}",
+            fix="keep one set of weights; shards need their index.json",
+        )
+    raise _no_safetensors(folder)
+
+
+def _no_safetensors(folder: Path) -> DiffcError:
+    """The error for a folder without safetensors: pickled weights only, or none at all."""
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
+    if not pickled:
+        return DiffcError(
+            f"folder without weights: {folder} has a config.json and no *.safetensors",
+            fix="download the model completely (weights are large files that a plain git clone leaves out)",
+        )
+    kind = read_json(folder / "config.json")["_class_name"]
+    convert = f"from diffusers import {kind} as M; M.from_pretrained('.').save_pretrained('.')"
+    return DiffcError(
+        f"{folder} has pickled weights only ({pickled[0]}); diffc reads safetensors",
+        fix=f'convert it, if you trust its origin (pickles run code): in that folder, python -c "{convert}"',
+    )
+
+
+def _sharded(index: Path) -> dict[str, Recipe]:
+    """A recipe for every tensor of an index, each file's header checked against it."""
+    entries = read_json(index).get("weight_map")
+    if not isinstance(entries, dict) or not entries or not all(isinstance(v, str) for v in entries.values()):
+        raise DiffcError(f"{index} has no weight_map of tensor names to files", fix="download it again")
+    shards = {name: inside(index.parent, name) for name in sorted(set(entries.values()))}
+    missing = [name for name, path in shards.items() if not path.is_file()]
+    if missing:
+        raise DiffcError(
+            f"{index.name} names files that {index.parent} does not have: {', '.join(missing)}",
+            fix="download the model completely",
+        )
+    present = {name: file_weights(path) for name, path in shards.items()}
+    for key, name in entries.items():
+        if key not in present[name]:
+            raise DiffcError(
+                f"{index.name} says that {shards[name]} holds {key!r}, which it does not",
+                fix="download index and shards again, of the same release",
+            )
+    return {key: present[name][key] for key, name in entries.items()}

@@ -1,0 +1,71 @@
+"""What a reader of checkpoints gives: a backbone's config, its family, and its weights as recipes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+
+from onnx import TensorProto
+
+from diffc.models.family import Family
+from diffc.models.sources.fingerprint import hash_weights
+from diffc.models.spec import Config
+from passes.weights.recipe import Recipe
+
+_DTYPES = {int(TensorProto.FLOAT16): "float16", int(TensorProto.BFLOAT16): "bfloat16"}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A backbone, checked: its config.json, its family and a recipe for every tensor, by the model's own names.
+
+    `path` is the folder or file that holds the backbone. `pipeline_dir` is the folder of its pipeline, None for a
+    backbone alone. No weight is in memory: a recipe says where the bytes lie and what is computed from them.
+    """
+
+    name: str
+    path: Path
+    pipeline_dir: Path | None
+    config: Config
+    family: Family
+    weights: Mapping[str, Recipe]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """`hash_weights` of the weights, computed once."""
+        return hash_weights(self.weights)
+
+    @property
+    def dtype(self) -> str:
+        """The compute type of the weights, that of most tensors: "float32", "float16" or "bfloat16"."""
+        types = Counter(recipe.dtype for recipe in self.weights.values())
+        return _DTYPES.get(types.most_common(1)[0][0], "float32")
+
+    @property
+    def parameters(self) -> int:
+        """How many values all tensors have together."""
+        return sum(prod(recipe.shape) for recipe in self.weights.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, as stored."""
+        return sum(recipe.nbytes for recipe in self.weights.values())
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One way to read MODEL. `expects` says what it reads, for the error that lists all readers.
+
+    `declines` gives the reason why a MODEL is none of this reader's, None when it is one; it looks at names only.
+    `open` reads a MODEL that was not declined. It raises DiffcError when that is damaged or not complete, and
+    UnsupportedError for a backbone that diffc does not know.
+    """
+
+    name: str
+    expects: str
+    declines: Callable[[str], str | None]
+    open: Callable[[str], ModelSource]

@@ -1,0 +1,189 @@
+"""The comparisons of a finished artifact: its models, what each is compared with, and at which inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from diffc.artifact.describe import IMPORTED
+from diffc.artifact.files import listed
+from diffc.artifact.folder import Artifact
+from diffc.backends.onnx_graph import element_types
+from diffc.errors import DiffcError, UsageError
+from diffc.models.inputs import random_inputs
+from diffc.models.registry import find_family
+from diffc.models.sources.backbone import DTYPES, FakeBackbone, check_weights
+from diffc.models.sources.locate import locate
+from diffc.progress import Update
+from diffc.quantize.checkpoint import Checkpoint
+from diffc.validate.onnx_reference import Draw, GraphReference, draw_by_graph
+from diffc.validate.outputs import Session, validate_model, validate_session
+from diffc.validate.reports import ShapeReport, Sizes
+from diffc.validate.shapes import fixed_batch, parse_graph_sizes, parse_shape
+from diffc.validate.tolerances import tolerance_of
+from diffc.validate.torch_reference import TorchReference, usual_shapes
+from passes.storage import load
+
+AGAINST = ("torch", "ort")
+"""What --against takes beside an artifact or an .onnx file."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model of an artifact with all that comparing it takes.
+
+    `against` names the reference: "torch", "ort", an artifact or an .onnx file. `family` is empty for an artifact that
+    was compiled from an ONNX file.
+    """
+
+    name: str
+    model: onnx.ModelProto
+    reference: TorchReference | GraphReference
+    format: str
+    dtype: str
+    shapes: Sequence[Sizes]
+    seeds: Sequence[int]
+    against: str
+    family: str = ""
+
+    def validate_graph(self, seed: int, limit: float | None, update: Update) -> list[ShapeReport]:
+        """The graph itself in ONNX Runtime on the CPU; `limit` replaces all tolerances."""
+        return validate_model(
+            self.model,
+            self.reference,
+            format=self.format,
+            shapes=self.shapes,
+            seed=seed,
+            limit=limit,
+            update=update,
+        )
+
+    def validate_session(
+        self, name: str, session: Session, seed: int, limit: float | None, update: Update
+    ) -> list[ShapeReport]:
+        """A runtime that computes what the graph says, called `name` in the reports."""
+        return validate_session(
+            name,
+            self.model,
+            session,
+            self.reference,
+            limit=limit or tolerance_of(self.format, self.dtype),
+            shapes=self.shapes,
+            seed=seed,
+            update=update,
+        )
+
+
+def is_imported(artifact: Artifact) -> bool:
+    """Whether the artifact was compiled from an ONNX file, so that there is no torch model of it."""
+    return bool(artifact.manifest["format"] == IMPORTED)
+
+
+def format_and_dtype(artifact: Artifact, model: onnx.ModelProto) -> tuple[str, str]:
+    """The format and the compute type, which name the tolerance.
+
+    For an imported graph, a format that rounds activations as this graph does.
+    """
+    manifest = artifact.manifest
+    if not is_imported(artifact):
+        return manifest["format"], manifest["dtype"]
+    types, weights = element_types(model), {t.name for t in model.graph.initializer}
+    rounded = {n.op_type for n in model.graph.node if n.input and n.input[0] not in weights}
+    format = "int8" if "QuantizeLinear" in rounded else "none"
+    if any(op.startswith("TRT_") and "DynamicQuantize" in op for op in rounded):
+        format = "nvfp4"
+    for dtype, number in (("float16", onnx.TensorProto.FLOAT16), ("bfloat16", onnx.TensorProto.BFLOAT16)):
+        if number in types:
+            return format, dtype
+    return format, "float32"
+
+
+def shapes_of(artifact: Artifact, model: onnx.ModelProto, texts: Sequence[str]) -> Sequence[Sizes]:
+    """The shapes that `texts` (values of --shape) name; without any, the two of a compile.
+
+    Raises DiffcError for sizes that the model cannot run.
+    """
+    manifest = artifact.manifest
+    if is_imported(artifact):
+        wanted = [(text, 2) for text in texts] or [("", 2), ("", 4)]
+        return [parse_graph_sizes(text, model, default) for text, default in wanted]
+    spec, config = find_family(manifest["model"]["family"]), manifest["model"]["config"]
+    batch = fixed_batch(model)
+    usual = usual_shapes(spec, config, batch)
+    shapes = tuple(parse_shape(text, spec, config, usual[0]) for text in texts) or usual
+    if other := next((s for s in shapes if batch not in (None, s.batch)), None):
+        raise UsageError(
+            f"shape ({other}): {artifact.folder} was compiled for a batch of {batch}",
+            fix=f"use --shape batch={batch},..., or compile with --profile batch=min:opt:max",
+        )
+    return shapes
+
+
+def graph_reference(
+    artifact: Artifact, model: onnx.ModelProto, against: str, format: str, dtype: str
+) -> GraphReference:
+    """The reference for `--against ort` (the model itself, in float32), an artifact or a file. Close it at the end."""
+    other = model if against == "ort" else load(_model_file(Path(against)))
+    quantized = against != "ort" and format != "none"
+    return GraphReference(other, dtype, _draw(artifact, model, dtype), quantized=quantized)
+
+
+def _draw(artifact: Artifact, model: onnx.ModelProto, dtype: str) -> Draw:
+    if is_imported(artifact):
+        return draw_by_graph(model)
+    spec = find_family(artifact.manifest["model"]["family"])
+    config = artifact.manifest["model"]["config"]
+
+    def draw(shape: Any, seed: int) -> dict[str, torch.Tensor]:
+        return random_inputs(spec, config, shape, dtype=DTYPES[dtype], seed=seed)
+
+    return draw
+
+
+def _model_file(path: Path) -> Path:
+    """The model of an artifact, or an .onnx file. Raises DiffcError that says what --against takes."""
+    if path.suffix == ".onnx" and path.is_file():
+        return path
+    if path.is_dir():
+        other = Artifact.load(path)
+        other.verify()
+        return listed(other.folder, other.manifest, "model.onnx")
+    raise DiffcError(
+        f"{path} is neither an artifact nor an .onnx file, so there is nothing to compare with",
+        fix=f"give --against {', '.join(AGAINST)}, an artifact, or an .onnx file",
+    )
+
+
+def torch_reference_of(artifact: Artifact, model: str | None = None) -> TorchReference:
+    """The fake-quantized torch model that the artifact was compiled from, rebuilt from its manifest.
+
+    `model` is where the torch model lies now, None for where the compile found it. Raises DiffcError when there is no
+    model, or another one.
+    """
+    manifest = artifact.manifest
+    source = locate(model or manifest["request"]["model"])
+    if dict(source.config) != dict(manifest["model"]["config"]):
+        raise DiffcError(
+            f"{source.path} is another model than the one that {artifact.folder} was compiled from:"
+            " its config.json differs",
+            fix="name the model: --model FOLDER",
+        )
+    backbone = FakeBackbone(source, manifest["dtype"])
+    check_weights(backbone)
+    return TorchReference(source, manifest["dtype"], _checkpoint(artifact, backbone))
+
+
+def _checkpoint(artifact: Artifact, backbone: FakeBackbone) -> Checkpoint | None:
+    """The calibration in the artifact, None for a format without one. Raises DiffcError when the weights differ."""
+    folder = artifact.folder / "checkpoint"
+    if not folder.is_dir():
+        return None
+    checkpoint = Checkpoint.load(folder)
+    source = backbone.source
+    checkpoint.check(backbone.module, source.family.name, source.fingerprint)
+    return checkpoint

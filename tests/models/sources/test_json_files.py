@@ -1,0 +1,29 @@
+"""JSON files of a model folder: read, or one error that names the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diffc.errors import DiffcError
+from diffc.models.sources.json_files import read_json
+
+
+def test_an_object_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": [1, {"b": "\u00e4"}]}', encoding="utf-8")
+    assert read_json(tmp_path / "a.json") == {"a": [1, {"b": "\u00e4"}]}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(b"{", "not valid JSON"), (b"[1]", "no JSON object"), (b"\xff\xfe{", "not valid JSON")]
+)
+def test_corrupt_text(tmp_path: Path, text: bytes, said: str) -> None:
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(DiffcError, match=f"config.json .*{said}"):
+        read_json(tmp_path / "config.json")
+
+
+def test_what_is_not_a_file(tmp_path: Path) -> None:
+    with pytest.raises(DiffcError, match="cannot read"):
+        read_json(tmp_path)

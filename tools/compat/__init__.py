@@ -1,0 +1,1 @@
+"""What compilers and runtimes take, probed by small networks: `python -m tools.compat` writes compat.json."""

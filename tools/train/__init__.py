@@ -1,0 +1,1 @@
+"""Training of the embedded models whose name starts with `digits-`."""
