@@ -270,6 +270,15 @@ def compile_command(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an artifact at -o.", rich_help_panel=_CHECK)
     ] = False,
+    passes: Annotated[
+        str,
+        typer.Option(
+            "--passes",
+            metavar="PASSES",
+            help="More passes, after the canonical ones: 'name{option=value},name'; see `diffc passes`.",
+            rich_help_panel=_CHECK,
+        ),
+    ] = "",
     dump: Annotated[
         Path | None,
         typer.Option(
@@ -314,6 +323,7 @@ def compile_command(
         seed=seed,
         cache_plan=cache_plan,
         cache_layout=cache_layout,
+        passes=passes,
         skip_validation=skip_validation,
         force=force,
         dump=dump,

@@ -15,6 +15,7 @@ from diffc.artifact.folder import Artifact
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions
 from diffc.errors import DiffcError, UsageError
 from diffc.quantize.options import DEFAULT_OPTIONS, QuantOptions
+from passes import Pass, Pipeline
 from passes.weights.journal import code_version
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class CompileRequest:
     `steps`: denoising steps of a calibration prompt. `batch_size`: calibration prompts at a time. `image_size`: pixels
     of the calibration images, None for the model's own. `seed`: of calibration noise and validation inputs.
     `cache_plan`: a preset of `diffc.cache` or a plan file, empty for none; `cache_layout`: one of
-    `diffc.cache.layout.LAYOUTS`. `force`: replace an artifact at `output`. `dump`: a folder for the graph after each
+    `diffc.cache.layout.LAYOUTS`. `passes`: the text of --passes, empty for none; they run after the canonical ones and
+    before those of each target. `force`: replace an artifact at `output`. `dump`: a folder for the graph after each
     pass.
     """
 
@@ -62,10 +64,16 @@ class CompileRequest:
     seed: int = 0
     cache_plan: str = ""
     cache_layout: str = "full+reduced"
+    passes: str = ""
     engine: EngineOptions = DEFAULT_ENGINE
     skip_validation: bool = False
     force: bool = False
     dump: Path | None = None
+
+    @property
+    def own_passes(self) -> tuple[Pass, ...]:
+        """The passes of --passes. Raises PassError that lists the known ones."""
+        return Pipeline.parse(self.passes).passes if self.passes else ()
 
     @property
     def cache_files(self) -> tuple[Path, ...]:

@@ -173,7 +173,7 @@ def rewrite(
     request, batch = plan.request, plan.profile.batch
     inputs = partial(validation_arrays, plan.source, plan.dtype, request.seed, batch)
     numbers = NumericCheck(inputs)
-    result = canonicalize(model, batch, numbers, request.dump, ui)
+    result = canonicalize(model, batch, request.own_passes, numbers, request.dump, ui)
     graphs = legalize(result.model, plan.targets, numbers, request.dump, ui, target_options(plan))
     graphs = replace(graphs, records=[*result.records, *graphs.records])
     if cache is None:

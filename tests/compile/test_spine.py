@@ -71,20 +71,10 @@ PRODUCT = [
 ]
 
 
-@pytest.fixture(scope="module")
-def queued(compiled: Cells, request: pytest.FixtureRequest) -> Cells:
-    """All cells of this file that are asked for, begun."""
-    for item in request.session.items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        if "cell" in params:
-            compiled.start(*params["cell"])
-    return compiled
-
-
 @pytest.fixture(params=PRODUCT, scope="module")
-def cell(request: pytest.FixtureRequest, queued: Cells) -> Cell:
+def cell(request: pytest.FixtureRequest, compiled: Cells) -> Cell:
     """Each cell in turn."""
-    return queued(*request.param)
+    return compiled(*request.param)
 
 
 def quantized_layers(cell: Cell) -> list[str]:
