@@ -83,9 +83,5 @@ def scaled_weight(weight: Recipe, layer: str, checkpoint: Checkpoint) -> Recipe:
 
 
 def _scale(quantizer: TracedQuantizer, amax: npt.NDArray[np.float32]) -> Recipe:
-    """The recipe of amax / bound in the shape of the scale; of many values, kept once and not in the recipe."""
-    array = amax.astype(np.float32).reshape(quantizer.shape or ())
-    if quantizer.kind == "nvfp4":  # as torch divides by a number on CUDA, where ModelOpt's kernel runs
-        return Recipe.of_array(array * np.float32(1 / quantizer.bound))
-    recipe = Recipe.of_array(array) if array.size == 1 else keep(array)
-    return recipe.scale_of_amax(quantizer.bound)
+    """The recipe of amax / bound in the shape of the scale."""
+    return quantizer.kind.scale_recipe(amax.astype(np.float32).reshape(quantizer.shape or ()))

@@ -19,7 +19,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from diffc.frontend.blocks import find_runs, shortened
 from diffc.frontend.copy_blocks import StampError, stamp
 from diffc.frontend.names import name_graph
-from diffc.frontend.quantizer_nodes import TRT
 from diffc.frontend.quantizers import TracedQuantizer, describe, traceable
 from diffc.frontend.recipes import attach_recipes
 from diffc.frontend.translations import translations
@@ -31,6 +30,7 @@ from diffc.models.spec import Config, DimSpec, Shape
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import layer_of, role_of
 from passes.base import collector_paused
+from passes.graph import trt_ops
 
 OPSET = 23
 _ASSERTION = torch.ops.aten._assert_tensor_metadata.default
@@ -51,8 +51,8 @@ def trace(
         program, traced = _export(source, DTYPES[dtype], checkpoint, whole)
         name_graph(program.model, source.family, source.config)
         attach_recipes(program.model, source, traced, checkpoint)
-        if any(quantizer.dynamic for quantizer in traced.values()):
-            program.model.opset_imports[TRT] = 1
+        if any(quantizer.kind.dynamic for quantizer in traced.values()):
+            program.model.opset_imports[trt_ops.DOMAIN] = trt_ops.VERSION
         model: onnx.ModelProto = program.model_proto
     model.ir_version = IR_VERSION
     model.producer_name = "diffc"

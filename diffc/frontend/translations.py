@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffc.frontend.quantizer_nodes import quantizer_translations
+from diffc.frontend.quantizers import quantizer_translations
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -19,13 +19,11 @@ from diffc.quantize.convert import (
     weighted_layers,
 )
 from diffc.quantize.formats import FORMATS, Format
+from diffc.quantize.kinds import Settings, block_size_of, kind_of
 from diffc.quantize.state import (
     SCALING,
     Amax,
     Scaling,
-    Settings,
-    block_size_of,
-    kind_of,
     settings_of,
     usable_amax,
 )
@@ -70,7 +68,7 @@ def read(path: Path, backbone: nn.Module) -> Found:
     amax = {
         name: usable_amax(name, tensors.get(f"{name}._amax"), kind).numpy()
         for name in kept
-        if (kind := kind_of(settings[name])) != "mxfp8"
+        if (kind := kind_of(settings[name])).has_amax
     }
     return Found(format, settings, amax, scaling, str(content["modelopt_state"].get("modelopt_version")))
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from diffc.quantize.kinds import E2M1_MAX, E4M3_MAX
+
 if TYPE_CHECKING:
     import torch
 
-E2M1_MAX = 6.0
-E4M3_MAX = 448.0
 E8M0_BIAS = 127
 SMALLEST_BLOCK_SCALE = 1e-5
 """Below it, ModelOpt's kernel takes 1 for the scale of an NVFP4 block."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffc.errors import DiffcError
+from diffc.quantize.kinds import Kind, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +26,6 @@ Scaling = Mapping[str, npt.NDArray[np.float32]]
 
 SCALING = ("pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b")
 """Of an input: what it is multiplied by, [in]. Of a weight: the low-rank branch, [rank, in] and [out, rank]."""
-
-Settings = Mapping[str, Any]
-"""Attributes of a quantizer as JSON values: num_bits, axis, block_sizes, type, unsigned, narrow_range."""
 
 
 def settings_of(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,44 +78,12 @@ def fake_mode_of(tensor: torch.Tensor) -> Any | None:
     return tensor.fake_mode if isinstance(tensor, FakeTensor) else None
 
 
-def kind_of(settings: Settings) -> str:
-    """What a quantizer does, from `settings_of`: int8, int4 (blocks), fp8, nvfp4 or mxfp8.
-
-    Raises DiffcError for any other.
-    """
-    bits, blocks = settings["num_bits"], settings["block_sizes"]
-    key = bits if isinstance(bits, int) else tuple(bits)
-    kind = {8: "int8", 4: "int4", (4, 3): "mxfp8" if blocks else "fp8", (2, 1): "nvfp4"}.get(key)
-    wanted = {"int4": "static", "mxfp8": "dynamic", "nvfp4": "dynamic"}.get(kind or "")
-    if kind is None or (blocks or {}).get("type", "static" if blocks else None) != wanted:
-        raise DiffcError(
-            f"a quantizer of {bits} bits with blocks {blocks} is of no kind that diffc compiles",
-            fix="quantize with one of the formats of `diffc formats`",
-        )
-    return kind
-
-
-BOUNDS = {"int8": 127.0, "int4": 7.0, "fp8": 448.0, "nvfp4": 6.0 * 448.0}
-"""kind -> what amax is divided by for the scale: the type's largest magnitude (ModelOpt's `maxbound`).
-
-NVFP4 has two: an E2M1 value is at most 6, the E4M3 scale of its block at most 448.
-"""
-
-
-def block_size_of(settings: Settings) -> int | None:
-    """Elements that share a scale, along the last axis; None for per-tensor and per-channel quantizers."""
-    blocks = settings["block_sizes"]
-    if not blocks:
-        return None
-    return int(blocks["-1"] if "-1" in blocks else blocks[-1])
-
-
-def usable_amax(name: str, amax: torch.Tensor | None, kind: str) -> torch.Tensor:
+def usable_amax(name: str, amax: torch.Tensor | None, kind: Kind) -> torch.Tensor:
     """`amax` of the quantizer `name` in float32, every element finite and above zero, with a portable scale.
 
     A channel or block of zeros gets amax 1: it quantizes to zeros with any scale, and a scale of 0 would make
-    NaN. See `portable` for what the scale becomes; that of NVFP4 stays as it is, since graphs hold it in
-    float32. Raises DiffcError when there is no amax, when one is not finite, and when all are zero.
+    NaN. See `portable` for what the scale becomes; that of NVFP4 stays as it is, since graphs hold it in float32.
+    Raises DiffcError when there is no amax, when one is not finite, and when all are zero.
     """
     import torch
 
@@ -128,7 +94,7 @@ def usable_amax(name: str, amax: torch.Tensor | None, kind: str) -> torch.Tensor
     if not amax.any():
         raise _uncalibrated(name, "saw nothing but zeros")
     positive = torch.where(amax > 0, amax.float(), 1.0)
-    return positive if kind == "nvfp4" else portable(positive, BOUNDS[kind])
+    return portable(positive, kind.bound) if kind.portable else positive
 
 
 def portable_values(tensor: torch.Tensor) -> torch.Tensor:

@@ -23,10 +23,11 @@ from diffc.quantize.convert import (
     insert_quantizers,
 )
 from diffc.quantize.formats import Format
+from diffc.quantize.kinds import Settings, kind_of
 from diffc.quantize.options import QuantOptions
 from diffc.quantize.scaling import portable_scaling
 from diffc.quantize.simulate import cpu_block_quant
-from diffc.quantize.state import SCALING, Amax, Settings, kind_of, settings_of, usable_amax
+from diffc.quantize.state import SCALING, Amax, settings_of, usable_amax
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +92,7 @@ class _Found:
         """Take over the state of one quantizer under its path in the whole model."""
         self.settings[name] = settings_of(quantizer.get_modelopt_state())
         kind = kind_of(self.settings[name])
-        if kind != "mxfp8":
+        if kind.has_amax:
             self.amax[name] = usable_amax(name, getattr(quantizer, "_amax", None), kind).numpy()
         for item in SCALING:
             value = getattr(quantizer, f"_{item}", None)
