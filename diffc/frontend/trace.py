@@ -17,7 +17,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.frontend.blocks import find_runs, shortened
-from diffc.frontend.copy_blocks import StampError, stamp
+from diffc.frontend.copy_blocks import copy_blocks
+from diffc.frontend.equal_blocks import BlocksDiffer
 from diffc.frontend.names import name_graph
 from diffc.frontend.quantizers import TracedQuantizer, describe, traceable
 from diffc.frontend.recipes import attach_recipes
@@ -45,7 +46,7 @@ def trace(
 
     `dtype` is the compute type ("float32", "float16", "bfloat16"). Batch, image size and text length are dynamic.
     Inputs, outputs and dimensions carry the family's names; nodes those of their modules. Of many equal blocks in a row
-    a few are traced and the others stamped, with the same result as a `whole` trace (`diffc.frontend.copy_blocks`).
+    a few are traced and the others copied, with the same result as a `whole` trace (`diffc.frontend.copy_blocks`).
     """
     with quiet_exporter(), collector_paused():
         program, traced = _export(source, DTYPES[dtype], checkpoint, whole)
@@ -74,18 +75,18 @@ def _export(
         kwargs = forward_kwargs(family, config, values) | {"return_dict": False}
         with traceable(quantizers, traced), torch.no_grad():
             dynamic = _dynamic(family, config)
-            program = None if whole else _stamped(backbone, kwargs, dynamic)
+            program = None if whole else _with_copied_blocks(backbone, kwargs, dynamic)
             return program or _to_onnx(backbone, kwargs, dynamic), traced
 
 
-def _stamped(backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any]) -> Any:
-    """The ONNX program of which few of many equal blocks were traced; None where that is not possible."""
+def _with_copied_blocks(backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any]) -> Any:
+    """The ONNX program, traced with few of many equal blocks; None where the others cannot be copied from them."""
     runs = find_runs(backbone)
     with shortened(backbone, runs):
         program = _to_onnx(backbone, kwargs, dynamic)
     try:
-        stamp(program.model, runs)
-    except StampError as error:
+        copy_blocks(program.model, runs)
+    except BlocksDiffer as error:
         _LOG.info("tracing every block: %s", error)
         return None
     return program
