@@ -36,7 +36,7 @@ from passes.graph import trt_ops
 OPSET = 23
 _ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 _LOG = logging.getLogger(__name__)
-IR_VERSION = 11  # what opset 23 came with; ONNX Runtime 1.31 refuses newer ones
+IR_VERSION = 11  # that of opset 23; ONNX Runtime 1.31 refuses newer ones
 
 
 def trace(
@@ -93,22 +93,22 @@ def _with_copied_blocks(backbone: torch.nn.Module, kwargs: dict[str, Any], dynam
 
 
 def _to_onnx(backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any]) -> Any:
-    """torch's ONNX program of a backbone as it is."""
+    """The ONNX program that torch makes of a backbone."""
     program = torch.export.export(backbone, (), kwargs=kwargs, dynamic_shapes=dynamic, strict=False)
     for node in program.graph.find_nodes(op="call_function", target=_ASSERTION):
-        program.graph.erase_node(node)  # as the exporter does in the end, when each has been traced twice
+        program.graph.erase_node(node)  # the exporter drops them as well, after it has traced each twice
     return torch.onnx.export(
         program,
         dynamo=True,
         opset_version=OPSET,
-        optimize=False,  # its constant folder wants values; passes.fold-constants does this work
+        optimize=False,  # its constant folder needs values; the pass fold-constants does this work
         verbose=False,
         custom_translation_table=translations(),
     )
 
 
 def traced_quantizers(backbone: torch.nn.Module, checkpoint: Checkpoint | None) -> dict[str, TracedQuantizer]:
-    """What a trace keeps of every quantizer of `checkpoint`, by module path."""
+    """Every quantizer of `checkpoint` as it is traced, by module path."""
     if checkpoint is None:
         return {}
     found = {}
@@ -121,7 +121,7 @@ def traced_quantizers(backbone: torch.nn.Module, checkpoint: Checkpoint | None) 
 
 
 def trace_shape(family: Family, config: Config) -> Shape:
-    """A small shape to trace at: every size distinct and above one, so that nothing is taken for a constant."""
+    """A small shape to trace at. Every size is distinct and above one, so that none is taken for a constant."""
     multiple = family.pixel_multiple(config)
     return Shape(batch=2, height=4 * multiple, width=6 * multiple, text=20)
 
@@ -146,7 +146,7 @@ def _symbol(dim: DimSpec) -> Any:
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Hold back warnings of the exporter that a user cannot act on (missing torchvision, deprecations)."""
+    """Silence warnings of the exporter that a user cannot act on (missing torchvision, deprecations)."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -42,7 +42,7 @@ class Kind:
     `round_trip` is the arithmetic in torch: (x, scale) -> what remains of x, in the type of x. A scale of blocks that
     are not dynamic has been spread to the shape of x. `onnx_nodes` gives the same as ONNX nodes, for x and scale as
     values of onnxscript, the axis of a scale per channel (or None), and the block size (0 without blocks).
-    `portable`: the scale is stored in the compute type, so amax must be one of which it is exact in all of them.
+    `portable`: the scale is stored in the compute type, so amax is rounded such that all compute types hold it exactly.
     """
 
     name: str

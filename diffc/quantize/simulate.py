@@ -27,8 +27,8 @@ _PIECE = 1 << 20
 def nvfp4_fake_quant(x: torch.Tensor, amax: torch.Tensor, block_size: int = 16) -> torch.Tensor:
     """`x` [..., K] in float32, float16 or bfloat16 -> what remains of it in NVFP4, of the same shape and type.
 
-    `nvfp4_round_trip` with s2 = amax / (6 * 448); `amax` is that of the tensor, and of several the largest
-    counts. The division is what torch makes of one by a number on CUDA: amax * float32(1 / 2688).
+    `nvfp4_round_trip` with s2 = amax / (6 * 448), where `amax` is that of the tensor, or several of which the largest
+    counts. The division is computed as torch divides by a number on CUDA: amax * float32(1 / 2688).
     """
     import torch
 
@@ -105,7 +105,7 @@ def _piece_by_piece(function: Callable[[torch.Tensor], torch.Tensor], x: torch.T
 
 
 def _blocks(x: torch.Tensor, block_size: int) -> torch.Tensor:
-    """[..., K] -> float32 [rows, blocks, block_size], zeros behind the last element of a row."""
+    """[..., K] -> float32 [rows, blocks, block_size], padded with zeros at the end of a row."""
     from torch.nn.functional import pad
 
     rows = x.detach().reshape(-1, x.shape[-1]).float()

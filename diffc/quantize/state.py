@@ -1,4 +1,4 @@
-"""One quantizer's state as plain values: what ModelOpt holds, what a checkpoint keeps, and the way back."""
+"""The state of one quantizer as plain values: from ModelOpt to a checkpoint, and back."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ SMALLEST_SCALE = 2.0**-17
 """See `portable`."""
 
 Scaling = Mapping[str, npt.NDArray[np.float32]]
-"""What a quantizer holds beside amax, by its path and one of `SCALING`."""
+"""The arrays of quantizers beside amax, by the quantizer's path and one of `SCALING`."""
 
 SCALING = ("pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b")
-"""Of an input: what it is multiplied by, [in]. Of a weight: the low-rank branch, [rank, in] and [out, rank]."""
+"""pre_quant_scale is the factor of each input channel, [in]. The others are a weight's low-rank branch, [rank, in] and
+[out, rank]."""
 
 
 def settings_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the arithmetic of a quantizer, from its ModelOpt state, as plain JSON values."""
+    """The attributes that decide the arithmetic of a quantizer, from its ModelOpt state, as plain JSON values."""
     chosen = {
         "num_bits": state["_num_bits"],
-        # ModelOpt notes here how it reshaped the first input, once a quantizer of blocks has run.
+        # After a quantizer of blocks has run, ModelOpt notes here how it reshaped the first input.
         "axis": None if state["_block_sizes"] else state["_axis"],
         "block_sizes": state["_block_sizes"],
         "type": "dynamic" if state["_dynamic"] else "static",
@@ -106,7 +107,7 @@ def portable_values(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def portable(amax: torch.Tensor, bound: float) -> torch.Tensor:
-    """The nearest amax not below, of which amax / bound is exact in float32, float16 and bfloat16 alike.
+    """The nearest amax, not below `amax`, for which amax / bound is exact in float32, float16 and bfloat16 alike.
 
     Graphs hold scales in the compute type. A rounded scale would move the quantization grid against the one
     that ModelOpt simulates with; an exact one makes both the same, for at most 1/128 of range. The scale gets
@@ -117,7 +118,7 @@ def portable(amax: torch.Tensor, bound: float) -> torch.Tensor:
     scale = (amax / bound).clamp(min=SMALLEST_SCALE)
     exact = (scale.view(torch.int32) & ~0xFFFF).view(torch.float32)
     above = ((scale.view(torch.int32) & ~0xFFFF) + 0x10000).view(torch.float32)
-    # amax of a portable scale may come back a rounding above it; that much is no reason to go a step up.
+    # The amax of a portable scale may come back one rounding above it: that must not move it to the next step.
     return torch.where(scale <= exact * (1 + 1e-6), exact, above) * bound
 
 

@@ -175,14 +175,14 @@ def trace(name: str, dtype: torch.dtype) -> Made:
             verbose=False,
             custom_translation_table=translations(),
         )
-    if any(q.dynamic for q in traced.values()):
+    if any(q.kind.dynamic for q in traced.values()):
         program.model.opset_imports[TRT] = 1
     model = program.model_proto
     model.ir_version = 11
     for tensor in model.graph.initializer:
         path, _, leaf = tensor.name.rpartition(".")
         if leaf == "scale" and amax.get(path) is not None:
-            scale = (amax[path].float() / traced[path].bound).reshape(traced[path].shape or ()).numpy()
+            scale = (amax[path].float() / traced[path].kind.bound).reshape(traced[path].shape or ()).numpy()
             kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             tensor.CopyFrom(numpy_helper.from_array(np.asarray(scale).astype(kind), tensor.name))
     return Made(layer, traced, model)
