@@ -164,18 +164,22 @@ def _modules() -> dict[str, str]:
     }
 
 
-def walk(graph: gs.Graph) -> Iterator[gs.Graph]:
-    """The graph and every subgraph (bodies of If, Loop, Scan) below it, outermost first."""
-    yield graph
+def bodies_of(graph: gs.Graph) -> list[gs.Graph]:
+    """The bodies of the graph's own nodes (If, Loop, Scan)."""
     body_of = gs.Graph
-    bodies = [
+    return [
         value
         for node in graph.nodes
         if node.attrs
         for value in node.attrs.values()
         if isinstance(value, body_of)
     ]
-    for body in bodies:
+
+
+def walk(graph: gs.Graph) -> Iterator[gs.Graph]:
+    """The graph and every body (of If, Loop, Scan) below it, outermost first."""
+    yield graph
+    for body in bodies_of(graph):
         yield from walk(body)
 
 

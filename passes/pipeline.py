@@ -9,14 +9,15 @@ from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from passes.base import Pass, PassError, Refusal, collector_paused, find_pass, walk
-from passes.graph.check import Check, check_structure, infer_types
-from passes.graph.convert import export_graph, import_graph
-from passes.graph.edit import fill_types
+from passes.files.atomic import write_bytes
+from passes.graph.check import Check, check_structure
+from passes.graph.from_onnx import import_graph
+from passes.graph.inference import fill_types, infer_types
+from passes.graph.to_onnx import export_graph
 
 _STEP = re.compile(r"\s*([A-Za-z0-9_-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 _RESERVED = set("{},;=")
@@ -169,7 +170,7 @@ def _import(model: ModelProto) -> gs.Graph:
 
 def _dump(folder: Path, name: str, model: ModelProto) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, folder / name)
+    write_bytes(folder / name, model.SerializeToString())
 
 
 def _options(cls: type[Pass]) -> Iterator[tuple[Field[Any], Any]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import onnx
 from onnx import TensorProto
 
 from passes.base import PassError
+from passes.graph.onnx_reader import all_tensors, external_file, read_proto
 from passes.weights.initializers import INLINE_BYTES, initializers, inline
 from passes.weights.recipe import Recipe, Source
 from passes.weights.sources import keep
@@ -17,10 +18,12 @@ __all__ = [
     "INLINE_BYTES",
     "Progress",
     "SavedFile",
+    "bind_weights",
     "initializers",
     "load",
     "make_recipe",
     "materialize",
+    "read_graph",
     "save",
     "save_all",
     "stored_bytes",
@@ -31,39 +34,50 @@ __all__ = [
 def load(path: Path) -> onnx.ModelProto:
     """Read an .onnx file; weights beside it or large ones inside it become recipes.
 
-    Raises PassError for a missing or corrupt file, and for external data outside the model's folder.
+    Raises PassError for a missing or corrupt file, for one that holds recipes, and for external data outside the
+    model's folder.
     """
-    if not path.is_file():
-        raise PassError(f"no such file: {path}")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:
-        raise PassError(f"{path} is not an ONNX model, or is cut off ({type(error).__name__})") from error
-    if not model.graph.node and not model.graph.output:
-        raise PassError(f"{path} holds no graph: not an ONNX model")
-    for tensor in initializers(model):
-        make_recipe(tensor, path.resolve().parent)
+    model = read_graph(path)
+    bind_weights(model, path)
     return model
 
 
-def make_recipe(tensor: TensorProto, folder: Path) -> None:
-    """Turn a tensor with external data in `folder`, or a large one, into a recipe; small ones stay."""
+def read_graph(path: Path) -> onnx.ModelProto:
+    """The model in `path` as `graph/onnx_reader.py` reads it, no weight looked at. Raises PassError without a graph."""
+    model = read_proto(path)
+    if not model.graph.node and not model.graph.output:
+        raise PassError(f"{path} holds no graph: not an ONNX model")
+    return model
+
+
+def bind_weights(model: onnx.ModelProto, path: Path) -> None:
+    """Weights of the model that was read from `path` become recipes; other external data comes into the graph.
+
+    What is a recipe already stays. Raises PassError for external data that is missing, cut off or outside the folder.
+    """
+    for tensor in initializers(model):
+        make_recipe(tensor, path)
+    for tensor in all_tensors(model):  # in attributes, functions, sparse tensors, where nothing reads recipes
+        if tensor.data_location == TensorProto.EXTERNAL and Recipe.of_tensor(tensor) is None:
+            tensor.CopyFrom(inline(tensor.name, _external_recipe(tensor, path)))
+
+
+def make_recipe(tensor: TensorProto, path: Path) -> None:
+    """Turn a tensor of the model in `path` with external data, or a large one, into a recipe; others stay.
+
+    Raises PassError as `bind_weights` does.
+    """
+    if Recipe.of_tensor(tensor) is not None:  # made here: `read_proto` lets none in
+        return
     if tensor.data_location == TensorProto.EXTERNAL:
-        tensor.CopyFrom(_external_recipe(tensor, folder).to_tensor(tensor.name))
+        tensor.CopyFrom(_external_recipe(tensor, path).to_tensor(tensor.name))
     elif tensor.ByteSize() > INLINE_BYTES * 4:
         tensor.CopyFrom(keep(onnx.numpy_helper.to_array(tensor)).to_tensor(tensor.name))
 
 
-def _external_recipe(tensor: TensorProto, folder: Path) -> Recipe:
-    recipe = Recipe.of_tensor(tensor)
-    if recipe is not None:
-        return recipe
+def _external_recipe(tensor: TensorProto, path: Path) -> Recipe:
     entries = {e.key: e.value for e in tensor.external_data}
-    location = entries.get("location", "")
-    rooted = PurePosixPath(location).is_absolute() or PureWindowsPath(location).drive
-    file = (folder / location).resolve()
-    if not location or rooted or not file.is_relative_to(folder):
-        raise PassError(f"tensor {tensor.name!r} points outside the model's folder: {location!r}")
+    file = external_file(path, tensor).resolve()
     shape = tuple(tensor.dims)
     plain = Recipe.of_source(Source("raw", str(file), tensor.data_type, shape, tensor.name))
     offset, length = int(entries.get("offset", 0)), int(entries.get("length", plain.nbytes))

@@ -19,8 +19,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from diffc.artifact.files import check_files
 from diffc.artifact.resume import RESUME, take_up
 from diffc.errors import DiffcError
+from diffc.output_files import check_output_file
+from passes.files.atomic import check_own_folder
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -41,7 +44,7 @@ class Artifact:
 
     @classmethod
     def load(cls, folder: Path) -> Artifact:
-        """Open an artifact. Raises DiffcError when it is none, is of another schema, or lacks files."""
+        """Open an artifact. Raises DiffcError when it is none, is of another schema, lacks files or names others'."""
         path = folder / MANIFEST
         if not path.is_file():
             raise DiffcError(
@@ -54,6 +57,7 @@ class Artifact:
             raise DiffcError(f"{path} is corrupt ({error})", fix="compile again") from error
         if schema != SCHEMA:
             raise DiffcError(f"{path} has schema {schema}, this diffc reads {SCHEMA}", fix="compile again")
+        check_files(folder, manifest)
         for name, entry in files.items():
             file = folder / name
             if not file.is_file() or file.stat().st_size != entry["bytes"]:
@@ -86,6 +90,7 @@ def staging(output: Path, *, force: bool, key: str = "") -> Iterator[Path]:
     """
     check_output(output, force=force)
     partial = output.with_name(f".{output.name}.partial")
+    check_own_folder(partial)
     lock = FileLock(output.with_name(f".{output.name}.lock"))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +131,20 @@ def check_output(output: Path, *, force: bool) -> None:
         raise DiffcError(f"{output} exists and is no diffc artifact", fix="choose another -o, or remove it")
     if not force:
         raise DiffcError(f"{output} exists", fix="give --force to replace it, or choose another -o")
+
+
+def check_model_output(output: Path, *, model: Path, force: bool) -> None:
+    """Raise DiffcError when the .onnx file `output`, made of the file `model`, may not be written.
+
+    It may not when it or its weights exist (unless `force`), when it is `model` itself, and without its folder.
+    """
+    taken = [path for path in (output, output.with_name(output.name + "_data")) if path.exists()]
+    if taken and (not force or output.resolve() == model.resolve()):
+        raise DiffcError(f"{taken[0]} exists", fix="choose another -o, or give --force")
+    for path in (output, output.with_name(output.name + "_data")):
+        check_output_file(path)
+    if not output.parent.is_dir():
+        raise DiffcError(f"no such folder: {output.parent}", fix="make it, or choose another -o")
 
 
 def _swap(partial: Path, output: Path) -> None:

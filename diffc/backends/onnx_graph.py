@@ -11,7 +11,8 @@ from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo
 
 from diffc.errors import DiffcError
-from passes.storage import initializers
+from passes.base import PassError
+from passes.graph.onnx_reader import all_tensors, external_file, read_proto
 
 # Operators of TensorRT that hide their element type: ONNX sees them as untyped.
 _TYPED_OPS = {
@@ -35,23 +36,20 @@ class GraphInput:
 
 def read(path: Path) -> onnx.ModelProto:
     """The model without its weights. Raises DiffcError when it or its external data is missing or cut off."""
-    if not path.is_file():
-        raise DiffcError(f"no such file: {path}")
     try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:
-        raise DiffcError(f"{path} is not an ONNX model, or is cut off ({type(error).__name__})") from error
+        model = read_proto(path)
+    except PassError as error:
+        raise DiffcError(str(error)) from error
     if not model.graph.output:
         raise DiffcError(f"{path} holds no graph with outputs: not an ONNX model")
-    for tensor in initializers(model):
+    for tensor in all_tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
-            _check_external(tensor, path.parent)
+            _check_external(tensor, path)
     return model
 
 
-def _check_external(tensor: TensorProto, folder: Path) -> None:
-    info = ExternalDataInfo(tensor)
-    file = folder / info.location
+def _check_external(tensor: TensorProto, path: Path) -> None:
+    info, file = ExternalDataInfo(tensor), external_file(path, tensor)
     size = file.stat().st_size if file.is_file() else None
     end = (info.offset or 0) + (info.length or 0)
     if size is None or size < end:

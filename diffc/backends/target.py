@@ -6,11 +6,10 @@ Nothing heavy is imported here: the command line reads these tables before any w
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from diffc.errors import DiffcError, UnsupportedError, unknown
+from diffc.errors import DiffcError, UnsupportedError, unknown_value
 from diffc.quantize.formats import FORMATS
 
 KNOWN_SMS = (75, 80, 86, 89, 120, 121)
@@ -95,14 +94,6 @@ TARGETS: Mapping[str, Target] = {
 }
 
 
-class ShapeRange(NamedTuple):
-    """The smallest, the most usual and the largest shape of one input."""
-
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
-
-
 @dataclass(frozen=True)
 class EngineOptions:
     """How the builder of TensorRT and TensorRT-RTX works; the defaults are its own.
@@ -121,32 +112,10 @@ class EngineOptions:
 DEFAULT_ENGINE = EngineOptions()
 
 
-@dataclass(frozen=True)
-class Profile:
-    """A range of shapes, per input name, that an engine is built for."""
-
-    inputs: Mapping[str, ShapeRange]
-
-    @classmethod
-    def of(
-        cls,
-        minimum: Mapping[str, Sequence[int]],
-        optimum: Mapping[str, Sequence[int]],
-        maximum: Mapping[str, Sequence[int]],
-    ) -> Profile:
-        """The profile between three sets of shapes, as `Family.input_shapes` gives them.
-
-        Raises DiffcError when they do not name the same inputs.
-        """
-        if not minimum.keys() == optimum.keys() == maximum.keys():
-            raise DiffcError("minimum, optimum and maximum of a profile do not name the same inputs")
-        return cls({n: ShapeRange(tuple(minimum[n]), tuple(optimum[n]), tuple(maximum[n])) for n in minimum})
-
-
 def find_target(name: str) -> Target:
     """The target of that name. Raises DiffcError that lists the known ones."""
     if name not in TARGETS:
-        raise unknown("target", name, TARGETS)
+        raise unknown_value("target", name, TARGETS)
     return TARGETS[name]
 
 
@@ -154,7 +123,7 @@ def parse_sm(text: str) -> int:
     """A compute capability from "89", "sm89" or "8.9". Raises DiffcError that lists the known ones."""
     digits = text.strip().lower().removeprefix("sm").removeprefix("_").replace(".", "")
     if not digits.isascii() or not digits.isdigit() or int(digits) not in KNOWN_SMS:
-        raise unknown("compute capability", text, [str(sm) for sm in KNOWN_SMS])
+        raise unknown_value("compute capability", text, [str(sm) for sm in KNOWN_SMS])
     return int(digits)
 
 

@@ -18,7 +18,7 @@ from diffc.models.family import Family
 from diffc.models.registry import FAMILIES
 from diffc.models.spec import InputSpec
 from passes.graph.trt_ops import DOMAIN, TRT_OPS
-from passes.storage import load, make_recipe
+from passes.storage import bind_weights, make_recipe, read_graph
 from passes.weights.recipe import default_opset
 
 STANDARD = ("", "ai.onnx")
@@ -42,8 +42,9 @@ def read_model(path: Path) -> Imported:
     Raises PassError for files that are missing, corrupt or cut off, and DiffcError for operators that neither ONNX
     nor TensorRT's quantization has.
     """
-    model = load(path)
+    model = read_graph(path)
     notes = [f"{count} Constant nodes are weights" for count in [_hoist_constants(model, path)] if count]
+    bind_weights(model, path)
     fix_domains(model)
     check_operators(model, path)
     _raise_ir_version(model)
@@ -64,7 +65,7 @@ def _hoist_constants(model: ModelProto, path: Path) -> int:
             if node.op_type != "Constant" or value is None:
                 kept.append(node)
                 continue
-            make_recipe(value, path.resolve().parent)
+            make_recipe(value, path)
             if value.data_location != TensorProto.EXTERNAL:
                 kept.append(node)
                 continue

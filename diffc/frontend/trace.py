@@ -7,6 +7,7 @@ Its initializers are replaced by recipes over the files that hold the weights (`
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from typing import Any
 
 import onnx
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.frontend.blocks import find_runs, shortened
 from diffc.frontend.copy_blocks import copy_blocks
@@ -25,7 +25,7 @@ from diffc.frontend.recipes import attach_recipes
 from diffc.frontend.translations import translations
 from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.sources.backbone import DTYPES, build_backbone
+from diffc.models.sources.backbone import FakeBackbone
 from diffc.models.sources.source import ModelSource
 from diffc.models.spec import Config, DimSpec, Shape
 from diffc.quantize.checkpoint import Checkpoint
@@ -40,16 +40,22 @@ IR_VERSION = 11  # that of opset 23; ONNX Runtime 1.31 refuses newer ones
 
 
 def trace(
-    source: ModelSource, *, dtype: str, checkpoint: Checkpoint | None, whole: bool = False
+    source: ModelSource,
+    *,
+    dtype: str,
+    checkpoint: Checkpoint | None,
+    whole: bool = False,
+    backbone: FakeBackbone | None = None,
 ) -> onnx.ModelProto:
     """The backbone as an opset-23 model whose weights are recipes over `source` and `checkpoint`.
 
-    `dtype` is the compute type ("float32", "float16", "bfloat16"). Batch, image size and text length are dynamic.
-    Inputs, outputs and dimensions carry the family's names; nodes those of their modules. Of many equal blocks in a row
-    a few are traced and the others copied, with the same result as a `whole` trace (`diffc.frontend.copy_blocks`).
+    `dtype` is the compute type ("float32", "float16", "bfloat16"). `backbone` is `source` on fake tensors in this type;
+    None makes one. Batch, image size and text length are dynamic. Inputs, outputs and dimensions carry the family's
+    names; nodes those of their modules. Of many equal blocks in a row a few are traced and the others copied, with the
+    same result as a `whole` trace (`diffc.frontend.copy_blocks`).
     """
     with quiet_exporter(), collector_paused():
-        program, traced = _export(source, DTYPES[dtype], checkpoint, whole)
+        program, traced = _export(backbone or FakeBackbone(source, dtype), checkpoint, whole)
         name_graph(program.model, source.family, source.config)
         attach_recipes(program.model, source, traced, checkpoint)
         if any(quantizer.kind.dynamic for quantizer in traced.values()):
@@ -60,18 +66,27 @@ def trace(
     return model
 
 
+def trace_seconds(source: ModelSource) -> float:
+    """About how long a trace takes: the import of the exporter, and what it takes for each kind of weight.
+
+    Equal blocks are traced a few times, however many there are: their weights differ in numbers alone.
+    """
+    kinds = {re.sub(r"\d+", "", name) for name in source.weights}
+    return 6.0 + 0.15 * len(kinds)
+
+
 def _export(
-    source: ModelSource, dtype: torch.dtype, checkpoint: Checkpoint | None, whole: bool
+    lent: FakeBackbone, checkpoint: Checkpoint | None, whole: bool
 ) -> tuple[Any, dict[str, TracedQuantizer]]:
-    family, config = source.family, source.config
+    family, config = lent.source.family, lent.source.config
     shape = trace_shape(family, config)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        backbone = build_backbone(family, config, dtype)
+    backbone = lent.copy()
+    with lent.mode:
         if checkpoint is not None:
             checkpoint.apply(backbone, family.name)
         traced = traced_quantizers(backbone, checkpoint)
         quantizers = {path: backbone.get_submodule(path) for path in traced}
-        values = random_inputs(family, config, shape, dtype=dtype, seed=0)
+        values = random_inputs(family, config, shape, dtype=lent.dtype, seed=0)
         kwargs = forward_kwargs(family, config, values) | {"return_dict": False}
         with traceable(quantizers, traced), torch.no_grad():
             dynamic = _dynamic(family, config)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from diffc.errors import DiffcError
+from diffc.errors import UsageError
 from diffc.models.family import Family
 from diffc.models.spec import VAE_SCALE, Shape
 
@@ -46,7 +46,7 @@ def default_profile(family: Family, config: Mapping[str, Any]) -> ShapeProfile:
 def parse_profile(text: str, family: Family, config: Mapping[str, Any]) -> ShapeProfile:
     """The default profile with the axes of `text` replaced: `axis=size` or `axis=min:opt:max`, comma separated.
 
-    Axes are batch, height, width (pixels) and text (tokens). Raises DiffcError for anything else, for sizes out
+    Axes are batch, height, width (pixels) and text (tokens). Raises UsageError for anything else, for sizes out
     of order, and for shapes that the model cannot run.
     """
     profile = default_profile(family, config)
@@ -65,13 +65,13 @@ def parse_profile(text: str, family: Family, config: Mapping[str, Any]) -> Shape
 def parse_sizes(text: str, known: Sequence[str]) -> dict[str, tuple[int, int, int]]:
     """Minimum, optimum and maximum by axis, from `axis=size` or `axis=min:opt:max`, comma separated.
 
-    Raises DiffcError for an axis that is not `known`, and for sizes out of order.
+    Raises UsageError for an axis that is not `known`, and for sizes out of order.
     """
     sizes = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         axis, _, value = part.partition("=")
         if axis not in known:
-            raise DiffcError(f"profile {part!r}: unknown axis {axis!r}. Known: {', '.join(known) or 'none'}")
+            raise UsageError(f"profile {part!r}: unknown axis {axis!r}. Known: {', '.join(known) or 'none'}")
         sizes[axis] = _sizes(part, value)
     return sizes
 
@@ -85,7 +85,7 @@ def _sizes(part: str, value: str) -> tuple[int, int, int]:
         sizes *= 3
     if len(sizes) != 3 or sizes != sorted(sizes):
         axis = part.partition("=")[0]
-        raise DiffcError(
+        raise UsageError(
             f"profile {part!r}: {value!r} is not a size, nor three in ascending order",
             fix=f"write {axis}=SIZE or {axis}=MIN:OPT:MAX",
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from diffc.errors import DiffcError
+from diffc.output_files import check_output_file
+from passes.files.atomic import written
 
 _GAP, _LINE, _FONT, _CELL = 12, 18, 14, 192  # pixels; small images are enlarged to _CELL
 
@@ -71,13 +71,8 @@ def save_png(image: Image.Image, path: Path) -> None:
     """Write a PNG; the file appears under its name when it is whole. Raises DiffcError where it cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(suffix=".png", prefix=f".{path.stem}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                image.save(file, format="PNG")
-            Path(partial).chmod(0o644)
-            Path(partial).replace(path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
+        check_output_file(path)
+        with written(path) as file:
+            image.save(file, format="PNG")
     except OSError as error:
         raise DiffcError(f"cannot write {path}: {error.strerror}", fix="choose another -o") from error

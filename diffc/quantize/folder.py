@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from diffc.errors import DiffcError
 from diffc.quantize.state import Amax
+from passes.files.contained import why_outside
 
 SCHEMA = 1
 RECORD, TENSORS = "checkpoint.json", "quantizers.safetensors"
@@ -82,6 +83,9 @@ def read(directory: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], dict[
             f"no checkpoint at {directory}: expected a folder with {RECORD} and {TENSORS}",
             fix="give the folder that a calibration wrote",
         )
+    for name in (RECORD, TENSORS):
+        if reason := why_outside(directory, name):
+            raise damaged(directory, f"{name} lies outside: {reason}")
     content = _read_record(directory)
     try:
         record = {name: content[name] for name in names}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffc import plugins
-from diffc.errors import unknown
+from diffc.errors import unknown_value
 from diffc.quantize.kinds import KINDS, block_size_of, kind_of
 
 Quantizer = Mapping[str, Any]
@@ -185,5 +185,5 @@ def find_format(name: str) -> Format:
     """The format of that name, with "-" for "_" if you like. Raises DiffcError that lists the known ones."""
     found = FORMATS.get(name.replace("-", "_"))
     if found is None:
-        raise unknown("format", name, FORMATS, fix="choose one of these with --format")
+        raise unknown_value("format", name, FORMATS, fix="choose one of these with --format")
     return found

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from diffc.errors import DiffcError, unknown
+from diffc.errors import DiffcError, unknown_value
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class PercentileCalibrator:
     def __post_init__(self) -> None:
         """Refuse what no step or no method fits. Raises DiffcError."""
         if self.method not in METHODS:
-            raise unknown("collect method", self.method, METHODS)
+            raise unknown_value("collect method", self.method, METHODS)
         if not 0 < self.percentile <= 1:
             raise DiffcError(
                 f"percentile is {self.percentile}, expected a share of steps: above 0, at most 1"

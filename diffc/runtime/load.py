@@ -6,23 +6,25 @@ import hashlib
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from uuid import uuid4
 
 import torch
 
 from diffc.artifact.folder import Artifact
 from diffc.backends.onnxruntime import run as ort
 from diffc.backends.onnxruntime.recorded import RecordedOrt
+from diffc.backends.profile import Profile
 from diffc.backends.session import Session
 from diffc.backends.signature import TORCH_TYPES, Signature
-from diffc.backends.target import Profile
 from diffc.backends.tensorrt import run as engine
-from diffc.errors import DiffcError, unknown
-from diffc.models.family import Family
+from diffc.errors import DiffcError, unknown_value
 from diffc.models.registry import find_family
-from diffc.models.spec import Shape
+from diffc.runtime.cached import open_cached
 from diffc.runtime.module import CompiledBackbone
+from diffc.runtime.profile import profile_of
+from passes.files.atomic import open_new
+from passes.files.contained import why_outside
 
 # What runs an artifact, fastest first -> the target of the compile whose graph or engine it takes.
 _TAKES: Mapping[str, str] = {
@@ -60,7 +62,6 @@ def load(
     back.
     """
     found = Artifact.load(Path(artifact).expanduser().absolute())
-    _check_paths(found)
     if verify:
         found.verify()
     model = found.manifest["model"]
@@ -71,12 +72,11 @@ def load(
         )
     spec = find_family(model["family"])
     chosen, where = resolve(found, target, device)
-    profiles = (_profile(found, spec),) if chosen in (*_ENGINES, *_PREFIX) else ()
-    signature = Signature.of(found.manifest, spec.dims(model["config"]), profiles)
+    signature = Signature.of(found.manifest, spec.dims(model["config"]))
+    if chosen in (*_ENGINES, *_PREFIX):
+        signature = replace(signature, profiles=(profile_of(found.manifest, spec, signature),))
     models = found.manifest.get("cache", {}).get("models", ())
     if models and (cache or chosen in _ENGINES):  # of engines there are none without kept outputs
-        from diffc.runtime.cached import open_cached
-
         session: Session = open_cached(
             found, spec, signature, lambda a, s: _open(a, chosen, where, s, cuda_graph), follow=cache
         )
@@ -95,20 +95,6 @@ def resolve(
     return chosen, where or _device(torch.device("cpu" if chosen == "ort" else "cuda"))
 
 
-def _check_paths(artifact: Artifact) -> None:
-    """Raise DiffcError when the manifest names a file outside the artifact's folder, or one that it does not list."""
-    manifest = artifact.manifest
-    used = {*manifest["targets"].values(), *(e["file"] for e in manifest["engines"])}
-    for cached in manifest.get("cache", {}).get("models", ()):
-        used |= set(cached["files"].values())
-    for name in (*manifest["files"], *used):
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
-            raise DiffcError(f"the manifest of {artifact.folder} names a file outside the artifact: {name}")
-    if missing := sorted(used - manifest["files"].keys()):
-        raise DiffcError(f"the manifest of {artifact.folder} lists no {missing[0]}", fix="compile again")
-
-
 def _device(device: torch.device) -> torch.device:
     """`device` with its number, as tensors tell theirs."""
     if device.type != "cuda" or device.index is not None:
@@ -119,7 +105,7 @@ def _device(device: torch.device) -> torch.device:
 def _choose(artifact: Artifact, target: str | None, device: torch.device | None) -> str:
     """The runtime target. Raises DiffcError that tells why each one that the artifact has cannot be used."""
     if target is not None and target not in _TAKES:
-        raise unknown("runtime target", target, _TAKES)
+        raise unknown_value("runtime target", target, _TAKES)
     compiled = artifact.manifest["targets"]
     there = [name for name, needs in _TAKES.items() if needs in compiled]
     if target is not None and target not in there:
@@ -161,14 +147,6 @@ def _why_not(artifact: Artifact, name: str, device: torch.device | None) -> tupl
 def _sm(device: torch.device | None) -> int:
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
-
-
-def _profile(artifact: Artifact, spec: Family) -> Profile:
-    """The shape profile of the compile as shapes of the graph's inputs."""
-    config = artifact.manifest["model"]["config"]
-    stated = artifact.manifest["profile"]
-    shapes = (Shape(**stated[name]) for name in ("minimum", "optimum", "maximum"))
-    return Profile.of(*(spec.input_shapes(config, shape) for shape in shapes))
 
 
 def _open(
@@ -227,12 +205,14 @@ def profile_text(profile: Profile, bound: str) -> str:
 
 
 def _cache(artifact: Artifact, name: str) -> Path | None:
-    """A place in the artifact's cache folder; None where that cannot be written."""
+    """A place in the artifact's cache folder; None where that cannot be written, or leads out of the artifact."""
     folder = artifact.folder / "cache"
+    if why_outside(artifact.folder, "cache") or why_outside(artifact.folder, f"cache/{name}"):
+        return None
     try:
         folder.mkdir(exist_ok=True)
-        probe: Any = folder / ".writable"
-        probe.touch()
+        probe = folder / f".{uuid4().hex}"
+        open_new(probe).close()
         probe.unlink()
     except OSError:
         return None

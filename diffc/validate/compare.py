@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffc.errors import DiffcError
+from passes.files.atomic import write_text
 
 if TYPE_CHECKING:
     from polygraphy.comparator import RunResults
@@ -136,12 +137,7 @@ def _plain(arrays: Outputs) -> dict[str, Array]:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, text)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from diffc.errors import MismatchError
 from diffc.models.spec import Shape
 from diffc.validate.compare import OutputComparison, save_inputs, save_json, save_outputs
+from passes.files.contained import safe_name
 
 UNROUNDED = "float32, activations not rounded"
 
@@ -62,6 +63,18 @@ class ShapeReport:
         floor = self.floor or 0.0
         return not self.passed and all(r.rel_l2 is not None and r.rel_l2 <= 3 * floor for r in self.rows)
 
+    def described(self) -> dict[str, Any]:
+        """The report without its arrays, as a manifest and --json hold it."""
+        return {
+            "model": self.model,
+            "shape": asdict(self.shape) if isinstance(self.shape, Shape) else dict(self.shape.dims),
+            "arithmetic": self.arithmetic,
+            "seed": self.seed,
+            "draw": self.draw,
+            "floor": self.floor,
+            "outputs": [asdict(row) for row in self.rows],
+        }
+
 
 NOT_WRITTEN = (
     "the artifact was not written; compile with --dump DIR to see every pass,"
@@ -98,11 +111,11 @@ def save_reports(reports: Sequence[ShapeReport], folder: Path) -> None:
 def file_name(report: ShapeReport) -> str:
     """How the files of a report begin: model, shape and arithmetic."""
     shape = report.shape
-    kind = "unrounded" if report.arithmetic == UNROUNDED else report.arithmetic
+    kind = "unrounded" if report.arithmetic == UNROUNDED else report.arithmetic.replace(", ", "-")
     prefix = "" if report.model == "model.onnx" else f"{Path(report.model).stem}-"
     if isinstance(shape, Shape):
-        return f"{prefix}b{shape.batch}-{shape.height}x{shape.width}-t{shape.text}-{kind}"
-    return f"{prefix}{re.sub(r'[^A-Za-z0-9]+', '-', str(shape))}-{kind}"
+        return safe_name(f"{prefix}b{shape.batch}-{shape.height}x{shape.width}-t{shape.text}-{kind}")
+    return safe_name(f"{prefix}{re.sub(r'[^A-Za-z0-9]+', '-', str(shape))}-{kind}")
 
 
 def _floor_note(report: ShapeReport) -> str:

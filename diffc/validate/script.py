@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,41 +13,51 @@ from diffc.errors import DiffcError
 from diffc.validate.compare import save_inputs, save_outputs
 from diffc.validate.float32 import emulated, float32_copy, runs_on_cpu, unrounded_copy
 from diffc.validate.reports import UNROUNDED, ShapeReport, file_name
+from passes.files.contained import safe_name
 from passes.storage import save
 
-_LOADER = '''"""The inputs of {name}, for `polygraphy run --data-loader-script`."""
+# Both are written as they are, whatever the model is called: what belongs to a case is in its JSON.
+_LOADER = '''"""The inputs beside this file, for `polygraphy run --data-loader-script`."""
 
+import json
 from pathlib import Path
 
 from polygraphy.json import load_json
 
-INPUTS = Path(__file__).with_name("{name}-inputs.json")
-TYPES = {types!r}
+CASE = Path(__file__).name.removesuffix("-load.py")
+INPUTS = Path(__file__).with_name(f"{CASE}-inputs.json")
+TYPES = json.loads(Path(__file__).with_name(f"{CASE}-case.json").read_text("utf-8"))["types"]
 
 
 def load_data():
     for values in load_json(str(INPUTS)):
-        yield {{name: array.astype(TYPES[name]) for name, array in values.items()}}
+        yield {name: array.astype(TYPES[name]) for name, array in values.items()}
 '''
 
-_COMPARE = '''"""Relative L2 error in float64, for `polygraphy run --compare-func-script`; the limit is {limit:g}."""
+_COMPARE = '''"""Relative L2 error in float64, for `polygraphy run --compare-func-script`."""
+
+import json
+from pathlib import Path
 
 import numpy as np
+
+CASE = Path(__file__).name.removesuffix("-compare.py")
+LIMIT = json.loads(Path(__file__).with_name(f"{CASE}-case.json").read_text("utf-8"))["limit"]
 
 
 def compare_outputs(first, second):
     """Whether each output passes. First is the run, second the reference: --load-outputs comes last."""
-    passed = {{}}
+    passed = {}
     for name in dict.fromkeys([*first.keys(), *second.keys()]):
         if name not in first or name not in second:
-            print(f"{{name}}: missing on one side")
+            print(f"{name!r}: missing on one side")
             passed[name] = False
             continue
         result, reference = (np.asarray(side[name], np.float64) for side in (first, second))
         norm = np.linalg.norm(reference)
         error = np.linalg.norm(result - reference) / norm if result.shape == reference.shape and norm else np.nan
-        passed[name] = bool(error <= {limit!r})
-        print(f"{{name}}: relative L2 error {{error:.3g}}, limit {limit:g}")
+        passed[name] = bool(error <= LIMIT)
+        print(f"{name!r}: relative L2 error {error:.3g}, limit {LIMIT:g}")
     return passed
 '''
 
@@ -67,7 +78,7 @@ def write_script(folder: Path, models: Mapping[str, onnx.ModelProto], reports: S
     written: dict[str, onnx.ModelProto] = {}
     lines = []
     for report in (r for r in reports if not r.chaotic):
-        graph = f"{Path(report.model).stem}-{_kind(report)}.onnx"
+        graph = safe_name(f"{Path(report.model).stem}-{_kind(report)}") + ".onnx"
         if graph not in written:
             written[graph] = _graph(models[report.model], report)
             save(written[graph], folder / graph)
@@ -97,11 +108,9 @@ def _write_case(folder: Path, name: str, graph: onnx.ModelProto, report: ShapeRe
     }
     save_inputs(report.inputs, folder / f"{name}-inputs.json")
     save_outputs(report.reference, "reference", folder / f"{name}-reference.json")
-    limit = report.rows[0].tolerance
-    for suffix, text in (
-        ("load", _LOADER.format(name=name, types=types)),
-        ("compare", _COMPARE.format(limit=limit)),
-    ):
+    case = {"types": types, "limit": report.rows[0].tolerance}
+    (folder / f"{name}-case.json").write_text(json.dumps(case, indent=1) + "\n", encoding="utf-8")
+    for suffix, text in (("load", _LOADER), ("compare", _COMPARE)):
         (folder / f"{name}-{suffix}.py").write_text(text, encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from diffc.progress import Update
 from diffc.quantize.convert import enabled_quantizers, role_of
 from diffc.quantize.kinds import KINDS, kind_of
 from diffc.quantize.state import settings_of
@@ -75,6 +76,20 @@ def _saturate(quantizer: Any, inputs: Any, _: Any) -> torch.Tensor:
         return x
     scale = quantizer.amax.float() / kind.bound
     return x.clamp(kind.lowest * scale, kind.bound * scale)
+
+
+@contextmanager
+def counted_calls(model: torch.nn.Module, update: Update) -> Iterator[None]:
+    """While this is open, `update` is called with how many of the model's modules have run, and how many there are."""
+    seen: set[int] = set()
+    modules = list(model.modules())
+
+    def count(module: torch.nn.Module, *_: Any) -> None:
+        seen.add(id(module))
+        update(len(seen), len(modules))
+
+    with _removed([module.register_forward_hook(count) for module in modules]):
+        yield
 
 
 @contextmanager

@@ -12,9 +12,10 @@ import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
 
 from passes.base import Pass, PassResult, register, walk
-from passes.graph.convert import export_model
-from passes.graph.edit import drop_nodes, fill_types, inline_values, replace_uses
+from passes.graph.edit import drop_nodes, inline_values, replace_uses
+from passes.graph.inference import fill_types
 from passes.graph.match import STANDARD, array_of, is_recipe, output_ids, producer, static_shape
+from passes.graph.to_onnx import export_model
 from passes.weights.recipe import Array, dtype_of
 
 # Deterministic operators that are cheap on small tensors. Quantization and anything with a body stay out.

@@ -1,8 +1,4 @@
-"""The structural check that the runner makes after each pass, and type inference on models without data.
-
-Recipe initializers hold no data, so both work on a *shell*: the model with every initializer that has no
-values in memory turned into a graph input of its type.
-"""
+"""The structural check that the runner makes after each pass."""
 
 from __future__ import annotations
 
@@ -10,9 +6,10 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import GraphProto, ModelProto
 
 from passes.base import Pass, PassCheckError
+from passes.graph.inference import shell
 
 
 class Check(Protocol):
@@ -21,31 +18,6 @@ class Check(Protocol):
     def __call__(self, before: ModelProto | None, after: ModelProto, step: Pass | None) -> str:
         """One line on what was checked. Raises PassCheckError when `after` is wrong."""
         ...
-
-
-def shell(model: ModelProto) -> ModelProto:
-    """A copy in which initializers without data in memory are graph inputs."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    held = [t for t in copy.graph.initializer if t.data_location != TensorProto.EXTERNAL]
-    known = {value.name for value in copy.graph.input}
-    for tensor in copy.graph.initializer:
-        if tensor.data_location == TensorProto.EXTERNAL and tensor.name not in known:
-            copy.graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            )
-    del copy.graph.initializer[:]
-    copy.graph.initializer.extend(held)
-    return copy
-
-
-def infer_types(model: ModelProto) -> ModelProto:
-    """A copy with value_info (element type and shape) for all tensors that ONNX can infer."""
-    inferred: ModelProto = onnx.shape_inference.infer_shapes(shell(model), data_prop=True)
-    del inferred.graph.input[:], inferred.graph.initializer[:]
-    inferred.graph.input.extend(model.graph.input)
-    inferred.graph.initializer.extend(model.graph.initializer)
-    return inferred
 
 
 def check_structure(before: ModelProto | None, after: ModelProto, step: Pass | None) -> str:

@@ -15,8 +15,6 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.base import walk
-from passes.graph.check import infer_types
-from passes.graph.convert import info_of, tensors_of
 from passes.graph.match import recipe_of_constant
 from passes.weights.recipe import Array, Recipe
 
@@ -126,23 +124,6 @@ def replace_found(
         lambda part: ([found] for node in part.nodes if (found := find(node)) is not None),
         lambda group, new, dead: replace(group[0], new, dead),
     )
-
-
-def fill_types(graph: gs.Graph, model: onnx.ModelProto) -> None:
-    """Give the tensors of `graph` the types and dimensions that ONNX infers on `model`, its export."""
-    inferred = {value.name: info_of(value) for value in infer_types(model).graph.value_info}
-    for name, tensor in tensors_of(graph).items():
-        if not isinstance(tensor, gs.Variable) or name not in inferred:
-            continue
-        dtype, shape, _ = inferred[name]
-        tensor.dtype = dtype if tensor.dtype is None else tensor.dtype
-        if tensor.shape is None:
-            tensor.shape = None if shape is None else list(shape)
-        if shape is None or len(tensor.shape) != len(shape):
-            continue
-        tensor.shape = [
-            new if isinstance(new, int) else old for old, new in zip(tensor.shape, shape, strict=True)
-        ]
 
 
 class Names:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.base import PassError
+from passes.files.atomic import check_own, open_own
 
 if TYPE_CHECKING:
     from _hashlib import HASH as Digest  # what hashlib.sha256() returns
@@ -43,7 +45,8 @@ class Journal:
         kept = [line for line in lines if line[0] <= length]
         self.recorded = length
         text = "".join(json.dumps(entry) + "\n" for entry in (self.identity, *kept))
-        self.path.write_text(text, encoding="utf-8")
+        with open_own(self.path, new=True) as file:
+            file.write(text.encode())
         return length, digest
 
     def matches(self) -> bool:
@@ -54,12 +57,15 @@ class Journal:
         """Note that the file holds `length` bytes with this hash, unless the last line is too recent."""
         if length - self.recorded < (1 if force else EVERY):
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([length, digest.hexdigest()]) + "\n")
+        with open_own(self.path) as file:
+            file.seek(0, os.SEEK_END)
+            file.write((json.dumps([length, digest.hexdigest()]) + "\n").encode())
         self.recorded = length
 
     def _entries(self) -> list[Any]:
         entries: list[Any] = []
+        if not check_own(self.path):
+            return entries
         try:
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 entries.append(json.loads(line))

@@ -27,7 +27,10 @@ from passes.base import PassError
 # graphsurgeon warns at every type that numpy lacks, and that it has no colours: nothing a user can act on.
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 
-LOCATION = "diffc-recipe"
+LOCATION, RECIPE = (
+    "diffc-recipe",
+    "recipe",
+)  # in memory only: `passes.graph.onnx_reader` refuses them in files
 Array = npt.NDArray[Any]
 
 
@@ -212,7 +215,7 @@ class Recipe:
         """The recipe as an initializer called `name`."""
         tensor = TensorProto(name=name, data_type=self.dtype, dims=self.shape)
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", LOCATION), ("recipe", json.dumps(self.to_json(), sort_keys=True))):
+        for key, value in (("location", LOCATION), (RECIPE, json.dumps(self.to_json(), sort_keys=True))):
             tensor.external_data.add(key=key, value=value)
         return tensor
 
@@ -220,7 +223,7 @@ class Recipe:
     def of_tensor(cls, tensor: TensorProto) -> Recipe | None:
         """The recipe in an initializer, or None when it holds its values itself."""
         entries = {e.key: e.value for e in tensor.external_data}
-        return cls.from_json(json.loads(entries["recipe"])) if "recipe" in entries else None
+        return cls.from_json(json.loads(entries[RECIPE])) if RECIPE in entries else None
 
 
 def _blocks(shape: tuple[int, ...], block_size: int) -> tuple[int, ...]:

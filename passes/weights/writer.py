@@ -24,6 +24,7 @@ from queue import Empty, Queue
 import onnx
 
 from passes.base import PassError
+from passes.files.atomic import check_own, drop, irregular, open_own, replace
 from passes.weights.evaluate import THREADS, Task, tasks, to_bytes
 from passes.weights.flush import Flusher
 from passes.weights.initializers import INLINE_BYTES, initializers, inline
@@ -89,6 +90,9 @@ def save_all(
     data = first.with_name(first.name + "_data")
     if not first.parent.is_dir():
         raise PassError(f"no such folder: {first.parent}")
+    for final in (*models, data):
+        if kind := irregular(final):
+            raise PassError(f"{final} is {kind}, not a file: it is left as it is. Fix: name another output")
     copies = {path: _copy(model) for path, model in models.items()}
     places = _layout(copies.values())
     notes = Journal(journal or _beside(data, ".journal"), _identity(places))
@@ -100,16 +104,16 @@ def save_all(
         saved = {path: _write(partial[path], model) for path, model in copies.items()}
         saved |= {data: weights} if weights else {}
         for final, written in reversed(saved.items()):  # what names the data comes last
-            written.path.replace(final)
+            replace(written.path, final)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise PassError(f"no space left on {first.parent}: {_total(places)} bytes are needed") from error
         raise
     finally:
         for file in partial.values():
-            file.unlink(missing_ok=True)
+            drop(file)
         if journal is None:
-            notes.path.unlink(missing_ok=True)
+            drop(notes.path)
     return [SavedFile(final, f.nbytes, f.sha256) for final, f in saved.items()]
 
 
@@ -200,14 +204,14 @@ def _stream(
     if not places:
         return None
     total = _total(places)
-    if notes.matches() and final.is_file() and not partial.exists():
+    if notes.matches() and final.is_file() and not final.is_symlink() and not check_own(partial):
         final.replace(partial)  # killed after the file got its name, but before all was done
-    _check_room(final.parent, total - (partial.stat().st_size if partial.exists() else 0))
-    partial.open("ab").close()  # before the journal: one without this file means that it has its final name
+    _check_room(final.parent, total - (partial.stat().st_size if check_own(partial) else 0))
+    open_own(partial).close()  # before the journal: one without this file means that it has its final name
     length, digest = notes.begin(partial)
     left = [place for place in places.values() if place.end > length and not place.inside]
     with (
-        partial.open("r+b", buffering=0) as file,
+        open_own(partial) as file,
         ThreadPoolExecutor(1) as hand,
         Flusher(file.fileno()) as disk,
         _Ahead(left) as parts,
@@ -314,8 +318,7 @@ def _resolve(model: onnx.ModelProto, places: Mapping[str, Place], location: str)
 
 def _write(partial: Path, model: onnx.ModelProto) -> SavedFile:
     data = model.SerializeToString(deterministic=True)
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
+    with open_own(partial, new=True) as file:
+        _write_all(file, memoryview(data))
         os.fsync(file.fileno())
     return SavedFile(partial, len(data), hashlib.sha256(data).hexdigest())

@@ -166,17 +166,19 @@ def test_the_flag_for_cuda_graphs_arrives(cell: Cell, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "said", "code"),
     [
-        (["--against", "tensorflow"], "unknown side"),
-        (["--shape", "height=65"], "use a multiple of"),
-        (["--json", "nowhere/b.json"], "does not exist"),
-        (["--plot", "plot.txt"], "plot"),
+        (["--against", "tensorflow"], "unknown side", 2),
+        (["--shape", "height=65"], "use a multiple of", 2),
+        (["--json", "nowhere/b.json"], "does not exist", 1),
+        (["--plot", "plot.txt"], "plot", 2),
     ],
 )
-def test_what_cannot_be_measured_is_refused(cell: Cell, more: list[str], said: str, capsys: Capture) -> None:
+def test_what_cannot_be_measured_is_refused(
+    cell: Cell, more: list[str], said: str, code: int, capsys: Capture
+) -> None:
     started = time.monotonic()
-    assert said in refusal(["bench", str(cell.folder), *more], cell.folder, capsys)
+    assert said in refusal(["bench", str(cell.folder), *more], cell.folder, capsys, code)
     assert time.monotonic() - started < 20, "before anything is loaded"
 
 

@@ -15,7 +15,8 @@ from diffc.backends.tensorrt.build import EngineRequest, build_engine
 from diffc.cli.main import run
 from diffc.compile.import_onnx import import_result, marks
 from diffc.validate.float32 import cpu_session, feed, float32_copy
-from passes.graph.check import check_structure, infer_types
+from passes.graph.check import check_structure
+from passes.graph.inference import infer_types
 from passes.storage import materialize, save
 from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Recipe

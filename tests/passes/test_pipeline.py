@@ -17,8 +17,10 @@ import diffc
 import passes
 from passes import Pass, PassCheckError, PassError, PassResult, Pipeline, all_passes
 from passes.base import RENAMED
-from passes.graph.check import all_of, check_structure, infer_types
-from passes.graph.convert import export_graph, import_graph
+from passes.graph.check import all_of, check_structure
+from passes.graph.from_onnx import import_graph
+from passes.graph.inference import infer_types
+from passes.graph.to_onnx import export_graph
 from passes.pipeline import Event
 from passes.presets import CANONICAL, TARGETS
 from passes.weights.recipe import Recipe

@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from passes.base import PassError
-from passes.graph.convert import export_graph, import_graph
+from passes.graph.from_onnx import import_graph
+from passes.graph.to_onnx import export_graph
 from passes.storage import INLINE_BYTES, initializers, load, materialize, save, save_all, weight_bytes
 from passes.weights.evaluate import evaluate, to_bytes
 from passes.weights.recipe import Op, Recipe, constant, recipe_of

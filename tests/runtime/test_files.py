@@ -15,8 +15,8 @@ from onnx import TensorProto
 
 import diffc
 from diffc.backends.onnxruntime.run import options_for
+from diffc.backends.profile import Profile
 from diffc.backends.signature import Signature, Value, pick_profile
-from diffc.backends.target import Profile
 from diffc.backends.tensorrt.epcontext import write_context
 from diffc.backends.tensorrt.run import deserialize, pick_engine
 from diffc.errors import DiffcError
@@ -24,8 +24,8 @@ from diffc.runtime.load import profile_text
 from tests.conftest import HAS_RTX, Cells
 
 SMALL = {"targets": ("ort",), "sms": (), "dtype": "float32", "skip_validation": True}
-NARROW = Profile.of({"x": (1, 8)}, {"x": (2, 8)}, {"x": (4, 8)})
-WIDE = Profile.of({"x": (1, 8)}, {"x": (8, 8)}, {"x": (16, 64)})
+NARROW = Profile.of_shapes({"x": (1, 8)}, {"x": (2, 8)}, {"x": (4, 8)})
+WIDE = Profile.of_shapes({"x": (1, 8)}, {"x": (8, 8)}, {"x": (16, 64)})
 ENGINES: list[dict[str, Any]] = [
     {"file": "engines/a.engine", "target": "trt-rtx", "sms": [89]},
     {"file": "engines/b.engine", "target": "trt-rtx", "sms": [120]},
@@ -74,7 +74,7 @@ def test_the_engine_of_the_gpu_is_taken() -> None:
 
 
 def test_profiles_are_told_to_onnx_runtime_without_scalars() -> None:
-    profile = Profile.of({"x": (1, 8), "t": ()}, {"x": (2, 8), "t": ()}, {"x": (4, 8), "t": ()})
+    profile = Profile.of_shapes({"x": (1, 8), "t": ()}, {"x": (2, 8), "t": ()}, {"x": (4, 8), "t": ()})
     assert profile_text(profile, "max") == "x:4x8"
 
 

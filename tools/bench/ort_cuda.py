@@ -36,7 +36,7 @@ from diffc.models.sources.locate import locate
 from diffc.models.spec import Shape
 from passes import Pipeline
 from passes.canonical.fix_size import FixSize
-from passes.presets import CANONICAL, target_passes
+from passes.presets import CANONICAL, TargetOptions, target_passes
 from passes.storage import save_all
 
 Tensors = dict[str, torch.Tensor]
@@ -147,7 +147,7 @@ def graphs(source: Path, options: argparse.Namespace, tokens: int) -> dict[str, 
     made = {"plain": model}
     for name, batch in (("fused", 0), ("fixed", options.batch)):
         if name in options.graphs:
-            steps = target_passes("ort-cuda", tokens=tokens)
+            steps = target_passes("ort-cuda", TargetOptions(tokens=tokens))
             made[name] = Pipeline([FixSize("batch", batch), *steps]).run(model).model
     folder = options.folder / f"{options.model}-onnx"
     folder.mkdir(exist_ok=True)

@@ -41,6 +41,7 @@ from diffc.quantize.simulate import cpu_block_quant
 from diffc.runtime.load import load
 from diffc.validate.torch_reference import reference_model
 from passes import PassError
+from passes.files.atomic import write_text
 from tools.pages.matrix import CELLS
 from tools.pages.quality_table import TORCH, lost, markdown, sheets, terminal
 
@@ -133,9 +134,9 @@ def _write(
     order = [(model, cell) for model in MODELS for cell in cells]
     rows = sorted(rows, key=lambda row: order.index((row["model"], row["cell"])))
     if options.json:
-        partial = options.json.with_suffix(".partial")  # a run killed while it writes loses nothing
-        partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        partial.replace(options.json)
+        write_text(
+            options.json, json.dumps(rows, indent=1) + "\n"
+        )  # killed while it writes, it loses nothing
     if options.write:
         options.write.write_text(markdown(rows), encoding="utf-8", newline="\n")
         for name, image in sheets(rows).items():

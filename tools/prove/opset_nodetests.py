@@ -29,8 +29,9 @@ import onnx
 from onnx import GraphProto, ModelProto
 
 from passes import PassCheckError, PassError, Pipeline
-from passes.graph.check import infer_types
-from passes.graph.convert import export_graph, import_graph
+from passes.graph.from_onnx import import_graph
+from passes.graph.inference import infer_types
+from passes.graph.to_onnx import export_graph
 from passes.importing.rewrite_opset import OLDEST, RewriteOpset
 from passes.weights.recipe import default_opset
 

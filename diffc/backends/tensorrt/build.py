@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from diffc.backends.onnx_graph import element_types, graph_inputs, read
-from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Profile, Target, check_sms, find_target
+from diffc.backends.profile import Profile
+from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, check_sms, find_target
 from diffc.backends.tensorrt import errors as engine_errors
+from diffc.backends.tensorrt.device import check_stripping, has_device
 from diffc.backends.tensorrt.process import events, worker
 from diffc.backends.tensorrt.profiles import check_profiles
 from diffc.errors import DiffcError, UnsupportedError
+from passes.files.atomic import drop, open_own, write_text
+from passes.files.atomic import replace as replace_file
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the name of a phase, its steps done, and its steps in all. Phases nest."""
@@ -79,14 +83,15 @@ def build_engine(request: EngineRequest, *, on_progress: OnProgress | None = Non
     log = request.output.with_suffix(".log")
     message = _message(target, request, partial)
     try:
-        with log.open("wb") as log_file, worker(log_file) as process:
+        open_own(partial, new=True).close()  # the worker opens what is there, and no link
+        with open_own(log, new=True) as log_file, worker(log_file) as process:
             answer = _listen(process, message, log, on_progress or _ignore)
             return _finish(request, answer, partial, log)
     except KeyboardInterrupt:
         log.unlink(missing_ok=True)
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        drop(partial)
 
 
 def _check(target: Target, request: EngineRequest) -> None:
@@ -109,26 +114,6 @@ def _check(target: Target, request: EngineRequest) -> None:
             f"target {target.name!r} needs an NVIDIA GPU, and this machine has none",
             fix="build there, or use --target trt-rtx, which needs no GPU",
         )
-
-
-def check_stripping() -> None:
-    """Raise UnsupportedError where the builder cannot leave weights out: it asks the driver, measured with 1.7.1."""
-    if not has_device():
-        raise UnsupportedError(
-            "an engine without its weights is built with an NVIDIA driver at hand, and this machine has none",
-            fix="leave out --strip-weights, or build on the machine that has the GPU",
-        )
-
-
-def has_device() -> bool:
-    """Whether this machine has an NVIDIA GPU and its driver."""
-    import pynvml  # type: ignore[import-untyped]
-
-    try:
-        pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetCount()) > 0
-    except pynvml.NVMLError:
-        return False
 
 
 def _message(target: Target, request: EngineRequest, partial: Path) -> dict[str, Any]:
@@ -170,8 +155,8 @@ def _finish(request: EngineRequest, answer: Mapping[str, Any], partial: Path, lo
     for kind, account in accounts.items():
         if account is not None:
             dumps[kind] = request.output.with_suffix(f".{kind}.json")
-            dumps[kind].write_text(json.dumps(account, indent=1) + "\n", encoding="utf-8")
-    partial.replace(request.output)  # last: who finds the engine finds the rest
+            write_text(dumps[kind], json.dumps(account, indent=1) + "\n")
+    replace_file(partial, request.output)  # last: who finds the engine finds the rest
     return EngineReport(
         target=request.target,
         version=answer["version"],

@@ -12,6 +12,7 @@ import onnx
 from onnx import helper
 
 from diffc.errors import DiffcError
+from passes.files.atomic import write_bytes
 from passes.storage import initializers
 
 PROVIDER = "NvTensorRTRTXExecutionProvider"
@@ -49,5 +50,6 @@ def wrap_engine(model: onnx.ModelProto, engine: Path, *, version: str, sm: int) 
 def write_context(model: onnx.ModelProto, engine: Path, *, version: str, sm: int) -> Path:
     """Write `wrap_engine`'s model beside the engine as <engine>_ctx.onnx, and return its path."""
     path = engine.with_name(f"{engine.stem}_ctx.onnx")
-    path.write_bytes(wrap_engine(model, engine, version=version, sm=sm).SerializeToString(deterministic=True))
+    wrapped = wrap_engine(model, engine, version=version, sm=sm)
+    write_bytes(path, wrapped.SerializeToString(deterministic=True))
     return path

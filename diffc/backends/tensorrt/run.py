@@ -7,9 +7,9 @@ turns on the processor, and runs of different streams are put in order on the GP
 from __future__ import annotations
 
 import importlib
-import os
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffc.backends.profile import Profile
 from diffc.backends.signature import Signature, pick_profile
-from diffc.backends.target import TARGETS, Profile
+from diffc.backends.target import TARGETS
 from diffc.errors import DiffcError
+from passes.base import PassError
+from passes.files.atomic import write_bytes
 
 
 @dataclass(frozen=True)
@@ -218,9 +221,5 @@ def _context(trt: Any, engine: Any, plan: EnginePlan) -> tuple[Any, Any]:
 
 def _keep(file: Path, content: bytes) -> None:
     """Write a cache that other processes may read at any time; one that cannot be written is done without."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
+    with suppress(OSError, PassError):
+        write_bytes(file, content)

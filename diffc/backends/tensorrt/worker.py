@@ -23,6 +23,8 @@ from diffc.backends.tensorrt.network import describe
 from diffc.memory import peak_rss
 
 Send = Callable[..., None]
+# The parent has made the file. This process does not import `passes`, which has the helper for it.
+_FLAGS = os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
 class Rejected(Exception):
@@ -182,7 +184,7 @@ def _serialize(
     Returns its SHA-256 and length in bytes, 0 where the builder gave up.
     """
     digest = hashlib.sha256()
-    with partial.open("wb") as file:
+    with os.fdopen(os.open(partial, _FLAGS), "wb") as file:
 
         class Writer(trt.IStreamWriter):  # type: ignore[misc]  # the module is known only now
             """Writes and hashes what it is given."""

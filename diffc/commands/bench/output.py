@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich import box
+from rich.table import Table
+
+from diffc.artifact.describe import versions
+from diffc.artifact.folder import Artifact
 from diffc.commands.bench.run import Row
 from diffc.commands.bench.worker import MIB
-from diffc.errors import DiffcError
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from diffc.errors import DiffcError, UsageError
+from diffc.output_files import check_output_file, save_figure
+from diffc.terminal_text import cell
 
 
 def check_plot(path: Path | None) -> None:
@@ -24,34 +27,30 @@ def check_plot(path: Path | None) -> None:
     if path is None:
         return
     if importlib.util.find_spec("matplotlib") is None:
-        raise DiffcError("--plot needs matplotlib, which is not installed", fix='pip install "diffc[plot]"')
+        raise DiffcError("--plot needs matplotlib, which is not installed", fix="pip install matplotlib")
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise DiffcError(f"{path} is no name of a plot", fix="end it in .png, .svg or .pdf")
+        raise UsageError(f"{path} is not the name of a plot", fix="end it in .png, .svg or .pdf")
 
 
 def check_folder(path: Path | None) -> None:
-    """Raise DiffcError when `path` cannot be written because its folder does not exist."""
+    """Raise DiffcError when `path` cannot be written: its folder does not exist, or it is no file to replace."""
     if path is not None and not path.absolute().parent.is_dir():
         raise DiffcError(f"the folder of {path} does not exist", fix="make it, or name another place")
+    if path is not None:
+        check_output_file(path)
 
 
 def tables(rows: Sequence[Row]) -> Iterator[Table]:
     """For every shape: median and spread, throughput, memory, and how far the outputs are apart."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
     for shape in dict.fromkeys(row.shape for row in rows):
         mine = [row for row in rows if row.shape == shape]
-        table = Table(
-            "side", *_HEAD, title=f"{shape}; ms a step", box=box.SIMPLE_HEAD, padding=0, pad_edge=False
-        )
+        title = cell(f"{shape}; ms a step")
+        table = Table("side", *_HEAD, title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
         for row in (row for row in mine if row.seconds):
             table.add_row(_NAMES[row.side], *_figures(row, mine))
         failed = [row for row in mine if not row.seconds]
-        table.caption = "\n".join(
-            f"{_NAMES[row.side]} was not measured: {escape(row.reason)}" for row in failed
-        )
+        reasons = (f"{_NAMES[row.side]} was not measured: {row.reason}" for row in failed)
+        table.caption = cell("\n".join(reasons)) if failed else None
         table.caption_justify = "left"
         yield table
 
@@ -82,9 +81,6 @@ def _ms(seconds: float) -> str:
 
 def described(rows: Sequence[Row], artifact: Path) -> dict[str, Any]:
     """All figures, with the machine and the versions that they belong to."""
-    from diffc.artifact.folder import Artifact
-    from diffc.compile.manifest import versions
-
     manifest = Artifact.load(artifact).manifest
     return {
         "model": manifest["model"]["name"],
@@ -124,16 +120,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def save_json(rows: Sequence[Row], artifact: Path, path: Path) -> None:
-    """Write `described` to a file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(described(rows, artifact), indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def save_plot(rows: Sequence[Row], title: str, path: Path) -> None:
     """Bars of the median with the quartiles, a group for each shape; sides that failed are left out."""
     import matplotlib
@@ -160,5 +146,5 @@ def save_plot(rows: Sequence[Row], title: str, path: Path) -> None:
     axes.set_ylabel("ms a step (median, quartiles)")
     axes.set_title(title)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
     pyplot.close(figure)

@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy.typing as npt
 
-from diffc.commands.bench.sides import Setup
+from diffc.commands.bench.sides import Setup, load_side
 from diffc.memory import peak_rss
+from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.sources.backbone import DTYPES
+from diffc.models.sources.locate import locate
 from diffc.models.spec import Shape
 
 MIB = 1 << 20
@@ -142,8 +145,6 @@ class _Side:
     def __init__(self, name: str, setup: Setup):
         import torch
 
-        from diffc.commands.bench.sides import load_side
-
         self._cuda = setup.device.startswith("cuda")
         self._setup = setup
         self._taken = Taken(lambda: torch.cuda.mem_get_info()[0] if self._cuda else 0)
@@ -153,10 +154,6 @@ class _Side:
 
     def prepare(self, shape: Shape, seed: int, calls: int) -> First:
         import torch
-
-        from diffc.models.inputs import forward_kwargs, random_inputs
-        from diffc.models.sources.backbone import DTYPES
-        from diffc.models.sources.locate import locate
 
         source = locate(self._setup.model)
         spec = source.family

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffc.commands.cache_search.search import Found
+from diffc.output_files import save_figure
 
 
 def draw(found: Found, path: Path) -> None:
@@ -26,5 +27,5 @@ def draw(found: Found, path: Path) -> None:
     right.set_xlabel("speed-up of the backbone's arithmetic")
     right.set_ylabel("PSNR of the latents to the full run (dB)")
     right.legend()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
     pyplot.close(figure)

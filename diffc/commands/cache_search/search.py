@@ -22,6 +22,7 @@ from diffc.cache.torch_apply import apply, backbone_of
 from diffc.commands.cache_search.measure import Measured, SearchRequest, latents_of, measure
 from diffc.errors import DiffcError
 from diffc.progress import Update
+from passes.files.atomic import write_text
 
 EVERY = (2, 3, 4, 5)
 
@@ -49,7 +50,7 @@ class Found:
 
     def save(self, path: Path) -> None:
         """Write the best plan, as `diffc compile --cache-plan` reads it."""
-        path.write_text(json.dumps(self.best.plan.to_json(), indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(self.best.plan.to_json(), indent=1) + "\n")
 
 
 def search(pipe: Any, request: SearchRequest, update: Update = lambda done, total: None) -> Found:

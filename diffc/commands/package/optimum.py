@@ -8,7 +8,6 @@ where optimum feeds another type (`backbone_types`).
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,22 @@ from typing import Any
 
 import onnx
 
+from diffc.artifact.files import listed
 from diffc.artifact.folder import MANIFEST, Artifact, check_output, staging, write_manifest
+from diffc.commands.package.copying import check_tree, copy_file, copy_tree
+from diffc.commands.package.export import check, write
+from diffc.commands.package.graphs import component_graphs
 from diffc.commands.package.parts import Parts, find_parts
 from diffc.commands.package.tokenizers import loadable_class, rewrite_config
-from diffc.errors import DiffcError, UnsupportedError, unknown
+from diffc.errors import DiffcError, UnsupportedError, unknown_value
 from diffc.models.registry import find_family
 from diffc.models.spec import Shape
-from diffc.progress import Reporter, Silent
+from diffc.progress import Reporter
+from diffc.progress_bar import default_reporter
+from passes import Pipeline
+from passes.graph.onnx_reader import all_tensors, read_proto
+from passes.targets.ort.cast_io import CastIo
+from passes.targets.ort.guard_slices import GuardSlices
 
 LAYOUTS = ("optimum",)
 _ORT_TARGETS = ("ort", "ort-cuda", "ort-trt-rtx", "trt-rtx")
@@ -59,11 +67,11 @@ class Packaged:
 
 def package(request: PackageRequest, ui: Reporter | None = None) -> Packaged:
     """Write the folder. Raises DiffcError for what the user can fix, MismatchError for a component that differs."""
-    ui = ui or Silent()
+    ui = ui or default_reporter()
     if request.layout not in LAYOUTS:
-        raise unknown("layout", request.layout, LAYOUTS)
+        raise unknown_value("layout", request.layout, LAYOUTS)
     if request.dtype not in ("float16", "float32"):
-        raise unknown("type", request.dtype, ("float16", "float32"), fix="optimum feeds no other")
+        raise unknown_value("type", request.dtype, ("float16", "float32"), fix="optimum feeds no other")
     check_place(request)
     artifact = Artifact.load(request.artifact)
     artifact.verify()
@@ -78,7 +86,7 @@ def package(request: PackageRequest, ui: Reporter | None = None) -> Packaged:
         raise UnsupportedError(
             f"optimum-onnx has no pipeline for {family}", fix="load the artifact with diffc.load"
         )
-    file = artifact.folder / model_file(artifact, request.target)
+    file = listed(artifact.folder, artifact.manifest, model_file(artifact, request.target))
     parts = find_parts(artifact, request.components, request.pipeline)
     with staging(request.output, force=request.force) as folder:
         with ui.stage("backbone"):
@@ -119,18 +127,15 @@ def backbone(artifact: Artifact, file: Path, folder: Path, fed: Mapping[str, str
     Only the graph is rewritten: the file of weights is copied as it is. A hard link would save the room, but onnx.load
     takes a file of weights with two names for an attack, in the package and in the artifact.
     """
-    from passes import Pipeline
-    from passes.targets.ort.cast_io import CastIo
-    from passes.targets.ort.guard_slices import GuardSlices
-
     folder.mkdir()
-    model = onnx.load(file, load_external_data=False)
+    model = read_proto(file)
+    taken = {name: listed(artifact.folder, artifact.manifest, name) for name in sorted(external_files(model))}
     # optimum opens sessions with ONNX Runtime's default optimizations, which need the guard: the graph of target ort
     # has it, that of ort-cuda has not.
     model = Pipeline([CastIo(backbone_types(model, fed)), GuardSlices()]).run(model).model
     onnx.save(model, folder / "model.onnx")
-    for name in sorted(external_files(model)):
-        shutil.copyfile(file.parent / name, folder / name)
+    for name, source in taken.items():
+        copy_file(source, folder / name)
     config = json.dumps(artifact.manifest["model"]["config"], indent=2)
     (folder / "config.json").write_text(config, encoding="utf-8")
 
@@ -151,9 +156,7 @@ def backbone_types(model: onnx.ModelProto, fed: Mapping[str, str]) -> tuple[str,
 
 def external_files(model: onnx.ModelProto) -> set[str]:
     """Names of the files that hold weights of the model."""
-    from passes.storage import initializers
-
-    held = (t for t in initializers(model) if t.data_location == onnx.TensorProto.EXTERNAL)
+    held = (t for t in all_tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL)
     return {entry.value for tensor in held for entry in tensor.external_data if entry.key == "location"}
 
 
@@ -163,13 +166,14 @@ def _components(
     """Write the text encoders' and the VAE's graphs; gives the errors of those that were exported here."""
     for name in parts.exported:
         with ui.stage(f"take {name}"):
-            shutil.copytree(parts.folder / name, folder / name)
+            copy_tree(parts.folder, name, folder)
+            for file in (folder / name).rglob("*.onnx"):
+                read_proto(file)  # which refuses weights that lie elsewhere
     if not parts.graphs:
         return
-    from diffc.commands.package.export import check, write
-    from diffc.commands.package.graphs import component_graphs
 
     for name, kind in parts.graphs.items():
+        check_tree(parts.folder, name)
         with ui.stage(f"export {name}"):
             for graph in component_graphs(parts.folder, name, kind, request.dtype):
                 write(graph, folder / graph.name)
@@ -180,14 +184,14 @@ def _components(
 def _rest(parts: Parts, folder: Path) -> None:
     """Tokenizers, the scheduler: folders that are taken as they are."""
     for name in parts.taken:
-        shutil.copytree(parts.folder / name, folder / name)
+        copy_tree(parts.folder, name, folder)
 
 
 def _index(parts: Parts, folder: Path) -> None:
     """model_index.json, with tokenizers that transformers 4 loads from the files that are there."""
     index = dict(parts.index)
     for name, entry in parts.index.items():
-        if name.startswith("tokenizer") and isinstance(entry, list) and entry[0] is not None:
+        if name in parts.taken and name.startswith("tokenizer") and entry[0] is not None:
             rewrite_config(folder / name)
             index[name] = [entry[0], loadable_class(folder / name, entry[1])]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")

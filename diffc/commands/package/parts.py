@@ -10,6 +10,8 @@ from typing import Any
 
 from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError
+from diffc.models.sources.locate import locate
+from passes.files.contained import contained
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _AS_THEY_ARE = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler", "feature_extractor")
@@ -44,8 +46,6 @@ def find_parts(artifact: Artifact, components: Path | None, pipeline: Path | Non
 
 def _compiled_pipeline(artifact: Artifact) -> Path:
     """The pipeline folder that was compiled. Raises DiffcError when it was a backbone alone, or is gone."""
-    from diffc.models.sources.locate import locate
-
     model = artifact.manifest["request"]["model"]
     fix = "name it: --pipeline DIR, or give an optimum-cli export: --components DIR"
     try:
@@ -78,7 +78,7 @@ def _exported(folder: Path) -> Parts:
 
 
 def _index(folder: Path, what: str) -> dict[str, Any]:
-    path = folder / "model_index.json"
+    path = contained(folder, "model_index.json", hub=True)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

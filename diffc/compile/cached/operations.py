@@ -11,11 +11,11 @@ from math import prod
 
 import onnx
 
-from diffc.compile.cached.shapes import Dims, size_of
+from diffc.cache.layout import Dims, size_of
 from diffc.errors import DiffcError
 from passes import Pipeline
 from passes.canonical.fold_constants import FoldConstants
-from passes.graph.check import infer_types
+from passes.graph.inference import infer_types
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from diffc.errors import DiffcError
+from diffc.models.sources.inside import inside
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises DiffcError when the file cannot be read or holds something else."""
+    inside(path.parent, path.name)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

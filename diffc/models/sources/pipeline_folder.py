@@ -7,6 +7,7 @@ from pathlib import Path
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.registry import components
 from diffc.models.sources.backbone_folder import folder_of, read_backbone
+from diffc.models.sources.inside import inside
 from diffc.models.sources.json_files import read_json
 from diffc.models.sources.source import ModelSource, Reader
 
@@ -31,7 +32,7 @@ def _component(pipeline: Path) -> Path:
     if not named:
         kind = index.get("_class_name", "pipeline")
         raise UnsupportedError(f"{pipeline}: this {kind} has none of the components {', '.join(known)}")
-    folder = pipeline / named[0]
+    folder = inside(pipeline, named[0])
     if not (folder / "config.json").is_file():
         raise DiffcError(
             f"model_index.json names the component {named[0]!r}, but {folder / 'config.json'} does not exist",

@@ -6,11 +6,12 @@ calibration.
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from diffc.errors import DiffcError
+from diffc.models.sources.inside import inside
 from diffc.models.sources.json_files import read_json
 from passes.base import PassError
 from passes.weights.recipe import Recipe
@@ -51,6 +52,7 @@ def file_weights(path: Path) -> dict[str, Recipe]:
 
     Raises DiffcError when the file is a Git LFS pointer, not as long as its header says, or damaged.
     """
+    inside(path.parent, path.name)
     actual = path.stat().st_size
     _check_length(path, actual, _header_end(path, actual), more=True)
     try:
@@ -128,7 +130,7 @@ def _sharded(index: Path) -> dict[str, Recipe]:
     entries = read_json(index).get("weight_map")
     if not isinstance(entries, dict) or not entries or not all(isinstance(v, str) for v in entries.values()):
         raise DiffcError(f"{index} has no weight_map of tensor names to files", fix="download it again")
-    shards = {name: index.parent / _inside(name, index) for name in sorted(set(entries.values()))}
+    shards = {name: inside(index.parent, name) for name in sorted(set(entries.values()))}
     missing = [name for name, path in shards.items() if not path.is_file()]
     if missing:
         raise DiffcError(
@@ -143,16 +145,3 @@ def _sharded(index: Path) -> dict[str, Recipe]:
                 fix="download index and shards again, of the same release",
             )
     return {key: present[name][key] for key, name in entries.items()}
-
-
-def _inside(name: str, index: Path) -> str:
-    """`name` when it stays in the folder of the index by every platform's rules.
-
-    Not resolved: the hub's cache is made of links that leave their folder.
-    """
-    paths = (PurePosixPath(name), PureWindowsPath(name))
-    if any(p.anchor or ".." in p.parts for p in paths):
-        raise DiffcError(
-            f"{index}: the path {name!r} leaves the folder", fix="get the model from a source you trust"
-        )
-    return name

@@ -50,6 +50,11 @@ class ModelSource:
         """How many values all tensors have together."""
         return sum(prod(recipe.shape) for recipe in self.weights.values())
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, as stored."""
+        return sum(recipe.nbytes for recipe in self.weights.values())
+
 
 @dataclass(frozen=True)
 class Reader:

@@ -12,8 +12,8 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from passes.base import Pass, PassError, PassResult, Refusal, register, walk
-from passes.graph.check import shell
-from passes.graph.convert import export_model
+from passes.graph.inference import shell
+from passes.graph.to_onnx import export_model
 from passes.graph.trt_ops import TRT_OPS, Output, is_trt, trt_op
 from passes.weights.recipe import dtype_of
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from diffc.backends.onnxruntime.run import OrtModel, OrtPlan
+from diffc.backends.profile import Profile
 from diffc.backends.signature import Signature, pick_profile
-from diffc.backends.target import Profile
 from diffc.backends.tensorrt.run import pick_engine
-from diffc.compile.spine import engine_profile
+from diffc.compile.engines import engine_profile
 from diffc.models.inputs import random_inputs
 from diffc.models.registry import find_family
 from diffc.models.spec import Shape
@@ -49,7 +49,7 @@ def test_a_session_over_engines_finds_each_and_stays_in_its_profile(compiled: Ce
     """What diffc.load does for engines; their graphs run in ONNX Runtime, since no engine runs without its GPU."""
     done = cell(compiled, "digits-sd3", "none", layout)
     spec, config = find_family("sd3"), done.artifact.manifest["model"]["config"]
-    profile = engine_profile(done.plan)
+    profile = engine_profile(spec.input_dims(config), spec, done.plan.profile)
     signature = Signature.of(done.artifact.manifest, spec.dims(config), (profile,))
     seen: list[tuple[str, Profile]] = []
 

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from diffc.errors import DiffcError
+from diffc.models.sources.locate import locate
 from diffc.models.sources.safetensors_files import file_weights, folder_weights
 from passes.weights.evaluate import evaluate
 from tests.models.sources.folders import FILE, KEYS, SHARDS, backbone, files_of, sharded, tensors
@@ -48,15 +49,27 @@ def test_full_weights_come_before_the_variant(tmp_path: Path) -> None:
     assert set(files_of(folder_weights(tmp_path)).values()) == {tmp_path / FILE}
 
 
-def test_links_out_of_the_folder_are_followed(tmp_path: Path) -> None:
-    """The hub's cache is built like this."""
-    folder = backbone(tmp_path / "snapshot", weights=None)
-    save_file(tensors(), tmp_path / "blob")
+def test_links_of_the_hubs_cache_are_followed_and_no_others(tmp_path: Path) -> None:
+    repository = tmp_path / "models--acme--flux"
+    folder = backbone(repository / "snapshots" / "0a1b" / "transformer", weights=None)
+    (repository / "blobs").mkdir()
+    save_file(tensors(), repository / "blobs" / "5f1e")
+    (folder / "config.json").rename(repository / "blobs" / "9c0d")
     try:
-        (folder / FILE).symlink_to(tmp_path / "blob")
+        (folder / FILE).symlink_to(repository / "blobs" / "5f1e")
+        (folder / "config.json").symlink_to(repository / "blobs" / "9c0d")
     except OSError:
         pytest.skip("this account may not make links")
-    assert files_of(folder_weights(folder)) == dict.fromkeys(KEYS, folder / FILE)
+    assert files_of(locate(str(folder)).weights) == dict.fromkeys(KEYS, folder / FILE)
+    for name in (FILE, "config.json"):
+        target = (folder / name).resolve()
+        target.rename(tmp_path / name)
+        (folder / name).unlink()
+        (folder / name).symlink_to(tmp_path / name)
+        with pytest.raises(DiffcError, match="leaves the folder: a link leads out"):
+            locate(str(folder))
+        (folder / name).unlink()
+        (tmp_path / name).rename(folder / name)
 
 
 def test_pickled_weights_only(tmp_path: Path) -> None:

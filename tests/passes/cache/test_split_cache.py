@@ -14,7 +14,7 @@ from passes import PassError, Pipeline
 from passes.cache.regions import Group
 from passes.cache.segments import Chain
 from passes.cache.split_cache import SplitCache
-from passes.graph.check import infer_types
+from passes.graph.inference import infer_types
 from tests.networks import FP32, make, value
 
 RESIDUAL = "residual:block.0+block.1"

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from passes import Pipeline
 from passes.canonical.fuse_qdq import FuseQdq
-from passes.graph.convert import import_graph
+from passes.graph.from_onnx import import_graph
 from passes.graph.grids import survives_round_trip
 from passes.weights.recipe import Recipe
 from tests.passes.graph_helpers import apply, check_same, count_calls, model, ops

@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from passes import Pipeline, PipelineResult
 from passes.graph.check import check_structure
-from passes.graph.convert import import_graph
+from passes.graph.from_onnx import import_graph
 from passes.graph.types import compute_type
 from passes.importing.match_types import MatchTypes
 from passes.weights.recipe import Recipe

@@ -8,8 +8,9 @@ from onnx import TensorProto
 
 from passes import Pass, PassError, Pipeline
 from passes.canonical.fold_constants import FoldConstants
-from passes.graph.check import shell
-from passes.graph.convert import export_graph, import_graph
+from passes.graph.from_onnx import import_graph
+from passes.graph.inference import shell
+from passes.graph.to_onnx import export_graph
 from passes.graph.trt_ops import TRT_OPS
 from passes.targets.ort.add_trt_functions import AddTrtFunctions
 from passes.targets.ort.emulate_fp4 import EmulateFp4
