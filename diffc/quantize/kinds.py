@@ -16,16 +16,12 @@ from onnx import TensorProto
 
 from diffc.errors import DiffcError
 from diffc.quantize import nodes
+from diffc.quantize.simulate import E2M1_MAX, E4M3_MAX, mxfp8_fake_quant, nvfp4_round_trip
 from passes.weights.recipe import Recipe
 from passes.weights.sources import keep
 
 if TYPE_CHECKING:
     import torch
-
-E2M1_MAX = 6.0
-"""The largest magnitude of a 4-bit float."""
-E4M3_MAX = 448.0
-"""The largest magnitude of an 8-bit float with 4 bits of exponent."""
 
 Settings = Mapping[str, Any]
 """Attributes of a quantizer as JSON values: num_bits, axis, block_sizes, type, unsigned, narrow_range."""
@@ -97,18 +93,6 @@ def _round_to_e4m3(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (steps * scale).to(x.dtype)
 
 
-def _nvfp4(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    from diffc.quantize.simulate import nvfp4_round_trip  # imports torch
-
-    return nvfp4_round_trip(x, scale)
-
-
-def _mxfp8(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    from diffc.quantize.simulate import mxfp8_fake_quant  # imports torch
-
-    return mxfp8_fake_quant(x)
-
-
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -142,7 +126,7 @@ KINDS: dict[str, Kind] = {
             {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}},
             bound=E2M1_MAX * E4M3_MAX,  # of a value times that of its block's scale
             lowest=-E2M1_MAX * E4M3_MAX,
-            round_trip=_nvfp4,
+            round_trip=nvfp4_round_trip,
             onnx_nodes=nodes.nvfp4,
             scale_bits=8,
             portable=False,
@@ -152,7 +136,7 @@ KINDS: dict[str, Kind] = {
             {"num_bits": (4, 3), "block_sizes": {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}},
             bound=E4M3_MAX,
             lowest=-E4M3_MAX,
-            round_trip=_mxfp8,
+            round_trip=lambda x, _: mxfp8_fake_quant(x),
             onnx_nodes=nodes.mxfp8,
             scale_bits=8,
             has_amax=False,

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from diffc.quantize.kinds import E2M1_MAX, E4M3_MAX
-
 if TYPE_CHECKING:
     import torch
 
+E2M1_MAX = 6.0
+"""The largest magnitude of a 4-bit float."""
+E4M3_MAX = 448.0
+"""The largest magnitude of an 8-bit float with 4 bits of exponent."""
 E8M0_BIAS = 127
 SMALLEST_BLOCK_SCALE = 1e-5
 """Below it, ModelOpt's kernel takes 1 for the scale of an NVFP4 block."""
