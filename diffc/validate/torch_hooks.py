@@ -28,7 +28,7 @@ def noisy(model: torch.nn.Module, rounding: float, seed: int) -> Iterator[None]:
     error is that of its terms. Quantizers are disturbed as well because ModelOpt multiplies by bound / amax where ONNX
     divides by the scale. The 16-bit inputs of the graph, which no layer makes, often lie exactly between two steps,
     and the two formulas then choose different ones. The input of a sinusoidal embedding is disturbed because its
-    angles reach thousands, where a float32 keeps few digits behind the point.
+    angles reach thousands, where a float32 keeps few digits after the point.
     """
     from diffusers.models.embeddings import Timesteps
     from modelopt.torch.quantization.nn import TensorQuantizer
