@@ -46,6 +46,7 @@ def test_readme_commands_are_of_known_kinds() -> None:
     assert sum(line.startswith("python3 tools/run.py ") for line in COMMANDS) == 2
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("lines", [lines for lines in SESSIONS if lines], ids=lambda lines: lines[0])
 def test_diffc_commands_run(lines: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for line in lines:
@@ -58,6 +59,7 @@ def test_diffc_commands_run(lines: list[str], here: Path, capsys: pytest.Capture
             assert (here / arguments[arguments.index("-o") + 1]).exists()
 
 
+@pytest.mark.compiles
 def test_the_demo_runs_and_says_where_its_result_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorrt_rtx")
     moved = {str(demo.OUTPUT): str(here / "out"), str(demo.PICTURE): str(here / "seven.png")}
@@ -75,6 +77,7 @@ def test_the_demo_runs_and_says_where_its_result_is(here: Path, capsys: pytest.C
     }
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == "python"])
 def test_python_examples_run(text: str, here: Path) -> None:
     before = set(here.iterdir())
