@@ -70,7 +70,6 @@ FACES = ("diffc/__init__.py", "diffc/compile/__init__.py")
 KNOWN_ARROWS: frozenset[tuple[str, str]] = frozenset()
 KNOWN_LATE = frozenset(
     {
-        "diffc/frontend/quantizers.py",
         "diffc/models/embedded/catalogue.py",
         "diffc/models/embedded/real.py",
         "diffc/quality/layers.py",

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from diffc.errors import DiffcError, unknown
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers
 from diffc.quantize.formats import Format
+from diffc.quantize.kinds import kind_of
 from diffc.quantize.options import QuantOptions
 from diffc.quantize.scaling import portable_scaling
 from diffc.quantize.simulate import cpu_block_quant
-from diffc.quantize.state import kind_of, settings_of, usable_amax
+from diffc.quantize.state import settings_of, usable_amax
 
 if TYPE_CHECKING:
     from torch import nn
@@ -200,7 +201,7 @@ def _finish(backbone: nn.Module) -> None:
     """Check every enabled quantizer's amax and keep it in float32."""
     for name, quantizer in enabled_quantizers(backbone).items():
         kind = kind_of(settings_of(quantizer.get_modelopt_state()))
-        if kind == "mxfp8":
+        if not kind.has_amax:
             continue
         amax = usable_amax(name, getattr(quantizer, "_amax", None), kind)
         quantizer.reset_amax()  # assigning to a buffer would keep its dtype
