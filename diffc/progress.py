@@ -85,6 +85,20 @@ class Part:
         self.ui.note(text)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a command in order, and the reporter that each of them is given."""
+
+    ui: Reporter
+    names: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Reporter:
+        """The reporter of a part; without a number for one that is left out this time."""
+        if name not in self.names:
+            return self.ui
+        return Part(self.ui, self.names.index(name) + 1, len(self.names))
+
+
 @contextmanager
 def estimated(update: Update, seconds: float, *, start: float = 0.0, end: float = 1.0) -> Iterator[None]:
     """Progress for work that tells none: from the share `start` to `end` in about `seconds`.

@@ -270,6 +270,15 @@ def compile_command(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an artifact at -o.", rich_help_panel=_CHECK)
     ] = False,
+    passes: Annotated[
+        str,
+        typer.Option(
+            "--passes",
+            metavar="PASSES",
+            help="More passes, after the canonical ones: 'name{option=value},name'; see `diffc passes`.",
+            rich_help_panel=_CHECK,
+        ),
+    ] = "",
     dump: Annotated[
         Path | None,
         typer.Option(
@@ -281,7 +290,7 @@ def compile_command(
     from diffc.backends.target import EngineOptions, parse_sm
     from diffc.cli.tables import compiled, planned
     from diffc.compile.plan import check
-    from diffc.compile.request import CompileRequest
+    from diffc.compile.request import CompileRequest, parse_component_dtype, read_prompts
     from diffc.quantize.options import QuantOptions
 
     request = CompileRequest(
@@ -306,14 +315,15 @@ def compile_command(
         calib_size=calib_size,
         calibrate=calibrate,
         engine=EngineOptions(optimization_level, weight_streaming, strip_weights),
-        component_dtypes=tuple(_component_dtype(text) for text in component_dtype or []),
-        prompts=_prompts(prompts_file),
+        component_dtypes=tuple(map(parse_component_dtype, component_dtype or ())),
+        prompts=None if prompts_file is None else read_prompts(prompts_file),
         steps=steps,
         batch_size=batch_size,
         image_size=image_size,
         seed=seed,
         cache_plan=cache_plan,
         cache_layout=cache_layout,
+        passes=passes,
         skip_validation=skip_validation,
         force=force,
         dump=dump,
@@ -328,30 +338,3 @@ def compile_command(
     started = time.perf_counter()
     result = compile_model(request, terminal.ui)
     compiled(result, time.perf_counter() - started, terminal)
-
-
-def _component_dtype(text: str) -> tuple[str, str]:
-    from diffc.errors import DiffcError
-
-    name, colon, dtype = text.partition(":")
-    if not (name and colon and dtype):
-        raise DiffcError(f"--component-dtype is {text!r}", fix="write COMPONENT:TYPE, such as vae:float32")
-    short = {"Half": "float16", "BFloat16": "bfloat16", "Float": "float32"}  # ModelOpt's names
-    return name, short.get(dtype, dtype)
-
-
-def _prompts(path: Path | None) -> tuple[str, ...] | None:
-    from diffc.errors import DiffcError
-
-    if path is None:
-        return None
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DiffcError(
-            f"cannot read the prompts file {path}: {error}", fix="give a UTF-8 text file"
-        ) from error
-    prompts = tuple(line.strip() for line in lines if line.strip())
-    if not prompts:
-        raise DiffcError(f"{path} holds no prompt", fix="write one prompt a line")
-    return prompts

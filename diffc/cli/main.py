@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gc
 import sys
+from types import FunctionType
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +30,7 @@ from diffc.cli import (
 from diffc.cli.cache import cache_app
 from diffc.cli.command import Command, Group, shared_options
 from diffc.cli.models import models_app
+from diffc.plugins import load
 from diffc.version import VERSION
 
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -62,6 +64,9 @@ for name, function, text, panel in (
     app.command(name, cls=Command, epilog=text, rich_help_panel=panel)(shared_options(function))
 app.add_typer(models_app, name="models", rich_help_panel=_LISTS)
 app.add_typer(cache_app, name="cache", rich_help_panel=_LISTS)
+_OWN = [*(command.name or "" for command in app.registered_commands), "models", "cache"]
+for name, added in load("diffc.commands", FunctionType, _OWN).items():
+    app.command(name, cls=Command, rich_help_panel="From other packages")(shared_options(added))
 
 
 def _version(value: bool) -> None:
@@ -127,7 +132,8 @@ def _report(error: Exception, debug: bool) -> int:
     if isinstance(error, typer.Abort):
         return _stopped()
     if isinstance(error, TyperException):
-        typer.echo(f"{block(error.format_message())}\nSee diffc --help.", err=True)
+        command = getattr(getattr(error, "ctx", None), "command_path", "diffc")
+        typer.echo(f"{block(error.format_message())}\nSee {command} --help.", err=True)
         return error.exit_code
     if debug:
         raise error

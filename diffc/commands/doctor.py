@@ -10,10 +10,11 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import FunctionType
 
 import psutil
 from packaging.requirements import Requirement
@@ -21,8 +22,13 @@ from packaging.requirements import Requirement
 from diffc.backends.probes import DRIVER, Probe
 from diffc.backends.target import KNOWN_SMS, TARGETS, Target
 from diffc.errors import DiffcError
+from diffc.models.registry import FAMILIES
+from diffc.models.sources.locate import READERS
+from diffc.plugins import broken, load
 from diffc.progress import Reporter, Silent
 from diffc.quantize.formats import FORMATS
+from passes.base import all_passes, broken_plugins
+from passes.plugins import named, package_of
 
 _TIMEOUT = 120
 
@@ -50,11 +56,32 @@ def examine(ui: Reporter | None = None) -> list[Finding]:
         ("look for a GPU", _gpus),
         ("try torch", _torch),
         ("try every target", _targets),
+        ("look at plugins", _plugins),
         ("look for room", _room),
     ):
         with ui.stage(title):
             found += list(check())
     return found
+
+
+def _plugins() -> Iterator[Finding]:
+    """What installed packages add to diffc, and what of it cannot be used."""
+    known: dict[str, Collection[str]] = {
+        "diffc.families": FAMILIES,
+        "diffc.formats": FORMATS,
+        "diffc.targets": TARGETS,
+        "diffc.readers": [reader.name for reader in READERS],
+        "diffc.commands": load("diffc.commands", FunctionType),
+        "passes": all_passes(),
+    }
+    faults = {(fault.group, fault.name): fault for fault in (*broken(), *broken_plugins())}
+    for group, names in known.items():
+        for name, points in named(group).items():
+            what = f"plugin {name} of {' and '.join(map(package_of, points))}"
+            if fault := faults.get((group, name)):
+                yield Finding(what, False, fault.reason, "update or uninstall the package; all else works")
+            elif name in names:
+                yield Finding(what, True, f"adds to {group}")
 
 
 def require_able(findings: Sequence[Finding]) -> None:

@@ -1,4 +1,4 @@
-"""`diffc generate`: the pipeline of an artifact with its compiled backbone, beside torch or other artifacts."""
+"""`diffc generate`: pictures of an artifact's pipeline with the compiled backbone, beside torch or other artifacts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffc.errors import DiffcError, UsageError
 from diffc.models.embedded.digits import WORDS
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.locate import ModelSource, locate
-from diffc.models.sources.pipelines import loading_seconds, open_pipeline
+from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.models.spec import Shape
 from diffc.output_files import check_output_file
 from diffc.progress import Reporter, Update, estimated
@@ -77,7 +77,7 @@ class Painted:
 
 
 def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Painted]:
-    """Paint with every variant and write the picture; torch first, since the others are held against it.
+    """Paint with every variant and write the picture; torch comes first, since the others are compared with it.
 
     Raises DiffcError for an artifact, pipeline, size or target that does not fit.
     """
@@ -118,7 +118,7 @@ def _sized(request: GenerateRequest, pipe: Any, source: ModelSource) -> Generate
 
 
 def asked_digit(prompt: str) -> int | None:
-    """The one digit that a prompt names in words or as a numeral; None where there is none or more than one."""
+    """The digit that a prompt names, in words or as a numeral; None if it names none, or several."""
     words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
     named = {WORDS.index(w) if w in WORDS else int(w) for w in words if w in WORDS or (w in "0123456789")}
     return named.pop() if len(named) == 1 else None
@@ -166,7 +166,7 @@ def _pipeline(
     dtype = getattr(torch, artifact.manifest["dtype"]) if device.type == "cuda" else torch.float32
     left_out = {} if with_backbone else {source.family.component: None}
     fix = "download the whole pipeline, or give another --pipeline"
-    with quiet_libraries(), estimated(update, loading_seconds(source)):
+    with quiet_libraries(), estimated(update, pipeline_seconds(source)):
         pipe = open_pipeline(source, dtype=dtype, fix=fix, **left_out)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

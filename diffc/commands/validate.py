@@ -20,7 +20,8 @@ from diffc.backends.target import TARGETS, find_target
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.inputs import forward_kwargs
 from diffc.models.registry import find_family
-from diffc.progress import Reporter
+from diffc.models.sources.backbone import quiet_libraries
+from diffc.progress import Reporter, estimated
 from diffc.progress_bar import default_reporter
 from diffc.runtime.load import load as load_runtime
 from diffc.validate.comparisons import (
@@ -42,6 +43,10 @@ from passes.storage import load, save
 
 if TYPE_CHECKING:
     from diffc.runtime.module import CompiledBackbone
+
+
+_LOADING = 10.0
+"""Seconds that loading a torch model takes at least: that is what importing diffusers and ModelOpt takes."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +213,11 @@ def _comparisons(
         shapes = shapes_of(artifact, model, request.shapes)
         reference: TorchReference | GraphReference
         if against == "torch":
-            with ui.stage("load the torch model"):
+            with (
+                ui.stage("load the torch model") as update,
+                quiet_libraries(),
+                estimated(update, _LOADING),
+            ):
                 torch_reference = torch_reference or torch_reference_of(artifact, request.model)
             reference = torch_reference
         else:

@@ -20,10 +20,10 @@ from diffc.errors import DiffcError
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, build_backbone, quiet_libraries
 from diffc.models.sources.locate import ModelSource
-from diffc.models.sources.pipelines import open_pipeline
+from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.models.sources.torch_weights import TorchWeights, fill_buffers
 from diffc.models.spec import Shape
-from diffc.progress import Reporter
+from diffc.progress import Reporter, estimated
 from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
 from diffc.quantize.checkpoint import LIBRARIES, Checkpoint
 from diffc.quantize.convert import insert_quantizers
@@ -117,7 +117,11 @@ def calibrate_on_prompts(
     """Calibrate by running the diffusers pipeline on `count` prompts (None: each once), on the GPU if there is one."""
     family = source.family
     prompts = _repeated(run.prompts or DEFAULT_PROMPTS, count)
-    with quiet_libraries(), ui.stage("load the pipeline"):
+    with (
+        ui.stage("load the pipeline") as update,
+        quiet_libraries(),
+        estimated(update, pipeline_seconds(source)),
+    ):
         pipe = run.open(source)
     size = run.size or pipe.vae.config.sample_size
     call = dict(family.calibration) | {"height": size, "width": size}

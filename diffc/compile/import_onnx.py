@@ -13,7 +13,8 @@ import onnx
 from diffc.artifact.folder import check_model_output
 from diffc.errors import DiffcError
 from diffc.frontend.onnx_file import read_model
-from diffc.progress import Reporter, Silent
+from diffc.progress import Reporter
+from diffc.progress_bar import default_reporter
 from diffc.validate.compare import compare
 from diffc.validate.float32 import Arrays, cpu_session, feed, float32_copy, unrounded_copy
 from diffc.validate.passes import NUMERIC_LIMIT, random_feeds
@@ -54,7 +55,7 @@ def import_result(
     Raises PassError and DiffcError for files that cannot be imported, each with what to do, and PassCheckError when
     a pass breaks the graph or changes numbers beyond its tolerance.
     """
-    ui = ui or Silent()
+    ui = ui or default_reporter()
     with ui.stage("read the model"):
         imported = read_model(path)
     for note in imported.notes:

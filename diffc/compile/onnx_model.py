@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from diffc.backends.onnx_graph import element_types
 from diffc.backends.profile import Profile
 from diffc.backends.target import Target, check_sms, find_target
 from diffc.compile.engines import build_engines
-from diffc.compile.graphs import Graphs, legalize, write
+from diffc.compile.graphs import Graphs, legalize, run_passes, write
 from diffc.compile.import_onnx import import_result
 from diffc.compile.plan import check_engine, check_targets
 from diffc.compile.request import CompileRequest, CompileResult, request_key
@@ -32,6 +32,7 @@ from diffc.errors import DiffcError
 from diffc.models.profiles import parse_sizes
 from diffc.progress import Reporter
 from diffc.validate.passes import NumericCheck, random_feeds
+from passes.pipeline import PassRecord
 
 if TYPE_CHECKING:
     import onnx
@@ -85,6 +86,7 @@ def check_request(request: CompileRequest) -> tuple[Target, ...]:
             fix="leave it out, or compile the diffusers model instead of the ONNX file",
         )
     targets = tuple(find_target(name) for name in dict.fromkeys(request.targets))
+    _ = request.own_passes  # raises PassError for an unknown one
     check_targets(targets, request.sms)
     check_engine(targets, request.engine)
     check_output(request.output, force=request.force)
@@ -121,7 +123,13 @@ def _legalized(
     model: onnx.ModelProto, targets: Sequence[Target], request: CompileRequest, ui: Reporter
 ) -> Graphs:
     feeds = random_feeds(model, seed=request.seed)
-    return legalize(model, targets, NumericCheck(lambda: feeds), request.dump, ui)
+    numbers, own = NumericCheck(lambda: feeds), request.own_passes
+    records: Sequence[PassRecord] = ()
+    if own:
+        result = run_passes(own, model, "run the passes of --passes", numbers, request.dump, ui)
+        model, records = result.model, result.records
+    graphs = legalize(model, targets, numbers, request.dump, ui)
+    return replace(graphs, records=[*records, *graphs.records])
 
 
 def _manifest(request: CompileRequest, graphs: Graphs, profile: Sequence[Profile]) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def check(request: CompileRequest) -> Plan:
     check_format_sms(fmt.name, fmt.min_sm, request.sms)
     if request.dtype not in ("auto", *DTYPES):
         raise unknown_value("dtype", request.dtype, ("auto", *DTYPES))
+    _ = request.own_passes  # raises PassError for an unknown one
     check_targets(targets, request.sms)
     check_engine(targets, request.engine)
     for target in targets:

@@ -80,7 +80,7 @@ class Comparison:
 
 
 def is_imported(artifact: Artifact) -> bool:
-    """Whether the artifact was compiled from an ONNX file, so that there is no torch model of it."""
+    """Whether the artifact was compiled from an ONNX file, and so has no torch model."""
     return bool(artifact.manifest["format"] == IMPORTED)
 
 

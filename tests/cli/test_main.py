@@ -19,7 +19,6 @@ import psutil
 import pytest
 
 from diffc.cli.main import run
-from diffc.frontend.trace import trace
 from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.models.sources.locate import locate
 from diffc.quantize.formats import FORMATS
@@ -27,12 +26,6 @@ from tests.cli_helpers import RTX, Capture, compile_arguments, listing, refusal
 from tests.conftest import HAS_RTX
 
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed")
-
-
-@pytest.fixture(scope="module")
-def traced() -> onnx.ModelProto:
-    """tiny-sd3 after the trace, the slow part of a compile without calibration."""
-    return trace(locate("tiny-sd3"), dtype="float16", checkpoint=None)
 
 
 @pytest.fixture

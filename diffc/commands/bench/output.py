@@ -33,7 +33,7 @@ def check_plot(path: Path | None) -> None:
 
 
 def check_folder(path: Path | None) -> None:
-    """Raise DiffcError when `path` cannot be written: its folder does not exist, or it is no file to replace."""
+    """Raise DiffcError when `path` cannot be written: its folder does not exist, or it is not a file."""
     if path is not None and not path.absolute().parent.is_dir():
         raise DiffcError(f"the folder of {path} does not exist", fix="make it, or name another place")
     if path is not None:

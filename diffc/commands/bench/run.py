@@ -20,11 +20,13 @@ from diffc.errors import DiffcError, UsageError, unknown_value
 from diffc.models.profiles import default_profile
 from diffc.models.registry import find_family
 from diffc.models.spec import Shape
-from diffc.progress import Reporter, Update
+from diffc.progress import Reporter, Update, estimated
 from diffc.progress_bar import default_reporter
 from diffc.validate.shapes import parse_shape
 
 WARM_UP = 2
+_LOADING = 10.0
+"""Seconds that loading a side takes at least: the import of torch and diffusers in its process."""
 SETTLE = 0.02
 """Seconds between two sides: ONNX Runtime's threads look for work for a while after a call."""
 
@@ -88,7 +90,7 @@ def bench(request: BenchRequest, ui: Reporter | None = None) -> list[Row]:
     rows: list[Row] = []
     with Sides() as sides:
         for name in ("compiled", *request.sides):
-            with ui.stage(f"load {name}"):
+            with ui.stage(f"load {name}") as update, estimated(update, _LOADING):
                 sides.load(name, setup)
         for shape in shapes:
             with ui.stage(f"measure at {shape}") as update:
@@ -148,17 +150,19 @@ class Sides:
         """Every side prepared, then measured in turns; one row for each, in the order of loading."""
         first: dict[str, First] = {}
         seconds: dict[str, list[float]] = {name: [] for name in self._order}
-        for name in self._order:
+        total = len(self._order) + request.repeat
+        for number, name in enumerate(self._order):
             with self._kept(name):
                 if name in self._workers:
                     first[name] = self._workers[name].prepare(shape, request.seed, WARM_UP)
+            update(number + 1, total)
         for turn in range(request.repeat):
             for name in self._order:
                 with self._kept(name):
                     if name in self._workers:
                         time.sleep(SETTLE)
                         seconds[name].append(self._workers[name].measure())
-            update(turn + 1, request.repeat)
+            update(len(self._order) + turn + 1, total)
         return [self._row(name, shape, first, seconds[name]) for name in self._order]
 
     def _row(self, name: str, shape: Shape, first: Mapping[str, First], seconds: Sequence[float]) -> Row:

@@ -1,4 +1,4 @@
-"""What is measured: the compiled backbone, torch as it is, and torch.compile. Loaded in processes of their own."""
+"""The sides of a measurement: the compiled backbone, torch eager and torch.compile, each loaded in its own process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffc.models.sources.locate import locate
 from diffc.runtime.load import load
 
 SIDES = ("eager", "compile")
-"""What a compiled backbone can be measured against."""
+"""What a compiled backbone can be measured beside."""
 Backbone = Callable[..., Any]
 
 
