@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from diffc.version import VERSION as __version__
+
 __all__ = ["__version__", "load"]
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """`diffc.load` imports torch, and only when it is asked for."""
+    """Import `diffc.load`, and torch with it, when somebody asks for it."""
     if name != "load":
         raise AttributeError(f"module 'diffc' has no attribute {name!r}")
     from diffc.runtime.load import load

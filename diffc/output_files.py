@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from diffc.errors import DiffcError
+from passes.files.atomic import irregular, written
 
 
 def check_output_file(path: Path) -> None:
     """Raise DiffcError when something other than a regular file is at `path`; to be called before any work."""
-    from passes.files.atomic import irregular
-
     try:
         kind = irregular(path)
     except (OSError, ValueError, RuntimeError) as error:  # too long a name, links in a circle
@@ -22,7 +21,5 @@ def check_output_file(path: Path) -> None:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Draw a figure of matplotlib into `path`, of the kind that its ending says, whole or not at all."""
-    from passes.files.atomic import written
-
     with written(path) as file:
         figure.savefig(file, dpi=150, format=path.suffix[1:].lower())

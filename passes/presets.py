@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from passes.base import Pass
 from passes.canonical.fold_constants import FoldConstants
@@ -123,24 +123,31 @@ TARGETS: dict[str, tuple[Pass, ...]] = {
 _HAS_FP8_ATTENTION = ("trt-rtx", "tensorrt", "ort-trt-rtx")
 
 
-def target_passes(
-    target: str,
-    *,
-    quantized_attention: bool = False,
-    across_blocks: bool = True,
-    tokens: int = 0,
-) -> tuple[Pass, ...]:
-    """The passes of a target; with FP8 attention, in the form that TensorRT has a kernel for (changes numbers).
+@dataclass(frozen=True)
+class TargetOptions:
+    """What the passes of a target are told about the model.
 
-    `tokens`: how many an image has at the sizes that the model is made fast for (fold-gates, fuse-skip-norm).
-    `across_blocks`: with merge-modulations. Models that have other blocks in common would store joined weights again.
+    `quantized_attention`: attention computes in FP8. `tokens`: how many tokens an image has at the sizes that the model
+    is made fast for (for fold-gates and fuse-skip-norm). `across_blocks`: run merge-modulations, which joins weights of
+    several blocks; models that share blocks with other models would store the joined weights again.
     """
+
+    quantized_attention: bool = False
+    tokens: int = 0
+    across_blocks: bool = True
+
+
+DEFAULT_OPTIONS = TargetOptions()
+
+
+def target_passes(target: str, options: TargetOptions = DEFAULT_OPTIONS) -> tuple[Pass, ...]:
+    """The passes of `target`; with FP8 attention, in the form that TensorRT has a kernel for (changes numbers)."""
     steps = tuple(
-        replace(step, tokens=tokens) if isinstance(step, (FoldGates, FuseSkipNorm)) else step
+        replace(step, tokens=options.tokens) if isinstance(step, (FoldGates, FuseSkipNorm)) else step
         for step in TARGETS[target]
-        if across_blocks or not isinstance(step, MergeModulations)
+        if options.across_blocks or not isinstance(step, MergeModulations)
     )
-    if quantized_attention and target in _HAS_FP8_ATTENTION:
+    if options.quantized_attention and target in _HAS_FP8_ATTENTION:
         # First: it wants q, k and v as they are traced, with their quantizers right at the attention.
         return (QuantizeSoftmax(), *steps)
     return steps

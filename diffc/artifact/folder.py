@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from diffc.artifact.files import check_files
 from diffc.artifact.resume import RESUME, take_up
 from diffc.errors import DiffcError
+from diffc.output_files import check_output_file
 from passes.files.atomic import check_own_folder
 
 MANIFEST = "manifest.json"
@@ -130,6 +131,20 @@ def check_output(output: Path, *, force: bool) -> None:
         raise DiffcError(f"{output} exists and is no diffc artifact", fix="choose another -o, or remove it")
     if not force:
         raise DiffcError(f"{output} exists", fix="give --force to replace it, or choose another -o")
+
+
+def check_model_output(output: Path, *, model: Path, force: bool) -> None:
+    """Raise DiffcError when the .onnx file `output`, made of the file `model`, may not be written.
+
+    It may not when it or its weights exist (unless `force`), when it is `model` itself, and without its folder.
+    """
+    taken = [path for path in (output, output.with_name(output.name + "_data")) if path.exists()]
+    if taken and (not force or output.resolve() == model.resolve()):
+        raise DiffcError(f"{taken[0]} exists", fix="choose another -o, or give --force")
+    for path in (output, output.with_name(output.name + "_data")):
+        check_output_file(path)
+    if not output.parent.is_dir():
+        raise DiffcError(f"no such folder: {output.parent}", fix="make it, or choose another -o")
 
 
 def _swap(partial: Path, output: Path) -> None:

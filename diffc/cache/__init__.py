@@ -2,7 +2,7 @@
 
 from diffc.cache.plan import CachePlan, Entry, Steps
 from diffc.cache.presets import PRESETS, preset
-from diffc.cache.resolve import Group, ResolvedPlan, resolve
+from diffc.cache.resolve import Group, ResolvedCache, resolve
 from diffc.cache.torch_apply import AppliedCache, apply
 
 __all__ = [
@@ -11,7 +11,7 @@ __all__ = [
     "CachePlan",
     "Entry",
     "Group",
-    "ResolvedPlan",
+    "ResolvedCache",
     "Steps",
     "apply",
     "preset",

@@ -34,7 +34,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class ResolvedPlan:
+class ResolvedCache:
     """The groups of a plan on one backbone. `notes` says what a user should know of how it was read."""
 
     name: str
@@ -70,13 +70,13 @@ class ResolvedPlan:
         return {"name": self.name, "groups": [group.to_json() for group in self.groups]}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ResolvedPlan:
+    def from_json(cls, data: Mapping[str, Any]) -> ResolvedCache:
         """The inverse of `to_json`."""
         groups = (Group(tuple(g["blocks"]), steps_from_json(g["steps"]), g["keep"]) for g in data["groups"])
         return cls(data["name"], tuple(groups))
 
 
-def resolve(plan: CachePlan, backbone: nn.Module) -> ResolvedPlan:
+def resolve(plan: CachePlan, backbone: nn.Module) -> ResolvedCache:
     """The plan on `backbone` (whose tensors may be fake). Later entries override earlier ones, which notes say.
 
     Raises DiffcError for a pattern that matches no module, for a block inside another, and for a residual of a
@@ -100,7 +100,7 @@ def resolve(plan: CachePlan, backbone: nn.Module) -> ResolvedPlan:
         key = json.dumps([steps_to_json(entry.steps), keep])
         decided.setdefault(key, ([], entry.steps, keep))[0].append(path)
     groups = tuple(Group(tuple(blocks), steps, keep) for blocks, steps, keep in decided.values())
-    return ResolvedPlan(plan.name, groups, tuple(notes))
+    return ResolvedCache(plan.name, groups, tuple(notes))
 
 
 def block_names(backbone: nn.Module) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffc.cache.generations import Generation, Generations, time_and_conditions
 from diffc.cache.plan import CachePlan
 from diffc.cache.presets import plan_of
-from diffc.cache.resolve import Group, ResolvedPlan, resolve
+from diffc.cache.resolve import Group, ResolvedCache, resolve
 from diffc.cache.streams import streams_of
 from diffc.errors import DiffcError
 
@@ -31,7 +31,7 @@ class AppliedCache:
     `generations.reset(count)` starts a generation anew, where no pipeline does it.
     """
 
-    plan: ResolvedPlan
+    plan: ResolvedCache
     generations: Generations
     _undo: ExitStack
 
@@ -48,7 +48,7 @@ class AppliedCache:
         self.remove()
 
 
-def apply(target: Any, plan: CachePlan | ResolvedPlan | str, *, steps: int | None = None) -> AppliedCache:
+def apply(target: Any, plan: CachePlan | ResolvedCache | str, *, steps: int | None = None) -> AppliedCache:
     """Run `target`, a diffusers pipeline or its backbone, with a plan, a preset's name or a plan file.
 
     Given a pipeline, every call of it is a new generation whose number of steps is known; given a backbone, say
@@ -102,7 +102,7 @@ def _restore(owner: Any, name: str, before: Any) -> None:
 
 
 def _counting(
-    backbone: nn.Module, plan: ResolvedPlan, generations: Generations, current: ContextVar[Step | None]
+    backbone: nn.Module, plan: ResolvedCache, generations: Generations, current: ContextVar[Step | None]
 ) -> Callable[..., Any]:
     """The backbone's forward, which finds out what step it is before the blocks run."""
     forward, signature = backbone.forward, inspect.signature(backbone.forward)

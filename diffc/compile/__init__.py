@@ -1,6 +1,22 @@
 """From a model to an artifact: the only room that knows a Plan."""
 
-from diffc.compile.plan import CompileRequest, Plan, check, check_targets
-from diffc.compile.spine import CompileResult, compile_model
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from diffc.compile.plan import Plan, check, check_targets
+from diffc.compile.request import CompileRequest, CompileResult
 
 __all__ = ["CompileRequest", "CompileResult", "Plan", "check", "check_targets", "compile_model"]
+
+if TYPE_CHECKING:
+    from diffc.compile.spine import compile_model as compile_model
+
+
+def __getattr__(name: str) -> Any:
+    """Import `compile_model`, and torch with it, when somebody asks for it: a plan is checked without torch."""
+    if name != "compile_model":
+        raise AttributeError(f"module 'diffc.compile' has no attribute {name!r}")
+    from diffc.compile.spine import compile_model
+
+    return compile_model

@@ -1,158 +1,159 @@
-"""The quantize stage of a compile: a checkpoint that was given, or a new one from the pipeline on prompts."""
+"""The calibration of a compile: a checkpoint that was given, kept, or made anew."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import torch
+from accelerate import init_empty_weights
+
+from diffc.artifact.resume import CHECKPOINT
 from diffc.errors import DiffcError
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.sources.backbone import DTYPES, build_backbone, quiet_libraries
+from diffc.models.sources.backbone import DTYPES, FakeBackbone, build_backbone, quiet_libraries
+from diffc.models.sources.locate import ModelSource
+from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.models.sources.torch_weights import TorchWeights, fill_buffers
 from diffc.models.spec import Shape
-from diffc.progress import Reporter
+from diffc.progress import Reporter, estimated
 from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
 from diffc.quantize.checkpoint import LIBRARIES, Checkpoint
 from diffc.quantize.convert import insert_quantizers
 from diffc.quantize.fingerprint import backbone_config
+from diffc.quantize.formats import Format
+from diffc.quantize.options import QuantOptions
+from diffc.quantize.synthetic import calibrate_synthetic
 
-if TYPE_CHECKING:
-    from diffc.compile.plan import Plan
+SYNTHETIC_PIXELS, SYNTHETIC_TEXT = 256, 64
+"""Size of the random inputs: small, since a forward of 12 B parameters takes two minutes on two cores."""
 
 
-def given(plan: Plan) -> Checkpoint:
-    """The checkpoint of --from-checkpoint: a folder of ours, or a `.pt` file of ModelOpt's `mto.save`.
+@dataclass(frozen=True)
+class PipelineRun:
+    """How a pipeline is run on prompts, for calibration and for measuring rounding noise.
+
+    `prompts` None: those of `diffc.quantize.calibrate`. `size`: pixels, None for the model's own. `dtype`: the compute
+    type on a GPU ("float16", ...), with other types for some components in `component_dtypes`; float32 on the CPU.
+    """
+
+    prompts: tuple[str, ...] | None
+    steps: int
+    batch_size: int
+    size: int | None
+    seed: int
+    dtype: str
+    component_dtypes: tuple[tuple[str, str], ...] = ()
+
+    def open(self, source: ModelSource) -> Any:
+        """The diffusers pipeline of `source`, offline, on the GPU if there is one."""
+        cuda = torch.cuda.is_available()
+        dtype: Any = DTYPES[self.dtype] if cuda else torch.float32
+        if cuda and self.component_dtypes:
+            dtype = {"default": dtype} | {name: DTYPES[t] for name, t in self.component_dtypes}
+        fix = "download the whole pipeline (tokenizers, text encoders, VAE, scheduler), or --from-checkpoint"
+        pipe = open_pipeline(source, dtype=dtype, fix=fix)
+        return pipe.to("cuda") if cuda else pipe
+
+
+def kept_checkpoint(folder: Path) -> Checkpoint | None:
+    """The calibration that a killed compile left in the unfinished artifact `folder`; None when there is none.
+
+    One that is damaged is removed.
+    """
+    if not (folder / CHECKPOINT).is_dir():
+        return None
+    try:
+        return Checkpoint.load(folder / CHECKPOINT)
+    except DiffcError:
+        shutil.rmtree(folder / CHECKPOINT)
+        return None
+
+
+def load_checkpoint(path: Path, format: Format, backbone: FakeBackbone) -> Checkpoint:
+    """The checkpoint at `path`: a folder that diffc wrote, or a `.pt` file of ModelOpt's `mto.save`.
 
     Raises DiffcError when it belongs to another model or holds another format than was asked for.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    path = plan.request.from_checkpoint
-    if path is None:
-        raise DiffcError("no checkpoint was given")
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        backbone = build_backbone(plan.spec, plan.source.config, DTYPES[plan.dtype])
+    source = backbone.source
     if path.is_file():
         with quiet_libraries():
-            checkpoint = Checkpoint.from_modelopt(path, backbone, family=plan.spec.name)
+            checkpoint = Checkpoint.from_modelopt(path, backbone.copy(), family=source.family.name)
     else:
         checkpoint = Checkpoint.load(path)
-        checkpoint.check(backbone, plan.spec.name, plan.source.fingerprint)
-    if checkpoint.format != plan.format.name:
+        checkpoint.check(backbone.module, source.family.name, source.fingerprint)
+    if checkpoint.format != format.name:
         raise DiffcError(
-            f"the checkpoint {path} was calibrated for {checkpoint.format}, and {plan.format.name} is asked for",
+            f"the checkpoint {path} was calibrated for {checkpoint.format}, and {format.name} is asked for",
             fix=f"give --format {shlex.quote(str(checkpoint.format))}, or leave --from-checkpoint out",
         )
     return checkpoint
 
 
-def calibrated(plan: Plan, ui: Reporter) -> Checkpoint:
-    """Calibrate by running the diffusers pipeline on prompts: on the GPU if there is one, else on the CPU."""
-    request = plan.request
-    if plan.format.algorithm is None:
-        return uncalibrated(plan)
-    if request.calibrate == "synthetic":
-        return synthetic(plan, ui)
-    prompts = _repeated(request.prompts or DEFAULT_PROMPTS, request.calib_size)
-    with quiet_libraries(), ui.stage("load the pipeline"):
-        pipe = load_pipeline(plan)
-    size = request.image_size or pipe.vae.config.sample_size
-    call = dict(plan.spec.calibration) | {"height": size, "width": size}
-    title = f"calibrate {plan.format.name} on {len(prompts)} prompts, {request.steps} steps, {size} px"
+def uncalibrated(format: Format, options: QuantOptions, backbone: FakeBackbone) -> Checkpoint:
+    """The checkpoint of a format whose scales are all found at run time: settings alone."""
+    quantized = backbone.copy()
+    with quiet_libraries(), backbone.mode:
+        insert_quantizers(quantized, format, backbone.source.family.unquantized, options)
+    return _checkpoint(quantized, backbone.source, format, {"options": asdict(options)})
+
+
+def calibrate_on_prompts(
+    source: ModelSource,
+    format: Format,
+    options: QuantOptions,
+    run: PipelineRun,
+    ui: Reporter,
+    *,
+    count: int | None = None,
+) -> Checkpoint:
+    """Calibrate by running the diffusers pipeline on `count` prompts (None: each once), on the GPU if there is one."""
+    family = source.family
+    prompts = _repeated(run.prompts or DEFAULT_PROMPTS, count)
+    with (
+        ui.stage("load the pipeline") as update,
+        quiet_libraries(),
+        estimated(update, pipeline_seconds(source)),
+    ):
+        pipe = run.open(source)
+    size = run.size or pipe.vae.config.sample_size
+    call = dict(family.calibration) | {"height": size, "width": size}
+    title = f"calibrate {format.name} on {len(prompts)} prompts, {run.steps} steps, {size} px"
     with quiet_libraries(), ui.stage(title) as update:
         calibrate(
             pipe,
-            plan.spec.component,
-            plan.format,
-            plan.spec.unquantized,
+            family.component,
+            format,
+            family.unquantized,
             prompts=prompts,
-            steps=request.steps,
-            seed=request.seed,
-            batch_size=request.batch_size,
+            steps=run.steps,
+            seed=run.seed,
+            batch_size=run.batch_size,
             call_args=call,
             progress=update,
-            options=request.options,
+            options=options,
         )
-    return Checkpoint.from_backbone(
-        getattr(pipe, plan.spec.component),
-        family=plan.spec.name,
-        format=plan.format.name,
-        source=plan.source.fingerprint,
-        calibration={
-            "prompts": list(prompts),
-            "steps": request.steps,
-            "seed": request.seed,
-            "options": asdict(request.options),
-            **call,
-        },
-    )
+    record = {"prompts": list(prompts), "steps": run.steps, "seed": run.seed, "options": asdict(options)}
+    return _checkpoint(getattr(pipe, family.component), source, format, {**record, **call})
 
 
-def uncalibrated(plan: Plan) -> Checkpoint:
-    """The checkpoint of a format whose scales are all found at run time: settings alone, from a fake backbone."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with quiet_libraries(), FakeTensorMode(allow_non_fake_inputs=True):
-        backbone = build_backbone(plan.spec, plan.source.config, DTYPES[plan.dtype])
-        insert_quantizers(backbone, plan.format, plan.spec.unquantized, plan.request.options)
+def _checkpoint(
+    backbone: torch.nn.Module, source: ModelSource, format: Format, calibration: Mapping[str, Any]
+) -> Checkpoint:
     return Checkpoint.from_backbone(
         backbone,
-        family=plan.spec.name,
-        format=plan.format.name,
-        source=plan.source.fingerprint,
-        calibration={"options": asdict(plan.request.options)},
+        family=source.family.name,
+        format=format.name,
+        source=source.fingerprint,
+        calibration=calibration,
     )
-
-
-def synthetic(plan: Plan, ui: Reporter) -> Checkpoint:
-    """Calibrated layer by layer on random inputs, never more than one layer's weights in memory."""
-    import torch
-    from accelerate import init_empty_weights
-
-    from diffc.quantize.synthetic import calibrate_synthetic
-
-    request, spec, config = plan.request, plan.spec, plan.source.config
-    size = request.image_size or SYNTHETIC_PIXELS
-    shape = Shape(request.batch_size, size, size, SYNTHETIC_TEXT)
-    with quiet_libraries(), init_empty_weights(include_buffers=False):
-        backbone = build_backbone(spec, config, torch.float32)
-    weights = TorchWeights(plan.source.weights)
-    fill_buffers(backbone, weights, torch.float32)
-    values = random_inputs(spec, config, spec.check(config, shape), dtype=torch.float32, seed=request.seed)
-    title = f"calibrate {plan.format.name} on random inputs, layer by layer ({shape})"
-    with quiet_libraries(), ui.stage(title) as update:
-        settings, amax, scaling = calibrate_synthetic(
-            backbone,
-            weights,
-            forward_kwargs(spec, config, values),
-            plan.format,
-            spec.unquantized,
-            request.options,
-            update,
-        )
-    return Checkpoint(
-        spec.name,
-        plan.format.name,
-        backbone_config(backbone),
-        settings,
-        amax,
-        plan.source.fingerprint,
-        {
-            "synthetic": str(shape),
-            "seed": request.seed,
-            "options": json.loads(json.dumps(asdict(request.options))),
-        },
-        {library: metadata.version(library) for library in LIBRARIES},
-        scaling,
-    )
-
-
-SYNTHETIC_PIXELS, SYNTHETIC_TEXT = 256, 64
-"""Size of the random inputs: small, since a forward of 12 B parameters takes two minutes on two cores."""
 
 
 def _repeated(prompts: tuple[str, ...], count: int | None) -> tuple[str, ...]:
@@ -160,16 +161,42 @@ def _repeated(prompts: tuple[str, ...], count: int | None) -> tuple[str, ...]:
     return prompts if count is None else tuple(islice(cycle(prompts), count))
 
 
-def load_pipeline(plan: Plan) -> Any:
-    """The whole pipeline, offline: in the compute type on a GPU, in float32 on the CPU."""
-    import torch
+def calibrate_on_random_inputs(
+    source: ModelSource,
+    format: Format,
+    options: QuantOptions,
+    ui: Reporter,
+    *,
+    batch_size: int,
+    size: int | None,
+    seed: int,
+) -> Checkpoint:
+    """Calibrate layer by layer on random inputs, never more than one layer's weights in memory.
 
-    from diffc.models.sources.pipelines import open_pipeline
-
-    cuda = torch.cuda.is_available()
-    dtype: Any = DTYPES[plan.dtype] if cuda else torch.float32
-    if cuda and plan.request.component_dtypes:
-        dtype = {"default": dtype} | {name: DTYPES[t] for name, t in plan.request.component_dtypes}
-    fix = "download the whole pipeline (tokenizers, text encoders, VAE, scheduler), or --from-checkpoint"
-    pipe = open_pipeline(plan.source, dtype=dtype, fix=fix)
-    return pipe.to("cuda") if cuda else pipe
+    `size`: pixels, None for SYNTHETIC_PIXELS.
+    """
+    family, config, pixels = source.family, source.config, size or SYNTHETIC_PIXELS
+    shape = Shape(batch_size, pixels, pixels, SYNTHETIC_TEXT)
+    with quiet_libraries(), init_empty_weights(include_buffers=False):
+        backbone = build_backbone(family, config, torch.float32)
+    weights = TorchWeights(source.weights)
+    fill_buffers(backbone, weights, torch.float32)
+    values = random_inputs(family, config, family.check(config, shape), dtype=torch.float32, seed=seed)
+    inputs = forward_kwargs(family, config, values)
+    title = f"calibrate {format.name} on random inputs, layer by layer ({shape})"
+    with quiet_libraries(), ui.stage(title) as update:
+        settings, amax, scaling = calibrate_synthetic(
+            backbone, weights, inputs, format, family.unquantized, options, update
+        )
+    record = {"synthetic": str(shape), "seed": seed, "options": json.loads(json.dumps(asdict(options)))}
+    return Checkpoint(
+        family.name,
+        format.name,
+        backbone_config(backbone),
+        settings,
+        amax,
+        source.fingerprint,
+        record,
+        {library: metadata.version(library) for library in LIBRARIES},
+        scaling,
+    )

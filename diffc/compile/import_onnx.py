@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 import onnx
 
-from diffc.commands.optimize import check_output
+from diffc.artifact.folder import check_model_output
 from diffc.errors import DiffcError
 from diffc.frontend.onnx_file import read_model
-from diffc.progress import Reporter, Silent
+from diffc.progress import Reporter
+from diffc.progress_bar import default_reporter
 from diffc.validate.compare import compare
 from diffc.validate.float32 import Arrays, cpu_session, feed, float32_copy, unrounded_copy
 from diffc.validate.passes import NUMERIC_LIMIT, random_feeds
@@ -54,7 +55,7 @@ def import_result(
     Raises PassError and DiffcError for files that cannot be imported, each with what to do, and PassCheckError when
     a pass breaks the graph or changes numbers beyond its tolerance.
     """
-    ui = ui or Silent()
+    ui = ui or default_reporter()
     with ui.stage("read the model"):
         imported = read_model(path)
     for note in imported.notes:
@@ -78,7 +79,7 @@ def import_file(
     path: Path, output: Path, *, dump: Path | None = None, force: bool = False, ui: Reporter
 ) -> PipelineResult:
     """`import_result`, written to `output`, weights streamed beside it."""
-    check_output(path, output, force)
+    check_model_output(output, model=path, force=force)
     result = import_result(path, dump=dump, steps=IMPORT_FILE, ui=ui)
     with ui.stage("write weights") as update:
         save(result.model, output, lambda done, total, name: update(done, total))

@@ -7,22 +7,32 @@ beside it: every pass is checked in numbers against the graph before it.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import diffc
-from diffc.artifact.describe import IMPORTED
-from diffc.artifact.folder import Artifact, check_output, staging, write_manifest
-from diffc.artifact.resume import request_key
-from diffc.backends.target import Profile, Target, check_sms, find_target
-from diffc.compile.manifest import described_engines, described_passes, described_values, versions
-from diffc.compile.plan import CompileRequest, check_engine
-from diffc.compile.spine import CompileResult, Graphs, build_engines, check_targets, legalize, write
+from diffc.artifact.describe import (
+    IMPORTED,
+    described_engines,
+    described_passes,
+    described_values,
+    described_versions,
+)
+from diffc.artifact.folder import Artifact, check_output, file_sha256, staging, write_manifest
+from diffc.backends.onnx_graph import element_types
+from diffc.backends.profile import Profile
+from diffc.backends.target import Target, check_sms, find_target
+from diffc.compile.engines import build_engines
+from diffc.compile.graphs import Graphs, legalize, run_passes, write
+from diffc.compile.import_onnx import import_result
+from diffc.compile.plan import check_engine, check_targets
+from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.errors import DiffcError
 from diffc.models.profiles import parse_sizes
 from diffc.progress import Reporter
+from diffc.validate.passes import NumericCheck, random_feeds
+from passes.pipeline import PassRecord
 
 if TYPE_CHECKING:
     import onnx
@@ -45,8 +55,6 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
 
     Raises DiffcError, PassError and MismatchError as `diffc.compile.spine.compile_model` does.
     """
-    from diffc.compile.import_onnx import import_result
-
     path = Path(request.model)
     targets = check_request(request)
     imported = import_result(path, ui=ui)
@@ -56,7 +64,7 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
     with staging(request.output, force=request.force, key=key) as folder:
         graphs = _legalized(imported.model, targets, request, ui)
         hashes = write(graphs, folder, ui)
-        engines = build_engines(targets, request.sms, graphs, folder, profile, ui, options=request.engine)
+        engines = build_engines(graphs, targets, request.sms, request.engine, profile, folder, ui)
         records = [*imported.records, *graphs.records]
         content = {
             **_manifest(request, graphs, profile),
@@ -78,6 +86,7 @@ def check_request(request: CompileRequest) -> tuple[Target, ...]:
             fix="leave it out, or compile the diffusers model instead of the ONNX file",
         )
     targets = tuple(find_target(name) for name in dict.fromkeys(request.targets))
+    _ = request.own_passes  # raises PassError for an unknown one
     check_targets(targets, request.sms)
     check_engine(targets, request.engine)
     check_output(request.output, force=request.force)
@@ -85,8 +94,6 @@ def check_request(request: CompileRequest) -> tuple[Target, ...]:
 
 
 def _check_types(model: onnx.ModelProto, sms: Sequence[int]) -> None:
-    from diffc.backends.onnx_graph import element_types
-
     check_sms(element_types(model), tuple(sms))
 
 
@@ -108,33 +115,28 @@ def profile_of(model: onnx.ModelProto, text: str, targets: Sequence[Target]) -> 
             f"the file has dynamic dimensions without a range: {', '.join(missing)}",
             fix=f"give --profile {shlex.quote(','.join(f'{name}=min:opt:max' for name in missing))}",
         )
-
-    def at(index: int) -> Mapping[str, Sequence[int]]:
-        return {
-            name: [sizes[d][index] if isinstance(d, str) else d for d in dims]
-            for name, dims in shapes.items()
-        }
-
-    return (Profile.of(at(0), at(1), at(2)),)
+    bounds = [{name: size[index] for name, size in sizes.items()} for index in range(3)]
+    return (Profile.of_dims(shapes, *bounds),)
 
 
 def _legalized(
     model: onnx.ModelProto, targets: Sequence[Target], request: CompileRequest, ui: Reporter
 ) -> Graphs:
-    from diffc.validate.passes import NumericCheck, random_feeds
-
     feeds = random_feeds(model, seed=request.seed)
-    return legalize(model, targets, NumericCheck(lambda: feeds), request.dump, ui)
+    numbers, own = NumericCheck(lambda: feeds), request.own_passes
+    records: Sequence[PassRecord] = ()
+    if own:
+        result = run_passes(own, model, "run the passes of --passes", numbers, request.dump, ui)
+        model, records = result.model, result.records
+    graphs = legalize(model, targets, numbers, request.dump, ui)
+    return replace(graphs, records=[*records, *graphs.records])
 
 
 def _manifest(request: CompileRequest, graphs: Graphs, profile: Sequence[Profile]) -> dict[str, Any]:
-    from diffc.artifact.folder import file_sha256
-
     path = Path(request.model)
     model = graphs.models["model.onnx"]
     return {
-        "diffc": diffc.__version__,
-        "versions": versions(),
+        **described_versions(),
         "model": {"name": path.name, "sha256": file_sha256(path)},
         "format": IMPORTED,
         "targets": dict(graphs.files),

@@ -1,61 +1,22 @@
-"""What a compile is asked for, and every refusal that can be made before any expensive work."""
+"""A request whose parts were found and fit together, and every refusal that needs no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from diffc.artifact.folder import check_output
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, check_format_sms, find_target
-from diffc.errors import DiffcError, UnsupportedError, unknown
-from diffc.models.family import Family
+from diffc.backends.tensorrt.device import check_stripping
+from diffc.compile.request import DTYPES, CompileRequest
+from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
 from diffc.models.profiles import ShapeProfile, parse_profile
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.spec import Shape
 from diffc.quantize.formats import Format, find_format
-from diffc.quantize.options import DEFAULT_OPTIONS, QuantOptions
 
-DTYPES = ("float32", "float16", "bfloat16")
 VALIDATION_BYTES = 16
 """Memory per parameter while validating: torch's float32 weights, and ONNX Runtime's, each twice while loading."""
-
-
-@dataclass(frozen=True)
-class CompileRequest:
-    """Everything that a compile depends on; the defaults are those of the command line.
-
-    `dtype` "auto" is the type in which the backbone's weights are stored. `profile` is the text of --profile.
-    `calibrate` "synthetic" runs random inputs layer by layer in the place of the pipeline on prompts.
-    `image_size` (pixels) is that of the calibration images, None for the model's own. `calib_size` is how many
-    prompts are used, None for all; more than there are repeat with other noise. `component_dtypes` are
-    (component, type) pairs for calibration on a GPU; the rest of the pipeline has the compute type. `cache_plan` is a
-    preset of `diffc.cache` or a plan file, empty for none; `cache_layout` "full+reduced" or "segments".
-    """
-
-    model: str
-    output: Path
-    format: str = "none"
-    targets: tuple[str, ...] = ("ort",)
-    sms: tuple[int, ...] = ()
-    dtype: str = "auto"
-    profile: str = ""
-    from_checkpoint: Path | None = None
-    options: QuantOptions = DEFAULT_OPTIONS
-    prompts: tuple[str, ...] | None = None
-    calib_size: int | None = None
-    calibrate: str = "pipeline"
-    component_dtypes: tuple[tuple[str, str], ...] = ()
-    steps: int = 20
-    batch_size: int = 4
-    image_size: int | None = None
-    seed: int = 0
-    cache_plan: str = ""
-    cache_layout: str = "full+reduced"
-    engine: EngineOptions = DEFAULT_ENGINE
-    skip_validation: bool = False
-    force: bool = False
-    dump: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +28,27 @@ class Plan:
 
     request: CompileRequest
     source: ModelSource
-    spec: Family
     format: Format
     targets: tuple[Target, ...]
     dtype: str
     profile: ShapeProfile
     streams_validation: bool = False
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether the compiled backbone rounds activations, and not weights alone."""
+        return self.format.input is not None or self.request.options.quantizes_attention
+
+    @property
+    def no_measurement(self) -> str:
+        """Why the pipeline cannot be run to measure rounding noise; empty where it can."""
+        if self.request.skip_validation:
+            return "as --skip-validation asks"
+        if self.streams_validation:
+            return "the model is too large to run it whole"
+        if self.source.pipeline_dir is None or self.request.calibrate == "synthetic":
+            return "there is no pipeline to run"
+        return ""
 
 
 def check(request: CompileRequest) -> Plan:
@@ -82,17 +58,17 @@ def check(request: CompileRequest) -> Plan:
     request.options.check(fmt)
     check_format_sms(fmt.name, fmt.min_sm, request.sms)
     if request.dtype not in ("auto", *DTYPES):
-        raise unknown("dtype", request.dtype, ("auto", *DTYPES))
+        raise unknown_value("dtype", request.dtype, ("auto", *DTYPES))
+    _ = request.own_passes  # raises PassError for an unknown one
     check_targets(targets, request.sms)
     check_engine(targets, request.engine)
     for target in targets:
         target.check_format(fmt.name)
     check_output(request.output, force=request.force)
     source = locate(request.model)
-    spec = source.family
     _check_calibration(request, fmt, source)
     if request.image_size is not None:
-        spec.check(source.config, Shape(1, request.image_size, request.image_size, 1))
+        source.family.check(source.config, Shape(1, request.image_size, request.image_size, 1))
     dtype = source.dtype if request.dtype == "auto" else request.dtype
     if dtype != "float16" and 75 in request.sms:
         raise UnsupportedError(
@@ -104,16 +80,9 @@ def check(request: CompileRequest) -> Plan:
             "TensorRT has no attention in float32, so none that runs in FP8 beside it",
             fix="give --dtype float16 or bfloat16, or leave out --quantize-mha",
         )
-    profile = parse_profile(request.profile, spec, source.config)
-    _check_weights(source)
+    profile = parse_profile(request.profile, source.family, source.config)
     streams = not request.skip_validation and not _fits_memory(source)
-    return Plan(request, source, spec, fmt, targets, dtype, profile, streams)
-
-
-def _check_weights(source: ModelSource) -> None:
-    from diffc.models.sources.backbone import check_weights  # imports torch: last, and late
-
-    check_weights(source)
+    return Plan(request, source, fmt, targets, dtype, profile, streams)
 
 
 def _fits_memory(source: ModelSource) -> bool:
@@ -126,7 +95,7 @@ def _fits_memory(source: ModelSource) -> bool:
 def check_targets(targets: Sequence[Target], sms: Sequence[int]) -> None:
     """Raise DiffcError when there is no target, one is not installed, or they and the GPUs do not go together."""
     if not targets:
-        raise DiffcError("no target", fix="name one: --target trt-rtx or --target ort")
+        raise UsageError("no target", fix="name one: --target trt-rtx or --target ort")
     _check_sms(targets, sms)
     for target in targets:
         target.require()
@@ -136,35 +105,33 @@ def check_engine(targets: Sequence[Target], options: EngineOptions) -> None:
     """Raise DiffcError when the options of the builder are none, or there is nothing to build, or no way here."""
     level = options.optimization_level
     if level is not None and not 0 <= level <= 5:
-        raise DiffcError(f"the builder has no optimization level {level}", fix="give 0 (fast build) to 5")
+        raise UsageError(f"the builder has no optimization level {level}", fix="give 0 (fast build) to 5")
     if options != DEFAULT_ENGINE and not any(target.is_engine for target in targets):
-        raise DiffcError(
+        raise UsageError(
             "options of the engine builder were given, and no target builds an engine",
             fix="add --target trt-rtx or --target tensorrt, or leave the options out",
         )
     if options.strip_weights:
-        from diffc.backends.tensorrt.build import check_stripping
-
         check_stripping()
 
 
 def _check_sms(targets: Sequence[Target], sms: Sequence[int]) -> None:
     ahead = [target.name for target in targets if target.ahead_of_time]
     if ahead and not sms:
-        raise DiffcError(f"target {ahead[0]!r} builds for named GPUs", fix="name them: --sm 89 --sm 120")
+        raise UsageError(f"target {ahead[0]!r} builds for named GPUs", fix="name them: --sm 89 --sm 120")
     if sms and not ahead:
-        raise DiffcError("--sm is given, and no target builds for named GPUs", fix="add --target trt-rtx")
+        raise UsageError("--sm is given, and no target builds for named GPUs", fix="add --target trt-rtx")
 
 
 def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource) -> None:
     for name, dtype in request.component_dtypes:
         if dtype not in DTYPES:
-            raise unknown(f"dtype of component {name!r}", dtype, DTYPES)
+            raise unknown_value(f"dtype of component {name!r}", dtype, DTYPES)
     if request.calibrate not in ("pipeline", "synthetic"):
-        raise unknown("way to calibrate", request.calibrate, ("pipeline", "synthetic"))
+        raise unknown_value("way to calibrate", request.calibrate, ("pipeline", "synthetic"))
     if not fmt.quantizes:
         if request.from_checkpoint is not None:
-            raise DiffcError("format 'none' takes no checkpoint", fix="give its --format, or leave it out")
+            raise UsageError("format 'none' takes no checkpoint", fix="give its --format, or leave it out")
         return
     if fmt.algorithm is None or request.calibrate == "synthetic":
         return  # no pipeline is needed
@@ -180,4 +147,6 @@ def describe(plan: Plan) -> str:
     """One line that says what will be done."""
     sms = "".join(f" SM{sm}" for sm in plan.request.sms)
     targets = ", ".join(target.name for target in plan.targets)
-    return f"{plan.source.name} ({plan.spec.name}) to {plan.format.name} in {plan.dtype}, for {targets}{sms}"
+    return (
+        f"{plan.source.name} ({plan.source.family}) to {plan.format.name} in {plan.dtype}, for {targets}{sms}"
+    )

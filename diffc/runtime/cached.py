@@ -14,15 +14,12 @@ from torch import Tensor
 from diffc.artifact.folder import Artifact
 from diffc.backends.session import Session
 from diffc.backends.signature import Signature
-from diffc.backends.target import Profile
 from diffc.cache.chain import run_chain
 from diffc.cache.generations import Generations, time_and_conditions
-from diffc.cache.resolve import ResolvedPlan
-from diffc.compile.cached.shapes import size_of
-from diffc.compile.cached.variants import KeptTensor
+from diffc.cache.layout import KeptTensor, size_of
+from diffc.cache.resolve import ResolvedCache
 from diffc.models.family import Family
-from diffc.models.profiles import ShapeProfile
-from diffc.models.spec import Shape
+from diffc.runtime.profile import profile_of
 
 KEPT = "cached_"
 
@@ -55,7 +52,7 @@ class CachedSession:
     A step that cannot follow the one before (see `Generations`) runs everything.
     """
 
-    def __init__(self, plan: ResolvedPlan, steppers: Sequence[Stepper], signature: Signature):
+    def __init__(self, plan: ResolvedCache, steppers: Sequence[Stepper], signature: Signature):
         """`signature` is the backbone's."""
         self.plan, self.generations = plan, Generations()
         self._steppers = sorted(steppers, key=lambda s: -len(s.reuse))  # the last runs all
@@ -106,7 +103,7 @@ class ChainSession(CachedSession):
 
     def __init__(
         self,
-        plan: ResolvedPlan,
+        plan: ResolvedCache,
         steppers: Sequence[Stepper],
         signature: Signature,
         kept: Sequence[KeptTensor],
@@ -154,10 +151,10 @@ def open_cached(
     for model in entry["models"] if follow or chain else entry["models"][:1]:
         own = Signature.of(model, signature.limits)
         if signature.profiles:
-            own = replace(own, profiles=(_profile(artifact.manifest, spec, own),))
+            own = replace(own, profiles=(profile_of(artifact.manifest, spec, own),))
         session = open_one(only(artifact, model), own)
         steppers.append(Stepper(frozenset(model.get("reuse", ())), session, own, model.get("group")))
-    plan = ResolvedPlan.from_json(entry["plan"])
+    plan = ResolvedCache.from_json(entry["plan"])
     plan = plan if follow else replace(plan, groups=())
     if not chain:
         return CachedSession(plan, steppers, signature)
@@ -176,17 +173,3 @@ def only(artifact: Artifact, model: Mapping[str, Any]) -> Artifact:
         "outputs": model["outputs"],
     }
     return Artifact(artifact.folder, {**artifact.manifest, **own})
-
-
-def _profile(manifest: Mapping[str, Any], spec: Family, signature: Signature) -> Profile:
-    """The compile's profile as shapes of one model's inputs."""
-    config, stated = manifest["model"]["config"], manifest["profile"]
-    bounds = ShapeProfile(*(Shape(**stated[name]) for name in ("minimum", "optimum", "maximum")))
-
-    def at(shape: Shape) -> dict[str, tuple[int, ...]]:
-        given, sizes = spec.input_shapes(config, shape), spec.sizes(shape)
-        return {
-            v.name: given.get(v.name) or tuple(size_of(d, sizes) for d in v.dims) for v in signature.inputs
-        }
-
-    return Profile.of(at(bounds.minimum), at(bounds.optimum), at(bounds.maximum))

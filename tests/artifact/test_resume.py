@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from diffc.artifact.folder import staging
-from diffc.artifact.resume import RESUME, request_key
-from diffc.compile import calibration as run
-from diffc.compile.spine import CompileRequest, compile_model
+from diffc.artifact.resume import RESUME
+from diffc.compile import spine
+from diffc.compile.calibration import kept_checkpoint
+from diffc.compile.request import CompileRequest, request_key
+from diffc.compile.spine import compile_model
 from diffc.progress import Silent
 from passes.weights import journal
 
@@ -65,6 +67,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.compiles
 def test_calibration_and_weights_are_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "EVERY", 1 << 14)
     request = CompileRequest(
@@ -87,7 +90,7 @@ def test_calibration_and_weights_are_taken_up(tmp_path: Path, monkeypatch: pytes
     left = contents(tmp_path / ".b.partial")
     assert {f"{RESUME}/request", f"{RESUME}/weights.journal", "checkpoint/checkpoint.json"} <= left.keys()
     assert 0 < len(left["model.onnx_data.partial"]) < len(expected["model.onnx_data"])
-    monkeypatch.setattr(run, "calibrated", lambda *_: pytest.fail("calibrated again"))
+    monkeypatch.setattr(spine, "calibrated", lambda *_: pytest.fail("calibrated again"))
     last = Deadly("write weights", -1, lambda: None)
     compile_model(again, last)
     assert contents(tmp_path / "b") == expected
@@ -112,8 +115,6 @@ def test_only_an_equal_request_takes_up_what_is_left(tmp_path: Path, monkeypatch
 
 
 def test_a_calibration_that_was_damaged_is_made_again(tmp_path: Path) -> None:
-    from diffc.artifact.resume import kept_checkpoint
-
     assert kept_checkpoint(tmp_path) is None
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "checkpoint.json").write_text("{")
@@ -136,9 +137,10 @@ def test_the_key_follows_all_that_the_result_depends_on(
     keys = {request_key(other, [folder]) for other in others}
     assert len(keys | {key}) == len(others) + 1
     os.utime(folder / "weights.bin", ns=(1, 1))
+    assert request_key(request, [folder], "other weights") != key
     changed = request_key(request, [folder])
     assert changed != key
-    monkeypatch.setattr("diffc.artifact.resume._code", lambda: "another version")
+    monkeypatch.setattr("diffc.compile.request._code", lambda: "another version")
     assert request_key(request, [folder]) != changed
 
 

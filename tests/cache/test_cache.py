@@ -13,7 +13,7 @@ from torch import nn
 from diffc import cache
 from diffc.cache import CachePlan, Entry, Steps, resolve
 from diffc.cache.plan import steps_from_json, steps_to_json
-from diffc.cache.resolve import ResolvedPlan, matches, spell
+from diffc.cache.resolve import ResolvedCache, matches, spell
 from diffc.errors import DiffcError
 from tests.backbones import backbone_of, inputs_of
 
@@ -103,7 +103,7 @@ def test_later_entries_override_and_overlaps_are_told() -> None:
     assert found.notes == ("entry 2 decides for transformer_blocks.1-2, which earlier entries name as well",)
     assert [sorted(s) for s in found.schedule(7)] == [[], [0, 1], [1], [0], [1], [0, 1], []]
     assert found.reuse_sets() == [{0, 1}, {0}, {1}]
-    assert ResolvedPlan.from_json(found.to_json()).groups == found.groups
+    assert ResolvedCache.from_json(found.to_json()).groups == found.groups
 
 
 def test_a_predicate_becomes_a_list() -> None:

@@ -11,20 +11,13 @@ import pytest
 from onnx import TensorProto
 
 from diffc.cli.main import run
-from diffc.frontend.trace import trace
-from diffc.models.sources.locate import locate
-from passes import presets
+from diffc.compile import graphs
 from passes.weights.recipe import Recipe
 from tests.validate.test_passes import Damage
 
 
 def initializer(model: onnx.ModelProto, name: str) -> TensorProto:
     return next(t for t in model.graph.initializer if t.name == name)
-
-
-@pytest.fixture(scope="module")
-def traced() -> onnx.ModelProto:
-    return trace(locate("tiny-sd3"), dtype="float16", checkpoint=None)
 
 
 def compile_in(folder: Path, *more: str) -> int:
@@ -68,7 +61,7 @@ def test_a_wrong_pass_in_a_compile_exits_3_and_leaves_nothing(
 
     wrong = Damage(weight="transformer_blocks.1.attn.to_v.weight", factor=1.05)
     monkeypatch.setattr(diffc.compile.spine, "trace", lambda *_: traced)
-    monkeypatch.setattr(presets, "CANONICAL", (*presets.CANONICAL, wrong))
+    monkeypatch.setattr(graphs, "CANONICAL", (*graphs.CANONICAL, wrong))
     assert compile_in(tmp_path) == 3
     error = capsys.readouterr().err
     assert "pass 'damage-weight' changed output 'out_hidden_states': relative L2 error" in error

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from diffc.compile.calibration import SYNTHETIC_TEXT, calibrated
-from diffc.compile.spine import CompileRequest, Plan, check
+from diffc.compile.calibration import SYNTHETIC_TEXT
+from diffc.compile.plan import Plan, check
+from diffc.compile.request import CompileRequest
+from diffc.compile.spine import calibrated
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import materialize
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.sources.backbone import load_backbone
+from diffc.models.sources.backbone import FakeBackbone, load_backbone
 from diffc.models.spec import Shape
 from diffc.progress import Silent
 from diffc.quantize import synthetic
@@ -41,14 +43,14 @@ def plan_of(model: str, format: str, options: QuantOptions, folder: Path, **chan
 def whole(plan: Plan) -> Checkpoint:
     """ModelOpt on the whole model and the same inputs."""
     model = load_backbone(plan.source, torch.float32)
-    insert_quantizers(model, plan.format, plan.spec.unquantized, plan.request.options)
+    insert_quantizers(model, plan.format, plan.source.family.unquantized, plan.request.options)
     shape = Shape(2, 64, 64, SYNTHETIC_TEXT)
-    values = random_inputs(plan.spec, plan.source.config, shape, dtype=torch.float32, seed=0)
-    kwargs = forward_kwargs(plan.spec, plan.source.config, values)
+    values = random_inputs(plan.source.family, plan.source.config, shape, dtype=torch.float32, seed=0)
+    kwargs = forward_kwargs(plan.source.family, plan.source.config, values)
     algorithm = algorithm_of(plan.format, plan.request.options)
     _collect(model, algorithm, lambda m: m(**kwargs, return_dict=False))
     _finish(model)
-    return Checkpoint.from_backbone(model, family=plan.spec.name, format=plan.format.name)
+    return Checkpoint.from_backbone(model, family=plan.source.family.name, format=plan.format.name)
 
 
 @pytest.mark.parametrize(("model", "format", "options"), CASES, ids=lambda v: v if isinstance(v, str) else "")
@@ -56,7 +58,7 @@ def test_layer_by_layer_is_modelopt_on_the_whole_model(
     model: str, format: str, options: QuantOptions, tmp_path: Path
 ) -> None:
     plan = plan_of(model, format, options, tmp_path)
-    ours, theirs = calibrated(plan, Silent()), whole(plan)
+    ours, theirs = calibrated(plan, FakeBackbone(plan.source, plan.dtype), Silent()), whole(plan)
     assert ours.settings == theirs.settings
     assert ours.amax.keys() == theirs.amax.keys()
     assert ours.scaling.keys() == theirs.scaling.keys()
@@ -74,7 +76,7 @@ def test_layer_by_layer_is_modelopt_on_the_whole_model(
 def test_a_layer_that_got_other_inputs_would_be_noticed(tmp_path: Path) -> None:
     plan = plan_of("tiny-sd3", "fp8", QuantOptions(), tmp_path)
     other = replace(plan, request=replace(plan.request, seed=7))
-    ours, theirs = calibrated(other, Silent()), whole(plan)
+    ours, theirs = calibrated(other, FakeBackbone(other.source, other.dtype), Silent()), whole(plan)
     inputs = [name for name in theirs.amax if name.endswith("input_quantizer")]
     assert np.mean([np.array_equal(ours.amax[name], theirs.amax[name]) for name in inputs]) < 0.5
 
@@ -97,7 +99,7 @@ def test_no_more_than_a_layer_of_weights_is_held(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(synthetic, "_calibrate_layer", watched)
     monkeypatch.setattr(synthetic, "calibrate_synthetic", kept)
-    calibrated(plan, Silent())
+    calibrated(plan, FakeBackbone(plan.source, plan.dtype), Silent())
     total = sum(p.numel() for p in models[0].parameters())
     assert len(seen) == 40
     assert max(seen) < total / 20

@@ -24,7 +24,7 @@ def test_stored_weights_are_those_of_modelopt_bit_for_bit(name: str, format: str
     cell = compiled(name, format)
     assert cell.checkpoint is not None
     backbone = load_backbone(cell.plan.source, DTYPES[cell.plan.dtype])
-    cell.checkpoint.apply(backbone, cell.plan.spec.name)
+    cell.checkpoint.apply(backbone, cell.plan.source.family.name)
     backbone.float()
     model = cell.model
     tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -66,7 +66,7 @@ def test_stored_blocks_are_those_of_modelopt(name: str, format: str, compiled: C
     cell = compiled(name, format)
     assert cell.checkpoint is not None
     backbone = load_backbone(cell.plan.source, DTYPES[cell.plan.dtype])
-    cell.checkpoint.apply(backbone, cell.plan.spec.name)
+    cell.checkpoint.apply(backbone, cell.plan.source.family.name)
     backbone.float()
     tensors = {t.name: numpy_helper.to_array(t) for t in cell.model.graph.initializer}
     nodes = {n.input[0]: n for n in cell.model.graph.node if "DequantizeLinear" in n.op_type}

@@ -28,7 +28,7 @@ import onnxruntime as ort
 import torch
 
 from diffc.frontend.trace import trace
-from diffc.models.embedded import real
+from diffc.models.embedded import random_model, real
 from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.registry import find_family
@@ -36,7 +36,7 @@ from diffc.models.sources.locate import locate
 from diffc.models.spec import Shape
 from passes import Pipeline
 from passes.canonical.fix_size import FixSize
-from passes.presets import CANONICAL, target_passes
+from passes.presets import CANONICAL, TargetOptions, target_passes
 from passes.storage import save_all
 
 Tensors = dict[str, torch.Tensor]
@@ -47,7 +47,7 @@ LEVELS = ("basic", "extended", "all")
 def main() -> None:
     """Measure everything asked for and print a line for each."""
     options = _options()
-    source = real.make_random(options.model, options.folder / options.model)
+    source = random_model.make_random(options.model, options.folder / options.model)
     spec = find_family(real.REAL[options.model].family)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     shape = replace(spec.native(config), batch=options.batch, height=options.size, width=options.size)
@@ -147,7 +147,7 @@ def graphs(source: Path, options: argparse.Namespace, tokens: int) -> dict[str, 
     made = {"plain": model}
     for name, batch in (("fused", 0), ("fixed", options.batch)):
         if name in options.graphs:
-            steps = target_passes("ort-cuda", tokens=tokens)
+            steps = target_passes("ort-cuda", TargetOptions(tokens=tokens))
             made[name] = Pipeline([FixSize("batch", batch), *steps]).run(model).model
     folder = options.folder / f"{options.model}-onnx"
     folder.mkdir(exist_ok=True)

@@ -25,9 +25,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffc import cache
-from diffc.compile.calibration import calibrated
-from diffc.compile.spine import CompileRequest, check
+from diffc.compile.plan import check
+from diffc.compile.request import CompileRequest
+from diffc.compile.spine import calibrated
 from diffc.models.embedded.digits import BACKBONES, PIXELS, prompt
+from diffc.models.sources.backbone import FakeBackbone
 from diffc.progress import Silent
 from diffc.quality.painting import Figures, judge, load_pipeline, paint
 from diffc.quality.strips import decode, encode, sheet
@@ -114,7 +116,9 @@ def quantized(model: str) -> Any:
         force=True,
     )
     plan = check(request)
-    return TorchReference(plan.source, plan.dtype, calibrated(plan, Silent())).model
+    return TorchReference(
+        plan.source, plan.dtype, calibrated(plan, FakeBackbone(plan.source, plan.dtype), Silent())
+    ).model
 
 
 def run(pipe: Any, variant: str, count: int, steps: int) -> tuple[Tensor, float]:

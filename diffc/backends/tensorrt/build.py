@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from diffc.backends.onnx_graph import element_types, graph_inputs, read
-from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Profile, Target, check_sms, find_target
+from diffc.backends.profile import Profile
+from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, check_sms, find_target
 from diffc.backends.tensorrt import errors as engine_errors
+from diffc.backends.tensorrt.device import check_stripping, has_device
 from diffc.backends.tensorrt.process import events, worker
 from diffc.backends.tensorrt.profiles import check_profiles
 from diffc.errors import DiffcError, UnsupportedError
@@ -112,26 +114,6 @@ def _check(target: Target, request: EngineRequest) -> None:
             f"target {target.name!r} needs an NVIDIA GPU, and this machine has none",
             fix="build there, or use --target trt-rtx, which needs no GPU",
         )
-
-
-def check_stripping() -> None:
-    """Raise UnsupportedError where the builder cannot leave weights out: it asks the driver, measured with 1.7.1."""
-    if not has_device():
-        raise UnsupportedError(
-            "an engine without its weights is built with an NVIDIA driver at hand, and this machine has none",
-            fix="leave out --strip-weights, or build on the machine that has the GPU",
-        )
-
-
-def has_device() -> bool:
-    """Whether this machine has an NVIDIA GPU and its driver."""
-    import pynvml  # type: ignore[import-untyped]
-
-    try:
-        pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetCount()) > 0
-    except pynvml.NVMLError:
-        return False
 
 
 def _message(target: Target, request: EngineRequest, partial: Path) -> dict[str, Any]:

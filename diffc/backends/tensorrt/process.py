@@ -13,15 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import diffc
-
 _POLL_SECONDS = 0.2  # between looks for Ctrl-C, which Windows does not deliver while a read blocks
 
 
 @contextlib.contextmanager
 def worker(log_file: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
     """The worker process, ended whatever happens."""
-    root = str(Path(diffc.__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[3])
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     environment["PYTHONIOENCODING"] = "utf-8"

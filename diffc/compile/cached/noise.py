@@ -11,22 +11,23 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from diffc.cache.resolve import ResolvedPlan
+from diffc.cache.resolve import ResolvedCache
 from diffc.cache.streams import kept_tensors
+from diffc.compile.calibration import PipelineRun
+from diffc.models.sources.backbone import quiet_libraries
+from diffc.models.sources.locate import ModelSource
 from diffc.progress import Reporter
+from diffc.quantize.calibrate import DEFAULT_PROMPTS
+from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.validate.torch_hooks import without_rounding
 from diffc.validate.torch_reference import TorchReference
-
-if TYPE_CHECKING:
-    from diffc.compile.plan import Plan
-    from diffc.quantize.checkpoint import Checkpoint
 
 MOST_PIXELS = 512
 """Height and width of the measurement at most: it is of statistics, and runs on the CPU."""
@@ -86,46 +87,30 @@ class CacheNoise:
 
 
 def measure_noise(
-    plan: Plan, cache: ResolvedPlan | None, checkpoint: Checkpoint | None, ui: Reporter
-) -> CacheNoise | None:
-    """The measurement of a compile, and its notes; None where nothing is kept, or no activation is rounded.
+    source: ModelSource,
+    dtype: str,
+    cache: ResolvedCache,
+    checkpoint: Checkpoint,
+    run: PipelineRun,
+    ui: Reporter,
+) -> CacheNoise:
+    """The rounding noise of a compile, also told to the user.
 
     Needs the pipeline, whose latents in two neighbouring steps cannot be made up, and torch's whole backbone.
     """
-    request = plan.request
-    rounds = plan.format.input is not None or request.options.quantizes_attention
-    if cache is None or checkpoint is None or not rounds or not cache.reuse_sets():
-        return None
-    if why := _obstacle(plan):
-        ui.note(f"cache plan: rounding noise of what is kept is not measured, {why}")
-        return None
-    steps = max(2, request.steps)
+    steps = max(2, run.steps)
     with ui.stage("measure rounding noise of what is kept"):
-        calls = neighbouring_calls(plan, steps)
-        model = TorchReference(plan.source, plan.dtype, checkpoint).model
+        calls = neighbouring_calls(source, run, steps)
+        model = TorchReference(source, dtype, checkpoint).model
         found = CacheNoise(steps // 2, steps, compare_noise(model, cache, calls))
     for line in describe(found):
         ui.note(f"cache plan: {line}")
     return found
 
 
-def _obstacle(plan: Plan) -> str:
-    if plan.request.skip_validation:
-        return "as --skip-validation asks"
-    if plan.streams_validation:
-        return "the model is too large to run it whole"
-    if plan.source.pipeline_dir is None or plan.request.calibrate == "synthetic":
-        return "there is no pipeline to run"
-    return ""
-
-
-def neighbouring_calls(plan: Plan, steps: int) -> list[Call]:
+def neighbouring_calls(source: ModelSource, run: PipelineRun, steps: int) -> list[Call]:
     """What the pipeline calls its backbone with in the two steps in the middle of `steps`, in float32 on the CPU."""
-    from diffc.compile.calibration import load_pipeline
-    from diffc.models.sources.backbone import quiet_libraries
-    from diffc.quantize.calibrate import DEFAULT_PROMPTS
-
-    request = plan.request
+    family = source.family
     calls: list[Call] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -136,17 +121,17 @@ def neighbouring_calls(plan: Plan, steps: int) -> list[Call]:
             raise _Enough
 
     with quiet_libraries():
-        pipe = load_pipeline(plan)
+        pipe = run.open(source)
         pipe.set_progress_bar_config(disable=True)
-        size = min(request.image_size or pipe.vae.config.sample_size, MOST_PIXELS)
-        handle = getattr(pipe, plan.spec.component).register_forward_pre_hook(note, with_kwargs=True)
+        size = min(run.size or pipe.vae.config.sample_size, MOST_PIXELS)
+        handle = getattr(pipe, family.component).register_forward_pre_hook(note, with_kwargs=True)
         try:
             pipe(
-                prompt=[(request.prompts or DEFAULT_PROMPTS)[0]],
-                generator=[torch.Generator("cpu").manual_seed(request.seed)],
+                prompt=[(run.prompts or DEFAULT_PROMPTS)[0]],
+                generator=[torch.Generator("cpu").manual_seed(run.seed)],
                 num_inference_steps=steps,
                 output_type="latent",
-                **dict(plan.spec.calibration) | {"height": size, "width": size},
+                **dict(family.calibration) | {"height": size, "width": size},
             )
         except _Enough:
             pass
@@ -162,7 +147,7 @@ def _as_float32(value: Any) -> Any:
     return copy.float() if copy.is_floating_point() else copy
 
 
-def compare_noise(model: nn.Module, cache: ResolvedPlan, calls: Sequence[Call]) -> tuple[BlockNoise, ...]:
+def compare_noise(model: nn.Module, cache: ResolvedCache, calls: Sequence[Call]) -> tuple[BlockNoise, ...]:
     """Every block of `cache` in the two `calls` of the fake-quantized `model`, with rounding and without."""
     exact = _run(model, cache, calls, without_rounding(model))
     rounded = _run(model, cache, calls, nullcontext())
@@ -181,7 +166,7 @@ def compare_noise(model: nn.Module, cache: ResolvedPlan, calls: Sequence[Call]) 
 
 
 def _run(
-    model: nn.Module, cache: ResolvedPlan, calls: Sequence[Call], rounding: AbstractContextManager[None]
+    model: nn.Module, cache: ResolvedCache, calls: Sequence[Call], rounding: AbstractContextManager[None]
 ) -> list[Kept]:
     """What the plan would keep in each of the calls, by block, in the order in which blocks run."""
     with rounding, torch.no_grad(), cpu_block_quant():
@@ -194,7 +179,7 @@ def _run(
 
 
 @contextmanager
-def _watched(model: nn.Module, cache: ResolvedPlan) -> Iterator[Kept]:
+def _watched(model: nn.Module, cache: ResolvedCache) -> Iterator[Kept]:
     kept: Kept = {}
 
     def hook(path: str, residual: bool) -> Callable[..., None]:

@@ -11,7 +11,7 @@ from math import prod
 
 import onnx
 
-from diffc.compile.cached.shapes import Dims, size_of
+from diffc.cache.layout import Dims, size_of
 from diffc.errors import DiffcError
 from passes import Pipeline
 from passes.canonical.fold_constants import FoldConstants

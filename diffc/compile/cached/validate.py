@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.cache.chain import run_chain
 from diffc.cache.plan import Steps
-from diffc.cache.resolve import ResolvedPlan
+from diffc.cache.resolve import ResolvedCache
 from diffc.cache.torch_apply import apply
 from diffc.compile.cached.variants import CacheBuild, Variant
+from diffc.progress import Reporter
 from diffc.validate.float32 import cpu_session, feed, float32_copy, runs_on_cpu, unrounded_copy
 from diffc.validate.outputs import validate_session
 from diffc.validate.reports import UNROUNDED, ShapeReport
@@ -35,7 +36,7 @@ _EARLIER = 1.25
 class TwoSteps(nn.Module):
     """A backbone that is given the second of two steps, makes up the first, and uses the groups `reuse` of it."""
 
-    def __init__(self, backbone: nn.Module, plan: ResolvedPlan, reuse: Sequence[int]):
+    def __init__(self, backbone: nn.Module, plan: ResolvedCache, reuse: Sequence[int]):
         super().__init__()
         self.backbone = backbone
         groups = (
@@ -126,28 +127,34 @@ class _Subject:
 
 
 def validate_cached(
-    folder: Path, build: CacheBuild, reference: TorchReference, *, format: str, seed: int
+    folder: Path, build: CacheBuild, reference: TorchReference, *, format: str, seed: int, ui: Reporter
 ) -> list[ShapeReport]:
-    """Every set of groups that is used again, after a step that runs all, against torch; at the two shapes and within
-    the limits of a compile.
+    """Compare compiled cached steps with torch cached steps, for each set of groups that is used again.
 
-    The models' files are in `folder`. Reports are called after the reduced model's file, or after the segments'.
+    At the two shapes and within the limits of a compile. The models' files are in `folder`. Reports are called after
+    the reduced model's file, or after the segments'.
     """
     reports: list[ShapeReport] = []
-    for subject in _subjects(build):
-        stepping = TorchReference(
-            reference.source,
-            reference.dtype,
-            None,
-            model=TwoSteps(reference.model, build.plan, sorted(subject.reuse)),
-        )
-        stepping.quantized = reference.quantized
-        plain = load(folder / "model.onnx")  # says what a step is given, and how attention is quantized
-        models = (plain, *(load(folder / file) for file in subject.files))
-        for case in _cases(models, reference, format):
-            found = _run(case, build, subject.reuse, stepping, seed)
-            reports += [replace(report, model=subject.name) for report in found]
+    with ui.stage("validate cached steps against torch"):
+        for subject in _subjects(build):
+            reports += _validate(subject, folder, build, reference, format, seed)
     return reports
+
+
+def _validate(
+    subject: _Subject, folder: Path, build: CacheBuild, reference: TorchReference, format: str, seed: int
+) -> list[ShapeReport]:
+    two_steps = TwoSteps(reference.model, build.plan, sorted(subject.reuse))
+    stepping = TorchReference(reference.source, reference.dtype, None, model=two_steps)
+    stepping.quantized = reference.quantized
+    plain = load(folder / "model.onnx")  # says what a step is given, and how attention is quantized
+    models = (plain, *(load(folder / file) for file in subject.files))
+    found = [
+        report
+        for case in _cases(models, reference, format)
+        for report in _run(case, build, subject.reuse, stepping, seed)
+    ]
+    return [replace(report, model=subject.name) for report in found]
 
 
 def _subjects(build: CacheBuild) -> Iterator[_Subject]:

@@ -7,33 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import onnx
 
-from diffc.cache.resolve import ResolvedPlan
-from diffc.compile.cached.shapes import Dims, kept_dims, size_of
-from diffc.models.sources.locate import ModelSource
-from passes import PassCheckError, Pipeline
+from diffc.artifact.describe import described_values
+from diffc.cache.layout import Dims, KeptTensor, Layout, size_of
+from diffc.cache.resolve import ResolvedCache
+from diffc.validate.compare import compare
+from diffc.validate.float32 import cpu_session, feed, unrounded_copy
+from diffc.validate.tolerances import PASS_REL_L2
+from passes import PassCheckError
 from passes.cache.regions import Group
-from passes.cache.split_cache import SplitCache
-
-if TYPE_CHECKING:
-    from diffc.backends.target import Profile
-    from diffc.models.family import Family
-    from diffc.models.profiles import ShapeProfile
-
-Layout = Literal["full+reduced", "segments"]
-LAYOUTS: tuple[Layout, ...] = ("full+reduced", "segments")
-
-
-@dataclass(frozen=True)
-class KeptTensor:
-    """A tensor of a chain that steps without `group` use again: as it was, or what it was more than `source`."""
-
-    tensor: str
-    group: int
-    source: str | None
 
 
 @dataclass(frozen=True)
@@ -65,7 +50,7 @@ class CacheBuild:
     all and returns everything that goes from one model to another.
     """
 
-    plan: ResolvedPlan
+    plan: ResolvedCache
     variants: tuple[Variant, ...]
     dims: Dims
     layout: Layout = "full+reduced"
@@ -74,8 +59,6 @@ class CacheBuild:
 
     def manifest(self) -> dict[str, Any]:
         """What manifest.json says of it: enough to run the schedule."""
-        from diffc.compile.manifest import described_values
-
         chain = self.layout == "segments"
         models = [
             ({"group": v.group} if chain else {"reuse": list(v.reuse)})
@@ -91,61 +74,10 @@ class CacheBuild:
             dict(v) | ({"dims": list(self.dims[v["name"]])} if v["name"] in self.dims else {}) for v in values
         ]
 
-    def profile(
-        self, variant: Variant, spec: Family, config: Mapping[str, Any], shapes: ShapeProfile
-    ) -> Profile:
-        """The engine's shapes for a variant's own inputs."""
-        from diffc.backends.target import Profile
 
-        def at(shape: Any) -> dict[str, tuple[int, ...]]:
-            given, sizes = spec.input_shapes(config, shape), spec.sizes(shape)
-            kept = {name: tuple(size_of(d, sizes) for d in dims) for name, dims in self.dims.items()}
-            return {v.name: (given | kept)[v.name] for v in variant.model.graph.input}
-
-        return Profile.of(*(at(shape) for shape in (shapes.minimum, shapes.optimum, shapes.maximum)))
-
-
-def group_texts(plan: ResolvedPlan) -> tuple[str, ...]:
+def group_texts(plan: ResolvedCache) -> tuple[str, ...]:
     """The groups of a plan as passes take them."""
     return tuple(str(Group(group.blocks, group.keep == "residual")) for group in plan.groups)
-
-
-def split(
-    model: onnx.ModelProto, plan: ResolvedPlan, source: ModelSource, layout: Layout = "full+reduced"
-) -> CacheBuild:
-    """The models of a plan for a canonical `model`; none where no step uses anything again.
-
-    Raises PassError where a group of the plan cannot be cut out.
-    """
-    if layout == "segments":
-        from diffc.cache.chain import cut as cut_chain
-
-        return cut_chain(model, plan, source)
-    sets, groups = plan.reuse_sets(), group_texts(plan)
-    if not sets:
-        return CacheBuild(plan, (), {})
-
-    def cut(reuse: Sequence[int], outputs: Sequence[str] = ()) -> onnx.ModelProto:
-        return Pipeline([SplitCache(groups, tuple(reuse), tuple(outputs))]).run(model).model
-
-    reduced = [cut(sorted(reuse)) for reuse in sets]
-    wanted = {v.name for m in reduced for v in m.graph.input if v.name.startswith("cached_")}
-    models = [cut((), sorted(wanted)), *(_returning(m, wanted) for m in reduced)]
-    dims = kept_dims(models[0], source)
-    for item in models:
-        name_dims(item, dims)
-    suffixes = ["-keep", *(f"-reuse-{n}" for n in range(1, len(sets) + 1))]
-    keys = [(), *(tuple(sorted(reuse)) for reuse in sets)]
-    return CacheBuild(plan, tuple(map(Variant, keys, suffixes, models)), dims, whole=models[0])
-
-
-def _returning(model: onnx.ModelProto, wanted: set[str]) -> onnx.ModelProto:
-    """Without the kept outputs that no variant takes. The nodes behind them stay: other blocks need them."""
-    unread = {v.name for v in model.graph.output if v.name.startswith("cached_")} - wanted
-    for values in (model.graph.output, model.graph.node):
-        for item in [i for i in values if i.name in unread]:
-            values.remove(item)
-    return model
 
 
 def name_dims(model: onnx.ModelProto, dims: Dims) -> None:
@@ -166,10 +98,6 @@ def check_variants(build: CacheBuild, arrays: Sequence[Mapping[str, Any]]) -> li
     run of all gives, and tensors between models must have the sizes that are noted of them; raises PassCheckError
     otherwise. Activations are not rounded.
     """
-    from diffc.validate.compare import compare
-    from diffc.validate.float32 import cpu_session, feed, unrounded_copy
-    from diffc.validate.tolerances import PASS_REL_L2
-
     assert build.whole is not None
     full = unrounded_copy(build.whole)
     with cpu_session(full) as session:

@@ -13,12 +13,13 @@ import torch
 from modelopt.torch.quantization import calibrate
 from torch import nn
 
-from diffc.cache import ResolvedPlan, resolve
+from diffc.cache import ResolvedCache, resolve
 from diffc.cache.plan import CachePlan, Entry
-from diffc.compile.cached.noise import BlockNoise, CacheNoise, compare_noise, describe, measure_noise
-from diffc.compile.cached.stages import resolve_plan
-from diffc.compile.calibration import uncalibrated
-from diffc.compile.spine import CompileRequest, check
+from diffc.compile.cached.noise import BlockNoise, CacheNoise, compare_noise, describe
+from diffc.compile.plan import check
+from diffc.compile.request import CompileRequest
+from diffc.compile.spine import calibrated, measure, resolve_cache
+from diffc.models.sources.backbone import FakeBackbone
 from diffc.progress import Silent
 from diffc.quantize.convert import insert_quantizers
 from diffc.quantize.formats import find_format
@@ -34,7 +35,7 @@ def quantized(format: str = "int8") -> nn.Module:
     return backbone
 
 
-def plan_of(backbone: nn.Module, keep: Any = "residual") -> ResolvedPlan:
+def plan_of(backbone: nn.Module, keep: Any = "residual") -> ResolvedCache:
     return resolve(CachePlan((Entry(("transformer_blocks.0",), keep=keep),)), backbone)
 
 
@@ -133,14 +134,15 @@ def test_the_pipeline_gives_two_neighbouring_steps(tmp_path: Path) -> None:
         prompts=("a handwritten seven",),
     )  # fmt: skip
     plan = check(request)
-    cache, ui = resolve_plan(plan, Silent()), Notes()
-    found = measure_noise(plan, cache, uncalibrated(plan), ui)
+    backbone, ui = FakeBackbone(plan.source, plan.dtype), Notes()
+    cache, checkpoint = resolve_cache(plan, backbone, Silent()), calibrated(plan, backbone, Silent())
+    found = measure(plan, cache, checkpoint, ui)
     assert found is not None
     assert (found.step, found.steps) == (2, 4)
     assert [block.block for block in found.blocks] == ["transformer_blocks.1"]
     assert 1e-3 < found.blocks[0].redrawn < found.blocks[0].change < 2
     assert any("kept tensors change by" in line for line in ui.said)
     skipped = check(replace(request, skip_validation=True))
-    assert measure_noise(skipped, cache, uncalibrated(skipped), ui) is None
+    assert measure(skipped, cache, checkpoint, ui) is None
     assert "not measured" in ui.said[-1]
-    assert measure_noise(plan, None, None, ui) is None
+    assert measure(plan, None, None, ui) is None

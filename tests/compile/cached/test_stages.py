@@ -15,11 +15,11 @@ from diffusers import DiffusionPipeline
 
 import diffc
 from diffc import cache
-from diffc.cache.chain import _size, cut
+from diffc.cache.layout import size_of
 from diffc.cache.plan import Steps
-from diffc.cache.resolve import Group, ResolvedPlan
+from diffc.cache.resolve import Group, ResolvedCache
 from diffc.cli.main import run
-from diffc.compile.cached.shapes import size_of
+from diffc.compile.cached.chain import _size, cut_chain
 from diffc.compile.spine import compile_model
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import materialize
@@ -171,9 +171,9 @@ def test_plans_without_rows_of_blocks_are_no_chain() -> None:
     ]
     ends = [value("h0", FP32, ["batch", 4])], [value("h12", FP32, ["batch", 4])]
     model = make(nodes, *ends, [weight])
-    rows = ResolvedPlan("odd", (Group(tuple(f"blocks.{n}" for n in range(1, 12, 2)), Steps(), "output"),))
+    rows = ResolvedCache("odd", (Group(tuple(f"blocks.{n}" for n in range(1, 12, 2)), Steps(), "output"),))
     with pytest.raises(DiffcError, match="cuts the backbone into 12 segments, and 9 are the most"):
-        cut(model, rows, locate("digits-sd3"))
+        cut_chain(model, rows, locate("digits-sd3"))
 
 
 def test_sizes_of_what_crosses() -> None:
@@ -206,18 +206,19 @@ def test_a_plan_that_uses_nothing_again_adds_no_model(compiled: Cells, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "says", "code"),
     [
-        (["--cache-plan", "nothing"], "unknown cache plan 'nothing'"),
-        (["--cache-plan", "tgate"], "no cross attention"),
-        (["--cache-layout", "chain"], "unknown cache layout 'chain'. Known: full+reduced, segments"),
-        (["--cache-plan", "missing.json"], "cannot read the cache plan missing.json"),
+        (["--cache-plan", "nothing"], "unknown cache plan 'nothing'", 2),
+        (["--cache-plan", "tgate"], "no cross attention", 1),
+        (["--cache-layout", "chain"], "unknown cache layout 'chain'. Known: full+reduced, segments", 2),
+        (["--cache-plan", "missing.json"], "cannot read the cache plan missing.json", 1),
     ],
 )
 def test_refusals_come_before_any_work(
-    options: list[str], says: str, tmp_path: Path, capsys: Capture
+    options: list[str], says: str, code: int, tmp_path: Path, capsys: Capture
 ) -> None:
-    assert says in refusal(["compile", "digits-sd3", "-o", str(tmp_path / "out"), *options], tmp_path, capsys)
+    arguments = ["compile", "digits-sd3", "-o", str(tmp_path / "out"), *options]
+    assert says in refusal(arguments, tmp_path, capsys, code)
 
 
 def test_cache_commands_say_what_plans_mean(capsys: Capture) -> None:
@@ -238,7 +239,9 @@ def test_an_unknown_count_is_asked_for(compiled: Cells) -> None:
     backbone = diffc.load(cell(compiled, "digits-sd3").folder)
     session = backbone._session
     assert isinstance(session, CachedSession)
-    session.plan = ResolvedPlan("late", (Group(session.plan.groups[0].blocks, Steps(start=0.5), "residual"),))
+    session.plan = ResolvedCache(
+        "late", (Group(session.plan.groups[0].blocks, Steps(start=0.5), "residual"),)
+    )
     pipe = pipeline("digits-sd3")
     pipe.transformer = backbone
     with pytest.raises(DiffcError, match="depends on the number of denoising steps"):

@@ -1,0 +1,158 @@
+"""What a compile is asked for, and what it returns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffc.artifact.describe import versions
+from diffc.artifact.folder import Artifact
+from diffc.backends.target import DEFAULT_ENGINE, EngineOptions
+from diffc.errors import DiffcError, UsageError
+from diffc.quantize.options import DEFAULT_OPTIONS, QuantOptions
+from passes import Pass, Pipeline
+from passes.weights.journal import code_version
+
+if TYPE_CHECKING:
+    from diffc.backends.tensorrt.build import EngineReport
+    from diffc.validate.reports import ShapeReport
+    from passes.pipeline import PassRecord
+
+DTYPES = ("float32", "float16", "bfloat16")
+"""The compute types of a compiled backbone."""
+
+
+@dataclass(frozen=True)
+class CompileRequest:
+    """Everything that a compile depends on; the defaults are those of the command line.
+
+    `model`: an embedded model, a pipeline or backbone folder, or an .onnx file. `output`: the folder to write.
+    `sms`: compute capabilities to build engines for, such as 89. `dtype` "auto" is the type in which the backbone's
+    weights are stored. `profile`: the text of --profile. `from_checkpoint`: a calibration to take instead of a new one.
+    `prompts`: None for diffc's own. `calibrate` "synthetic" runs random inputs layer by layer instead of the pipeline
+    on prompts. `calib_size`: how many prompts to use, None for all; more than there are repeat with other noise.
+    `component_dtypes`: (component, type) pairs for calibration on a GPU; other components have the compute type.
+    `steps`: denoising steps of a calibration prompt. `batch_size`: calibration prompts at a time. `image_size`: pixels
+    of the calibration images, None for the model's own. `seed`: of calibration noise and validation inputs.
+    `cache_plan`: a preset of `diffc.cache` or a plan file, empty for none; `cache_layout`: one of
+    `diffc.cache.layout.LAYOUTS`. `passes`: the text of --passes, empty for none; they run after the canonical ones and
+    before those of each target. `force`: replace an artifact at `output`. `dump`: a folder for the graph after each
+    pass.
+    """
+
+    model: str
+    output: Path
+    format: str = "none"
+    targets: tuple[str, ...] = ("ort",)
+    sms: tuple[int, ...] = ()
+    dtype: str = "auto"
+    profile: str = ""
+    from_checkpoint: Path | None = None
+    options: QuantOptions = DEFAULT_OPTIONS
+    prompts: tuple[str, ...] | None = None
+    calib_size: int | None = None
+    calibrate: str = "pipeline"
+    component_dtypes: tuple[tuple[str, str], ...] = ()
+    steps: int = 20
+    batch_size: int = 4
+    image_size: int | None = None
+    seed: int = 0
+    cache_plan: str = ""
+    cache_layout: str = "full+reduced"
+    passes: str = ""
+    engine: EngineOptions = DEFAULT_ENGINE
+    skip_validation: bool = False
+    force: bool = False
+    dump: Path | None = None
+
+    @property
+    def own_passes(self) -> tuple[Pass, ...]:
+        """The passes of --passes. Raises PassError that lists the known ones."""
+        return Pipeline.parse(self.passes).passes if self.passes else ()
+
+    @property
+    def cache_files(self) -> tuple[Path, ...]:
+        """The file of the cache plan; empty for a preset."""
+        return (Path(self.cache_plan),) if self.cache_plan.endswith((".json", ".yaml", ".yml")) else ()
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """The artifact, and what each stage reports beyond the manifest."""
+
+    artifact: Artifact
+    passes: Sequence[PassRecord]
+    validation: Sequence[ShapeReport]
+    engines: Sequence[EngineReport] = field(default=())
+
+
+_MODELOPT_DTYPES = {"Half": "float16", "BFloat16": "bfloat16", "Float": "float32"}
+
+
+def parse_component_dtype(text: str) -> tuple[str, str]:
+    """(component, type) of "vae:float32"; types may have ModelOpt's names. Raises UsageError for another form."""
+    name, colon, dtype = text.partition(":")
+    if not (name and colon and dtype):
+        raise UsageError(f"--component-dtype is {text!r}", fix="write COMPONENT:TYPE, such as vae:float32")
+    return name, _MODELOPT_DTYPES.get(dtype, dtype)
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The prompts in a UTF-8 text file, one a line; a byte order mark is no part of them.
+
+    Raises DiffcError for a file that cannot be read, or holds none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DiffcError(
+            f"cannot read the prompts file {path}: {error}", fix="give a UTF-8 text file"
+        ) from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise DiffcError(f"{path} holds no prompt", fix="write one prompt a line")
+    return prompts
+
+
+def request_key(request: CompileRequest, files: Iterable[Path], weights: str = "") -> str:
+    """A hash of `request`, of `files` and of everything else that decides the result.
+
+    A file, or every file of a folder, counts with its path, size and time of change. `weights` is the fingerprint of
+    the model's weights.
+    """
+    import torch
+
+    # Where the result goes, and copies of graphs on the way, change nothing of it.
+    wanted = asdict(replace(request, output=Path(), force=False, dump=None))
+    checkpoint = [request.from_checkpoint] if request.from_checkpoint else []
+    content = {
+        "request": wanted,
+        "files": list(_stats((*files, *checkpoint))),
+        "weights": weights,
+        "code": _code(),
+        "versions": versions(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _stats(places: Iterable[Path]) -> Iterator[list[Any]]:
+    for place in places:
+        files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+        for file in files:
+            stat = file.stat() if file.exists() else None  # what is missing is refused where it is read
+            yield [str(file.resolve()), *((stat.st_size, stat.st_mtime_ns) if stat else ())]
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """A hash of all code of diffc and passes: a compile never goes on with what other code has left."""
+    digest = hashlib.sha256(code_version().encode())
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
