@@ -83,6 +83,7 @@ def test_a_pass_runs_in_compile(diffc: Diffc, model: Path) -> None:
     assert "cancel-negation" in refused.stderr
 
 
+@pytest.mark.compiles
 def test_a_family_a_format_and_a_reader_compile_together(diffc: Diffc, tmp_path: Path) -> None:
     from diffusers import AuraFlowTransformer2DModel
 

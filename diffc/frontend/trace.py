@@ -17,9 +17,9 @@ import onnx
 import torch
 
 from diffc.frontend.blocks import find_runs, shortened
-from diffc.frontend.copy_blocks import StampError, stamp
+from diffc.frontend.copy_blocks import copy_blocks
+from diffc.frontend.equal_blocks import BlocksDiffer
 from diffc.frontend.names import name_graph
-from diffc.frontend.quantizer_nodes import TRT
 from diffc.frontend.quantizers import TracedQuantizer, describe, traceable
 from diffc.frontend.recipes import attach_recipes
 from diffc.frontend.translations import translations
@@ -31,11 +31,12 @@ from diffc.models.spec import Config, DimSpec, Shape
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import layer_of, role_of
 from passes.base import collector_paused
+from passes.graph import trt_ops
 
 OPSET = 23
 _ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 _LOG = logging.getLogger(__name__)
-IR_VERSION = 11  # what opset 23 came with; ONNX Runtime 1.31 refuses newer ones
+IR_VERSION = 11  # that of opset 23; ONNX Runtime 1.31 refuses newer ones
 
 
 def trace(
@@ -57,8 +58,8 @@ def trace(
         program, traced = _export(backbone or FakeBackbone(source, dtype), checkpoint, whole)
         name_graph(program.model, source.family, source.config)
         attach_recipes(program.model, source, traced, checkpoint)
-        if any(quantizer.dynamic for quantizer in traced.values()):
-            program.model.opset_imports[TRT] = 1
+        if any(quantizer.kind.dynamic for quantizer in traced.values()):
+            program.model.opset_imports[trt_ops.DOMAIN] = trt_ops.VERSION
         model: onnx.ModelProto = program.model_proto
     model.ir_version = IR_VERSION
     model.producer_name = "diffc"
@@ -89,40 +90,40 @@ def _export(
         kwargs = forward_kwargs(family, config, values) | {"return_dict": False}
         with traceable(quantizers, traced), torch.no_grad():
             dynamic = _dynamic(family, config)
-            program = None if whole else _stamped(backbone, kwargs, dynamic)
+            program = None if whole else _with_copied_blocks(backbone, kwargs, dynamic)
             return program or _to_onnx(backbone, kwargs, dynamic), traced
 
 
-def _stamped(backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any]) -> Any:
-    """The ONNX program of which few of many equal blocks were traced; None where that is not possible."""
+def _with_copied_blocks(backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any]) -> Any:
+    """The ONNX program, traced with few of many equal blocks; None where the others cannot be copied from them."""
     runs = find_runs(backbone)
     with shortened(backbone, runs):
         program = _to_onnx(backbone, kwargs, dynamic)
     try:
-        stamp(program.model, runs)
-    except StampError as error:
+        copy_blocks(program.model, runs)
+    except BlocksDiffer as error:
         _LOG.info("tracing every block: %s", error)
         return None
     return program
 
 
 def _to_onnx(backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any]) -> Any:
-    """torch's ONNX program of a backbone as it is."""
+    """The ONNX program that torch makes of a backbone."""
     program = torch.export.export(backbone, (), kwargs=kwargs, dynamic_shapes=dynamic, strict=False)
     for node in program.graph.find_nodes(op="call_function", target=_ASSERTION):
-        program.graph.erase_node(node)  # as the exporter does in the end, when each has been traced twice
+        program.graph.erase_node(node)  # the exporter drops them as well, after it has traced each twice
     return torch.onnx.export(
         program,
         dynamo=True,
         opset_version=OPSET,
-        optimize=False,  # its constant folder wants values; passes.fold-constants does this work
+        optimize=False,  # its constant folder needs values; the pass fold-constants does this work
         verbose=False,
         custom_translation_table=translations(),
     )
 
 
 def traced_quantizers(backbone: torch.nn.Module, checkpoint: Checkpoint | None) -> dict[str, TracedQuantizer]:
-    """What a trace keeps of every quantizer of `checkpoint`, by module path."""
+    """Every quantizer of `checkpoint` as it is traced, by module path."""
     if checkpoint is None:
         return {}
     found = {}
@@ -135,7 +136,7 @@ def traced_quantizers(backbone: torch.nn.Module, checkpoint: Checkpoint | None) 
 
 
 def trace_shape(family: Family, config: Config) -> Shape:
-    """A small shape to trace at: every size distinct and above one, so that nothing is taken for a constant."""
+    """A small shape to trace at. Every size is distinct and above one, so that none is taken for a constant."""
     multiple = family.pixel_multiple(config)
     return Shape(batch=2, height=4 * multiple, width=6 * multiple, text=20)
 
@@ -160,7 +161,7 @@ def _symbol(dim: DimSpec) -> Any:
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Hold back warnings of the exporter that a user cannot act on (missing torchvision, deprecations)."""
+    """Silence warnings of the exporter that a user cannot act on (missing torchvision, deprecations)."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Shape ranges: what `--profile batch=1:2:4,height=512:1024:2048` means for a model, and what holds without it."""
+"""Shape ranges: what `--profile batch=1:2:4,height=512:1024:2048` means for a model, and the default range."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ShapeProfile:
 
     @property
     def batch(self) -> int | None:
-        """The one batch that there is; None for a range."""
+        """The batch size where it is fixed; None for a range."""
         return self.minimum.batch if self.minimum.batch == self.maximum.batch else None
 
     def __str__(self) -> str:
@@ -34,9 +34,9 @@ def default_profile(family: Family, config: Mapping[str, Any]) -> ShapeProfile:
     largest = {dim.name: dim.maximum for dim in family.dims(config)}
 
     def pixels(name: str, factor: float) -> int:
-        wish = int(getattr(native, name) * factor) // step * step
+        wanted = int(getattr(native, name) * factor) // step * step
         rows = largest.get(name)
-        return max(step, wish if rows is None else min(wish, rows * VAE_SCALE))
+        return max(step, wanted if rows is None else min(wanted, rows * VAE_SCALE))
 
     minimum = Shape(1, pixels("height", 0.5), pixels("width", 0.5), max(1, native.text // 4))
     maximum = Shape(2 * native.batch, pixels("height", 1.5), pixels("width", 1.5), 2 * native.text)
@@ -84,7 +84,9 @@ def _sizes(part: str, value: str) -> tuple[int, int, int]:
     if len(sizes) == 1:
         sizes *= 3
     if len(sizes) != 3 or sizes != sorted(sizes):
+        axis = part.partition("=")[0]
         raise UsageError(
-            f"profile {part!r} is not a size", fix="write axis=size or axis=min:opt:max, in that order"
+            f"profile {part!r}: {value!r} is not a size, nor three in ascending order",
+            fix=f"write {axis}=SIZE or {axis}=MIN:OPT:MAX",
         )
     return sizes[0], sizes[1], sizes[2]

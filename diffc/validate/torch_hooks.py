@@ -16,7 +16,8 @@ import torch
 
 from diffc.progress import Update
 from diffc.quantize.convert import enabled_quantizers, role_of
-from diffc.quantize.state import BOUNDS, kind_of, settings_of
+from diffc.quantize.kinds import KINDS, kind_of
+from diffc.quantize.state import settings_of
 
 
 @contextmanager
@@ -71,12 +72,10 @@ def _saturate(quantizer: Any, inputs: Any, _: Any) -> torch.Tensor:
     if quantizer.pre_quant_scale is not None:
         x = x * quantizer.pre_quant_scale
     kind = kind_of(settings_of(quantizer.get_modelopt_state()))
-    if kind in ("nvfp4", "mxfp8"):
+    if kind.dynamic:
         return x
-    high = BOUNDS[kind]
-    low = -high - 1 if kind == "int8" else -high
-    scale = quantizer.amax.float() / high
-    return x.clamp(low * scale, high * scale)
+    scale = quantizer.amax.float() / kind.bound
+    return x.clamp(kind.lowest * scale, kind.bound * scale)
 
 
 @contextmanager
@@ -137,7 +136,7 @@ def _attention(
     query, key = module.q_bmm_quantizer(query), module.k_bmm_quantizer(key)
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
     probabilities = torch.softmax(scores if attn_mask is None else scores + attn_mask, dim=-1)
-    rounded = _fp8(probabilities, softmax_scale) * softmax_scale
+    rounded = KINDS["fp8"].round_trip(probabilities, torch.tensor(softmax_scale))
     out = rounded.to(value.dtype) @ module.v_bmm_quantizer(value)
     result: torch.Tensor = module.bmm2_output_quantizer(out)
     return result
@@ -153,7 +152,7 @@ def quantize_twice_as_graphs_do(model: torch.nn.Module, dtype: torch.dtype) -> N
     from modelopt.torch.quantization.nn import SequentialQuantizer
 
     def dequantized(quantizer: Any, _: Any, out: torch.Tensor) -> torch.Tensor:
-        scale: torch.Tensor = quantizer.amax.float() / BOUNDS["int4"]
+        scale: torch.Tensor = quantizer.amax.float() / KINDS["int4"].bound
         blocks = out.float().reshape(scale.shape[0], -1)
         # The rounding recovers ModelOpt's INT4 values, whose dequantization is off in the last bit.
         values = (blocks / scale).round() * scale
@@ -161,19 +160,13 @@ def quantize_twice_as_graphs_do(model: torch.nn.Module, dtype: torch.dtype) -> N
 
     def to_fp8(quantizer: Any, inputs: Any, _: Any) -> torch.Tensor:
         x: torch.Tensor = inputs[0]
-        scale: torch.Tensor = quantizer.amax.float() / BOUNDS["fp8"]
-        return (_fp8(x.float(), scale) * scale).to(x.dtype)
+        scale: torch.Tensor = quantizer.amax.float() / KINDS["fp8"].bound
+        return KINDS["fp8"].round_trip(x, scale)
 
     for module in model.modules():
         if isinstance(module, SequentialQuantizer):
             module[0].register_forward_hook(dequantized)
             module[1].register_forward_hook(to_fp8)
-
-
-def _fp8(x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
-    """x / scale saturated and rounded to E4M3, as float32."""
-    bound = BOUNDS["fp8"]
-    return (x / scale).clamp(-bound, bound).to(torch.float8_e4m3fn).float()
 
 
 @contextmanager

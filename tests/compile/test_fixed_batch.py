@@ -107,6 +107,7 @@ def test_another_batch_is_refused(compiled: tuple[Path, int]) -> None:
         )
 
 
+@pytest.mark.compiles
 def test_with_a_cache_plan(tmp_path: Path) -> None:
     """Kept tensors are written in terms of the sizes that are left, and no weight is stored for each model."""
     plan = "blocks:every=2,first=1,last=1"

@@ -1,6 +1,6 @@
 """Makes the ONNX files that ModelOpt's diffusion scripts write, of small backbones, with outputs of the torch model.
 
-    python tools/prove/modelopt_exports.py OUT --models sdxl,sd3 --formats fp8,nvfp4 --dtypes float16
+    python -m tools.prove.modelopt_exports OUT --models sdxl,sd3 --formats fp8,nvfp4 --dtypes float16
 
 The steps are those that ModelOpt documents (examples/diffusers/quantization, quantize.py --onnx-dir), in their order,
 through ModelOpt's public functions. What differs: the backbones are small, calibration runs random inputs, and all of
@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import copy
 import re
-import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -23,11 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from diffc.quantize.simulate import cpu_block_quant  # noqa: E402
-from tools.prove.modelopt_models import BACKBONES, Backbone, Inputs  # noqa: E402
+from diffc.quantize.simulate import cpu_block_quant
+from tools.prove.modelopt_models import BACKBONES, Backbone, Inputs
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TENSORRT_TYPES = {"float32": "Float", "float16": "Half", "bfloat16": "BFloat16"}

@@ -1,4 +1,4 @@
-"""The torch backbone of a model source: empty (fake tensors) for tracing, or with its weights as a reference."""
+"""The torch backbone of a source: without weights (fake tensors) for a trace, or with them as a reference."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class FakeBackbone:
 
 
 def check_weights(backbone: FakeBackbone) -> None:
-    """Raise DiffcError naming a tensor that config.json asks for and the weights lack, hold otherwise, or add.
+    """Raise DiffcError that names a tensor which config.json and the weights do not agree on.
 
     No weight is read; takes a second or two where `backbone` was not made before.
     """
@@ -87,7 +87,9 @@ def check_weights(backbone: FakeBackbone) -> None:
         what = f"the weights of {source.name} have no tensor {lacking[0]!r}, which config.json asks for"
         raise DiffcError(what, fix=fix)
     if strange := sorted(set(source.weights) - set(wanted)):
-        what = f"the weights of {source.name} have a tensor {strange[0]!r}, for which config.json has no use"
+        what = (
+            f"the weights of {source.name} have a tensor {strange[0]!r}, which config.json does not ask for"
+        )
         raise DiffcError(what, fix=fix)
     for name, shape in wanted.items():
         stored = source.weights[name].shape
@@ -120,7 +122,7 @@ def loading_seconds(source: ModelSource) -> float:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Hold back warnings and progress bars of diffusers, transformers and ModelOpt: no user can act on them."""
+    """Silence warnings and progress bars of diffusers, transformers and ModelOpt, which no user can act on."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
