@@ -1,6 +1,7 @@
 """The exceptions that a user sees, and their exit codes.
 
     DiffcError               exit 1   the user can fix it: what happened, what was expected, the fix
+    +-- UsageError           exit 2   an option has a value that it does not take
     +-- UnsupportedError     exit 1   this combination of model, format, target and SM does not exist
     +-- MismatchError        exit 3   outputs differ beyond the named tolerance
     passes.PassError         exit 1   the same, raised by `passes`, which does not import diffc
@@ -24,6 +25,12 @@ class DiffcError(Exception):
         self.what, self.fix = what, fix
 
 
+class UsageError(DiffcError):
+    """A value that an option does not take: unknown, out of range, or not together with another option."""
+
+    exit_code = 2
+
+
 class UnsupportedError(DiffcError):
     """A combination that the hardware or its compiler does not have."""
 
@@ -36,4 +43,13 @@ class MismatchError(DiffcError):
 
 def unknown(kind: str, value: str, known: Iterable[str], *, fix: str = "") -> DiffcError:
     """The error for a name that is not one of `known`, which it lists."""
-    return DiffcError(f"unknown {kind} {value!r}. Known: {', '.join(known)}", fix=fix)
+    return DiffcError(_unknown(kind, value, known), fix=fix)
+
+
+def unknown_value(kind: str, value: str, known: Iterable[str], *, fix: str = "") -> UsageError:
+    """The same for the value of an option."""
+    return UsageError(_unknown(kind, value, known), fix=fix)
+
+
+def _unknown(kind: str, value: str, known: Iterable[str]) -> str:
+    return f"unknown {kind} {value!r}. Known: {', '.join(known)}"

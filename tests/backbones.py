@@ -10,8 +10,9 @@ from torch import nn
 
 from diffc.models.embedded import tiny
 from diffc.quantize.convert import enabled_quantizers
+from diffc.quantize.kinds import kind_of
 from diffc.quantize.simulate import cpu_block_quant
-from diffc.quantize.state import kind_of, settings_of, usable_amax
+from diffc.quantize.state import settings_of, usable_amax
 
 BACKBONES = {
     "sd3": (diffusers.SD3Transformer2DModel, tiny.SD35 | {"num_layers": 2}),

@@ -1,17 +1,19 @@
-"""Compiles that many tests read: each cell of model, format and type is made once for all test processes."""
+"""Compiles that many tests read, made once for all test processes; and the two lanes of the suite.
+
+A test that traces or compiles a backbone is marked `compiles`: by itself when it takes one of the fixtures below, by
+`pytest.mark.compiles` when it does so on its own. Any other test that traces a backbone fails. The first lane leaves
+out what is marked.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import logging
 import os
 import pickle
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,7 @@ from diffc.compile.spine import CompileRequest, CompileResult, Plan, check, comp
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import QuantOptions
-
-# pytest would keep every line that torch's tracer thinks.
-logging.getLogger("torch.__trace").propagate = False
+from tests.lanes import Lanes
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 SMS = (86, 89, 120)
@@ -75,46 +75,32 @@ class Cell:
 class Cells:
     """`cells(model, cell, **changes of the request)`: the finished cell, compiled on its first use.
 
-    Two processes compile, since tracing keeps one core busy; `start` queues a cell without waiting for it.
     Test processes of one session (pytest -n) share `root`: who comes second takes what is there.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._pool = ProcessPoolExecutor(2, mp_context=get_context("spawn"))
-        self._started: dict[Any, tuple[CompileRequest, Future[CompileResult]]] = {}
         self._done: dict[Any, Cell] = {}
 
-    def start(self, model: str, cell: str, **changed: Any) -> Any:
-        key = (model, cell, *sorted(changed.items()))
-        if key not in self._started:
-            digest = hashlib.sha256(repr(key).encode()).hexdigest()[:8]
-            output = self._root / f"{model}-{cell}-{digest}" / "artifact"
-            request = small_request(model, cell, output, **changed)
-            self._started[key] = request, self._pool.submit(compiled_once, request)
-        return key
-
     def __call__(self, model: str, cell: str, **changed: Any) -> Cell:
-        key = self.start(model, cell, **changed)
+        key = (model, cell, *sorted(changed.items()))
         if key not in self._done:
-            request, future = self._started[key]
-            self._done[key] = Cell(request, future.result())
+            digest = hashlib.sha256(repr(key).encode()).hexdigest()[:8]
+            folder = self._root / f"{model}-{cell}-{digest}"
+            request = small_request(model, cell, folder / "artifact", **changed)
+            content = made_once(folder, "result.pickle", lambda: pickle.dumps(compile_model(request)))
+            self._done[key] = Cell(request, pickle.loads(content))
         return self._done[key]
 
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
 
-
-def compiled_once(request: CompileRequest) -> CompileResult:
-    """Compile, or take what another test process has compiled."""
-    folder = request.output.parent
+def made_once(folder: Path, name: str, make: Callable[[], bytes]) -> bytes:
+    """What `make` gives, or what another test process of this session has stored under that name."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / "result.pickle"
+    kept = folder / name
     with FileLock(folder / "lock"):
         if not kept.exists():
-            kept.write_bytes(pickle.dumps(compile_model(request)))
-    result: CompileResult = pickle.loads(kept.read_bytes())
-    return result
+            kept.write_bytes(make())
+    return kept.read_bytes()
 
 
 def small_request(model: str, cell: str, output: Path, **changed: Any) -> CompileRequest:
@@ -135,10 +121,30 @@ def small_request(model: str, cell: str, output: Path, **changed: Any) -> Compil
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cells]:
-    """The cells of this session, of all its test processes."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all test processes of this session."""
     base = tmp_path_factory.getbasetemp()
-    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    cells = Cells(root / "compiled")
-    yield cells
-    cells.close()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+
+
+@pytest.fixture(scope="session")
+def compiled(shared: Path) -> Cells:
+    """The cells of this session, of all its test processes."""
+    return Cells(shared / "compiled")
+
+
+@pytest.fixture(scope="session")
+def traced(shared: Path) -> onnx.ModelProto:
+    """tiny-sd3 in float16 after the trace, the slow part of a compile without calibration."""
+
+    def make() -> bytes:
+        from diffc.frontend.trace import trace
+        from diffc.models.sources.locate import locate
+
+        return trace(locate("tiny-sd3"), dtype="float16", checkpoint=None).SerializeToString()
+
+    return onnx.ModelProto.FromString(made_once(shared / "traced", "tiny-sd3.onnx", make))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Lanes())

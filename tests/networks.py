@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from diffc.backends.target import EngineOptions, Profile
+from diffc.backends.profile import Profile
+from diffc.backends.target import EngineOptions
 from diffc.backends.tensorrt.build import EngineReport, EngineRequest, build_engine
 
 value = helper.make_tensor_value_info
@@ -55,7 +56,7 @@ def network(kind: int = FP16, size: int = 256, seed: int = 0, dtype: int = FP16)
 
 
 def profile(size: int = 256, name: str = "x", low: int = 1, high: int = 4) -> Profile:
-    return Profile.of({name: (low, size)}, {name: (2, size)}, {name: (high, size)})
+    return Profile.of_shapes({name: (low, size)}, {name: (2, size)}, {name: (high, size)})
 
 
 def request(folder: Path, model: onnx.ModelProto, sms=(89,), profiles=None, **options) -> EngineRequest:

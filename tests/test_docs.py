@@ -17,7 +17,7 @@ from tests import ROOT
 from tools import run as demo
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 SESSIONS = [
     [line for line in text.splitlines() if line.startswith("diffc ")] for kind, text in BLOCKS if not kind
@@ -46,6 +46,7 @@ def test_readme_commands_are_of_known_kinds() -> None:
     assert sum(line.startswith("python3 tools/run.py ") for line in COMMANDS) == 2
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("lines", [lines for lines in SESSIONS if lines], ids=lambda lines: lines[0])
 def test_diffc_commands_run(lines: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for line in lines:
@@ -58,6 +59,7 @@ def test_diffc_commands_run(lines: list[str], here: Path, capsys: pytest.Capture
             assert (here / arguments[arguments.index("-o") + 1]).exists()
 
 
+@pytest.mark.compiles
 def test_the_demo_runs_and_says_where_its_result_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorrt_rtx")
     moved = {str(demo.OUTPUT): str(here / "out"), str(demo.PICTURE): str(here / "seven.png")}
@@ -75,6 +77,7 @@ def test_the_demo_runs_and_says_where_its_result_is(here: Path, capsys: pytest.C
     }
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == "python"])
 def test_python_examples_run(text: str, here: Path) -> None:
     before = set(here.iterdir())
@@ -103,3 +106,13 @@ def test_files_and_passes_named_in_documents_exist(document: Path) -> None:
         assert name in all_passes(), name
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (document.parent / target).exists(), target
+
+
+def test_the_examples_for_contributors_are_files_that_tests_install() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^<!-- (\S+) -->\n```\w+\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 6
+    for name, code in examples:
+        assert name.startswith("tests/plugin_package/")
+        assert (ROOT / name).read_text(encoding="utf-8") == code, f"copy {name} into CONTRIBUTING.md"
+    assert re.findall(r"^```\n(python3 .*)\n", text, re.MULTILINE) == ["python3 tools/run.py test --fast"]

@@ -14,13 +14,15 @@ from onnx import TensorProto, helper
 from rich.console import Console
 from rich.table import Table
 
-from diffc.cli import tables as report
-from diffc.cli import terminal as ui
+from diffc.cli import listings, tables
 from diffc.cli.main import run
+from diffc.cli.terminal import Terminal
 from diffc.commands.bench import output
 from diffc.commands.bench.run import Row
+from diffc.commands.doctor import Finding
 from diffc.errors import DiffcError
 from diffc.models.spec import Shape
+from diffc.progress_bar import ProgressBar
 from diffc.terminal_text import LIMIT, Screen, block, cell, error_text, line, show_traceback, shown, styled
 from diffc.validate.compare import OutputComparison
 from diffc.validate.reports import ShapeReport
@@ -93,10 +95,9 @@ def test_a_screen_shows_everything_as_it_is() -> None:
     assert "\x1b[31m" in file.getvalue()
 
 
-def test_notes_and_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notes_and_stages() -> None:
     screen, file = on_a_terminal()
-    terminal = ui.Terminal()
-    monkeypatch.setattr(terminal, "console", screen)
+    terminal = ProgressBar(screen)
     terminal.note(f"{EVIL}\nerror: fake")
     with terminal.stage(f"{EVIL}\nerror: fake"):
         pass
@@ -104,7 +105,8 @@ def test_notes_and_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain(file).count(f"{HARMLESS}\\nerror: fake") >= 2
     assert "\x1b]0" not in file.getvalue()
     assert "\x1b[2J" not in file.getvalue()
-    assert isinstance(ui.Terminal().console, Screen)
+    assert isinstance(ProgressBar().console, Screen)
+    assert isinstance(Terminal().console, Screen)
 
 
 def consoles() -> list[tuple[Console, io.StringIO]]:
@@ -130,6 +132,7 @@ def test_reports(number: int) -> None:
         "files": {f"model{name}.onnx": {"bytes": 1}},
         "model": {"name": name},
         "engines": [],
+        "profile": [],
     }
     artifact = SimpleNamespace(manifest=manifest, folder=Path(f"run{EVIL}"))
     row = OutputComparison(name, False, 0.1, 0.2, 0.3, 0.4, (1,), reason=name)
@@ -137,18 +140,19 @@ def test_reports(number: int) -> None:
     record = PassRecord(EVIL, 1, 0.0, 1, 1, (name,), (Refusal(name, name),), EVIL)
     result: Any = SimpleNamespace(artifact=artifact, validation=())
     checked: Any = SimpleNamespace(artifact=artifact, validation=[shape])
-    finding: Any = SimpleNamespace(what=EVIL, works=False, detail=EVIL, fix=EVIL)
+    finding = Finding(EVIL, False, EVIL, EVIL)
     model = onnx.ModelProto()
     for print_it in (
-        lambda console: report.compiled(result, console),
-        lambda console: report.compiled(checked, console),
-        lambda console: report.optimized(PipelineResult(model, (record,)), Path(EVIL), console),
-        lambda console: report.compared([shape], console, EVIL),
-        lambda console: report.examined([finding], console),
-        lambda console: console.print(*output.tables([Row("eager", Shape(1, 8, 8, 1), reason=EVIL)])),
+        lambda terminal: tables.compiled(result, 1.0, terminal),
+        lambda terminal: tables.compiled(checked, 1.0, terminal),
+        lambda terminal: tables.optimized(PipelineResult(model, (record,)), Path(EVIL), terminal),
+        lambda terminal: tables.compared([shape], terminal, EVIL),
+        lambda terminal: listings.examined([finding], terminal),
+        lambda terminal: terminal.print(*output.tables([Row("eager", Shape(1, 8, 8, 1), reason=EVIL)])),
     ):
-        console, file = consoles()[number]
-        print_it(console)
+        terminal = Terminal()
+        terminal.console, file = consoles()[number]
+        print_it(terminal)
         check(file)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffc.backends.target import Profile
+from diffc.backends.profile import Profile
 from diffc.errors import DiffcError
 from diffc.models.spec import DimSpec
 

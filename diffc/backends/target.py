@@ -6,11 +6,12 @@ Nothing heavy is imported here: the command line reads these tables before any w
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from diffc.errors import DiffcError, UnsupportedError, unknown
+from diffc.backends import probes
+from diffc.backends.probes import Probe
+from diffc.errors import DiffcError, UnsupportedError, unknown_value
 from diffc.quantize.formats import FORMATS
 
 KNOWN_SMS = (75, 80, 86, 89, 120, 121)
@@ -42,19 +43,48 @@ _ANY = (KNOWN_SMS[0], "")
 
 @dataclass(frozen=True)
 class Target:
-    """Something to compile for: the module that builds or runs it, and the pip extra that brings the module.
+    """Everything about something to compile for, or to run what was compiled; its passes are in `passes.presets`.
 
-    `ahead_of_time`: built for named compute capabilities, on a machine without a GPU. `refuses` are formats
-    that it cannot take, with the reason; `emulates` those that it runs in other types than theirs, with how.
+    Compiling: `module` builds or runs it, and the pip extra `extra` brings that module. `is_engine`: a builder makes
+    engines of the model. `ahead_of_time`: for named compute capabilities, on a machine without a GPU. `refuses` are
+    formats that it cannot take, with the reason; `emulates` those that it runs in other types than theirs, with how.
+
+    Running: the module `opens` of diffc opens a session (see `diffc.backends.session.Runtime`), of the file of target
+    `runs` where that is another target's. Of several that work here, the one with the smallest `rank` is taken.
+    `on_cpu`: on the CPU and nowhere else. `records`: it can record the launches of a shape and replay them
+    (cuda_graph). `provider` is ONNX Runtime's name of it, `wheels` the packages that bring the provider, `prefix` what
+    the provider's options begin with where it is given ranges of shapes.
+
+    `probe` is the check of `diffc doctor`; `needed`: without this target nothing can be compiled.
     """
 
     name: str
     module: str
     extra: str
-    is_engine: bool
-    ahead_of_time: bool
+    opens: str
+    rank: int
+    is_engine: bool = False
+    ahead_of_time: bool = False
     refuses: Mapping[str, str] = field(default_factory=dict)
     emulates: Mapping[str, str] = field(default_factory=dict)
+    runs: str = ""
+    on_cpu: bool = False
+    records: bool = False
+    provider: str = ""
+    wheels: str = ""
+    prefix: str = ""
+    probe: Probe | None = None
+    needed: bool = False
+
+    @property
+    def file_of(self) -> str:
+        """The target of a compile whose file this one runs."""
+        return self.runs or self.name
+
+    @property
+    def takes_ranges(self) -> bool:
+        """Whether it runs sizes inside a profile only."""
+        return self.is_engine or bool(self.prefix)
 
     def check_format(self, name: str) -> None:
         """Raise UnsupportedError when the target cannot take the format of that name."""
@@ -69,7 +99,7 @@ class Target:
         if importlib.util.find_spec(self.module) is None:
             raise DiffcError(
                 f"target {self.name!r} needs the Python module {self.module!r}, which is not installed",
-                fix=f'pip install "diffc[{self.extra}]"',
+                fix="`diffc doctor` names the command that installs it",
             )
 
 
@@ -83,24 +113,72 @@ _NO_MXFP8 = {
     "mxfp8": "its provider gives ONNX Runtime no operator for MXFP8 blocks (it registers FP4 and FP8)"
 }
 
-TARGETS: Mapping[str, Target] = {
-    t.name: t
-    for t in (
-        Target("trt-rtx", "tensorrt_rtx", "rtx", is_engine=True, ahead_of_time=True),
-        Target("tensorrt", "tensorrt", "trt", is_engine=True, ahead_of_time=False),
-        Target("ort", "onnxruntime", "cpu", is_engine=False, ahead_of_time=False, emulates=_AS_FP8),
-        Target("ort-cuda", "onnxruntime", "gpu", is_engine=False, ahead_of_time=False, emulates=_AS_FP8),
-        Target("ort-trt-rtx", "onnxruntime", "cpu", is_engine=False, ahead_of_time=False, refuses=_NO_MXFP8),
-    )
-}
-
-
-class ShapeRange(NamedTuple):
-    """The smallest, the most usual and the largest shape of one input."""
-
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
+_TENSORRT, _ORT = "diffc.backends.tensorrt.open", "diffc.backends.onnxruntime.open"
+_ROWS = (
+    Target(
+        "trt-rtx",
+        "tensorrt_rtx",
+        "rtx",
+        _TENSORRT,
+        rank=1,
+        is_engine=True,
+        ahead_of_time=True,
+        records=True,
+        probe=probes.BUILD_RTX,
+    ),
+    Target("tensorrt", "tensorrt", "trt", _TENSORRT, rank=2, is_engine=True, probe=probes.BUILD_TENSORRT),
+    Target(
+        "ort",
+        "onnxruntime",
+        "cpu",
+        _ORT,
+        rank=6,
+        emulates=_AS_FP8,
+        on_cpu=True,
+        provider="CPUExecutionProvider",
+        wheels="onnxruntime",
+        probe=probes.provider("CPUExecutionProvider"),
+        needed=True,
+    ),
+    Target(
+        "ort-cuda",
+        "onnxruntime",
+        "gpu",
+        _ORT,
+        rank=5,
+        emulates=_AS_FP8,
+        records=True,
+        provider="CUDAExecutionProvider",
+        wheels="onnxruntime-gpu",
+        probe=probes.provider("CUDAExecutionProvider"),
+    ),
+    Target(
+        "ort-trt-rtx",
+        "onnxruntime",
+        "cpu",
+        _ORT,
+        rank=3,
+        refuses=_NO_MXFP8,
+        provider="NvTensorRTRTXExecutionProvider",
+        prefix="nv",
+        probe=probes.NV_PLUGIN,
+    ),
+    Target(
+        "ort-tensorrt",
+        "onnxruntime",
+        "gpu",
+        _ORT,
+        rank=4,
+        runs="tensorrt",
+        provider="TensorrtExecutionProvider",
+        wheels="onnxruntime-gpu tensorrt-cu13",
+        prefix="trt",
+    ),
+)
+TARGETS: Mapping[str, Target] = {target.name: target for target in _ROWS if not target.runs}
+"""What a compile can be for."""
+RUNTIMES: Mapping[str, Target] = {target.name: target for target in sorted(_ROWS, key=lambda t: t.rank)}
+"""What can run an artifact, fastest first."""
 
 
 @dataclass(frozen=True)
@@ -121,32 +199,10 @@ class EngineOptions:
 DEFAULT_ENGINE = EngineOptions()
 
 
-@dataclass(frozen=True)
-class Profile:
-    """A range of shapes, per input name, that an engine is built for."""
-
-    inputs: Mapping[str, ShapeRange]
-
-    @classmethod
-    def of(
-        cls,
-        minimum: Mapping[str, Sequence[int]],
-        optimum: Mapping[str, Sequence[int]],
-        maximum: Mapping[str, Sequence[int]],
-    ) -> Profile:
-        """The profile between three sets of shapes, as `Family.input_shapes` gives them.
-
-        Raises DiffcError when they do not name the same inputs.
-        """
-        if not minimum.keys() == optimum.keys() == maximum.keys():
-            raise DiffcError("minimum, optimum and maximum of a profile do not name the same inputs")
-        return cls({n: ShapeRange(tuple(minimum[n]), tuple(optimum[n]), tuple(maximum[n])) for n in minimum})
-
-
 def find_target(name: str) -> Target:
     """The target of that name. Raises DiffcError that lists the known ones."""
     if name not in TARGETS:
-        raise unknown("target", name, TARGETS)
+        raise unknown_value("target", name, TARGETS)
     return TARGETS[name]
 
 
@@ -154,7 +210,7 @@ def parse_sm(text: str) -> int:
     """A compute capability from "89", "sm89" or "8.9". Raises DiffcError that lists the known ones."""
     digits = text.strip().lower().removeprefix("sm").removeprefix("_").replace(".", "")
     if not digits.isascii() or not digits.isdigit() or int(digits) not in KNOWN_SMS:
-        raise unknown("compute capability", text, [str(sm) for sm in KNOWN_SMS])
+        raise unknown_value("compute capability", text, [str(sm) for sm in KNOWN_SMS])
     return int(digits)
 
 

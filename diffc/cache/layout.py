@@ -33,6 +33,8 @@ class KeptTensor:
 
 def size_of(text: str | int, sizes: Sizes) -> int:
     """The number that the size `text` stands for at the dimensions `sizes`."""
+    if text in sizes:  # an imported graph may name a dimension "2*tokens"
+        return sizes[str(text)]
     total = 0
     for term in str(text).split("+"):
         product, _, divisor = term.partition("/")

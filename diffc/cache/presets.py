@@ -10,7 +10,7 @@ from torch import nn
 
 from diffc.cache.plan import CachePlan, Entry, Steps
 from diffc.cache.resolve import block_names
-from diffc.errors import DiffcError, unknown
+from diffc.errors import DiffcError, unknown_value
 
 Arguments = Mapping[str, float]
 
@@ -104,13 +104,13 @@ def preset(text: str, backbone: nn.Module) -> CachePlan:
     """
     name, _, arguments = text.partition(":")
     if name not in PRESETS:
-        raise unknown("cache plan", name, PRESETS, fix="name one of these, or a .json or .yaml file")
+        raise unknown_value("cache plan", name, PRESETS, fix="name one of these, or a .json or .yaml file")
     found = PRESETS[name]
     given = dict(found.defaults)
     for item in filter(None, arguments.split(",")):
         key, _, value = item.partition("=")
         if key not in given:
-            raise unknown(f"argument of cache plan {name}", key, given)
+            raise unknown_value(f"argument of cache plan {name}", key, given)
         try:
             given[key] = float(value)
         except ValueError as error:

@@ -4,100 +4,134 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffc.cli import choices
+from diffc.cli.choices import completed
+from diffc.cli.command import Command, Group, examples, shared_options
+
+if TYPE_CHECKING:
+    from diffc.cli.terminal import Terminal
+
 cache_app = typer.Typer(
+    cls=Group,
     help="Cache diffusion: block outputs of one denoising step used again in later ones.",
     no_args_is_help=True,
 )
 
 
-@cache_app.command("list")
-def list_command() -> None:
+@cache_app.command("list", cls=Command)
+@shared_options
+def list_command(terminal: Terminal) -> None:
     """List the cache plans that `diffc compile --cache-plan` knows by name, with their arguments."""
-    from rich.table import Table
+    from diffc.cli.listings import list_cache_plans
 
-    from diffc.cache.presets import PRESETS
-    from diffc.cli.terminal import Terminal
-    from diffc.models.registry import FAMILIES
-
-    table = Table("plan", "for", "what is used again")
-    for name, preset in PRESETS.items():
-        arguments = ",".join(f"{key}={value:g}" for key, value in preset.defaults.items())
-        suited = ", ".join(family.name for family in FAMILIES.values() if name in family.cache_plans)
-        table.add_row(f"{name}:{arguments}" if arguments else name, suited, preset.summary)
-    Terminal().console.print(table)
+    list_cache_plans(terminal)
 
 
-@cache_app.command("show")
+@cache_app.command("show", cls=Command, epilog=examples("diffc cache show digits-sdxl deepcache:every=2"))
+@shared_options
 def show_command(
-    model: Annotated[str, typer.Argument(help="A pipeline or backbone folder, or an embedded model.")],
-    plan: Annotated[str, typer.Argument(help="A plan of `diffc cache list`, or a .json or .yaml file.")],
-    steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 20,
+    terminal: Terminal,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A pipeline or backbone folder, or an embedded model.",
+            autocompletion=completed(choices.models),
+        ),
+    ],
+    plan: Annotated[
+        str,
+        typer.Argument(
+            metavar="PLAN",
+            help="A plan of `diffc cache list`, or a .json or .yaml file.",
+            autocompletion=completed(choices.cache_plans),
+        ),
+    ],
+    steps: Annotated[int, typer.Option(metavar="COUNT", help="Denoising steps.", min=1)] = 20,
 ) -> None:
     """Say which blocks a plan uses again in which steps, and how many models a compile makes of it."""
     from diffc.cache.resolve import spell
-    from diffc.cli.terminal import Terminal
     from diffc.compile.cached.stages import resolve_for
+    from diffc.models.sources.backbone import FakeBackbone
     from diffc.models.sources.locate import locate
-    from diffc.terminal_text import styled
 
-    console = Terminal().console
-    found = resolve_for(locate(model), plan)
+    found = resolve_for(FakeBackbone(locate(model)), plan)
+    groups = []
     for number, group in enumerate(found.groups):
-        marks = "".join("." if number in reused else "#" for reused in found.schedule(steps))
-        console.print(styled(f"{marks}  the {group.keep} of {spell(group.blocks)}"), soft_wrap=True)
+        reused = [number in step for step in found.schedule(steps)]
+        terminal.line(
+            "".join(".#"[not again] for again in reused), f"  the {group.keep} of {spell(group.blocks)}"
+        )
+        groups.append({"blocks": list(group.blocks), "keep": group.keep, "reused": reused})
     for note in found.notes:
-        console.print(styled(note), soft_wrap=True)
-    console.print(f"# computed, . used again; {1 + len(found.reuse_sets())} models")
+        terminal.line(note)
+    models = 1 + len(found.reuse_sets())
+    terminal.line(f"# computed, . used again; {models} models")
+    terminal.result({"groups": groups, "notes": list(found.notes), "models": models})
 
 
-@cache_app.command("search")
+@cache_app.command(
+    "search", cls=Command, epilog=examples("diffc cache search PIPELINE --speedup 1.5 -o plan.json")
+)
+@shared_options
 def search_command(
-    model: Annotated[str, typer.Argument(help="A pipeline folder, or an embedded model.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The plan to write, a .json file.")],
+    terminal: Terminal,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A pipeline folder, or an embedded model.",
+            autocompletion=completed(choices.models),
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The plan to write, a .json file.")
+    ],
     speedup: Annotated[
-        float, typer.Option(help="How many times as fast the backbone is to be.", min=1.01)
+        float, typer.Option(metavar="TIMES", help="How many times as fast the backbone is to be.", min=1.01)
     ] = 1.5,
-    steps: Annotated[int, typer.Option(help="Denoising steps.", min=3)] = 20,
-    prompt: Annotated[list[str] | None, typer.Option(help="A prompt to measure with; repeatable.")] = None,
-    trials: Annotated[int, typer.Option(help="How many of the promising plans to run.", min=1)] = 6,
-    size: Annotated[
-        int | None, typer.Option(help="Pixels of the images. [default: the model's]", min=1)
+    steps: Annotated[int, typer.Option(metavar="COUNT", help="Denoising steps.", min=3)] = 20,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="A prompt to measure with; repeatable.", show_default="three of diffc's own"
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**32 - 1)] = 0,
+    trials: Annotated[
+        int, typer.Option(metavar="COUNT", help="How many of the promising plans to run.", min=1)
+    ] = 6,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS", help="Height and width of the images.", show_default="the model's", min=1
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="SEED", help="Seed of the noise.", min=0, max=2**32 - 1)] = 0,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw change by block and step, and the speed/quality curve.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw change by block and step, and the speed/quality curve."),
     ] = None,
 ) -> None:
     """Measure how much blocks change from step to step in torch, and write the plan of best quality."""
-    from rich.table import Table
-
-    from diffc.cli.terminal import Terminal
+    from diffc.cli.listings import plans_tried
     from diffc.commands.bench.output import check_folder, check_plot
     from diffc.commands.cache_search.measure import SearchRequest
     from diffc.commands.cache_search.pipeline import DEFAULT_PROMPTS, load_for_search
     from diffc.commands.cache_search.plot import draw
     from diffc.commands.cache_search.search import search
-    from diffc.terminal_text import cell, styled
 
     check_plot(plot)
     for path in (output, plot):
         check_folder(path)
-    ui = Terminal()
-    pipe = load_for_search(model, ui)
+    pipe = load_for_search(model, terminal.ui)
     asked = SearchRequest(tuple(prompt or DEFAULT_PROMPTS), steps, speedup, trials, seed, size)
-    with ui.stage("measure and try plans") as update:
+    with terminal.ui.stage("measure and try plans") as update:
         found = search(pipe, asked, update)
-    table = Table("plan", "speed-up", "PSNR of the latents")
-    for tried in found.tried:
-        mark = " *" if tried is found.best else ""
-        table.add_row(cell(tried.plan.name + mark), f"{tried.speedup:.2f}", f"{tried.psnr or 0:.1f} dB")
-    ui.console.print(table)
+    plans_tried(found, terminal)
     found.save(output)
     if plot is not None:
         draw(found, plot)
     command = shlex.join(("diffc", "compile", model, "--cache-plan", str(output)))
-    ui.console.print(styled(f"Wrote {output}: {command}"), soft_wrap=True)
+    terminal.line(f"Wrote {output}: {command}")

@@ -2,102 +2,295 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffc.cli import choices
+from diffc.cli.choices import completed
+from diffc.cli.command import examples
+
+if TYPE_CHECKING:
+    from diffc.cli.terminal import Terminal
+
+EXAMPLES = examples(
+    "diffc compile digits-sd3 --format fp8 -o build/digits",
+    "diffc compile PIPELINE --format fp8 --target trt-rtx --sm 89 --sm 120 -o build/fp8",
+    "diffc compile PIPELINE --format nvfp4 --target trt-rtx --sm 120 --profile batch=1:2:4 -o build/nvfp4",
+    "diffc compile exported.onnx --target trt-rtx --sm 89 -o build/imported",
+)
+_QUANTIZE, _CALIBRATE = "Quantization", "Calibration (of formats that need it)"
+_CACHE, _ENGINES, _CHECK = "Cache diffusion", "Engines", "Checks and output"
+
 
 def compile_command(
+    terminal: Terminal,
     model: Annotated[
-        str, typer.Argument(help="A pipeline or backbone folder, an .onnx file, or an embedded model.")
+        str,
+        typer.Argument(
+            help="A pipeline or backbone folder, an .onnx file, or an embedded model.",
+            autocompletion=completed(choices.models),
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the artifact.")],
-    format: Annotated[str, typer.Option(help="A format of `diffc formats`, such as fp8 or nvfp4.")] = "none",
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the artifact.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", "-f", metavar="FORMAT", help="{formats}.", autocompletion=completed(choices.formats)
+        ),
+    ] = "none",
     target: Annotated[
-        list[str] | None, typer.Option(help="trt-rtx, tensorrt or ort; repeatable. [default: ort]")
+        list[str] | None,
+        typer.Option(
+            metavar="TARGET",
+            help="What runs the result: {targets}; repeatable.",
+            show_default="ort",
+            autocompletion=completed(choices.targets),
+        ),
     ] = None,
     sm: Annotated[
-        list[str] | None, typer.Option(help="Compute capability for trt-rtx, such as 89; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="SM",
+            help="Compute capability to build for, with target trt-rtx: {sms}; repeatable.",
+            autocompletion=completed(choices.sms),
+        ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, float16 or bfloat16.")] = "auto",
-    profile: Annotated[
-        str, typer.Option(help="Shape ranges, such as batch=1:2:4,height=512:1024:1536,text=77:154:512.")
-    ] = "",
-    from_checkpoint: Annotated[
-        Path | None, typer.Option(help="Calibration to reuse: ARTIFACT/checkpoint, or a .pt of ModelOpt.")
-    ] = None,
-    prompts_file: Annotated[Path | None, typer.Option(help="Calibration prompts, one a line.")] = None,
-    steps: Annotated[
-        int, typer.Option("--steps", "--n-steps", help="Denoising steps a calibration prompt.", min=1)
-    ] = 20,
-    calibrate: Annotated[
+    dtype: Annotated[
         str,
-        typer.Option(help="pipeline (on prompts), or synthetic (random inputs, layer by layer, no room)."),
-    ] = "pipeline",
-    calib_size: Annotated[
-        int | None, typer.Option(help="How many prompts to calibrate with. [default: all]", min=1)
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Calibration prompts at a time.", min=1)] = 4,
-    image_size: Annotated[
-        int | None, typer.Option(help="Pixels of calibration images. [default: the model's]", min=1)
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Seed of calibration noise and validation inputs.", min=0, max=2**32 - 1)
-    ] = 0,
+        typer.Option(
+            metavar="TYPE",
+            help="Compute type: {dtypes}; auto is the type of the stored weights.",
+            autocompletion=completed(lambda: choices.DTYPES),
+        ),
+    ] = "auto",
+    profile: Annotated[
+        str,
+        typer.Option(
+            metavar="RANGES",
+            help="Shapes to build for, such as batch=1:2:4,height=512:1024:1536,text=77:154:512.",
+            show_default="half to 1.5 times the model's own size",
+        ),
+    ] = "",
     quantize_mha: Annotated[
-        bool, typer.Option("--quantize-mha", help="Attention's q, k and v in FP8, too.")
+        bool,
+        typer.Option("--quantize-mha", help="Attention's q, k and v in FP8, too.", rich_help_panel=_QUANTIZE),
     ] = False,
     quant_level: Annotated[
         float,
-        typer.Option(help="1 convolutions, 2 + feed-forward, 2.5 + q k v, 3 + all linear, 4 + attention."),
+        typer.Option(
+            metavar="LEVEL",
+            help="1 convolutions, 2 + feed-forward, 2.5 + q k v, 3 + all linear, 4 + attention.",
+            rich_help_panel=_QUANTIZE,
+        ),
     ] = 3.0,
-    alpha: Annotated[float, typer.Option(help="SmoothQuant: share moved into the weights.")] = 1.0,
-    percentile: Annotated[float, typer.Option(help="Share of steps, for inputs of INT8 convolutions.")] = 1.0,
-    collect_method: Annotated[
-        str, typer.Option(help="default, global_min, min-max, min-mean or mean-max; with --percentile.")
-    ] = "default",
-    lowrank: Annotated[int, typer.Option(help="Rank of SVDQuant's branch.")] = 32,
-    block_size: Annotated[
-        int | None, typer.Option(help="Elements that share a scale. [default: the format's]")
-    ] = None,
     keep: Annotated[
         list[str] | None,
-        typer.Option(help="Module paths to leave unquantized, such as '*.ff.*'; repeatable."),
+        typer.Option(
+            metavar="PATTERN",
+            help="Module paths to leave unquantized, such as '*.ff.*'; repeatable.",
+            rich_help_panel=_QUANTIZE,
+        ),
+    ] = None,
+    alpha: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="SmoothQuant: share moved into the weights, 0 to 1.",
+            rich_help_panel=_QUANTIZE,
+        ),
+    ] = 1.0,
+    lowrank: Annotated[
+        int,
+        typer.Option(metavar="RANK", help="Rank of SVDQuant's branch.", rich_help_panel=_QUANTIZE),
+    ] = 32,
+    block_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Elements that share a scale: 32, 64 or 128, for int4_awq and w4a8_awq.",
+            show_default="the format's",
+            rich_help_panel=_QUANTIZE,
+        ),
+    ] = None,
+    percentile: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of steps, for inputs of INT8 convolutions.",
+            rich_help_panel=_QUANTIZE,
+        ),
+    ] = 1.0,
+    collect_method: Annotated[
+        str,
+        typer.Option(
+            metavar="METHOD",
+            help="{collect_methods}; with --percentile.",
+            rich_help_panel=_QUANTIZE,
+            autocompletion=completed(choices.collect_methods),
+        ),
+    ] = "default",
+    calibrate: Annotated[
+        str,
+        typer.Option(
+            metavar="WAY",
+            help="pipeline (on prompts), or synthetic (random inputs, layer by layer: little memory).",
+            rich_help_panel=_CALIBRATE,
+            autocompletion=completed(lambda: choices.CALIBRATE),
+        ),
+    ] = "pipeline",
+    from_checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Calibration to use again: ARTIFACT/checkpoint, or a .pt of ModelOpt.",
+            rich_help_panel=_CALIBRATE,
+        ),
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts, one a line.",
+            show_default="diffc's own 12",
+            rich_help_panel=_CALIBRATE,
+        ),
+    ] = None,
+    calib_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="COUNT",
+            help="How many prompts to use.",
+            min=1,
+            show_default="all",
+            rich_help_panel=_CALIBRATE,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(metavar="COUNT", help="Prompts at a time.", min=1, rich_help_panel=_CALIBRATE)
+    ] = 4,
+    steps: Annotated[
+        int,
+        typer.Option(
+            "--steps",
+            "--n-steps",
+            metavar="COUNT",
+            help="Denoising steps of a prompt.",
+            min=1,
+            rich_help_panel=_CALIBRATE,
+        ),
+    ] = 20,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Height and width of the images.",
+            min=1,
+            show_default="the model's",
+            rich_help_panel=_CALIBRATE,
+        ),
     ] = None,
     component_dtype: Annotated[
-        list[str] | None, typer.Option(help="Type of a component while calibrating on a GPU: vae:float32.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:TYPE",
+            help="Type of a component on a GPU, such as vae:float32; repeatable.",
+            rich_help_panel=_CALIBRATE,
+        ),
     ] = None,
     cache_plan: Annotated[
         str,
-        typer.Option(help="Blocks to use again between steps: a preset of `diffc cache list`, or a file."),
+        typer.Option(
+            metavar="PLAN",
+            help="Blocks to use again between steps: a plan of `diffc cache list`, or a file.",
+            show_default=False,
+            rich_help_panel=_CACHE,
+            autocompletion=completed(choices.cache_plans),
+        ),
     ] = "",
     cache_layout: Annotated[
-        str, typer.Option(help="Models of a cache plan: full+reduced, or segments, which share no weight.")
+        str,
+        typer.Option(
+            metavar="LAYOUT",
+            help="full+reduced (two models), or segments (which share no weight).",
+            rich_help_panel=_CACHE,
+        ),
     ] = "full+reduced",
     optimization_level: Annotated[
-        int | None, typer.Option(help="Of the engine builder: 0 (fast build) to 5. [default: its own]")
+        int | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="0 (fast build) to 5.",
+            show_default="the builder's",
+            rich_help_panel=_ENGINES,
+        ),
     ] = None,
     weight_streaming: Annotated[
-        bool, typer.Option("--weight-streaming", help="Engines that run with part of the weights on the GPU.")
+        bool,
+        typer.Option(
+            "--weight-streaming",
+            help="Engines that run with part of the weights on the GPU.",
+            rich_help_panel=_ENGINES,
+        ),
     ] = False,
     strip_weights: Annotated[
-        bool, typer.Option("--strip-weights", help="Engines without weights (needs the GPU while building).")
+        bool,
+        typer.Option(
+            "--strip-weights",
+            help="Engines without weights (building them needs the GPU).",
+            rich_help_panel=_ENGINES,
+        ),
     ] = False,
+    seed: Annotated[
+        int,
+        typer.Option(
+            metavar="SEED",
+            help="Seed of calibration noise and validation inputs.",
+            min=0,
+            max=2**32 - 1,
+            rich_help_panel=_CHECK,
+        ),
+    ] = 0,
     skip_validation: Annotated[
-        bool, typer.Option("--skip-validation", help="Do not run the result against torch.")
+        bool,
+        typer.Option(
+            "--skip-validation", help="Do not compare the result with torch.", rich_help_panel=_CHECK
+        ),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artifact at -o.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the request, say what would be made and how large, and stop.",
+            rich_help_panel=_CHECK,
+        ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an artifact at -o.", rich_help_panel=_CHECK)
+    ] = False,
+    passes: Annotated[
+        str,
+        typer.Option(
+            "--passes",
+            metavar="PASSES",
+            help="More passes, after the canonical ones: 'name{option=value},name'; see `diffc passes`.",
+            rich_help_panel=_CHECK,
+        ),
+    ] = "",
     dump: Annotated[
-        Path | None, typer.Option(help="Write the graph after every pass to this folder.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write the graph after every pass to this folder.", rich_help_panel=_CHECK
+        ),
     ] = None,
 ) -> None:
     """Compile a backbone into a validated ONNX model and engines."""
     from diffc.backends.target import EngineOptions, parse_sm
-    from diffc.cli.tables import compiled
-    from diffc.cli.terminal import Terminal
+    from diffc.cli.tables import compiled, planned
     from diffc.compile.plan import check
-    from diffc.compile.request import CompileRequest
+    from diffc.compile.request import CompileRequest, parse_component_dtype, read_prompts
     from diffc.quantize.options import QuantOptions
 
     request = CompileRequest(
@@ -122,48 +315,26 @@ def compile_command(
         calib_size=calib_size,
         calibrate=calibrate,
         engine=EngineOptions(optimization_level, weight_streaming, strip_weights),
-        component_dtypes=tuple(_component_dtype(text) for text in component_dtype or []),
-        prompts=_prompts(prompts_file),
+        component_dtypes=tuple(map(parse_component_dtype, component_dtype or ())),
+        prompts=None if prompts_file is None else read_prompts(prompts_file),
         steps=steps,
         batch_size=batch_size,
         image_size=image_size,
         seed=seed,
         cache_plan=cache_plan,
         cache_layout=cache_layout,
+        passes=passes,
         skip_validation=skip_validation,
         force=force,
         dump=dump,
     )
+    if dry_run:
+        planned(check(request), terminal)
+        return
     if not model.endswith(".onnx"):
         check(request)  # what is wrong is said at once: the import of torch takes seconds
     from diffc.compile.spine import compile_model
 
-    ui = Terminal()
-    compiled(compile_model(request, ui), ui.console)
-
-
-def _component_dtype(text: str) -> tuple[str, str]:
-    from diffc.errors import DiffcError
-
-    name, colon, dtype = text.partition(":")
-    if not (name and colon and dtype):
-        raise DiffcError(f"--component-dtype is {text!r}", fix="write COMPONENT:TYPE, such as vae:float32")
-    short = {"Half": "float16", "BFloat16": "bfloat16", "Float": "float32"}  # ModelOpt's names
-    return name, short.get(dtype, dtype)
-
-
-def _prompts(path: Path | None) -> tuple[str, ...] | None:
-    from diffc.errors import DiffcError
-
-    if path is None:
-        return None
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DiffcError(
-            f"cannot read the prompts file {path}: {error}", fix="give a UTF-8 text file"
-        ) from error
-    prompts = tuple(line.strip() for line in lines if line.strip())
-    if not prompts:
-        raise DiffcError(f"{path} holds no prompt", fix="write one prompt a line")
-    return prompts
+    started = time.perf_counter()
+    result = compile_model(request, terminal.ui)
+    compiled(result, time.perf_counter() - started, terminal)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 
-def formats_command() -> None:
-    """List the quantization formats and the compute capabilities that have them."""
-    from diffc.cli.tables import list_formats
+from diffc.cli.command import examples
+
+if TYPE_CHECKING:
     from diffc.cli.terminal import Terminal
 
-    list_formats(Terminal().console)
+EXAMPLES = examples("diffc formats", "diffc formats --json -")
+
+
+def formats_command(terminal: Terminal) -> None:
+    """List the quantization formats and the GPUs that have them."""
+    from diffc.cli.listings import list_formats
+
+    list_formats(terminal)

@@ -3,58 +3,96 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffc.cli.command import examples
+
+if TYPE_CHECKING:
+    from diffc.cli.terminal import Terminal
+
+EXAMPLES = examples(
+    "diffc generate build/digits --prompt 'a handwritten seven' -o seven.png",
+    "diffc generate build/fp8 --prompt 'a red fox' --compare torch --height 768 --width 1024 -o fox.png",
+)
+
 
 def generate_command(
+    terminal: Terminal,
     artifact: Annotated[Path, typer.Argument(help="A folder that `diffc compile` wrote.")],
-    prompt: Annotated[str, typer.Option(help="What to paint.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to paint.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The PNG to write.")],
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What not to paint, for pipelines with guidance."),
+    ] = None,
     compare: Annotated[
-        list[str] | None, typer.Option(help="torch, or another artifact, to paint beside it; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="WHAT", help="torch, or another artifact, to paint beside it; repeatable."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 25,
-    seed: Annotated[int, typer.Option(help="Seed of the first image's noise.", min=0, max=2**32 - 1)] = 0,
-    size: Annotated[
-        int | None, typer.Option(help="Pixels of height and width. [default: the model's]", min=1)
-    ] = None,
+    steps: Annotated[int, typer.Option(metavar="COUNT", help="Denoising steps.", min=1)] = 25,
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale. [default: the pipeline's]", min=0)
+        float | None,
+        typer.Option(metavar="SCALE", help="Guidance scale.", show_default="the pipeline's", min=0),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Images at a time, each of its own seed.", min=1)] = 1,
+    seed: Annotated[
+        int, typer.Option(metavar="SEED", help="Seed of the first image's noise.", min=0, max=2**32 - 1)
+    ] = 0,
+    batch: Annotated[
+        int, typer.Option(metavar="COUNT", help="Images at a time, each of its own seed.", min=1)
+    ] = 1,
+    size: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Height and width.", show_default="the model's", min=1),
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Height.", show_default="--size", min=1)
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Width.", show_default="--size", min=1)
+    ] = None,
     pipeline: Annotated[
-        str | None, typer.Option(help="The diffusers folder, if not where the compile found it.")
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the diffusers pipeline lies now.",
+            show_default="where the compile found it",
+        ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="What runs the backbone. [default: the fastest that works here]")
+        str | None,
+        typer.Option(
+            metavar="TARGET", help="What runs the backbone.", show_default="the fastest that works here"
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. [default: where the target runs]")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="cpu or cuda.", show_default="where the target runs"),
+    ] = None,
+    no_warm_up: Annotated[
+        bool, typer.Option("--no-warm-up", help="Time the first run, with all that it sets up.")
+    ] = False,
 ) -> None:
-    """Paint with the diffusers pipeline of an artifact and its compiled backbone; PNG out."""
-    from diffc.cli.terminal import Terminal
-    from diffc.commands.generate import GenerateRequest, generate, verdict
-    from diffc.terminal_text import styled
+    """Paint with the diffusers pipeline of an artifact and its compiled backbone; writes a PNG."""
+    from diffc.cli.tables import painted
+    from diffc.commands.generate import GenerateRequest, generate
 
-    ui = Terminal()
     request = GenerateRequest(
         artifact.expanduser().absolute(),
         output.expanduser().absolute(),
         prompt,
-        tuple(name if name == "torch" else str(Path(name).expanduser().absolute()) for name in compare or []),
-        steps,
-        seed,
-        size,
-        guidance,
-        batch,
-        pipeline,
-        target,
-        device,
+        negative_prompt=negative_prompt,
+        compare=tuple(compare or ()),
+        steps=steps,
+        seed=seed,
+        height=height or size,
+        width=width or size,
+        guidance=guidance,
+        batch=batch,
+        pipeline=pipeline,
+        target=target,
+        device=device,
+        warm_up=not no_warm_up,
     )
-    for painted in generate(request, ui):
-        near = "" if painted.psnr is None else f", PSNR {painted.psnr:.1f} dB, SSIM {painted.ssim:.3f}"
-        said = verdict(painted, prompt)
-        figures = f"{painted.seconds:.1f} s{near}{', ' + said if said else ''}"
-        ui.console.print(styled(f"  {painted.name}: {figures}"), soft_wrap=True)
-    ui.console.print(styled(f"Painted {request.output}"), soft_wrap=True)
+    painted(generate(request, terminal.ui), request, terminal)

@@ -1,6 +1,7 @@
-"""The command line: each subcommand parses, calls one function, prints, and returns a code.
+"""The command line: its commands, and what an error becomes.
 
-Heavy libraries are imported inside the commands, so that `diffc --help` is instant.
+A command's file parses, calls one function and prints. Heavy libraries are imported inside the commands, so that
+`diffc --help` is instant.
 """
 
 from __future__ import annotations
@@ -8,43 +9,64 @@ from __future__ import annotations
 import errno
 import gc
 import sys
+from types import FunctionType
 from typing import Annotated, Any
 
 import typer
 
-from diffc.cli.bench import bench_command
+from diffc.cli import (
+    bench,
+    compile,
+    doctor,
+    formats,
+    generate,
+    import_,
+    inspect,
+    opt,
+    package,
+    passes,
+    validate,
+)
 from diffc.cli.cache import cache_app
-from diffc.cli.compile import compile_command
-from diffc.cli.doctor import doctor_command
-from diffc.cli.formats import formats_command
-from diffc.cli.generate import generate_command
-from diffc.cli.import_ import import_command
+from diffc.cli.command import Command, Group, shared_options
 from diffc.cli.models import models_app
-from diffc.cli.opt import opt_command
-from diffc.cli.package import package_command
-from diffc.cli.passes import passes_command
-from diffc.cli.validate import validate_command
+from diffc.plugins import load
 from diffc.version import VERSION
 
+_HELP = {"help_option_names": ["-h", "--help"]}
+_EPILOG = """\b
+Exit codes: 0 done, 1 something to fix, 2 wrong usage, 3 outputs differ, 130 Ctrl-C.
+More on a command: diffc COMMAND --help"""
 app = typer.Typer(
     name="diffc",
+    cls=Group,
     help="Compile diffusion backbones: diffusers + ModelOpt -> ONNX -> TensorRT, TensorRT-RTX, ONNX Runtime.",
+    epilog=_EPILOG,
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings=_HELP,
 )
-app.command("compile")(compile_command)
-app.command("validate")(validate_command)
-app.command("generate")(generate_command)
-app.command("bench")(bench_command)
-app.command("package")(package_command)
-app.command("import")(import_command)
-app.command("opt")(opt_command)
-app.command("passes")(passes_command)
-app.command("formats")(formats_command)
-app.command("doctor")(doctor_command)
-app.add_typer(models_app, name="models")
-app.add_typer(cache_app, name="cache")
+_MAKE, _CHECK, _LISTS = "Make", "Check and use", "Look up"
+for name, function, text, panel in (
+    ("compile", compile.compile_command, compile.EXAMPLES, _MAKE),
+    ("import", import_.import_command, import_.EXAMPLES, _MAKE),
+    ("opt", opt.opt_command, opt.EXAMPLES, _MAKE),
+    ("package", package.package_command, package.EXAMPLES, _MAKE),
+    ("validate", validate.validate_command, validate.EXAMPLES, _CHECK),
+    ("generate", generate.generate_command, generate.EXAMPLES, _CHECK),
+    ("bench", bench.bench_command, bench.EXAMPLES, _CHECK),
+    ("inspect", inspect.inspect_command, inspect.EXAMPLES, _CHECK),
+    ("doctor", doctor.doctor_command, doctor.EXAMPLES, _CHECK),
+    ("formats", formats.formats_command, formats.EXAMPLES, _LISTS),
+    ("passes", passes.passes_command, passes.EXAMPLES, _LISTS),
+):
+    app.command(name, cls=Command, epilog=text, rich_help_panel=panel)(shared_options(function))
+app.add_typer(models_app, name="models", rich_help_panel=_LISTS)
+app.add_typer(cache_app, name="cache", rich_help_panel=_LISTS)
+_OWN = [*(command.name or "" for command in app.registered_commands), "models", "cache"]
+for name, added in load("diffc.commands", FunctionType, _OWN).items():
+    app.command(name, cls=Command, rich_help_panel="From other packages")(shared_options(added))
 
 
 def _version(value: bool) -> None:
@@ -56,9 +78,11 @@ def _version(value: bool) -> None:
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
-    """Options of every command."""
+    """Options before the command."""
 
 
 def main() -> None:
@@ -75,7 +99,7 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     debug = "--debug" in arguments
     try:
-        result: Any = app(arguments, standalone_mode=False)
+        result: Any = app(arguments, prog_name="diffc", standalone_mode=False)
         if result == _STOPPED:  # typer turns Ctrl-C into this code
             return _stopped()
         return result if isinstance(result, int) else 0
@@ -103,11 +127,13 @@ def _report(error: Exception, debug: bool) -> int:
 
     from diffc.errors import DiffcError
     from diffc.terminal_text import block, error_text, line
+    from passes.base import PassCheckError, PassError
 
     if isinstance(error, typer.Abort):
         return _stopped()
     if isinstance(error, TyperException):
-        typer.echo(f"{block(error.format_message())}\nSee diffc --help.", err=True)
+        command = getattr(getattr(error, "ctx", None), "command_path", "diffc")
+        typer.echo(f"{block(error.format_message())}\nSee {command} --help.", err=True)
         return error.exit_code
     if debug:
         raise error
@@ -115,12 +141,7 @@ def _report(error: Exception, debug: bool) -> int:
         where = line(f"{error.strerror}: {error.filename}")
         typer.echo(f"error: {where}\n  Fix: name another place", err=True)
         return 1
-    if isinstance(error, DiffcError):
+    if isinstance(error, (DiffcError, PassError)):
         typer.echo(error_text(error), err=True)
-        return error.exit_code
-    from passes.base import PassCheckError, PassError
-
-    if isinstance(error, PassError):
-        typer.echo(error_text(error), err=True)
-        return 3 if isinstance(error, PassCheckError) else 1
+        return 3 if isinstance(error, PassCheckError) else getattr(error, "exit_code", 1)
     raise error

@@ -3,39 +3,55 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffc.cli import choices
+from diffc.cli.choices import completed
+from diffc.cli.command import Command, Group, examples, shared_options
+
+if TYPE_CHECKING:
+    from diffc.cli.terminal import Terminal
+
 models_app = typer.Typer(
-    help="The models that diffc knows by name: list them, or write one as a folder.", no_args_is_help=True
+    cls=Group,
+    help="List the models that diffc knows by name, or write one as a folder.",
+    no_args_is_help=True,
 )
 
 
-@models_app.command("list")
-def models_list() -> None:
+@models_app.command("list", cls=Command)
+@shared_options
+def list_command(terminal: Terminal) -> None:
     """List the embedded models, and the real ones whose configurations diffc has."""
-    from diffc.cli.tables import list_models
-    from diffc.cli.terminal import Terminal
+    from diffc.cli.listings import list_models
 
-    list_models(Terminal().console)
+    list_models(terminal)
 
 
-@models_app.command("make")
-def models_make(
-    name: Annotated[str, typer.Argument(help="A model of `diffc models list`.")],
-    directory: Annotated[Path, typer.Argument(help="The folder to write.")],
+@models_app.command("make", cls=Command, epilog=examples("diffc models make digits-sd3 models/digits"))
+@shared_options
+def make_command(
+    terminal: Terminal,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A model of `diffc models list`.",
+            autocompletion=completed(choices.all_models),
+        ),
+    ],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
     random_weights: Annotated[
         bool,
         typer.Option("--random-weights", help="A real model's backbone, in full size, with random weights."),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of random weights.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(metavar="SEED", help="Seed of random weights.", min=0)] = 0,
 ) -> None:
     """Write an embedded model as a diffusers pipeline folder, or a real one's backbone with random weights."""
-    from diffc.cli.terminal import Terminal
-    from diffc.models.embedded.real import make
-    from diffc.terminal_text import line
+    from diffc.models.embedded.random_model import make
 
-    place, ui = directory.expanduser().absolute(), Terminal()
-    made = make(name, place, random_weights=random_weights, seed=seed, ui=ui)
-    typer.echo(line(f"{name} is in {made}"))
+    place = directory.expanduser().absolute()
+    made = make(name, place, random_weights=random_weights, seed=seed, ui=terminal.ui)
+    terminal.line(f"{name} is in {made}")
+    terminal.result({"name": name, "folder": str(made)})

@@ -3,56 +3,79 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffc.cli.command import examples
+
+if TYPE_CHECKING:
+    from diffc.cli.terminal import Terminal
+
+EXAMPLES = examples(
+    "diffc package build/fp8 -o build/fp8-optimum",
+    "diffc package build/fp8 --components OPTIMUM_EXPORT -o build/fp8-optimum",
+)
+
 
 def package_command(
+    terminal: Terminal,
     artifact: Annotated[Path, typer.Argument(help="A folder that `diffc compile` wrote.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
-    layout: Annotated[str, typer.Option(help="optimum: what optimum-onnx's ORT pipelines load.")] = "optimum",
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")],
+    layout: Annotated[
+        str, typer.Option(metavar="LAYOUT", help="optimum: what optimum-onnx's ORT pipelines load.")
+    ] = "optimum",
     components: Annotated[
         Path | None,
-        typer.Option(help="Take everything but the backbone from this export of optimum-cli."),
+        typer.Option(
+            metavar="DIR",
+            help="An export of optimum-cli to take everything but the backbone from.",
+            show_default="exported anew",
+        ),
     ] = None,
     pipeline: Annotated[
-        Path | None, typer.Option(help="The diffusers pipeline, if not where the compile found it.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the diffusers pipeline lies now.",
+            show_default="where the compile found it",
+        ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="Whose model of the artifact. [default: the first that ONNX Runtime runs]"),
+        typer.Option(
+            metavar="TARGET",
+            help="Whose model of the artifact.",
+            show_default="the first that ONNX Runtime runs",
+        ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Type of the text encoders and the VAE: float16 or float32.")
+        str,
+        typer.Option(metavar="TYPE", help="Type of the text encoders and the VAE: float16 or float32."),
     ] = "float16",
     skip_validation: Annotated[
-        bool, typer.Option("--skip-validation", help="Do not run the components against torch.")
+        bool, typer.Option("--skip-validation", help="Do not compare the components with torch.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a package at -o.")] = False,
 ) -> None:
     """Write an artifact, text encoders, VAE and tokenizers as one folder for another runtime."""
-    from diffc.cli.terminal import Terminal
     from diffc.commands.package.optimum import PackageRequest, package
-    from diffc.terminal_text import styled
 
-    ui = Terminal()
-    result = package(
-        PackageRequest(
-            artifact.expanduser().absolute(),
-            output.expanduser().absolute(),
-            layout,
-            components,
-            pipeline,
-            target,
-            dtype,
-            skip_validation,
-            force,
-        ),
-        ui,
+    request = PackageRequest(
+        artifact.expanduser().absolute(),
+        output.expanduser().absolute(),
+        layout,
+        components,
+        pipeline,
+        target,
+        dtype,
+        skip_validation,
+        force,
     )
+    result = package(request, terminal.ui)
     for name, error in result.errors.items():
-        ui.note(f"{name}: {error:.1e} from torch")
-    ui.console.print(
-        styled(f"{result.pipeline_class}.from_pretrained({str(result.folder)!r})"), soft_wrap=True
+        terminal.line(f"  {name}: {error:.1e} from torch")
+    terminal.line(f"{result.pipeline_class}.from_pretrained({str(result.folder)!r})")
+    terminal.result(
+        {"folder": str(result.folder), "class": result.pipeline_class, "errors": dict(result.errors)}
     )

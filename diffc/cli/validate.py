@@ -1,53 +1,89 @@
-"""`diffc validate`: run a finished artifact again and hold it against its torch model, or another graph."""
+"""`diffc validate`: run a finished artifact again and compare it with its torch model, or with another graph."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffc.cli.command import examples
+
+if TYPE_CHECKING:
+    from diffc.cli.terminal import Terminal
+
+EXAMPLES = examples(
+    "diffc validate build/fp8",
+    "diffc validate build/fp8 --target trt-rtx --shape batch=1,height=1024,width=1024",
+    "diffc validate build/fp8 --bisect",
+    "diffc validate build/fp8 --against other.onnx",
+)
+
 
 def validate_command(
+    terminal: Terminal,
     artifact: Annotated[Path, typer.Argument(help="A folder that `diffc compile` wrote.")],
     target: Annotated[
         str,
         typer.Option(
-            help="ort (the CPU, exactly what the graph says), or what diffc.load runs: ort-cuda, trt-rtx ..."
+            metavar="TARGET",
+            help="ort (the CPU, exactly what the graph says), or what diffc.load runs: ort-cuda, trt-rtx ...",
         ),
     ] = "ort",
     against: Annotated[
         str | None,
         typer.Option(
-            help="torch, ort (its own graph in float32), an artifact, or an .onnx file. [default: torch]"
+            metavar="WHAT",
+            help="torch, ort (its own graph in float32), an artifact, or an .onnx file.",
+            show_default="torch",
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Where the torch model lies, if not where the compile found it.")
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the torch model lies now.",
+            show_default="where the compile found it",
+        ),
     ] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="Such as batch=2,height=128,width=64,text=40; repeatable. [default: two]"),
+        typer.Option(
+            metavar="SIZES",
+            help="Such as batch=2,height=128,width=64,text=40; repeatable.",
+            show_default="two small ones",
+        ),
     ] = None,
     seed: Annotated[
-        list[int] | None, typer.Option(help="Seed of the inputs; repeatable.", min=0, max=2**32 - 1)
+        list[int] | None,
+        typer.Option(
+            metavar="SEED",
+            help="Seed of the inputs; repeatable.",
+            min=0,
+            max=2**32 - 1,
+            show_default="one more than the compile's",
+        ),
     ] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Relative L2 error in the place of the limits of format and type.")
+        float | None,
+        typer.Option(
+            metavar="ERROR",
+            help="Relative L2 error that is allowed.",
+            show_default="that of format and type",
+        ),
     ] = None,
     bisect: Annotated[
-        bool, typer.Option("--bisect", help="Find the modules that are off, each by itself.")
+        bool, typer.Option("--bisect", help="Find the modules that are wrong, each by itself.")
     ] = False,
     script: Annotated[
-        Path | None, typer.Option(help="Write what `polygraphy run` repeats this with to this folder.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Write what `polygraphy run` repeats this with to this folder."),
     ] = None,
 ) -> None:
-    """Run an artifact again and hold it against torch, or against another graph. Exit code 3: it differs."""
-    from diffc.cli.tables import bisected, compared
-    from diffc.cli.terminal import Terminal
+    """Run an artifact again and compare it with torch, or with another graph. Exit code 3: it differs."""
+    from diffc.cli.tables import compared, modules_compared
     from diffc.commands.validate import ValidateRequest, validate_artifact
-    from diffc.terminal_text import styled
 
     request = ValidateRequest(
         artifact.expanduser().absolute(),
@@ -58,12 +94,10 @@ def validate_command(
         tuple(seed or ()),
         tolerance,
     )
-    ui = Terminal()
-    result = validate_artifact(request, ui, bisect=bisect, script=script)
-    compared(result.reports, ui.console, f"{target} against {result.against}")
-    if bisect:
-        bisected(result.modules, ui.console)
+    result = validate_artifact(request, terminal.ui, bisect=bisect, script=script)
+    compared(result.reports, terminal, f"{target} against {result.against}")
+    modules_compared(result.modules, terminal)
+    terminal.result(result.to_json())
     if script is not None:
-        command = shlex.join(("sh", str(script / "run.sh")))
-        ui.console.print(styled(f"Repeat it with: {command}"), soft_wrap=True)
+        terminal.line(f"Repeat it with: {shlex.join(('sh', str(script / 'run.sh')))}")
     result.require_match()

@@ -5,51 +5,119 @@ Each check imports what a user would run, in a process of its own where native c
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import FunctionType
 
-REQUIRED = (
-    *("onnx", "onnx-graphsurgeon", "numpy", "ml_dtypes", "torch", "diffusers", "transformers"),
-    *("nvidia-modelopt", "onnxscript", "polygraphy", "safetensors", "accelerate"),
-)
-_INSTALL = 'pip install -c tools/constraints.txt ".[{}]"'
+import psutil
+from packaging.requirements import Requirement
+
+from diffc.backends.probes import DRIVER, Probe
+from diffc.backends.target import KNOWN_SMS, TARGETS, Target
+from diffc.errors import DiffcError
+from diffc.models.registry import FAMILIES
+from diffc.models.sources.locate import READERS
+from diffc.plugins import broken, load
+from diffc.progress import Reporter, Silent
+from diffc.quantize.formats import FORMATS
+from passes.base import all_passes, broken_plugins
+from passes.plugins import named, package_of
+
 _TIMEOUT = 120
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: `works` or why not, and what fixes it (empty when nothing is to do)."""
+    """One line of the report: whether it works, or why not, and what fixes it (empty when there is nothing to do).
+
+    `needed`: without it nothing can be compiled.
+    """
 
     what: str
     works: bool
     detail: str
     fix: str = ""
+    needed: bool = False
 
 
-def examine() -> list[Finding]:
+def examine(ui: Reporter | None = None) -> list[Finding]:
     """Every check, in the order in which the answers build on each other."""
-    return [*_libraries(), _torch(), *_targets(), *_room()]
+    ui = ui or Silent()
+    found = []
+    for title, check in (
+        ("look at the libraries", _libraries),
+        ("look for a GPU", _gpus),
+        ("try torch", _torch),
+        ("try every target", _targets),
+        ("look at plugins", _plugins),
+        ("look for room", _room),
+    ):
+        with ui.stage(title):
+            found += list(check())
+    return found
+
+
+def _plugins() -> Iterator[Finding]:
+    """What installed packages add to diffc, and what of it cannot be used."""
+    known: dict[str, Collection[str]] = {
+        "diffc.families": FAMILIES,
+        "diffc.formats": FORMATS,
+        "diffc.targets": TARGETS,
+        "diffc.readers": [reader.name for reader in READERS],
+        "diffc.commands": load("diffc.commands", FunctionType),
+        "passes": all_passes(),
+    }
+    faults = {(fault.group, fault.name): fault for fault in (*broken(), *broken_plugins())}
+    for group, names in known.items():
+        for name, points in named(group).items():
+            what = f"plugin {name} of {' and '.join(map(package_of, points))}"
+            if fault := faults.get((group, name)):
+                yield Finding(what, False, fault.reason, "update or uninstall the package; all else works")
+            elif name in names:
+                yield Finding(what, True, f"adds to {group}")
+
+
+def require_able(findings: Sequence[Finding]) -> None:
+    """Raise DiffcError with the first thing whose lack keeps every compile from running."""
+    for finding in findings:
+        if finding.needed and not finding.works:
+            raise DiffcError(
+                f"nothing can be compiled here: {finding.what} {finding.detail}", fix=finding.fix
+            )
 
 
 def _libraries() -> Iterator[Finding]:
-    for name in REQUIRED:
-        try:
-            yield Finding(name, True, metadata.version(name))
-        except metadata.PackageNotFoundError:
-            yield Finding(name, False, "is not installed", _INSTALL.format("cpu"))
-    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name)]
-    if len(both) > 1:
+    """Each requirement of diffc against the version that is installed."""
+    for requirement in _requirements():
+        version = _version(requirement.name)
+        if requirement.marker is not None:
+            continue  # of an extra, which a target's own check looks at
+        wanted = f"{requirement.name}{requirement.specifier}"
+        if version is None:
+            yield Finding(requirement.name, False, "is not installed", f'pip install "{wanted}"', needed=True)
+        elif not requirement.specifier.contains(version, prereleases=True):
+            detail = f"{version}, and diffc is tested with {requirement.specifier}"
+            yield Finding(requirement.name, False, detail, f'pip install "{wanted}"')
+        else:
+            yield Finding(requirement.name, True, version)
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
         yield Finding(
             "one ONNX Runtime",
             False,
             "onnxruntime and onnxruntime-gpu unpack into the same folder",
             "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them",
         )
+
+
+def _requirements() -> list[Requirement]:
+    return [Requirement(text) for text in metadata.requires("diffc") or ()]
 
 
 def _version(name: str) -> str | None:
@@ -59,110 +127,90 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _torch() -> Finding:
+def _install(extra: str) -> str:
+    """The command that installs the packages of an extra: diffc itself is on no index."""
+    wanted = [
+        f'"{r.name}{r.specifier}"'
+        for r in _requirements()
+        if r.marker is not None and r.marker.evaluate({"extra": extra})
+    ]
+    return f"pip install {' '.join(wanted)}"
+
+
+_GPUS = """
+import json, pynvml as n
+n.nvmlInit()
+text = lambda x: x.decode() if isinstance(x, bytes) else x
+handles = [n.nvmlDeviceGetHandleByIndex(i) for i in range(n.nvmlDeviceGetCount())]
+print(json.dumps({"driver": text(n.nvmlSystemGetDriverVersion()), "gpus": [
+    [text(n.nvmlDeviceGetName(h)), *n.nvmlDeviceGetCudaComputeCapability(h), n.nvmlDeviceGetMemoryInfo(h).total]
+    for h in handles]}))
+"""
+
+
+def _gpus() -> Iterator[Finding]:
+    """The driver, and of each GPU its --sm and the formats that it has."""
+    status, text = _run(_GPUS)
+    if status:
+        yield Finding("NVIDIA driver", False, "is not installed: compiles for a GPU elsewhere still work")
+        return
+    found = json.loads(text)
+    driver = str(found["driver"])
+    new = int(driver.partition(".")[0]) >= DRIVER
+    detail = driver if new else f"{driver}; targets with CUDA 13 need {DRIVER} or newer"
+    yield Finding("NVIDIA driver", new, detail, "" if new else "install a newer driver from nvidia.com")
+    for name, major, minor, memory in found["gpus"]:
+        yield gpu(name, 10 * major + minor, memory)
+
+
+def gpu(name: str, sm: int, memory: int) -> Finding:
+    """What a compile should be given for a GPU of compute capability `sm` with `memory` bytes."""
+    formats = ", ".join(fmt.name for fmt in FORMATS.values() if fmt.min_sm <= sm)
+    what = f"{name}, SM{sm}, {memory / 1e9:.0f} GB"
+    if sm not in KNOWN_SMS:
+        known = ", ".join(map(str, KNOWN_SMS))
+        why = f"{what}: TensorRT-RTX builds for SM {known}; formats here: {formats}"
+        return Finding("GPU", False, why, "use --target ort-cuda or --target tensorrt")
+    return Finding("GPU", True, f"{what}: --sm {sm}, formats {formats}")
+
+
+def _torch() -> Iterator[Finding]:
     code, text = _run(
         "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
     )
     if code:
-        return Finding("torch on a GPU", False, _last(text), _INSTALL.format("cpu"))
-    if text.strip():
-        return Finding("torch on a GPU", True, text.strip())
-    return Finding(
-        "torch on a GPU", False, "torch sees no CUDA device: calibration runs on the CPU, in float32"
-    )
+        yield Finding("torch on a GPU", False, _last(text), 'pip install "torch"')
+    elif text.strip():
+        yield Finding("torch on a GPU", True, text.strip())
+    else:
+        why = "torch sees no CUDA device: calibration runs on the CPU, in float32"
+        yield Finding("torch on a GPU", False, why)
 
 
 def _targets() -> Iterator[Finding]:
-    checks: dict[str, Callable[[], Finding]] = {
-        "trt-rtx": _trt_rtx,
-        "tensorrt": _tensorrt,
-        "ort": lambda: _provider("ort", "CPUExecutionProvider", "cpu"),
-        "ort-cuda": lambda: _provider("ort-cuda", "CUDAExecutionProvider", "gpu"),
-        "ort-trt-rtx": _plugin,
-    }
-    for name, check in checks.items():
-        found = check()
-        yield Finding(f"target {name}", found.works, found.detail, found.fix)
+    for target in TARGETS.values():
+        if target.probe is not None:
+            yield _target(target, target.probe)
 
 
-_BUILD = """
-import tensorrt_rtx as trt
-builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-network = builder.create_network(0)
-x = network.add_input("x", trt.float16, (4, 4))
-network.mark_output(network.add_activation(x, trt.ActivationType.RELU).get_output(0))
-config = builder.create_builder_config()
-config.num_compute_capabilities = 1
-config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-assert builder.build_serialized_network(network, config) is not None
-print(trt.__version__)
-"""
-
-
-def _trt_rtx() -> Finding:
-    return _native("trt-rtx", "tensorrt_rtx", _BUILD, "builds engines", "rtx")
-
-
-def _tensorrt() -> Finding:
-    code = "import tensorrt as trt; trt.Builder(trt.Logger(trt.Logger.ERROR)); print(trt.__version__)"
-    return _native("tensorrt", "tensorrt", code, "finds a GPU to build for", "trt")
-
-
-def _native(what: str, module: str, code: str, works: str, extra: str) -> Finding:
-    import importlib.util
-
-    if importlib.util.find_spec(module) is None:
-        return Finding(what, False, f"{module} is not installed", _INSTALL.format(extra))
-    status, text = _run(code)
-    if status:
-        return Finding(
-            what, False, _last(text), "install the NVIDIA driver, or run this on a machine with a GPU"
-        )
-    return Finding(what, True, f"{module} {text.strip()} {works}")
-
-
-def _provider(what: str, provider: str, extra: str) -> Finding:
-    status, text = _run("import onnxruntime as o; print(o.__version__, *o.get_available_providers())")
-    if status:
-        return Finding(what, False, "onnxruntime is not installed", _INSTALL.format(extra))
-    version, *providers = text.split()
-    if provider not in providers:
-        fix = f"pip uninstall -y onnxruntime; {_INSTALL.format(extra)}"
-        return Finding(what, False, f"ONNX Runtime {version} has {', '.join(providers)}", fix)
-    return Finding(what, True, f"ONNX Runtime {version}, {provider}")
-
-
-_REGISTER = """
-import onnxruntime, onnxruntime_ep_nv_tensorrt_rtx as plugin
-onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
-devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == plugin.get_ep_name()]
-assert devices, "the provider finds no RTX GPU (compute capability 8.6, 8.9, or 12.0 and newer)"
-print(plugin.get_ep_name())
-"""
-
-
-def _plugin() -> Finding:
-    import importlib.util
-
-    if importlib.util.find_spec("onnxruntime_ep_nv_tensorrt_rtx") is None:
+def _target(target: Target, probe: Probe) -> Finding:
+    """Whether a target works here, by its own probe."""
+    what, install = f"target {target.name}", _install(target.extra)
+    if importlib.util.find_spec(target.module) is None:
+        return Finding(what, False, f"{target.module} is not installed", install, target.needed)
+    if probe.package and importlib.util.find_spec(probe.package) is None:
         why = "the provider's package is not installed; models for it compile all the same"
-        return Finding("ort-trt-rtx", False, why, "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13")
-    status, text = _run(_REGISTER)
+        return Finding(what, False, why, probe.install)
+    status, text = _run(probe.code)
     if status:
-        return Finding("ort-trt-rtx", False, _last(text), "install the NVIDIA driver (570 or newer)")
-    return Finding("ort-trt-rtx", True, text.strip())
+        return Finding(what, False, _last(text), probe.fix.format(install=install), target.needed)
+    return Finding(what, True, text.strip(), needed=target.needed)
 
 
 def _room() -> Iterator[Finding]:
-    import psutil
-
     free = psutil.virtual_memory().available / 1e9
-    yield Finding(
-        "memory",
-        free > 4,
-        f"{free:.0f} GB free; validation takes 16 bytes a parameter",
-        "close other programs",
-    )
+    detail = f"{free:.0f} GB free; validation takes 16 bytes a parameter"
+    yield Finding("memory", free > 4, detail, "close other programs")
     disk = shutil.disk_usage(Path.cwd()).free / 1e9
     yield Finding("disk", disk > 5, f"{disk:.0f} GB free here", "free some space")
 

@@ -1,10 +1,11 @@
-"""`diffc generate`: the pipeline of an artifact with its compiled backbone, beside torch or other artifacts."""
+"""`diffc generate`: pictures of an artifact's pipeline with the compiled backbone, beside torch or other artifacts."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,24 @@ import torch
 from torch import Tensor
 
 from diffc.artifact.folder import Artifact
-from diffc.errors import DiffcError
+from diffc.errors import DiffcError, UsageError
+from diffc.models.embedded.digits import WORDS
+from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.locate import ModelSource, locate
-from diffc.models.sources.pipelines import open_pipeline
+from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.models.spec import Shape
 from diffc.output_files import check_output_file
-from diffc.progress import Reporter
+from diffc.progress import Reporter, Update, estimated
+from diffc.progress_bar import default_reporter
+from diffc.quality.classifier import read_digits
 from diffc.quality.pictures import Column, montage, psnr, save_png, ssim, to_image
 from diffc.runtime.load import load, resolve
 from diffc.runtime.module import CompiledBackbone
 
 TORCH = "torch"
 """What --compare calls the uncompiled pipeline."""
+_WARM_UP = 2
+"""Denoising steps of a run whose time is not taken."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +38,26 @@ class GenerateRequest:
     """What to paint, and with what; None leaves a setting to the pipeline.
 
     `compare` holds artifact folders, and "torch" for the uncompiled backbone. Image n of `batch` has the seed
-    `seed` + n. `size` is in pixels, `pipeline` the diffusers folder in the place of the one of the compile.
+    `seed` + n. `height` and `width` are in pixels, `pipeline` is the diffusers folder in the place of the one of the
+    compile. `warm_up`: every variant paints two steps before its time is taken, since the first run of a runtime also
+    allocates and compiles.
     """
 
     artifact: Path
     output: Path
     prompt: str
+    negative_prompt: str | None = None
     compare: tuple[str, ...] = ()
     steps: int = 25
     seed: int = 0
-    size: int | None = None
+    height: int | None = None
+    width: int | None = None
     guidance: float | None = None
     batch: int = 1
     pipeline: str | None = None
     target: str | None = None
     device: str | None = None
+    warm_up: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,29 +76,30 @@ class Painted:
     read: tuple[int, ...]
 
 
-def generate(request: GenerateRequest, ui: Reporter) -> list[Painted]:
-    """Paint with every variant and write the picture; torch first, since the others are held against it.
+def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Painted]:
+    """Paint with every variant and write the picture; torch comes first, since the others are compared with it.
 
     Raises DiffcError for an artifact, pipeline, size or target that does not fit.
     """
+    ui = ui or default_reporter()
     check_output_file(request.output)
     artifact = Artifact.load(request.artifact)
     source = _source(artifact, request.pipeline)
     _, device = resolve(artifact, request.target, request.device)
-    others = [Path(name) for name in dict.fromkeys(request.compare) if name != TORCH]
-    folders = [request.artifact, *others]
+    names = (name for name in dict.fromkeys(request.compare) if name != TORCH)
+    folders = [request.artifact, *(Path(name).expanduser().absolute() for name in names)]
     with_torch = TORCH in request.compare
-    with ui.stage("load the pipeline"):
-        pipe = _pipeline(source, artifact, device, with_backbone=with_torch)
-    size = request.size or int(pipe.vae.config.sample_size)
-    source.family.check(source.config, Shape(request.batch, size, size, 1))
+    with ui.stage("load the pipeline") as update:
+        pipe = _pipeline(source, artifact, device, update, with_backbone=with_torch)
+    request = _sized(request, pipe, source)
     painted: list[Painted] = []
     for name, backbone in _variants(folders, with_torch, pipe, source, request):
         setattr(pipe, source.family.component, backbone)
-        if isinstance(backbone, CompiledBackbone):
-            backbone.start(request.steps)
+        if request.warm_up:
+            with ui.stage(f"warm up {name}") as update:
+                _paint(pipe, backbone, replace(request, steps=min(_WARM_UP, request.steps)), update)
         with ui.stage(f"paint with {name}") as update:
-            images, seconds = _paint(pipe, request, size, update)
+            images, seconds = _paint(pipe, backbone, request, update)
         painted.append(_judge(name, images, seconds, painted, source))
         if isinstance(backbone, CompiledBackbone):
             backbone.close()
@@ -94,10 +107,18 @@ def generate(request: GenerateRequest, ui: Reporter) -> list[Painted]:
     return painted
 
 
-def asked_digit(prompt: str) -> int | None:
-    """The one digit that a prompt names in words or as a numeral; None where there is none or more than one."""
-    from diffc.models.embedded.digits import WORDS
+def _sized(request: GenerateRequest, pipe: Any, source: ModelSource) -> GenerateRequest:
+    """The request with the size of the images. Raises DiffcError for what the model cannot paint."""
+    usual = int(pipe.vae.config.sample_size)
+    height, width = request.height or usual, request.width or usual
+    source.family.check(source.config, Shape(request.batch, height, width, 1))
+    if request.negative_prompt is not None and "negative_prompt" not in signature(pipe.__call__).parameters:
+        raise UsageError(f"{type(pipe).__name__} takes no negative prompt", fix="leave --negative-prompt out")
+    return replace(request, height=height, width=width)
 
+
+def asked_digit(prompt: str) -> int | None:
+    """The digit that a prompt names, in words or as a numeral; None if it names none, or several."""
     words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
     named = {WORDS.index(w) if w in WORDS else int(w) for w in words if w in WORDS or (w in "0123456789")}
     return named.pop() if len(named) == 1 else None
@@ -138,17 +159,15 @@ def _source(artifact: Artifact, pipeline: str | None) -> ModelSource:
     return source
 
 
-def _pipeline(source: ModelSource, artifact: Artifact, device: torch.device, *, with_backbone: bool) -> Any:
+def _pipeline(
+    source: ModelSource, artifact: Artifact, device: torch.device, update: Update, *, with_backbone: bool
+) -> Any:
     """The diffusers pipeline on `device`, in float32 on the CPU; its own backbone is read only if it is needed."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()  # ours tells the stage
-    transformers_logging.disable_progress_bar()
     dtype = getattr(torch, artifact.manifest["dtype"]) if device.type == "cuda" else torch.float32
     left_out = {} if with_backbone else {source.family.component: None}
     fix = "download the whole pipeline, or give another --pipeline"
-    pipe = open_pipeline(source, dtype=dtype, fix=fix, **left_out)
+    with quiet_libraries(), estimated(update, pipeline_seconds(source)):
+        pipe = open_pipeline(source, dtype=dtype, fix=fix, **left_out)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -168,9 +187,15 @@ def _variants(
         yield f"{other.manifest['format']} {module.target} ({folder.name})", module
 
 
-def _paint(pipe: Any, request: GenerateRequest, size: int, update: Any) -> tuple[Tensor, float]:
+def _paint(pipe: Any, backbone: Any, request: GenerateRequest, update: Update) -> tuple[Tensor, float]:
     """The images on the CPU, and the seconds of the whole pipeline."""
-    settings = {} if request.guidance is None else {"guidance_scale": request.guidance}
+    settings: dict[str, Any] = {}
+    if request.guidance is not None:
+        settings["guidance_scale"] = request.guidance
+    if request.negative_prompt is not None:
+        settings["negative_prompt"] = [request.negative_prompt] * request.batch
+    if isinstance(backbone, CompiledBackbone):
+        backbone.start(request.steps)
 
     def told(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
         update(step + 1, request.steps)
@@ -180,8 +205,8 @@ def _paint(pipe: Any, request: GenerateRequest, size: int, update: Any) -> tuple
     images = pipe(
         [request.prompt] * request.batch,
         num_inference_steps=request.steps,
-        height=size,
-        width=size,
+        height=request.height,
+        width=request.width,
         generator=[torch.Generator().manual_seed(request.seed + n) for n in range(request.batch)],
         output_type="pt",
         callback_on_step_end=told,
@@ -198,8 +223,6 @@ def _judge(
         raise DiffcError(f"{name} painted NaN", fix="compile again with --dtype bfloat16 or float32")
     read: tuple[int, ...] = ()
     if source.name.startswith("digits-"):
-        from diffc.quality.classifier import read_digits
-
         read = tuple(int(digit) for digit in read_digits(images).argmax(axis=1))
     first = before[0].images if before else None
     if first is None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from inspect import cleandoc
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diffc.artifact.folder import check_model_output
-from diffc.errors import unknown
+from diffc.errors import unknown_value
 from diffc.progress import Reporter
-
-if TYPE_CHECKING:
-    from passes import PipelineResult
+from diffc.progress_bar import default_reporter
+from diffc.validate.passes import NumericCheck, random_feeds
+from passes import Pipeline, PipelineResult, all_passes, find_pass
+from passes.graph.check import Check, check_structure
+from passes.storage import load, save
 
 CHECKS = ("structure", "numeric")
 
@@ -24,7 +27,7 @@ def optimize(
     check: str = "structure",
     dump: Path | None = None,
     force: bool = False,
-    ui: Reporter,
+    ui: Reporter | None = None,
 ) -> PipelineResult:
     """Run the pipeline written in `passes` over `model` and write the result to `output`.
 
@@ -32,18 +35,13 @@ def optimize(
     PassError for what the passes cannot take, DiffcError when `output` exists and `force` is not given.
     """
     if check not in CHECKS:
-        raise unknown("check", check, CHECKS)
+        raise unknown_value("check", check, CHECKS)
     check_model_output(output, model=model, force=force)
-    from passes import Pipeline
-    from passes.graph.check import Check, check_structure
-    from passes.storage import load, save
-
+    ui = ui or default_reporter()
     pipeline = Pipeline.parse(passes)
     loaded = load(model)
     checker: Check = check_structure
     if check == "numeric":
-        from diffc.validate.passes import NumericCheck, random_feeds
-
         feeds = random_feeds(loaded, seed=0)
         checker = NumericCheck(lambda: feeds)
     with ui.stage("rewrite the graph") as update:
@@ -53,15 +51,11 @@ def optimize(
     return result
 
 
-def known_passes() -> Sequence[tuple[str, str, str]]:
-    """(name, options, docstring) of every pass."""
-    from dataclasses import MISSING, fields
-    from inspect import cleandoc
-
-    from passes import all_passes
-
+def known_passes(name: str | None = None) -> Sequence[tuple[str, str, str]]:
+    """(name, options, docstring) of every pass, or of the one with `name`. Raises PassError for an unknown name."""
     rows = []
-    for name, cls in all_passes().items():
+    found = all_passes() if name is None else {name: find_pass(name)}
+    for name, cls in found.items():
         options = [f.name if f.default is MISSING else f"{f.name}={_shown(f.default)}" for f in fields(cls)]
         rows.append((name, ", ".join(options), cleandoc(cls.__doc__ or "")))
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,10 @@ from diffc.backends.target import TARGETS, find_target
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.inputs import forward_kwargs
 from diffc.models.registry import find_family
-from diffc.progress import Reporter, Silent
+from diffc.models.sources.backbone import quiet_libraries
+from diffc.progress import Reporter, estimated
+from diffc.progress_bar import default_reporter
+from diffc.runtime.load import load as load_runtime
 from diffc.validate.comparisons import (
     Comparison,
     format_and_dtype,
@@ -40,6 +43,10 @@ from passes.storage import load, save
 
 if TYPE_CHECKING:
     from diffc.runtime.module import CompiledBackbone
+
+
+_LOADING = 10.0
+"""Seconds that loading a torch model takes at least: that is what importing diffusers and ModelOpt takes."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,16 @@ class Validated:
     modules: Mapping[str, Sequence[ModuleReport]]
     against: str
 
+    def to_json(self) -> dict[str, Any]:
+        """What --json writes."""
+        modules = {name: [asdict(report) for report in found] for name, found in self.modules.items()}
+        return {
+            "against": self.against,
+            "passed": all(report.passed or report.chaotic for report in self.reports),
+            "outputs": [report.described() for report in self.reports],
+            "modules": modules,
+        }
+
     def require_match(self) -> None:
         """Raise MismatchError (exit code 3) with the first module that is wrong, or else the first output.
 
@@ -92,7 +109,7 @@ def validate_artifact(
     `polygraphy run` repeats the comparisons with. Raises DiffcError when a file of the artifact was changed, when
     there is nothing to compare it with, or when the target does not run on this machine.
     """
-    ui = ui or Silent()
+    ui = ui or default_reporter()
     if script is not None:
         check_folder(script)
     reports: list[ShapeReport] = []
@@ -158,8 +175,6 @@ class LoadedSession:
 def _session(comparison: Comparison, artifact: Path, target: str) -> Iterator[Session]:
     """The model as a user of the target runs it: with all optimizations of the runtime."""
     if target != "ort":
-        from diffc.runtime.load import load as load_runtime
-
         with load_runtime(artifact, target=target) as backbone:
             yield LoadedSession(backbone, comparison.family)
         return
@@ -198,7 +213,11 @@ def _comparisons(
         shapes = shapes_of(artifact, model, request.shapes)
         reference: TorchReference | GraphReference
         if against == "torch":
-            with ui.stage("load the torch model"):
+            with (
+                ui.stage("load the torch model") as update,
+                quiet_libraries(),
+                estimated(update, _LOADING),
+            ):
                 torch_reference = torch_reference or torch_reference_of(artifact, request.model)
             reference = torch_reference
         else:

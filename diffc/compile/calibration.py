@@ -14,17 +14,16 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.artifact.resume import CHECKPOINT
 from diffc.errors import DiffcError
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.sources.backbone import DTYPES, build_backbone, quiet_libraries
+from diffc.models.sources.backbone import DTYPES, FakeBackbone, build_backbone, quiet_libraries
 from diffc.models.sources.locate import ModelSource
-from diffc.models.sources.pipelines import open_pipeline
+from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.models.sources.torch_weights import TorchWeights, fill_buffers
 from diffc.models.spec import Shape
-from diffc.progress import Reporter
+from diffc.progress import Reporter, estimated
 from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
 from diffc.quantize.checkpoint import LIBRARIES, Checkpoint
 from diffc.quantize.convert import insert_quantizers
@@ -78,19 +77,18 @@ def kept_checkpoint(folder: Path) -> Checkpoint | None:
         return None
 
 
-def load_checkpoint(path: Path, source: ModelSource, format: Format, dtype: str) -> Checkpoint:
+def load_checkpoint(path: Path, format: Format, backbone: FakeBackbone) -> Checkpoint:
     """The checkpoint at `path`: a folder that diffc wrote, or a `.pt` file of ModelOpt's `mto.save`.
 
     Raises DiffcError when it belongs to another model or holds another format than was asked for.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        backbone = build_backbone(source.family, source.config, DTYPES[dtype])
+    source = backbone.source
     if path.is_file():
         with quiet_libraries():
-            checkpoint = Checkpoint.from_modelopt(path, backbone, family=source.family.name)
+            checkpoint = Checkpoint.from_modelopt(path, backbone.copy(), family=source.family.name)
     else:
         checkpoint = Checkpoint.load(path)
-        checkpoint.check(backbone, source.family.name, source.fingerprint)
+        checkpoint.check(backbone.module, source.family.name, source.fingerprint)
     if checkpoint.format != format.name:
         raise DiffcError(
             f"the checkpoint {path} was calibrated for {checkpoint.format}, and {format.name} is asked for",
@@ -99,13 +97,12 @@ def load_checkpoint(path: Path, source: ModelSource, format: Format, dtype: str)
     return checkpoint
 
 
-def uncalibrated(source: ModelSource, format: Format, options: QuantOptions, dtype: str) -> Checkpoint:
-    """The checkpoint of a format whose scales are all found at run time: settings alone, from a fake backbone."""
-    family = source.family
-    with quiet_libraries(), FakeTensorMode(allow_non_fake_inputs=True):
-        backbone = build_backbone(family, source.config, DTYPES[dtype])
-        insert_quantizers(backbone, format, family.unquantized, options)
-    return _checkpoint(backbone, source, format, {"options": asdict(options)})
+def uncalibrated(format: Format, options: QuantOptions, backbone: FakeBackbone) -> Checkpoint:
+    """The checkpoint of a format whose scales are all found at run time: settings alone."""
+    quantized = backbone.copy()
+    with quiet_libraries(), backbone.mode:
+        insert_quantizers(quantized, format, backbone.source.family.unquantized, options)
+    return _checkpoint(quantized, backbone.source, format, {"options": asdict(options)})
 
 
 def calibrate_on_prompts(
@@ -120,7 +117,11 @@ def calibrate_on_prompts(
     """Calibrate by running the diffusers pipeline on `count` prompts (None: each once), on the GPU if there is one."""
     family = source.family
     prompts = _repeated(run.prompts or DEFAULT_PROMPTS, count)
-    with quiet_libraries(), ui.stage("load the pipeline"):
+    with (
+        ui.stage("load the pipeline") as update,
+        quiet_libraries(),
+        estimated(update, pipeline_seconds(source)),
+    ):
         pipe = run.open(source)
     size = run.size or pipe.vae.config.sample_size
     call = dict(family.calibration) | {"height": size, "width": size}

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from diffc.backends.target import EngineOptions, Profile, Target
+from diffc.backends.profile import Profile
+from diffc.backends.target import EngineOptions, Target
 from diffc.backends.tensorrt.build import EngineReport, EngineRequest, build_engine
 from diffc.backends.tensorrt.epcontext import write_context
+from diffc.cache.layout import Dims
 from diffc.compile.graphs import Graphs
 from diffc.models.family import Family
 from diffc.models.profiles import ShapeProfile
 from diffc.progress import Reporter
 
 
-def engine_profile(family: Family, config: Mapping[str, Any], shapes: ShapeProfile) -> Profile:
-    """The shape profile as input shapes of the graph."""
+def engine_profile(dims: Dims, family: Family, shapes: ShapeProfile) -> Profile:
+    """The shapes that an engine is built for, of a graph whose inputs have `dims`."""
     bounds = (shapes.minimum, shapes.optimum, shapes.maximum)
-    return Profile.of(*(family.input_shapes(config, shape) for shape in bounds))
+    return Profile.of_dims(dims, *(family.sizes(shape) for shape in bounds))
 
 
 def build_engines(

@@ -12,7 +12,7 @@ from diffc.artifact.resume import journal
 from diffc.backends.target import Target
 from diffc.compile.cached.variants import CacheBuild
 from diffc.progress import Reporter
-from passes import Pipeline, PipelineResult
+from passes import Pass, Pipeline, PipelineResult
 from passes.canonical.fix_size import FixSize
 from passes.graph.check import Check
 from passes.pipeline import PassRecord
@@ -34,16 +34,34 @@ class Graphs:
 
 
 def canonicalize(
-    model: onnx.ModelProto, batch: int | None, check: Check, dump: Path | None, ui: Reporter
+    model: onnx.ModelProto,
+    batch: int | None,
+    own: Sequence[Pass],
+    check: Check,
+    dump: Path | None,
+    ui: Reporter,
 ) -> PipelineResult:
-    """The traced `model` after the passes that every target gets; made for `batch` images, None for any number."""
+    """The traced `model` after the passes that every target gets, and the user's `own`.
+
+    It is made for `batch` images, None for any number.
+    """
     fixed = () if batch is None else (FixSize("batch", batch),)
-    with ui.stage("rewrite the graph") as update:
-        result = Pipeline((*fixed, *CANONICAL)).run(
-            model, check=check, dump=dump, on_event=lambda e: update(e.index, e.total)
-        )
+    result = run_passes((*fixed, *CANONICAL, *own), model, "rewrite the graph", check, dump, ui)
     ui.note(f"{len(model.graph.node)} -> {len(result.model.graph.node)} nodes")
     return result
+
+
+def run_passes(
+    steps: Sequence[Pass],
+    model: onnx.ModelProto,
+    title: str,
+    check: Check,
+    dump: Path | None,
+    ui: Reporter,
+) -> PipelineResult:
+    """Run `steps` on `model` as one stage; `check` follows each, and `dump` gets the graph after each."""
+    with ui.stage(title) as update:
+        return Pipeline(steps).run(model, check=check, dump=dump, on_event=lambda e: update(e.index, e.total))
 
 
 def legalize(
@@ -58,13 +76,8 @@ def legalize(
     records: list[PassRecord] = []
     wanted = {}
     for target in targets:
-        with ui.stage(f"legalize for {target.name}") as update:
-            result = Pipeline(target_passes(target.name, options)).run(
-                model,
-                check=check,
-                dump=None if dump is None else dump / target.name,
-                on_event=lambda e: update(e.index, e.total),
-            )
+        steps, folder = target_passes(target.name, options), None if dump is None else dump / target.name
+        result = run_passes(steps, model, f"legalize for {target.name}", check, folder, ui)
         records += result.records
         wanted[target.name] = result.model
     return Graphs(*_share(wanted), records)

@@ -12,7 +12,8 @@ from diffc.artifact.folder import check_model_output
 from diffc.compile.import_check import ImportCheck
 from diffc.errors import DiffcError
 from diffc.frontend.onnx_file import Imported, read_model
-from diffc.progress import Reporter, Silent
+from diffc.progress import Reporter
+from diffc.progress_bar import default_reporter
 from passes import Pass, Pipeline
 from passes.graph.check import check_structure
 from passes.graph.trt_ops import DOMAIN
@@ -45,7 +46,7 @@ def import_result(
     Raises PassError and DiffcError for files that cannot be imported, each with what to do, and PassCheckError when
     a pass breaks the graph or changes numbers beyond its tolerance.
     """
-    ui = ui or Silent()
+    ui = ui or default_reporter()
     check = ImportCheck(numbers=check_numbers)
     return canonical(read(path, ui), path, check, dump=dump, steps=steps, ui=ui)
 

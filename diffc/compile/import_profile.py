@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-from diffc.backends.target import Profile, Target
+from diffc.backends.profile import Profile
+from diffc.backends.target import Target
 from diffc.errors import DiffcError
 from diffc.models.profiles import parse_sizes
 from diffc.validate.trial_inputs import dynamic_names, followers, named_dimensions
@@ -47,10 +48,5 @@ def profile_of(model: onnx.ModelProto, text: str, targets: Sequence[Target]) -> 
             fix=f"give --profile {shlex.quote(','.join(f'{name}=min:opt:max' for name in missing))}",
         )
 
-    def at(index: int) -> Mapping[str, Sequence[int]]:
-        return {
-            name: [sizes[d][index] if isinstance(d, str) else d for d in dims]
-            for name, dims in named_dimensions(model).items()
-        }
-
-    return (Profile.of(at(0), at(1), at(2)),)
+    bounds = [{name: size[index] for name, size in sizes.items()} for index in range(3)]
+    return (Profile.of_dims(named_dimensions(model), *bounds),)

@@ -33,6 +33,7 @@ def manifest(
         "model": {
             "name": plan.source.name,
             "family": plan.source.family.name,
+            "bytes": plan.source.nbytes,
             "config": dict(plan.source.config),
         },
         "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},
@@ -43,20 +44,9 @@ def manifest(
         **described_values(model),
         "profile": asdict(plan.profile),
         "passes": described_passes(graphs.records),
-        "validation": [_validated(report) for report in validation],
+        "validation": [report.described() for report in validation],
         "engines": described_engines(engines),
         **({} if graphs.cache is None else {"cache": graphs.cache.manifest() | _noise(noise)}),
-    }
-
-
-def _validated(report: ShapeReport) -> dict[str, Any]:
-    return {
-        "model": report.model,
-        "shape": asdict(report.shape),
-        "arithmetic": report.arithmetic,
-        "draw": report.draw,
-        "floor": report.floor,
-        "outputs": [asdict(row) for row in report.rows],
     }
 
 

@@ -7,7 +7,7 @@ beside it: every pass is checked in numbers against the graph before it, as far 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from diffc.artifact.describe import (
 )
 from diffc.artifact.folder import Artifact, check_output, file_sha256, staging, write_manifest
 from diffc.backends.onnx_graph import element_types
-from diffc.backends.target import Profile, Target, check_sms, find_target
+from diffc.backends.profile import Profile
+from diffc.backends.target import Target, check_sms, find_target
 from diffc.compile.engines import build_engines
-from diffc.compile.graphs import Graphs, legalize, write
+from diffc.compile.graphs import Graphs, legalize, run_passes, write
 from diffc.compile.import_check import ImportCheck
 from diffc.compile.import_onnx import canonical, read
 from diffc.compile.import_profile import given_sizes, profile_of, trial_sizes
@@ -33,6 +34,7 @@ from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.frontend.onnx_file import CONTRIB
 from diffc.progress import Reporter
+from passes.pipeline import PassRecord
 
 _FROM_FILE = {
     "format": "--format",
@@ -62,7 +64,7 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
     _check_types(imported.model, request.sms)
     key = request_key(request, [path])
     with staging(request.output, force=request.force, key=key) as folder:
-        graphs = legalize(imported.model, targets, check, request.dump, ui)
+        graphs = _legalized(imported.model, targets, check, request, ui)
         hashes = write(graphs, folder, ui)
         engines = build_engines(graphs, targets, request.sms, request.engine, profile, folder, ui)
         records = [*imported.records, *graphs.records]
@@ -86,6 +88,7 @@ def check_request(request: CompileRequest) -> tuple[Target, ...]:
             fix="leave it out, or compile the diffusers model instead of the ONNX file",
         )
     targets = tuple(find_target(name) for name in dict.fromkeys(request.targets))
+    _ = request.own_passes  # raises PassError for an unknown one
     check_targets(targets, request.sms)
     check_engine(targets, request.engine)
     check_output(request.output, force=request.force)
@@ -108,6 +111,21 @@ def _check_domains(model: onnx.ModelProto, path: Path, targets: Sequence[Target]
             f"{path} has operators of ONNX Runtime that {' and '.join(names)} lacks: {listed}",
             fix="export the model without ONNX Runtime's fusions, or compile it for --target ort or ort-cuda",
         )
+
+
+def _legalized(
+    model: onnx.ModelProto,
+    targets: Sequence[Target],
+    check: ImportCheck,
+    request: CompileRequest,
+    ui: Reporter,
+) -> Graphs:
+    records: Sequence[PassRecord] = ()
+    if request.own_passes:
+        result = run_passes(request.own_passes, model, "run the passes of --passes", check, request.dump, ui)
+        model, records = result.model, result.records
+    graphs = legalize(model, targets, check, request.dump, ui)
+    return replace(graphs, records=[*records, *graphs.records])
 
 
 def _manifest(request: CompileRequest, graphs: Graphs, profile: Sequence[Profile]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from diffc.artifact.folder import check_output
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, check_format_sms, find_target
 from diffc.backends.tensorrt.device import check_stripping
 from diffc.compile.request import DTYPES, CompileRequest
-from diffc.errors import DiffcError, UnsupportedError, unknown
+from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
 from diffc.models.profiles import ShapeProfile, parse_profile
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.spec import Shape
@@ -58,7 +58,8 @@ def check(request: CompileRequest) -> Plan:
     request.options.check(fmt)
     check_format_sms(fmt.name, fmt.min_sm, request.sms)
     if request.dtype not in ("auto", *DTYPES):
-        raise unknown("dtype", request.dtype, ("auto", *DTYPES))
+        raise unknown_value("dtype", request.dtype, ("auto", *DTYPES))
+    _ = request.own_passes  # raises PassError for an unknown one
     check_targets(targets, request.sms)
     check_engine(targets, request.engine)
     for target in targets:
@@ -94,7 +95,7 @@ def _fits_memory(source: ModelSource) -> bool:
 def check_targets(targets: Sequence[Target], sms: Sequence[int]) -> None:
     """Raise DiffcError when there is no target, one is not installed, or they and the GPUs do not go together."""
     if not targets:
-        raise DiffcError("no target", fix="name one: --target trt-rtx or --target ort")
+        raise UsageError("no target", fix="name one: --target trt-rtx or --target ort")
     _check_sms(targets, sms)
     for target in targets:
         target.require()
@@ -104,9 +105,9 @@ def check_engine(targets: Sequence[Target], options: EngineOptions) -> None:
     """Raise DiffcError when the options of the builder are none, or there is nothing to build, or no way here."""
     level = options.optimization_level
     if level is not None and not 0 <= level <= 5:
-        raise DiffcError(f"the builder has no optimization level {level}", fix="give 0 (fast build) to 5")
+        raise UsageError(f"the builder has no optimization level {level}", fix="give 0 (fast build) to 5")
     if options != DEFAULT_ENGINE and not any(target.is_engine for target in targets):
-        raise DiffcError(
+        raise UsageError(
             "options of the engine builder were given, and no target builds an engine",
             fix="add --target trt-rtx or --target tensorrt, or leave the options out",
         )
@@ -117,20 +118,20 @@ def check_engine(targets: Sequence[Target], options: EngineOptions) -> None:
 def _check_sms(targets: Sequence[Target], sms: Sequence[int]) -> None:
     ahead = [target.name for target in targets if target.ahead_of_time]
     if ahead and not sms:
-        raise DiffcError(f"target {ahead[0]!r} builds for named GPUs", fix="name them: --sm 89 --sm 120")
+        raise UsageError(f"target {ahead[0]!r} builds for named GPUs", fix="name them: --sm 89 --sm 120")
     if sms and not ahead:
-        raise DiffcError("--sm is given, and no target builds for named GPUs", fix="add --target trt-rtx")
+        raise UsageError("--sm is given, and no target builds for named GPUs", fix="add --target trt-rtx")
 
 
 def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource) -> None:
     for name, dtype in request.component_dtypes:
         if dtype not in DTYPES:
-            raise unknown(f"dtype of component {name!r}", dtype, DTYPES)
+            raise unknown_value(f"dtype of component {name!r}", dtype, DTYPES)
     if request.calibrate not in ("pipeline", "synthetic"):
-        raise unknown("way to calibrate", request.calibrate, ("pipeline", "synthetic"))
+        raise unknown_value("way to calibrate", request.calibrate, ("pipeline", "synthetic"))
     if not fmt.quantizes:
         if request.from_checkpoint is not None:
-            raise DiffcError("format 'none' takes no checkpoint", fix="give its --format, or leave it out")
+            raise UsageError("format 'none' takes no checkpoint", fix="give its --format, or leave it out")
         return
     if fmt.algorithm is None or request.calibrate == "synthetic":
         return  # no pipeline is needed

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from diffc.artifact.describe import versions
 from diffc.artifact.folder import Artifact
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions
+from diffc.errors import DiffcError, UsageError
 from diffc.quantize.options import DEFAULT_OPTIONS, QuantOptions
+from passes import Pass, Pipeline
 from passes.weights.journal import code_version
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ class CompileRequest:
     `steps`: denoising steps of a calibration prompt. `batch_size`: calibration prompts at a time. `image_size`: pixels
     of the calibration images, None for the model's own. `seed`: of calibration noise and validation inputs.
     `cache_plan`: a preset of `diffc.cache` or a plan file, empty for none; `cache_layout`: one of
-    `diffc.cache.layout.LAYOUTS`. `force`: replace an artifact at `output`. `dump`: a folder for the graph after each
+    `diffc.cache.layout.LAYOUTS`. `passes`: the text of --passes, empty for none; they run after the canonical ones and
+    before those of each target. `force`: replace an artifact at `output`. `dump`: a folder for the graph after each
     pass.
     """
 
@@ -61,10 +64,16 @@ class CompileRequest:
     seed: int = 0
     cache_plan: str = ""
     cache_layout: str = "full+reduced"
+    passes: str = ""
     engine: EngineOptions = DEFAULT_ENGINE
     skip_validation: bool = False
     force: bool = False
     dump: Path | None = None
+
+    @property
+    def own_passes(self) -> tuple[Pass, ...]:
+        """The passes of --passes. Raises PassError that lists the known ones."""
+        return Pipeline.parse(self.passes).passes if self.passes else ()
 
     @property
     def cache_files(self) -> tuple[Path, ...]:
@@ -80,6 +89,34 @@ class CompileResult:
     passes: Sequence[PassRecord]
     validation: Sequence[ShapeReport]
     engines: Sequence[EngineReport] = field(default=())
+
+
+_MODELOPT_DTYPES = {"Half": "float16", "BFloat16": "bfloat16", "Float": "float32"}
+
+
+def parse_component_dtype(text: str) -> tuple[str, str]:
+    """(component, type) of "vae:float32"; types may have ModelOpt's names. Raises UsageError for another form."""
+    name, colon, dtype = text.partition(":")
+    if not (name and colon and dtype):
+        raise UsageError(f"--component-dtype is {text!r}", fix="write COMPONENT:TYPE, such as vae:float32")
+    return name, _MODELOPT_DTYPES.get(dtype, dtype)
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The prompts in a UTF-8 text file, one a line; a byte order mark is no part of them.
+
+    Raises DiffcError for a file that cannot be read, or holds none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DiffcError(
+            f"cannot read the prompts file {path}: {error}", fix="give a UTF-8 text file"
+        ) from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise DiffcError(f"{path} holds no prompt", fix="write one prompt a line")
+    return prompts
 
 
 def request_key(request: CompileRequest, files: Iterable[Path], weights: str = "") -> str:

@@ -40,8 +40,10 @@ from diffc.compile.plan import Plan, check, check_targets, describe
 from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.compile.validation import validate_by_layer, validate_whole
 from diffc.frontend.trace import trace as trace_backbone
-from diffc.models.sources.backbone import check_weights
-from diffc.progress import Reporter, Silent
+from diffc.frontend.trace import trace_seconds
+from diffc.models.sources.backbone import FakeBackbone, check_weights, loading_seconds
+from diffc.progress import Parts, Reporter, estimated
+from diffc.progress_bar import default_reporter
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.validate.passes import NumericCheck
 from diffc.validate.reports import ShapeReport, require_match, save_reports
@@ -57,23 +59,25 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
 
     Raises DiffcError or PassError for what the user can fix, MismatchError when outputs differ.
     """
-    ui = ui or Silent()
+    ui = ui or default_reporter()
     if request.model.endswith(".onnx"):
         return compile_onnx(request, ui)
     plan = check(request)
-    check_weights(plan.source)
+    backbone = FakeBackbone(plan.source, plan.dtype)
+    check_weights(backbone)
     ui.note(describe(plan))
-    cache = resolve_cache(plan, ui)
+    parts = Parts(ui, part_names(plan))
+    cache = resolve_cache(plan, backbone, ui)
     files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files]
     key = request_key(request, files, plan.source.fingerprint)
     with staging(request.output, force=request.force, key=key) as folder:
-        checkpoint = quantize(plan, folder, ui)
-        noise = measure(plan, cache, checkpoint, ui)
-        traced = trace(plan, checkpoint, ui)
-        graphs = rewrite(plan, traced, ui, cache)
-        hashes = write(graphs, folder, ui)
-        validation = validate(plan, checkpoint, graphs, folder, ui)
-        engines = build(plan, graphs, folder, ui)
+        checkpoint = quantize(plan, backbone, folder, parts["quantize"])
+        noise = measure(plan, cache, checkpoint, parts["quantize"])
+        traced = trace(plan, backbone, checkpoint, parts["trace"])
+        graphs = rewrite(plan, backbone, traced, cache, parts["rewrite"])
+        hashes = write(graphs, folder, parts["write"])
+        validation = validate(plan, checkpoint, graphs, folder, parts["validate"])
+        engines = build(plan, graphs, folder, parts["build"])
         content = manifest(plan, graphs, validation, engines, noise)
         written = write_manifest(folder, content, hashes)
     artifact = Artifact(request.output, written)
@@ -81,36 +85,49 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
     return CompileResult(artifact, graphs.records, validation, moved)
 
 
-def resolve_cache(plan: Plan, ui: Reporter) -> ResolvedCache | None:
+def part_names(plan: Plan) -> tuple[str, ...]:
+    """The parts that this compile has, in order."""
+    parts = {
+        "quantize": plan.format.quantizes,
+        "trace": True,
+        "rewrite": True,
+        "write": True,
+        "validate": not plan.request.skip_validation,
+        "build": any(target.is_engine for target in plan.targets),
+    }
+    return tuple(name for name, there in parts.items() if there)
+
+
+def resolve_cache(plan: Plan, backbone: FakeBackbone, ui: Reporter) -> ResolvedCache | None:
     """The cache plan on this backbone; None where none is asked for. Raises DiffcError when it does not fit."""
     find_layout(plan.request.cache_layout)
     if not plan.request.cache_plan:
         return None
-    cache = resolve_for(plan.source, plan.request.cache_plan)
+    cache = resolve_for(backbone, plan.request.cache_plan)
     for line in describe_cache(cache):
         ui.note(line)
     return cache
 
 
-def quantize(plan: Plan, folder: Path, ui: Reporter) -> Checkpoint | None:
+def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> Checkpoint | None:
     """The calibrated checkpoint, saved in `folder`/checkpoint; None for a format that does not quantize."""
     if not plan.format.quantizes:
         return None
     if (kept := kept_checkpoint(folder)) is not None:
         ui.note("calibration is taken over from a compile that was stopped")
         return kept
-    checkpoint = calibrated(plan, ui)
+    checkpoint = calibrated(plan, backbone, ui)
     checkpoint.save(folder / "checkpoint")
     return checkpoint
 
 
-def calibrated(plan: Plan, ui: Reporter) -> Checkpoint:
+def calibrated(plan: Plan, backbone: FakeBackbone, ui: Reporter) -> Checkpoint:
     """The checkpoint that the request names, or a new one."""
     request = plan.request
     if request.from_checkpoint is not None:
-        return load_checkpoint(request.from_checkpoint, plan.source, plan.format, plan.dtype)
+        return load_checkpoint(request.from_checkpoint, plan.format, backbone)
     if plan.format.algorithm is None:
-        return uncalibrated(plan.source, plan.format, request.options, plan.dtype)
+        return uncalibrated(plan.format, request.options, backbone)
     if request.calibrate == "synthetic":
         return calibrate_on_random_inputs(
             plan.source,
@@ -143,27 +160,27 @@ def measure(
     return measure_noise(plan.source, plan.dtype, cache, checkpoint, pipeline_run(plan), ui)
 
 
-def trace(plan: Plan, checkpoint: Checkpoint | None, ui: Reporter) -> onnx.ModelProto:
+def trace(plan: Plan, backbone: FakeBackbone, checkpoint: Checkpoint | None, ui: Reporter) -> onnx.ModelProto:
     """The backbone as an ONNX graph whose weights are recipes; no weight is read."""
-    with ui.stage("trace on fake tensors"):
-        return trace_backbone(plan.source, dtype=plan.dtype, checkpoint=checkpoint)
+    with ui.stage("trace on fake tensors") as update, estimated(update, trace_seconds(plan.source)):
+        return trace_backbone(plan.source, dtype=plan.dtype, checkpoint=checkpoint, backbone=backbone)
 
 
-def rewrite(plan: Plan, model: onnx.ModelProto, ui: Reporter, cache: ResolvedCache | None = None) -> Graphs:
+def rewrite(
+    plan: Plan, backbone: FakeBackbone, model: onnx.ModelProto, cache: ResolvedCache | None, ui: Reporter
+) -> Graphs:
     """The canonical passes, then each target's own on what they made; every one checked in numbers."""
     request, batch = plan.request, plan.profile.batch
     inputs = partial(validation_arrays, plan.source, plan.dtype, request.seed, batch)
     numbers = NumericCheck(inputs)
-    result = canonicalize(model, batch, numbers, request.dump, ui)
+    result = canonicalize(model, batch, request.own_passes, numbers, request.dump, ui)
     graphs = legalize(result.model, plan.targets, numbers, request.dump, ui, target_options(plan))
     graphs = replace(graphs, records=[*result.records, *graphs.records])
     if cache is None:
         return graphs
     layout, options = find_layout(request.cache_layout), target_options(plan)
     model = result.model
-    variants = build_variants(
-        model, cache, layout, plan.source, plan.targets, options, inputs, request.dump, ui
-    )
+    variants = build_variants(model, cache, layout, backbone, plan.targets, options, inputs, request.dump, ui)
     return replace(graphs, cache=variants)
 
 
@@ -184,12 +201,14 @@ def validate(
     name, seed = plan.format.name, plan.request.seed + 1
     variants = graphs.cache is not None and graphs.cache.variants
     if plan.streams_validation:
-        streamed = StreamedReference(plan.source, plan.dtype, checkpoint)
+        with ui.stage("load the torch model, its weights left in their files"):
+            streamed = StreamedReference(plan.source, plan.dtype, checkpoint)
         reports = validate_by_layer(models, streamed, format=name, seed=seed, ui=ui)
         if variants:
             ui.note("the cached steps are not validated: the model is too large to run it whole")
     else:
-        reference = TorchReference(plan.source, plan.dtype, checkpoint)
+        with ui.stage("load the torch model") as update, estimated(update, loading_seconds(plan.source)):
+            reference = TorchReference(plan.source, plan.dtype, checkpoint)
         reports = validate_whole(models, reference, format=name, batch=plan.profile.batch, seed=seed, ui=ui)
         if graphs.cache is not None and variants:
             reports += validate_cached(folder, graphs.cache, reference, format=name, seed=seed, ui=ui)
@@ -205,5 +224,5 @@ def build(plan: Plan, graphs: Graphs, folder: Path, ui: Reporter) -> Sequence[En
         return build_cached_engines(
             graphs.cache, plan.targets, request.sms, request.engine, source, plan.profile, folder, ui
         )
-    profiles = (engine_profile(source.family, source.config, plan.profile),)
+    profiles = (engine_profile(source.family.input_dims(source.config), source.family, plan.profile),)
     return build_engines(graphs, plan.targets, request.sms, request.engine, profiles, folder, ui)

@@ -66,7 +66,7 @@ def validate_by_layer(
     ui.note("too large to be validated at once in the memory that is free: layer by layer, at one shape")
     reports = []
     for name, path in models.items():
-        with ui.stage(f"validate {name} against torch, layer by layer"):
-            found = validate_streamed(load(path), reference, format=format, seed=seed)
+        with ui.stage(f"validate {name} against torch, layer by layer") as update:
+            found = validate_streamed(load(path), reference, format=format, seed=seed, update=update)
         reports += [replace(report, model=name) for report in found]
     return reports

@@ -1,7 +1,7 @@
 """Finds the blocks of a backbone that repeat, and takes most of them out for the time of a trace.
 
-Backbones are lists of equal blocks: 19 + 38 in FLUX.1, 10 in a level of SDXL. The exporter's time is per block, so
-it sees the first two and the last; `diffc.frontend.copy_blocks` puts the others into the graph.
+Backbones are lists of equal blocks: 19 + 38 in FLUX.1, 10 in a level of SDXL. The exporter takes its
+time for every block, so it is given the first two and the last; `diffc.frontend.copy_blocks` adds the others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 KEPT = 3
-"""Blocks of a run that are traced: the first (it makes what all share), the one that is copied, and the last."""
+"""Blocks of a run that are traced: the first (which makes what all share), the one that is copied, and the last."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Run:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Module paths of the others, in order; they belong before the last."""
+        """Module paths of the blocks that are not traced, in order; they belong before the last one."""
         return tuple(self.block(i) for i in range(self.first + KEPT - 1, self.last))
 
     def block(self, index: int) -> str:
@@ -45,9 +45,9 @@ class Run:
 
 
 def find_runs(backbone: nn.Module) -> list[Run]:
-    """Runs of more than `KEPT` equal blocks. Quantizers count: what `traceable` notes at them is compared.
+    """Runs of more than `KEPT` equal blocks; quantizers are compared as well, by what `traceable` notes at them.
 
-    A list below a list that has a run is left alone, and so is one in which blocks share weights.
+    Lists inside a block of a run are not looked at, nor lists in which blocks share weights.
     """
     runs: list[Run] = []
     for path, module in backbone.named_modules():
@@ -63,7 +63,7 @@ def find_runs(backbone: nn.Module) -> list[Run]:
 
 
 def _shares(blocks: nn.ModuleList) -> bool:
-    """Whether one tensor is part of several modules: who shares it with whom is not in the blocks' signatures."""
+    """Whether one tensor is part of several modules, which the signatures of blocks do not tell."""
     tensors = [
         tensor
         for named in (blocks.named_parameters, blocks.named_buffers)
@@ -74,7 +74,7 @@ def _shares(blocks: nn.ModuleList) -> bool:
 
 @contextmanager
 def shortened(backbone: nn.Module, runs: Sequence[Run]) -> Iterator[None]:
-    """The backbone without the blocks that runs leave out; the others keep their module paths."""
+    """While open, the backbone lacks the blocks that runs leave out; the others keep their module paths."""
     lists = {run.path: backbone.get_submodule(run.path) for run in runs}
     whole = {path: dict(module._modules) for path, module in lists.items()}
     for run in runs:
@@ -89,7 +89,7 @@ def shortened(backbone: nn.Module, runs: Sequence[Run]) -> Iterator[None]:
 
 
 def signature(block: nn.Module) -> Hashable:
-    """What decides the trace of a block: types, attributes, and shapes of tensors, by path below the block."""
+    """Everything that decides the trace of a block: types, attributes and shapes of tensors, by path inside it."""
     return tuple(
         (path, type(module), _frozen({k: v for k, v in vars(module).items() if k != "_modules"}, _DEPTH))
         for path, module in block.named_modules()
@@ -97,10 +97,11 @@ def signature(block: nn.Module) -> Hashable:
 
 
 _DEPTH = 10
+"""How far attributes are looked into."""
 
 
 def _frozen(value: Any, depth: int) -> Hashable:
-    """An attribute as something that compares by value; what cannot be looked into is equal to itself only."""
+    """An attribute as something that compares by value; an object that cannot be looked into equals only itself."""
     if isinstance(value, torch.Tensor):
         return ("tensor", value.dtype, tuple(value.shape), value.requires_grad)
     if depth == 0 or isinstance(value, partial):

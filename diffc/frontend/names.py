@@ -1,4 +1,4 @@
-"""Names that a person reads: nodes by module path, inputs and outputs as diffusers and optimum call them."""
+"""Names for readers of a graph: nodes by module path, inputs and outputs as diffusers and optimum call them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 def name_graph(model: ir.Model, family: Family, config: Config) -> None:
     """Name nodes `<module path>/<op>`, their outputs after them, and the graph's inputs, outputs and dims.
 
-    graphsurgeon drops node metadata, so the module path, which the exporter keeps there, moves to the name.
+    The exporter keeps module paths in the metadata of nodes, which graphsurgeon drops; so they move into the names.
     """
     graph = model.graph
     name_nodes(graph)
@@ -28,19 +28,19 @@ def name_graph(model: ir.Model, family: Family, config: Config) -> None:
 
 
 def name_nodes(graph: ir.Graph) -> None:
-    """Name nodes `<module path>/<op>` and their outputs after them; what the exporter notes about them goes."""
+    """Name nodes `<module path>/<op>` and their outputs after them; drop the exporter's metadata."""
     count: Counter[str] = Counter()
     for node in graph.all_nodes():
         node.name = _unique(f"{module_of(node)}/{node.op_type}".lstrip("/"), count)
         for i, value in enumerate(node.outputs):
             value.name = f"{node.name}_out" + (str(i) if i else "")
-    _forget_notes(graph)
+    _drop_metadata(graph)
 
 
 def module_of(node: ir.Node) -> str:
-    """The path of the module whose forward made the node; empty for the backbone itself."""
+    """The path of the module whose forward() made the node; empty for the backbone itself."""
     scopes = re.findall(r"'([^']*)'", node.metadata_props.get(SCOPES, ""))
-    # The last scope is the operation itself; one that torch added (`_empty_nn_...`) is no module.
+    # The last scope is the operation itself. Scopes that torch added (`_empty_nn_...`) are not modules.
     modules = [s for s in scopes[:-1] if s and not s.startswith("_")]
     return modules[-1] if modules else ""
 
@@ -50,8 +50,8 @@ def _unique(name: str, count: Counter[str]) -> str:
     return name if count[name] == 1 else f"{name}_{count[name] - 1}"
 
 
-def _forget_notes(graph: ir.Graph) -> None:
-    """Drop what the exporter notes about everything: stack traces and signatures, more bytes than the graph."""
+def _drop_metadata(graph: ir.Graph) -> None:
+    """Drop the exporter's stack traces and signatures, which take more bytes than the graph."""
     graph.metadata_props.clear()
     for value in (*graph.inputs, *graph.initializers.values()):
         value.metadata_props.clear()
@@ -62,7 +62,7 @@ def _forget_notes(graph: ir.Graph) -> None:
 
 
 def _name_inputs(graph: ir.Graph, family: Family, config: Config) -> dict[str, str]:
-    """Rename inputs; returns the exporter's dimension expressions -> the family's dimension names."""
+    """Rename the inputs. Returns the family's name of each dimension by the exporter's expression for it."""
     items = family.inputs(config)
     if len(graph.inputs) != len(items):
         found = [value.name for value in graph.inputs]
@@ -86,7 +86,7 @@ def _name_output(graph: ir.Graph, family: Family, config: Config) -> None:
 
 
 def _name_dims(graph: ir.Graph, dims: dict[str, str]) -> None:
-    """Intermediate shapes: known dimensions get their names, derived expressions become unknown."""
+    """Name known dimensions in intermediate shapes; dimensions that are expressions become unknown."""
     for node in graph.all_nodes():
         for value in node.outputs:
             if value.shape is None or value.is_graph_output():

@@ -1,42 +1,41 @@
-"""ModelOpt quantizers as custom operators, so that torch.export sees one node where ModelOpt has checks.
+"""ModelOpt quantizers as a custom operator, so that torch.export sees one node where ModelOpt has checks.
 
-`TensorQuantizer.forward` cannot be exported (it branches on data). For the time of a trace it is replaced by one
-of two operators: `diffc::quantize_dequantize`, whose translation is the ONNX pair QuantizeLinear,
-DequantizeLinear, and `diffc::block_quantize_dequantize` for the formats whose block scales are found at run time,
-which ONNX has no operator for and TensorRT has (`TRT_FP4DynamicQuantize`, `TRT_MXFP8DynamicQuantize`).
+`TensorQuantizer.forward` cannot be exported (it branches on data). For the time of a trace it is replaced by the
+operator `diffc::quantize_dequantize`, which is translated to the ONNX nodes of the quantizer's kind
+(`diffc.quantize.kinds`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from diffc.quantize.state import BOUNDS, Settings, block_size_of, kind_of
+from diffc.quantize.kinds import KINDS, Kind, Settings, block_size_of, kind_of
 
 
 @torch.library.custom_op("diffc::quantize_dequantize", mutates_args=())
 def quantize_dequantize(
     x: torch.Tensor, scale: torch.Tensor, kind: str, axis: int | None, block_size: int
 ) -> torch.Tensor:
-    """ONNX QuantizeLinear then DequantizeLinear with a zero zero point, in float32; result in x's dtype.
+    """What remains of x when it is quantized and dequantized, computed in float32; result in x's dtype.
 
-    `scale` is first rounded to that dtype, as both operators want it: a scalar, of shape [x.shape[axis]], or,
-    with a `block_size` above 0, of the shape of x with the last axis divided by it. `kind` is "int8", "int4" or
-    "fp8" (E4M3FN).
+    `kind` is a name of `KINDS`. Where its scale is calibrated, this is ONNX QuantizeLinear then DequantizeLinear with
+    a zero zero point: `scale` is first rounded to x's dtype, as both operators want it, and is a scalar, of shape
+    [x.shape[axis]], or, with a `block_size` above 0, of the shape of x with the last axis divided by it. Where scales
+    of blocks are dynamic, `scale` is the float32 scalar of the whole tensor, which MXFP8 does not use.
     """
-    scaled = x.float() / (s := _spread(scale.to(x.dtype).float(), x, axis, block_size))
-    if kind == "fp8":
-        steps = scaled.clamp(-448, 448).to(torch.float8_e4m3fn).float()
-    else:
-        steps = scaled.round().clamp(-BOUNDS[kind] - 1, BOUNDS[kind])
-    return (steps * s).to(x.dtype)
+    row = KINDS[kind]
+    return row.round_trip(
+        x, scale if row.dynamic else _spread(scale.to(x.dtype).float(), x, axis, block_size)
+    )
 
 
 def _spread(scale: torch.Tensor, x: torch.Tensor, axis: int | None, block_size: int) -> torch.Tensor:
+    """`scale` in a shape that broadcasts against x."""
     if block_size:
         return scale.repeat_interleave(block_size, -1)
     if axis is None:
@@ -50,21 +49,13 @@ def _(x: torch.Tensor, scale: torch.Tensor, kind: str, axis: int | None, block_s
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("diffc::block_quantize_dequantize", mutates_args=())
-def block_quantize_dequantize(x: torch.Tensor, scale: torch.Tensor, kind: str) -> torch.Tensor:
-    """Dynamic quantization in blocks of the last axis, and back: "nvfp4" or "mxfp8"; result in x's dtype.
+def quantizer_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """The entry of torch.onnx.export's `custom_translation_table` for the operator."""
 
-    `scale` is the float32 scalar amax / (6 * 448) of NVFP4; MXFP8 has no use for it.
-    """
-    from diffc.quantize.simulate import mxfp8_fake_quant, nvfp4_round_trip
+    def nodes(x: Any, scale: Any, kind: str, axis: int | None, block_size: int) -> Any:
+        return KINDS[kind].onnx_nodes(x, scale, axis, block_size)
 
-    return nvfp4_round_trip(x, scale) if kind == "nvfp4" else mxfp8_fake_quant(x)
-
-
-@block_quantize_dequantize.register_fake
-def _(x: torch.Tensor, scale: torch.Tensor, kind: str) -> torch.Tensor:
-    del scale, kind
-    return torch.empty_like(x)
+    return {torch.ops.diffc.quantize_dequantize.default: nodes}
 
 
 @dataclass(frozen=True)
@@ -75,43 +66,34 @@ class TracedQuantizer:
     the scale is not stored (mxfp8); `block_size` is 0 without blocks.
     """
 
-    kind: str
+    kind: Kind
     axis: int | None
     block_size: int
     shape: tuple[int, ...] | None
 
-    @property
-    def bound(self) -> float:
-        """What amax is divided by for the scale."""
-        return BOUNDS[self.kind]
-
-    @property
-    def dynamic(self) -> bool:
-        """Whether block scales are found at run time."""
-        return self.kind in ("nvfp4", "mxfp8")
-
     def __call__(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """The operator of this quantizer on x."""
-        out: torch.Tensor
-        if self.dynamic:
-            out = block_quantize_dequantize(x, scale, self.kind)
-        else:
-            out = quantize_dequantize(x, scale, self.kind, self.axis, self.block_size)
+        out: torch.Tensor = quantize_dequantize(x, scale, self.kind.name, self.axis, self.block_size)
         return out
 
 
 def describe(settings: Settings, amax_size: int, weight: tuple[int, ...] | None) -> TracedQuantizer:
-    """Kind, axis and scale shape of a quantizer; `weight` is the shape of the weight that it quantizes, if any."""
-    kind, axis, block = kind_of(settings), settings["axis"], block_size_of(settings) or 0
+    """Kind, axis and scale shape of a quantizer; `weight` is the shape of the weight that it quantizes, if any.
+
+    Raises TypeError for calibrated blocks of anything but a weight.
+    """
+    kind, block = kind_of(settings), block_size_of(settings) or 0
+    axis = settings["axis"]
     axis = axis[0] if isinstance(axis, (list, tuple)) else axis
-    shape: tuple[int, ...] | None = () if amax_size == 1 and kind != "int4" else (amax_size,)
-    if kind == "mxfp8":
-        shape = None
-    elif kind == "int4":
+    if not kind.has_amax:
+        return TracedQuantizer(kind, axis, block, None)
+    if kind.blocks == "static":
         if weight is None:
-            raise TypeError("blocks of INT4 are for weights")
-        shape = (*weight[:-1], weight[-1] // block)
-    return TracedQuantizer(kind, None if shape == () else axis, block, shape)
+            raise TypeError(f"blocks of {kind} are for weights")
+        return TracedQuantizer(kind, axis, block, (*weight[:-1], weight[-1] // block))
+    if amax_size == 1:
+        return TracedQuantizer(kind, None, block, ())
+    return TracedQuantizer(kind, axis, block, (amax_size,))
 
 
 @contextmanager

@@ -25,14 +25,14 @@ def attach_recipes(
 ) -> None:
     """Give every fake initializer its recipe: a weight of `source` cast to its type, or amax / bound.
 
-    Raises DiffcError naming the tensor when neither the weights nor the checkpoint have it.
+    Raises DiffcError that names a tensor which neither the weights nor the checkpoint have.
     """
     for name, value in model.graph.initializers.items():
         path, _, leaf = name.rpartition(".")
         if leaf == "scale" and path in traced and checkpoint is not None:
             recipe = _scale(traced[path], checkpoint.amax[path])
-        elif checkpoint is not None and (held := scaling_of(name, checkpoint)) is not None:
-            recipe = keep(held)
+        elif checkpoint is not None and (values := scaling_of(name, checkpoint)) is not None:
+            recipe = keep(values)
         elif name in source.weights:
             recipe = source.weights[name]
             if checkpoint is not None and leaf == "weight":
@@ -59,19 +59,19 @@ def _element_type(value: ir.Value) -> int:
 
 
 def is_real(value: ir.Value) -> bool:
-    """Whether an initializer holds values of its own, as constants do that the exporter made."""
+    """Whether an initializer has values in the trace, as constants have that the exporter made."""
     raw = getattr(value.const_value, "raw", None)
     return raw is not None and not isinstance(raw, torch._subclasses.fake_tensor.FakeTensor)
 
 
 def scaling_of(name: str, checkpoint: Checkpoint) -> npt.NDArray[np.float32] | None:
-    """What a buffer of a quantizer holds: `a.input_quantizer._pre_quant_scale`, `a...._svdquant_lora_a`."""
+    """Values of a quantizer's buffer: `a.input_quantizer._pre_quant_scale`, `a.weight_quantizer._svdquant_lora_b`."""
     path, _, leaf = name.rpartition(".")
     return checkpoint.scaling.get(f"{path}.{leaf.removeprefix('_')}")
 
 
 def scaled_weight(weight: Recipe, layer: str, checkpoint: Checkpoint) -> Recipe:
-    """The weight of `layer` as `diffc.quantize.scaling.apply_scaling` leaves it: divided, and less its branch."""
+    """The weight of `layer` changed as `diffc.quantize.scaling.apply_scaling` does: divided, and less its branch."""
     scaling = checkpoint.scaling
     factor = scaling.get(f"{layer}.input_quantizer.pre_quant_scale")
     if factor is not None:
@@ -83,9 +83,5 @@ def scaled_weight(weight: Recipe, layer: str, checkpoint: Checkpoint) -> Recipe:
 
 
 def _scale(quantizer: TracedQuantizer, amax: npt.NDArray[np.float32]) -> Recipe:
-    """The recipe of amax / bound in the shape of the scale; of many values, kept once and not in the recipe."""
-    array = amax.astype(np.float32).reshape(quantizer.shape or ())
-    if quantizer.kind == "nvfp4":  # as torch divides by a number on CUDA, where ModelOpt's kernel runs
-        return Recipe.of_array(array * np.float32(1 / quantizer.bound))
-    recipe = Recipe.of_array(array) if array.size == 1 else keep(array)
-    return recipe.scale_of_amax(quantizer.bound)
+    """The scale, amax / bound, in its own shape."""
+    return quantizer.kind.scale_recipe(amax.astype(np.float32).reshape(quantizer.shape or ()))

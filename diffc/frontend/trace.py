@@ -7,6 +7,7 @@ Its initializers are replaced by recipes over the files that hold the weights (`
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,100 +15,115 @@ from typing import Any
 
 import onnx
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.frontend.blocks import find_runs, shortened
-from diffc.frontend.copy_blocks import StampError, stamp
+from diffc.frontend.copy_blocks import copy_blocks
+from diffc.frontend.equal_blocks import BlocksDiffer
 from diffc.frontend.names import name_graph
-from diffc.frontend.quantizer_nodes import TRT
 from diffc.frontend.quantizers import TracedQuantizer, describe, traceable
 from diffc.frontend.recipes import attach_recipes
 from diffc.frontend.translations import translations
 from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.sources.backbone import DTYPES, build_backbone
+from diffc.models.sources.backbone import FakeBackbone
 from diffc.models.sources.source import ModelSource
 from diffc.models.spec import Config, DimSpec, Shape
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import layer_of, role_of
 from passes.base import collector_paused
+from passes.graph import trt_ops
 
 OPSET = 23
 _ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 _LOG = logging.getLogger(__name__)
-IR_VERSION = 11  # what opset 23 came with; ONNX Runtime 1.31 refuses newer ones
+IR_VERSION = 11  # that of opset 23; ONNX Runtime 1.31 refuses newer ones
 
 
 def trace(
-    source: ModelSource, *, dtype: str, checkpoint: Checkpoint | None, whole: bool = False
+    source: ModelSource,
+    *,
+    dtype: str,
+    checkpoint: Checkpoint | None,
+    whole: bool = False,
+    backbone: FakeBackbone | None = None,
 ) -> onnx.ModelProto:
     """The backbone as an opset-23 model whose weights are recipes over `source` and `checkpoint`.
 
-    `dtype` is the compute type ("float32", "float16", "bfloat16"). Batch, image size and text length are dynamic.
-    Inputs, outputs and dimensions carry the family's names; nodes those of their modules. Of many equal blocks in a row
-    a few are traced and the others stamped, with the same result as a `whole` trace (`diffc.frontend.copy_blocks`).
+    `dtype` is the compute type ("float32", "float16", "bfloat16"). `backbone` is `source` on fake tensors in this type;
+    None makes one. Batch, image size and text length are dynamic. Inputs, outputs and dimensions carry the family's
+    names; nodes those of their modules. Of many equal blocks in a row a few are traced and the others copied, with the
+    same result as a `whole` trace (`diffc.frontend.copy_blocks`).
     """
     with quiet_exporter(), collector_paused():
-        program, traced = _export(source, DTYPES[dtype], checkpoint, whole)
+        program, traced = _export(backbone or FakeBackbone(source, dtype), checkpoint, whole)
         name_graph(program.model, source.family, source.config)
         attach_recipes(program.model, source, traced, checkpoint)
-        if any(quantizer.dynamic for quantizer in traced.values()):
-            program.model.opset_imports[TRT] = 1
+        if any(quantizer.kind.dynamic for quantizer in traced.values()):
+            program.model.opset_imports[trt_ops.DOMAIN] = trt_ops.VERSION
         model: onnx.ModelProto = program.model_proto
     model.ir_version = IR_VERSION
     model.producer_name = "diffc"
     return model
 
 
+def trace_seconds(source: ModelSource) -> float:
+    """About how long a trace takes: the import of the exporter, and what it takes for each kind of weight.
+
+    Equal blocks are traced a few times, however many there are: their weights differ in numbers alone.
+    """
+    kinds = {re.sub(r"\d+", "", name) for name in source.weights}
+    return 6.0 + 0.15 * len(kinds)
+
+
 def _export(
-    source: ModelSource, dtype: torch.dtype, checkpoint: Checkpoint | None, whole: bool
+    lent: FakeBackbone, checkpoint: Checkpoint | None, whole: bool
 ) -> tuple[Any, dict[str, TracedQuantizer]]:
-    family, config = source.family, source.config
+    family, config = lent.source.family, lent.source.config
     shape = trace_shape(family, config)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        backbone = build_backbone(family, config, dtype)
+    backbone = lent.copy()
+    with lent.mode:
         if checkpoint is not None:
             checkpoint.apply(backbone, family.name)
         traced = traced_quantizers(backbone, checkpoint)
         quantizers = {path: backbone.get_submodule(path) for path in traced}
-        values = random_inputs(family, config, shape, dtype=dtype, seed=0)
+        values = random_inputs(family, config, shape, dtype=lent.dtype, seed=0)
         kwargs = forward_kwargs(family, config, values) | {"return_dict": False}
         with traceable(quantizers, traced), torch.no_grad():
             dynamic = _dynamic(family, config)
-            program = None if whole else _stamped(backbone, kwargs, dynamic)
+            program = None if whole else _with_copied_blocks(backbone, kwargs, dynamic)
             return program or _to_onnx(backbone, kwargs, dynamic), traced
 
 
-def _stamped(backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any]) -> Any:
-    """The ONNX program of which few of many equal blocks were traced; None where that is not possible."""
+def _with_copied_blocks(backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any]) -> Any:
+    """The ONNX program, traced with few of many equal blocks; None where the others cannot be copied from them."""
     runs = find_runs(backbone)
     with shortened(backbone, runs):
         program = _to_onnx(backbone, kwargs, dynamic)
     try:
-        stamp(program.model, runs)
-    except StampError as error:
+        copy_blocks(program.model, runs)
+    except BlocksDiffer as error:
         _LOG.info("tracing every block: %s", error)
         return None
     return program
 
 
 def _to_onnx(backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any]) -> Any:
-    """torch's ONNX program of a backbone as it is."""
+    """The ONNX program that torch makes of a backbone."""
     program = torch.export.export(backbone, (), kwargs=kwargs, dynamic_shapes=dynamic, strict=False)
     for node in program.graph.find_nodes(op="call_function", target=_ASSERTION):
-        program.graph.erase_node(node)  # as the exporter does in the end, when each has been traced twice
+        program.graph.erase_node(node)  # the exporter drops them as well, after it has traced each twice
     return torch.onnx.export(
         program,
         dynamo=True,
         opset_version=OPSET,
-        optimize=False,  # its constant folder wants values; passes.fold-constants does this work
+        optimize=False,  # its constant folder needs values; the pass fold-constants does this work
         verbose=False,
         custom_translation_table=translations(),
     )
 
 
 def traced_quantizers(backbone: torch.nn.Module, checkpoint: Checkpoint | None) -> dict[str, TracedQuantizer]:
-    """What a trace keeps of every quantizer of `checkpoint`, by module path."""
+    """Every quantizer of `checkpoint` as it is traced, by module path."""
     if checkpoint is None:
         return {}
     found = {}
@@ -120,7 +136,7 @@ def traced_quantizers(backbone: torch.nn.Module, checkpoint: Checkpoint | None) 
 
 
 def trace_shape(family: Family, config: Config) -> Shape:
-    """A small shape to trace at: every size distinct and above one, so that nothing is taken for a constant."""
+    """A small shape to trace at. Every size is distinct and above one, so that none is taken for a constant."""
     multiple = family.pixel_multiple(config)
     return Shape(batch=2, height=4 * multiple, width=6 * multiple, text=20)
 
@@ -145,7 +161,7 @@ def _symbol(dim: DimSpec) -> Any:
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Hold back warnings of the exporter that a user cannot act on (missing torchvision, deprecations)."""
+    """Silence warnings of the exporter that a user cannot act on (missing torchvision, deprecations)."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

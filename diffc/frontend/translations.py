@@ -1,10 +1,10 @@
-"""Translations that replace the exporter's own where its graph would be invalid or would not build.
+"""Translations that replace the exporter's own where its graph would be invalid, or an engine would not build.
 
 - Splits: the exporter writes SplitToSequence, which ONNX does not define for bfloat16 and the TensorRT-RTX
-  parser does not know. Here they are Split, or Slice where sizes differ or are only known at run time.
-- Einsum (the unpatchify of SD3): not defined for bfloat16. It only permutes there, so it is a Transpose.
-- Concatenation of mixed float types: torch promotes, the exporter drops that (SDXL: 16-bit text_embeds beside
-  float32 sinusoids), and ONNX Concat takes one type only.
+  parser does not know. We write Split, or Slice where sizes differ or are known only at run time.
+- Einsum (the unpatchify of SD3): not defined for bfloat16. It only permutes axes there, so we write Transpose.
+- Concatenation of mixed float types (SDXL: 16-bit text_embeds beside float32 sinusoids): torch promotes them, the
+  exporter does not, and ONNX Concat takes one type only. We write the casts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffc.frontend.quantizer_nodes import quantizer_translations
+from diffc.frontend.quantizers import quantizer_translations
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -36,7 +36,9 @@ def _split(self: Any, split_size: Any, dim: int = 0) -> Any:
 
     length = self.shape[dim] if self.shape is not None else None
     if not isinstance(length, int) or not isinstance(split_size, int):
-        return op.SplitToSequence(self, split_size, axis=dim)  # a count known at run time only
+        return op.SplitToSequence(
+            self, split_size, axis=dim
+        )  # the number of pieces is known only at run time
     sizes = [min(split_size, length - start) for start in range(0, length, split_size)]
     return _pieces(self, sizes, dim)
 
@@ -76,12 +78,12 @@ def _cat(tensors: Sequence[Any], dim: int = 0) -> Any:
 
 
 def _is_empty_legacy(tensor: Any) -> bool:
-    """torch ignores 1-D tensors of length 0 in a concatenation; ONNX does not."""
+    """Whether torch ignores the tensor in a concatenation (1-D, of length 0); ONNX does not."""
     return tensor.shape is not None and len(tensor.shape) == 1 and tensor.shape[0] == 0
 
 
 def _promotable(dtype: Any) -> Any:
-    """The numpy type of an onnx_ir type, so that float16 (or bfloat16) beside float32 gives float32."""
+    """The numpy type of an onnx_ir type; numpy promotes float16 or bfloat16 beside float32 to float32."""
     return dtype.numpy()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffc.errors import DiffcError
+from diffc.errors import UsageError
 from diffc.models.spec import Config, DimSpec, InputSpec, Shape
 
 
@@ -59,20 +59,20 @@ class Family:
         return self.name
 
     def check(self, config: Config, shape: Shape) -> Shape:
-        """`shape` itself. Raises DiffcError when this backbone cannot run it, and says what it can run."""
+        """`shape` itself. Raises UsageError when this backbone cannot run it, and says what it can run."""
         multiple = self.pixel_multiple(config)
         if min(shape.batch, shape.height, shape.width, shape.text) < 1:
-            raise DiffcError(f"shape ({shape}) has a size below 1")
+            raise UsageError(f"shape ({shape}) has a size below 1")
         for name in ("height", "width"):
             if getattr(shape, name) % multiple:
-                raise DiffcError(
+                raise UsageError(
                     f"{name} {getattr(shape, name)} px does not fit {self.name}",
                     fix=f"use a multiple of {multiple}",
                 )
         sizes = self.sizes(shape)
         for dim in self.dims(config):
             if dim.maximum is not None and sizes[dim.name] > dim.maximum:
-                raise DiffcError(
+                raise UsageError(
                     f"{dim.name} is {sizes[dim.name]} at {shape}, and this model ends at {dim.maximum}",
                     fix="ask for a smaller image or fewer tokens",
                 )
@@ -84,6 +84,10 @@ class Family:
         return {
             i.name: tuple(sizes[d] if isinstance(d, str) else d for d in i.dims) for i in self.inputs(config)
         }
+
+    def input_dims(self, config: Config) -> dict[str, tuple[str | int, ...]]:
+        """The dimensions of every graph input, in graph order."""
+        return {item.name: item.dims for item in self.inputs(config)}
 
     def tokens(self, config: Config, shape: Shape) -> int:
         """How many tokens the blocks of a transformer have for each image; of a UNet, those at its bottom."""

@@ -1,4 +1,4 @@
-"""Random but plausible backbone inputs, for tracing and for comparing: seeded, never zeros."""
+"""Random but plausible inputs of a backbone, for tracing and comparing: seeded, never zeros."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _sample(item: InputSpec, size: tuple[int, ...], shape: Shape, generator: tor
     if item.sample == "guidance":
         return uniform * 5 + 1
     if item.sample == "text_ids":
-        return (uniform * 3).floor()  # pipelines give zeros, which would hide a lost input
+        return (uniform * 3).floor()  # pipelines pass zeros, which would hide an input that is lost
     if item.sample == "image_ids":
         return _grid(size[0], shape)
     if item.sample == "time_ids":

@@ -1,4 +1,4 @@
-"""Shape ranges: what `--profile batch=1:2:4,height=512:1024:2048` means for a model, and what holds without it."""
+"""Shape ranges: what `--profile batch=1:2:4,height=512:1024:2048` means for a model, and the default range."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from diffc.errors import DiffcError
+from diffc.errors import UsageError
 from diffc.models.family import Family
 from diffc.models.spec import VAE_SCALE, Shape
 
@@ -21,7 +21,7 @@ class ShapeProfile:
 
     @property
     def batch(self) -> int | None:
-        """The one batch that there is; None for a range."""
+        """The batch size where it is fixed; None for a range."""
         return self.minimum.batch if self.minimum.batch == self.maximum.batch else None
 
     def __str__(self) -> str:
@@ -34,9 +34,9 @@ def default_profile(family: Family, config: Mapping[str, Any]) -> ShapeProfile:
     largest = {dim.name: dim.maximum for dim in family.dims(config)}
 
     def pixels(name: str, factor: float) -> int:
-        wish = int(getattr(native, name) * factor) // step * step
+        wanted = int(getattr(native, name) * factor) // step * step
         rows = largest.get(name)
-        return max(step, wish if rows is None else min(wish, rows * VAE_SCALE))
+        return max(step, wanted if rows is None else min(wanted, rows * VAE_SCALE))
 
     minimum = Shape(1, pixels("height", 0.5), pixels("width", 0.5), max(1, native.text // 4))
     maximum = Shape(2 * native.batch, pixels("height", 1.5), pixels("width", 1.5), 2 * native.text)
@@ -46,7 +46,7 @@ def default_profile(family: Family, config: Mapping[str, Any]) -> ShapeProfile:
 def parse_profile(text: str, family: Family, config: Mapping[str, Any]) -> ShapeProfile:
     """The default profile with the axes of `text` replaced: `axis=size` or `axis=min:opt:max`, comma separated.
 
-    Axes are batch, height, width (pixels) and text (tokens). Raises DiffcError for anything else, for sizes out
+    Axes are batch, height, width (pixels) and text (tokens). Raises UsageError for anything else, for sizes out
     of order, and for shapes that the model cannot run.
     """
     profile = default_profile(family, config)
@@ -65,13 +65,13 @@ def parse_profile(text: str, family: Family, config: Mapping[str, Any]) -> Shape
 def parse_sizes(text: str, known: Sequence[str]) -> dict[str, tuple[int, int, int]]:
     """Minimum, optimum and maximum by axis, from `axis=size` or `axis=min:opt:max`, comma separated.
 
-    Raises DiffcError for an axis that is not `known`, and for sizes out of order.
+    Raises UsageError for an axis that is not `known`, and for sizes out of order.
     """
     sizes = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         axis, _, value = part.partition("=")
         if axis not in known:
-            raise DiffcError(f"profile {part!r}: unknown axis {axis!r}. Known: {', '.join(known) or 'none'}")
+            raise UsageError(f"profile {part!r}: unknown axis {axis!r}. Known: {', '.join(known) or 'none'}")
         sizes[axis] = _sizes(part, value)
     return sizes
 
@@ -84,7 +84,9 @@ def _sizes(part: str, value: str) -> tuple[int, int, int]:
     if len(sizes) == 1:
         sizes *= 3
     if len(sizes) != 3 or sizes != sorted(sizes):
-        raise DiffcError(
-            f"profile {part!r} is no size", fix="write axis=size or axis=min:opt:max, in that order"
+        axis = part.partition("=")[0]
+        raise UsageError(
+            f"profile {part!r}: {value!r} is not a size, nor three in ascending order",
+            fix=f"write {axis}=SIZE or {axis}=MIN:OPT:MAX",
         )
     return sizes[0], sizes[1], sizes[2]

@@ -1,4 +1,4 @@
-"""The model families by name: every file of `diffc/models/families/` has one, called FAMILY."""
+"""The model families by name: those of `diffc/models/families/` (one file each, called FAMILY) and of plugins."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pkgutil
 from collections.abc import Mapping
 from importlib import import_module
 
+from diffc import plugins
 from diffc.errors import UnsupportedError, unknown
 from diffc.models import families
 from diffc.models.family import Family
@@ -18,7 +19,8 @@ def _listed() -> Mapping[str, Family]:
     return {family.name: family for family in found}
 
 
-FAMILIES: Mapping[str, Family] = _listed()  # plugins: the families of entry points are merged in this line
+_OWN = _listed()
+FAMILIES: Mapping[str, Family] = {**_OWN, **plugins.load("diffc.families", Family, _OWN)}
 
 
 def find_family(name: str) -> Family:

@@ -1,4 +1,4 @@
-"""Which layers lose what: the noise of each quantized layer, on the inputs that it has while a pipeline paints."""
+"""How much each quantized layer loses: its noise on the inputs that it has while a pipeline paints."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from diffc.quantize.convert import enabled_quantizers, layer_of, role_of
 
 
 @dataclass
@@ -29,8 +31,6 @@ class LayerNoise:
 
 def quantized_layers(backbone: nn.Module) -> list[str]:
     """Module paths of the layers of `backbone` whose weights ModelOpt's quantizers round, in module order."""
-    from diffc.quantize.convert import enabled_quantizers, layer_of, role_of
-
     names = [name for name in enabled_quantizers(backbone) if role_of(name) == "weight_quantizer"]
     return list(dict.fromkeys(map(layer_of, names)))
 
@@ -41,8 +41,8 @@ def measured(
 ) -> Iterator[dict[str, LayerNoise]]:
     """While open, each call of a layer of `backbone` also runs that of `quantized`, on the very same input.
 
-    Each layer is looked at by itself: none has an input that another one's rounding changed. The outputs of `backbone`
-    stay what they are. Gives the sums by path, in the order of `paths`, which grow with every call.
+    Each layer is measured by itself: the rounding of other layers does not change its input. The outputs of `backbone`
+    do not change. Yields the sums by path, in the order of `paths`; they grow with every call.
     """
     sums = {path: LayerNoise() for path in paths}
     hooks = [

@@ -1,4 +1,4 @@
-"""The pictures that the quality figures are of: every digit in turn, from the same noise whatever the backbone."""
+"""Pictures for the quality figures: every digit in turn, from the same noise whatever the backbone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKENS = 64
 
 @dataclass(frozen=True)
 class Figures:
-    """What is said of images: `read` holds the digit that the classifier reads in each (-1 in an image of NaN).
+    """Figures of images: `read` holds the digit that the classifier reads in each (-1 in an image of NaN).
 
     `right` is the share (0..1) that is read as asked; `psnr` (dB, infinite for equal images) is the mean over the
     images, `ssim` likewise, both against the images of the unquantized torch model.
@@ -76,7 +76,7 @@ def _paint(pipe: Any, numbers: Sequence[int], steps: int) -> Tensor:
 def judge(images: Tensor, reference: Tensor) -> Figures:
     """Figures of `images` [N, 3, H, W] in 0..1, of `asked(N)`, against `reference` of the same shape.
 
-    Raises DiffcError for another shape. NaN is no likeness: 0 dB, SSIM 0.
+    Raises DiffcError for another shape. An image with NaN counts as 0 dB, SSIM 0.
     """
     if images.shape != reference.shape:
         raise DiffcError(

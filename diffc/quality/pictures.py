@@ -1,4 +1,4 @@
-"""Pictures side by side: how near one is to another, and one image of them all with captions."""
+"""Compares pictures in numbers, and puts them side by side in one image with captions."""
 
 from __future__ import annotations
 

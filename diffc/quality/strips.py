@@ -1,4 +1,4 @@
-"""Rows of small images: kept as text between the runs of a table, and put together in one picture."""
+"""Rows of small images: stored as text between runs of a table, and assembled to one picture."""
 
 from __future__ import annotations
 

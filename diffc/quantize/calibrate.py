@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from diffc.errors import DiffcError, unknown
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers
 from diffc.quantize.formats import Format
+from diffc.quantize.kinds import kind_of
 from diffc.quantize.options import QuantOptions
+from diffc.quantize.percentile import use_percentile
 from diffc.quantize.scaling import portable_scaling
 from diffc.quantize.simulate import cpu_block_quant
-from diffc.quantize.state import kind_of, settings_of, usable_amax
+from diffc.quantize.state import settings_of, usable_amax
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,8 +92,6 @@ def calibrate(
 
 def _use_percentile(pipe: Any, backbone: nn.Module, steps: int, options: QuantOptions) -> None:
     """Collect the inputs of convolutions by step. Raises DiffcError where none is quantized."""
-    from diffc.quantize.percentile import use_percentile
-
     pipe.scheduler.set_timesteps(steps)  # schedulers of second order call the backbone more often than that
     calls = len(pipe.scheduler.timesteps)
     method = "global_min" if options.collect_method == "default" else options.collect_method
@@ -200,7 +200,7 @@ def _finish(backbone: nn.Module) -> None:
     """Check every enabled quantizer's amax and keep it in float32."""
     for name, quantizer in enabled_quantizers(backbone).items():
         kind = kind_of(settings_of(quantizer.get_modelopt_state()))
-        if kind == "mxfp8":
+        if not kind.has_amax:
             continue
         amax = usable_amax(name, getattr(quantizer, "_amax", None), kind)
         quantizer.reset_amax()  # assigning to a buffer would keep its dtype

@@ -25,14 +25,13 @@ from diffc.quantize.convert import (
     weighted_layers,
 )
 from diffc.quantize.fingerprint import backbone_config, config_hash
+from diffc.quantize.kinds import Settings, kind_of
 from diffc.quantize.scaling import apply_scaling
 from diffc.quantize.state import (
     SCALING,
     Amax,
     Scaling,
-    Settings,
     attributes_of,
-    kind_of,
     settings_of,
     tensor_of,
     usable_amax,
@@ -81,7 +80,7 @@ class Checkpoint:
         amax = {
             name: usable_amax(name, getattr(q, "_amax", None), kinds[name])
             for name, q in quantizers.items()
-            if kinds[name] != "mxfp8"
+            if kinds[name].has_amax
         }
         return cls(
             family,
@@ -191,7 +190,7 @@ class Checkpoint:
 def _keeps_amax(directory: Path, settings: Mapping[str, Settings], path: str) -> bool:
     """Whether the quantizer at `path` has an amax; the folder is damaged when its settings do not say."""
     try:
-        return kind_of(settings[path]) != "mxfp8"
+        return kind_of(settings[path]).has_amax
     except (KeyError, TypeError, AttributeError, DiffcError) as error:
         raise folder.damaged(directory, f"the settings of {path} are not those of a quantizer") from error
 

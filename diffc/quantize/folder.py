@@ -29,7 +29,7 @@ def write(directory: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax
     """
     if directory.exists() and not (directory / RECORD).is_file() and not _is_empty(directory):
         raise DiffcError(
-            f"{directory} exists and is no checkpoint (it has no {RECORD}); it is left as it is",
+            f"{directory} exists and is not a checkpoint (it has no {RECORD}); it was not changed",
             fix="name another folder",
         )
     temporary = directory.with_name(f".{directory.name}-{uuid4().hex[:8]}")
@@ -46,7 +46,7 @@ def write(directory: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax
 
 
 def _fill(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax]) -> None:
-    # safetensors writes memory as it lies; matrices of an SVD lie column by column.
+    # safetensors writes memory in its own order, and the matrices of an SVD are stored column by column.
     data = safetensors.numpy.save({name: np.array(array, order="C") for name, array in tensors.items()})
     content = {**record, "schema": SCHEMA, "tensors_sha256": hashlib.sha256(data).hexdigest()}
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
@@ -76,7 +76,7 @@ def _replace(temporary: Path, directory: Path) -> None:
 def read(directory: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Amax]]:
     """The entries `names` of the record, and every tensor by its name.
 
-    Raises DiffcError when the folder is no checkpoint, is damaged, or has another schema.
+    Raises DiffcError when the folder is not a checkpoint, is damaged, or has another schema.
     """
     if not (directory / RECORD).is_file():
         raise DiffcError(
@@ -121,7 +121,7 @@ def _read_tensors(directory: Path, expected: str) -> dict[str, Amax]:
     try:
         return dict(safetensors.numpy.load(content))
     except safetensors.SafetensorError as error:
-        raise damaged(directory, f"{TENSORS} is no safetensors file ({error})") from error
+        raise damaged(directory, f"{TENSORS} is not a safetensors file ({error})") from error
 
 
 def damaged(directory: Path, what: str) -> DiffcError:

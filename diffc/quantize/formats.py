@@ -9,23 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diffc.errors import unknown
+from diffc import plugins
+from diffc.errors import unknown_value
+from diffc.quantize.kinds import KINDS, block_size_of, kind_of
 
 Quantizer = Mapping[str, Any]
 """Attributes of one ModelOpt TensorQuantizer: num_bits, axis, block_sizes (`QuantizerAttributeConfig`)."""
 
-INT8: Quantizer = {"num_bits": 8, "axis": None}
-INT8_CHANNEL: Quantizer = {"num_bits": 8, "axis": 0}
-FP8: Quantizer = {"num_bits": (4, 3), "axis": None}
-INT4_BLOCK: Quantizer = {"num_bits": 4, "block_sizes": {-1: 128, "type": "static"}}
-NVFP4: Quantizer = {
-    "num_bits": (2, 1),
-    "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)},
-}
-MXFP8: Quantizer = {
-    "num_bits": (4, 3),
-    "block_sizes": {-1: 32, "type": "dynamic", "scale_bits": (8, 0)},
-}
+INT8: Quantizer = {**KINDS["int8"].attributes, "axis": None}
+INT8_CHANNEL: Quantizer = {**KINDS["int8"].attributes, "axis": 0}
+FP8: Quantizer = {**KINDS["fp8"].attributes, "axis": None}
+INT4_BLOCK: Quantizer = KINDS["int4"].attributes
+NVFP4: Quantizer = KINDS["nvfp4"].attributes
+MXFP8: Quantizer = KINDS["mxfp8"].attributes
 
 
 @dataclass(frozen=True)
@@ -58,32 +54,25 @@ class Format:
     @property
     def block_size(self) -> int | None:
         """Elements of a weight that share a scale; None where it is a whole channel or tensor."""
-        blocks = self.weight[0].get("block_sizes") if self.weight else None
-        return None if blocks is None else int(blocks[-1])
+        return block_size_of(self.weight[0]) if self.weight else None
 
     @property
     def weight_bits(self) -> int | None:
         """Bits of a stored weight, without its scales; None where it stays in the model's own type."""
-        return _bits(self.weight[0]) if self.weight else None
+        return kind_of(self.weight[0]).bits if self.weight else None
 
     @property
     def input_bits(self) -> int | None:
         """Bits of a quantized activation; None where it stays in the model's own type."""
-        return None if self.input is None else _bits(self.input)
+        return None if self.input is None else kind_of(self.input).bits
 
     @property
     def stored_bits(self) -> float | None:
-        """Bits of a stored weight with its share of the block scales (16 bits for INT4, 8 for the others)."""
-        if self.weight_bits is None or self.block_size is None:
-            return self.weight_bits
-        return self.weight_bits + (16 if self.weight_bits == 4 and self.weight[0] is INT4_BLOCK else 8) / (
-            self.block_size
-        )
-
-
-def _bits(quantizer: Quantizer) -> int:
-    bits = quantizer["num_bits"]
-    return bits if isinstance(bits, int) else 1 + sum(bits)
+        """Bits of a stored weight with its share of the block scales."""
+        if not self.weight:
+            return None
+        kind, block = kind_of(self.weight[0]), self.block_size
+        return kind.bits if block is None else kind.bits + (kind.scale_bits or 0) / block
 
 
 _ANY_GPU = "integer kernels are in every GPU that TensorRT-RTX builds for"
@@ -189,11 +178,12 @@ FORMATS: dict[str, Format] = {
         ),
     )
 }
+FORMATS |= plugins.load("diffc.formats", Format, FORMATS)
 
 
 def find_format(name: str) -> Format:
     """The format of that name, with "-" for "_" if you like. Raises DiffcError that lists the known ones."""
     found = FORMATS.get(name.replace("-", "_"))
     if found is None:
-        raise unknown("format", name, FORMATS, fix="choose one of these with --format")
+        raise unknown_value("format", name, FORMATS, fix="choose one of these with --format")
     return found

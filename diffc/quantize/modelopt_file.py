@@ -19,13 +19,11 @@ from diffc.quantize.convert import (
     weighted_layers,
 )
 from diffc.quantize.formats import FORMATS, Format
+from diffc.quantize.kinds import Settings, block_size_of, kind_of
 from diffc.quantize.state import (
     SCALING,
     Amax,
     Scaling,
-    Settings,
-    block_size_of,
-    kind_of,
     settings_of,
     usable_amax,
 )
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """What a file of ModelOpt's holds: the fields of `Checkpoint` of these names, and ModelOpt's version."""
+    """The content of a file of ModelOpt: the fields of `Checkpoint` of these names, and ModelOpt's version."""
 
     format: str
     settings: dict[str, Settings]
@@ -70,7 +68,7 @@ def read(path: Path, backbone: nn.Module) -> Found:
     amax = {
         name: usable_amax(name, tensors.get(f"{name}._amax"), kind).numpy()
         for name in kept
-        if (kind := kind_of(settings[name])) != "mxfp8"
+        if (kind := kind_of(settings[name])).has_amax
     }
     return Found(format, settings, amax, scaling, str(content["modelopt_state"].get("modelopt_version")))
 
@@ -97,7 +95,9 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DiffcError(f"no such file: {path}", fix="give the .pt file that ModelOpt wrote")
     try:
-        with torch.serialization.safe_globals([slice]):  # kept by block quantizers; ModelOpt allows it too
+        with torch.serialization.safe_globals(
+            [slice]
+        ):  # block quantizers hold slices; ModelOpt allows them as well
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise DiffcError(
@@ -160,7 +160,7 @@ def _check_model(
 
 
 def _check_blocks(path: Path, backbone: nn.Module, settings: Mapping[str, Settings]) -> None:
-    """Raises UnsupportedError for a weight that is no whole blocks: ModelOpt pads it, and no kernel does."""
+    """Raises UnsupportedError for a weight that is not whole blocks: ModelOpt pads it, which no kernel does."""
     for name, value in settings.items():
         size = block_size_of(value)
         if size is None or role_of(name) != "weight_quantizer":
@@ -174,7 +174,7 @@ def _check_blocks(path: Path, backbone: nn.Module, settings: Mapping[str, Settin
 
 
 def _format_of(path: Path, settings: Mapping[str, Settings], tensors: Mapping[str, Any]) -> str:
-    """The format that sets the quantizers of layers just so. Raises UnsupportedError when there is none."""
+    """The format whose quantizers have these settings. Raises UnsupportedError when there is none."""
     own = {name: value for name, value in settings.items() if not role_of(name).endswith(_ATTENTION)}
     scaled = any(name.endswith("._pre_quant_scale") for name in tensors)
     branched = any(name.endswith("._svdquant_lora_a") for name in tensors)

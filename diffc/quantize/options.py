@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffc.errors import DiffcError, UnsupportedError, unknown
+from diffc.errors import UnsupportedError, UsageError, unknown_value
 from diffc.quantize.formats import FORMATS, FP8, Format, Quantizer
 
 LEVELS = (1.0, 2.0, 2.5, 3.0, 4.0)
@@ -38,16 +38,16 @@ class QuantOptions:
     def check(self, fmt: Format) -> None:
         """Raises DiffcError for values out of range, and for options that the format has no use for."""
         if self.level not in LEVELS:
-            raise unknown("quant level", f"{self.level:g}", [f"{level:g}" for level in LEVELS])
+            raise unknown_value("quant level", f"{self.level:g}", [f"{level:g}" for level in LEVELS])
         if self.collect_method not in COLLECT_METHODS:
-            raise unknown("collect method", self.collect_method, COLLECT_METHODS)
+            raise unknown_value("collect method", self.collect_method, COLLECT_METHODS)
         for name, value, low, high in (
             ("alpha", self.alpha, 0, 1),
             ("percentile", self.percentile, 0, 1),
             ("lowrank", self.lowrank, 1, 1 << 12),
         ):
             if not low <= value <= high:
-                raise DiffcError(f"--{name} is {value:g}", fix=f"give {low} to {high}")
+                raise UsageError(f"--{name} is {value:g}", fix=f"give {low} to {high}")
         self._check_use(fmt)
 
     def _check_use(self, fmt: Format) -> None:
@@ -60,7 +60,7 @@ class QuantOptions:
                     fix=f"leave {option} out, or choose another --format",
                 )
         if self.collect_method != "default" and self.percentile == 0:
-            raise DiffcError("--percentile 0 takes no step at all", fix="give a share of steps above 0")
+            raise UsageError("--percentile 0 takes no step at all", fix="give a share of steps above 0")
         if self.quantizes_attention and not fmt.mha:
             able = ", ".join(f.name for f in FORMATS.values() if f.mha)
             raise UnsupportedError(

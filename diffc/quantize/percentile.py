@@ -1,7 +1,7 @@
 """Calibration of INT8 convolutions by denoising step: ModelOpt's methods, for which magnitudes are kept apart.
 
 Early steps see mostly noise and late ones mostly image, so the largest magnitude of a convolution's input
-changes along the way, and a maximum over all steps serves few of them well.
+changes from step to step, and a maximum over all steps suits few of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from diffc.errors import DiffcError, unknown
+from diffc.errors import DiffcError, unknown_value
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ METHODS: Mapping[str, tuple[Reduce, Reduce]] = {
     "min-mean": (lambda batches: batches.mean(), lambda steps: steps.min()),
     "mean-max": (lambda batches: batches.max(), lambda steps: steps.mean()),
 }
-"""Method -> how the batches of one step are reduced, and then the steps. The name reads the other way round."""
+"""Method -> how the batches of one step are reduced, and then the steps. The name has the second first."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class PercentileCalibrator:
     def __post_init__(self) -> None:
         """Refuse what no step or no method fits. Raises DiffcError."""
         if self.method not in METHODS:
-            raise unknown("collect method", self.method, METHODS)
+            raise unknown_value("collect method", self.method, METHODS)
         if not 0 < self.percentile <= 1:
             raise DiffcError(
                 f"percentile is {self.percentile}, expected a share of steps: above 0, at most 1"
@@ -71,7 +71,7 @@ class PercentileCalibrator:
         self._amaxes.clear()
 
     def compute_amax(self) -> torch.Tensor | None:
-        """What the method makes of all steps so far: float32, shape []; None before the first."""
+        """The amax of all steps so far by the method, float32 of shape []; None before the first step."""
         import torch
 
         if not self._amaxes:

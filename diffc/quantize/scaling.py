@@ -1,8 +1,8 @@
 """Formats that change weights: channels scaled against their inputs (SmoothQuant, AWQ), low-rank branches (SVDQuant).
 
-What ModelOpt finds (a factor per input channel, two thin matrices) is rounded to values that float16 and bfloat16
-both hold exactly, before it goes into the weights. So one checkpoint serves every compute type, and the rounding
-is made good by the weight instead of being an error of its own.
+ModelOpt finds a factor per input channel, or two thin matrices. Before they change the weights they are rounded to
+values that float16 and bfloat16 both hold exactly. So one checkpoint serves every compute type, and the weight
+compensates the rounding, which would otherwise be an error of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def portable_scaling() -> Iterator[None]:
-    """ModelOpt's calibration uses portable channel factors and low-rank matrices while this is open."""
+    """While this is open, ModelOpt's calibration uses portable channel factors and low-rank matrices."""
     from modelopt.torch.quantization import model_calib
 
     smooth, svd = model_calib.apply_pre_quant_scale_and_smooth, model_calib.svd
@@ -44,7 +44,7 @@ def portable_scaling() -> Iterator[None]:
 
 
 EXACT_SVD = 1 << 20
-"""Elements of a weight up to which its whole decomposition is worth its time on a CPU (a second at this size)."""
+"""Elements of a weight up to which it is decomposed exactly on a CPU, which takes a second at this size."""
 
 
 def low_rank(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,10 +65,9 @@ def apply_scaling(backbone: nn.Module, scaling: Scaling) -> None:
     """Give the quantized layers of `backbone` their factors and branches, and change their weights accordingly.
 
     In the order and with the roundings of ModelOpt: weight / factor in float32, rounded to the weight's type;
-    then minus branch, whose product is made in float64 so that any other implementation rounds it alike. Fake
-    weights keep what they are: shapes only.
+    then minus the branch, whose product is computed in float64 so that every implementation rounds it alike. Fake
+    weights stay as they are: they have shapes only.
     """
-
     _make_branches(backbone, scaling)
     for name, array in scaling.items():
         path, _, kind = name.rpartition(".")

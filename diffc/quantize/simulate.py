@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import torch
 
 E2M1_MAX = 6.0
+"""The largest magnitude of a 4-bit float."""
 E4M3_MAX = 448.0
+"""The largest magnitude of an 8-bit float with 4 bits of exponent."""
 E8M0_BIAS = 127
 SMALLEST_BLOCK_SCALE = 1e-5
 """Below it, ModelOpt's kernel takes 1 for the scale of an NVFP4 block."""
@@ -27,8 +29,8 @@ _PIECE = 1 << 20
 def nvfp4_fake_quant(x: torch.Tensor, amax: torch.Tensor, block_size: int = 16) -> torch.Tensor:
     """`x` [..., K] in float32, float16 or bfloat16 -> what remains of it in NVFP4, of the same shape and type.
 
-    `nvfp4_round_trip` with s2 = amax / (6 * 448); `amax` is that of the tensor, and of several the largest
-    counts. The division is what torch makes of one by a number on CUDA: amax * float32(1 / 2688).
+    `nvfp4_round_trip` with s2 = amax / (6 * 448), where `amax` is that of the tensor, or several of which the largest
+    counts. The division is computed as torch divides by a number on CUDA: amax * float32(1 / 2688).
     """
     import torch
 
@@ -105,7 +107,7 @@ def _piece_by_piece(function: Callable[[torch.Tensor], torch.Tensor], x: torch.T
 
 
 def _blocks(x: torch.Tensor, block_size: int) -> torch.Tensor:
-    """[..., K] -> float32 [rows, blocks, block_size], zeros behind the last element of a row."""
+    """[..., K] -> float32 [rows, blocks, block_size], padded with zeros at the end of a row."""
     from torch.nn.functional import pad
 
     rows = x.detach().reshape(-1, x.shape[-1]).float()

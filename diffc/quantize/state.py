@@ -1,4 +1,4 @@
-"""One quantizer's state as plain values: what ModelOpt holds, what a checkpoint keeps, and the way back."""
+"""The state of one quantizer as plain values: from ModelOpt to a checkpoint, and back."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffc.errors import DiffcError
+from diffc.quantize.kinds import Kind, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -21,20 +22,18 @@ SMALLEST_SCALE = 2.0**-17
 """See `portable`."""
 
 Scaling = Mapping[str, npt.NDArray[np.float32]]
-"""What a quantizer holds beside amax, by its path and one of `SCALING`."""
+"""The arrays of quantizers beside amax, by the quantizer's path and one of `SCALING`."""
 
 SCALING = ("pre_quant_scale", "svdquant_lora_a", "svdquant_lora_b")
-"""Of an input: what it is multiplied by, [in]. Of a weight: the low-rank branch, [rank, in] and [out, rank]."""
-
-Settings = Mapping[str, Any]
-"""Attributes of a quantizer as JSON values: num_bits, axis, block_sizes, type, unsigned, narrow_range."""
+"""pre_quant_scale is the factor of each input channel, [in]. The others are a weight's low-rank branch, [rank, in] and
+[out, rank]."""
 
 
 def settings_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the arithmetic of a quantizer, from its ModelOpt state, as plain JSON values."""
+    """The attributes that decide the arithmetic of a quantizer, from its ModelOpt state, as plain JSON values."""
     chosen = {
         "num_bits": state["_num_bits"],
-        # ModelOpt notes here how it reshaped the first input, once a quantizer of blocks has run.
+        # After a quantizer of blocks has run, ModelOpt notes here how it reshaped the first input.
         "axis": None if state["_block_sizes"] else state["_axis"],
         "block_sizes": state["_block_sizes"],
         "type": "dynamic" if state["_dynamic"] else "static",
@@ -80,44 +79,12 @@ def fake_mode_of(tensor: torch.Tensor) -> Any | None:
     return tensor.fake_mode if isinstance(tensor, FakeTensor) else None
 
 
-def kind_of(settings: Settings) -> str:
-    """What a quantizer does, from `settings_of`: int8, int4 (blocks), fp8, nvfp4 or mxfp8.
-
-    Raises DiffcError for any other.
-    """
-    bits, blocks = settings["num_bits"], settings["block_sizes"]
-    key = bits if isinstance(bits, int) else tuple(bits)
-    kind = {8: "int8", 4: "int4", (4, 3): "mxfp8" if blocks else "fp8", (2, 1): "nvfp4"}.get(key)
-    wanted = {"int4": "static", "mxfp8": "dynamic", "nvfp4": "dynamic"}.get(kind or "")
-    if kind is None or (blocks or {}).get("type", "static" if blocks else None) != wanted:
-        raise DiffcError(
-            f"a quantizer of {bits} bits with blocks {blocks} is of no kind that diffc compiles",
-            fix="quantize with one of the formats of `diffc formats`",
-        )
-    return kind
-
-
-BOUNDS = {"int8": 127.0, "int4": 7.0, "fp8": 448.0, "nvfp4": 6.0 * 448.0}
-"""kind -> what amax is divided by for the scale: the type's largest magnitude (ModelOpt's `maxbound`).
-
-NVFP4 has two: an E2M1 value is at most 6, the E4M3 scale of its block at most 448.
-"""
-
-
-def block_size_of(settings: Settings) -> int | None:
-    """Elements that share a scale, along the last axis; None for per-tensor and per-channel quantizers."""
-    blocks = settings["block_sizes"]
-    if not blocks:
-        return None
-    return int(blocks["-1"] if "-1" in blocks else blocks[-1])
-
-
-def usable_amax(name: str, amax: torch.Tensor | None, kind: str) -> torch.Tensor:
+def usable_amax(name: str, amax: torch.Tensor | None, kind: Kind) -> torch.Tensor:
     """`amax` of the quantizer `name` in float32, every element finite and above zero, with a portable scale.
 
     A channel or block of zeros gets amax 1: it quantizes to zeros with any scale, and a scale of 0 would make
-    NaN. See `portable` for what the scale becomes; that of NVFP4 stays as it is, since graphs hold it in
-    float32. Raises DiffcError when there is no amax, when one is not finite, and when all are zero.
+    NaN. See `portable` for what the scale becomes; that of NVFP4 stays as it is, since graphs hold it in float32.
+    Raises DiffcError when there is no amax, when one is not finite, and when all are zero.
     """
     import torch
 
@@ -128,7 +95,7 @@ def usable_amax(name: str, amax: torch.Tensor | None, kind: str) -> torch.Tensor
     if not amax.any():
         raise _uncalibrated(name, "saw nothing but zeros")
     positive = torch.where(amax > 0, amax.float(), 1.0)
-    return positive if kind == "nvfp4" else portable(positive, BOUNDS[kind])
+    return portable(positive, kind.bound) if kind.portable else positive
 
 
 def portable_values(tensor: torch.Tensor) -> torch.Tensor:
@@ -140,7 +107,7 @@ def portable_values(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def portable(amax: torch.Tensor, bound: float) -> torch.Tensor:
-    """The nearest amax not below, of which amax / bound is exact in float32, float16 and bfloat16 alike.
+    """The nearest amax, not below `amax`, for which amax / bound is exact in float32, float16 and bfloat16 alike.
 
     Graphs hold scales in the compute type. A rounded scale would move the quantization grid against the one
     that ModelOpt simulates with; an exact one makes both the same, for at most 1/128 of range. The scale gets
@@ -151,7 +118,7 @@ def portable(amax: torch.Tensor, bound: float) -> torch.Tensor:
     scale = (amax / bound).clamp(min=SMALLEST_SCALE)
     exact = (scale.view(torch.int32) & ~0xFFFF).view(torch.float32)
     above = ((scale.view(torch.int32) & ~0xFFFF) + 0x10000).view(torch.float32)
-    # amax of a portable scale may come back a rounding above it; that much is no reason to go a step up.
+    # The amax of a portable scale may come back one rounding above it: that must not move it to the next step.
     return torch.where(scale <= exact * (1 + 1e-6), exact, above) * bound
 
 

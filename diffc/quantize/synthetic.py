@@ -1,10 +1,10 @@
 """Calibration without a pipeline, a GPU or room for the model: one forward of random inputs, layer by layer.
 
-The backbone has no weights; accelerate loads each module's from the files when it runs, and drops them after.
-ModelOpt's methods look at one layer at a time, at its weight and at inputs that no quantizer has touched. So each
-layer is calibrated by ModelOpt itself, as a model of its own, at the moment when its input is there: the
-result is that of ModelOpt on the whole model and the same batch. Random inputs are no prompts: the scales serve to
-compile and to measure at full size, not to judge images.
+The backbone has no weights; accelerate loads those of a module when it runs, and drops them afterwards. ModelOpt's
+methods look at one layer at a time: at its weight, and at inputs that no quantizer has touched. So ModelOpt calibrates
+each layer as a model of its own when the layer is called, and the result is that of ModelOpt on the whole model and
+the same batch. Such scales serve to compile and to measure at full size. They say nothing about images, since random
+inputs are not prompts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from diffc.quantize.calibrate import algorithm_of
 from diffc.quantize.convert import (
     attention_layers,
     chosen_layers,
@@ -23,10 +24,11 @@ from diffc.quantize.convert import (
     insert_quantizers,
 )
 from diffc.quantize.formats import Format
+from diffc.quantize.kinds import Settings, kind_of
 from diffc.quantize.options import QuantOptions
 from diffc.quantize.scaling import portable_scaling
 from diffc.quantize.simulate import cpu_block_quant
-from diffc.quantize.state import SCALING, Amax, Settings, kind_of, settings_of, usable_amax
+from diffc.quantize.state import SCALING, Amax, settings_of, usable_amax
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +81,7 @@ def calibrate_synthetic(
 
 
 class _Found:
-    """What calibration has found so far, and the layers that are done."""
+    """The quantizers that are calibrated so far, and the paths of their layers."""
 
     def __init__(self) -> None:
         self.settings: dict[str, Settings] = {}
@@ -88,10 +90,10 @@ class _Found:
         self.done: set[str] = set()
 
     def add(self, name: str, quantizer: Any) -> None:
-        """Take over the state of one quantizer under its path in the whole model."""
+        """Note the state of one quantizer under its path in the whole model."""
         self.settings[name] = settings_of(quantizer.get_modelopt_state())
         kind = kind_of(self.settings[name])
-        if kind != "mxfp8":
+        if kind.has_amax:
             self.amax[name] = usable_amax(name, getattr(quantizer, "_amax", None), kind).numpy()
         for item in SCALING:
             value = getattr(quantizer, f"_{item}", None)
@@ -108,22 +110,20 @@ def _calibrate_layer(
     options: QuantOptions,
     found: _Found,
 ) -> None:
-    """Let ModelOpt calibrate one layer, with its weight and the input that it has in the model."""
+    """Let ModelOpt calibrate the layer at `path`, with its weight and the input `x` that it has in the model."""
     import modelopt.torch.quantization as mtq
     import torch
 
-    from diffc.quantize.calibrate import algorithm_of
-
-    alone = torch.nn.Sequential()
-    alone.add_module("layer", _copy_of(layer, path, weights))
+    single = torch.nn.Sequential()
+    single.add_module("layer", _copy_of(layer, path, weights))
     level = QuantOptions(**{**vars(options), "level": 3.0, "keep": (), "mha": False})
-    insert_quantizers(alone, fmt, r"$^", level)
+    insert_quantizers(single, fmt, r"$^", level)
     if fmt.algorithm is not None:
         with cpu_block_quant(), portable_scaling(), redirect_stdout(StringIO()):
-            mtq.calibrate(alone, algorithm_of(fmt, options), forward_loop=lambda model: model(x))
-    for name, quantizer in enabled_quantizers(alone).items():
+            mtq.calibrate(single, algorithm_of(fmt, options), forward_loop=lambda model: model(x))
+    for name, quantizer in enabled_quantizers(single).items():
         found.add(path + name.removeprefix("layer"), quantizer)
-    for name, quantizer in alone.named_modules():  # an input that is scaled and not quantized: int4_awq
+    for name, quantizer in single.named_modules():  # an input that is scaled and not quantized: int4_awq
         if hasattr(quantizer, "_pre_quant_scale") and not quantizer.is_enabled:
             key = f"{path}{name.removeprefix('layer')}.pre_quant_scale"
             found.scaling[key] = quantizer._pre_quant_scale.float().numpy()
@@ -131,7 +131,7 @@ def _calibrate_layer(
 
 
 def _copy_of(layer: Any, path: str, weights: Mapping[str, torch.Tensor]) -> nn.Module:
-    """The linear layer or convolution at `path`, with its weights and nothing else that hangs on it."""
+    """A new linear layer or convolution like the one at `path`, with its weights and without its hooks."""
     import torch
 
     has_bias = layer.bias is not None
@@ -158,7 +158,7 @@ def _copy_of(layer: Any, path: str, weights: Mapping[str, torch.Tensor]) -> nn.M
 
 @contextmanager
 def _collecting(backbone: nn.Module, fmt: Format, options: QuantOptions) -> Iterator[None]:
-    """The quantizers of attention watch q, k and v while this is open, and have their amax after."""
+    """While this is open, the quantizers of attention watch q, k and v; afterwards they have their amax."""
     from modelopt.torch.quantization.conversion import set_quantizer_by_cfg
     from modelopt.torch.quantization.model_calib import enable_stats_collection, finish_stats_collection
 

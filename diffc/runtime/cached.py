@@ -14,14 +14,12 @@ from torch import Tensor
 from diffc.artifact.folder import Artifact
 from diffc.backends.session import Session
 from diffc.backends.signature import Signature
-from diffc.backends.target import Profile
 from diffc.cache.chain import run_chain
 from diffc.cache.generations import Generations, time_and_conditions
 from diffc.cache.layout import KeptTensor, size_of
 from diffc.cache.resolve import ResolvedCache
 from diffc.models.family import Family
-from diffc.models.profiles import ShapeProfile
-from diffc.models.spec import Shape
+from diffc.runtime.profile import profile_of
 
 KEPT = "cached_"
 
@@ -153,7 +151,7 @@ def open_cached(
     for model in entry["models"] if follow or chain else entry["models"][:1]:
         own = Signature.of(model, signature.limits)
         if signature.profiles:
-            own = replace(own, profiles=(_profile(artifact.manifest, spec, own),))
+            own = replace(own, profiles=(profile_of(artifact.manifest, spec, own),))
         session = open_one(only(artifact, model), own)
         steppers.append(Stepper(frozenset(model.get("reuse", ())), session, own, model.get("group")))
     plan = ResolvedCache.from_json(entry["plan"])
@@ -175,17 +173,3 @@ def only(artifact: Artifact, model: Mapping[str, Any]) -> Artifact:
         "outputs": model["outputs"],
     }
     return Artifact(artifact.folder, {**artifact.manifest, **own})
-
-
-def _profile(manifest: Mapping[str, Any], spec: Family, signature: Signature) -> Profile:
-    """The compile's profile as shapes of one model's inputs."""
-    config, stated = manifest["model"]["config"], manifest["profile"]
-    bounds = ShapeProfile(*(Shape(**stated[name]) for name in ("minimum", "optimum", "maximum")))
-
-    def at(shape: Shape) -> dict[str, tuple[int, ...]]:
-        given, sizes = spec.input_shapes(config, shape), spec.sizes(shape)
-        return {
-            v.name: given.get(v.name) or tuple(size_of(d, sizes) for d in v.dims) for v in signature.inputs
-        }
-
-    return Profile.of(at(bounds.minimum), at(bounds.optimum), at(bounds.maximum))

@@ -14,11 +14,11 @@ from diffc.artifact.describe import IMPORTED
 from diffc.artifact.files import listed
 from diffc.artifact.folder import Artifact
 from diffc.backends.onnx_graph import element_types
-from diffc.errors import DiffcError
+from diffc.errors import DiffcError, UsageError
 from diffc.models.inputs import random_inputs
 from diffc.models.registry import find_family
-from diffc.models.sources.backbone import DTYPES, build_backbone, check_weights
-from diffc.models.sources.locate import ModelSource, locate
+from diffc.models.sources.backbone import DTYPES, FakeBackbone, check_weights
+from diffc.models.sources.locate import locate
 from diffc.progress import Update
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.validate.onnx_reference import Draw, GraphReference, draw_by_graph
@@ -80,7 +80,7 @@ class Comparison:
 
 
 def is_imported(artifact: Artifact) -> bool:
-    """Whether the artifact was compiled from an ONNX file, so that there is no torch model of it."""
+    """Whether the artifact was compiled from an ONNX file, and so has no torch model."""
     return bool(artifact.manifest["format"] == IMPORTED)
 
 
@@ -117,7 +117,7 @@ def shapes_of(artifact: Artifact, model: onnx.ModelProto, texts: Sequence[str]) 
     usual = usual_shapes(spec, config, batch)
     shapes = tuple(parse_shape(text, spec, config, usual[0]) for text in texts) or usual
     if other := next((s for s in shapes if batch not in (None, s.batch)), None):
-        raise DiffcError(
+        raise UsageError(
             f"shape ({other}): {artifact.folder} was compiled for a batch of {batch}",
             fix=f"use --shape batch={batch},..., or compile with --profile batch=min:opt:max",
         )
@@ -173,19 +173,17 @@ def torch_reference_of(artifact: Artifact, model: str | None = None) -> TorchRef
             " its config.json differs",
             fix="name the model: --model FOLDER",
         )
-    check_weights(source)
-    return TorchReference(source, manifest["dtype"], _checkpoint(artifact, source))
+    backbone = FakeBackbone(source, manifest["dtype"])
+    check_weights(backbone)
+    return TorchReference(source, manifest["dtype"], _checkpoint(artifact, backbone))
 
 
-def _checkpoint(artifact: Artifact, source: ModelSource) -> Checkpoint | None:
+def _checkpoint(artifact: Artifact, backbone: FakeBackbone) -> Checkpoint | None:
     """The calibration in the artifact, None for a format without one. Raises DiffcError when the weights differ."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     folder = artifact.folder / "checkpoint"
     if not folder.is_dir():
         return None
     checkpoint = Checkpoint.load(folder)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        backbone = build_backbone(source.family, source.config, DTYPES[artifact.manifest["dtype"]])
-    checkpoint.check(backbone, source.family.name, source.fingerprint)
+    source = backbone.source
+    checkpoint.check(backbone.module, source.family.name, source.fingerprint)
     return checkpoint

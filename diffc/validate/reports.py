@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,18 @@ class ShapeReport:
         """Whether it is over its limit by no more than roundings move the reference's own outputs."""
         floor = self.floor or 0.0
         return not self.passed and all(r.rel_l2 is not None and r.rel_l2 <= 3 * floor for r in self.rows)
+
+    def described(self) -> dict[str, Any]:
+        """The report without its arrays, as a manifest and --json hold it."""
+        return {
+            "model": self.model,
+            "shape": asdict(self.shape) if isinstance(self.shape, Shape) else dict(self.shape.dims),
+            "arithmetic": self.arithmetic,
+            "seed": self.seed,
+            "draw": self.draw,
+            "floor": self.floor,
+            "outputs": [asdict(row) for row in self.rows],
+        }
 
 
 NOT_WRITTEN = (

@@ -15,6 +15,7 @@ import onnx
 from onnx import helper
 
 from diffc.errors import DiffcError
+from diffc.progress import Update
 from diffc.validate.cuts import tensors_read
 from diffc.validate.float32 import cpu_session, emulated
 from passes.storage import stored_bytes
@@ -47,7 +48,7 @@ class SegmentedSession:
         self._types = _types(self._model)
         self.pieces = cut_to_size(self._model, limit)
 
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feed: Mapping[str, Array], update: Update = lambda done, total: None) -> dict[str, Array]:
         """The outputs by name; `feed` has the arrays of the graph's inputs in their types."""
         values = dict(feed)
         for position, piece in enumerate(self.pieces):
@@ -57,6 +58,7 @@ class SegmentedSession:
             needed = {name for later in self.pieces[position + 1 :] for name in later.inputs}
             needed |= {output.name for output in self._model.graph.output}
             values = {name: array for name, array in values.items() if name in needed}
+            update(position + 1, len(self.pieces))
         return values
 
     def _model_of(self, piece: Piece, taken: Mapping[str, Array]) -> onnx.ModelProto:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import onnx
 
-from diffc.errors import DiffcError
+from diffc.errors import UsageError
 from diffc.models.family import Family
 from diffc.models.profiles import parse_sizes
 from diffc.models.spec import Config, Shape
@@ -17,7 +17,7 @@ from diffc.validate.reports import GraphSizes
 def parse_shape(text: str, spec: Family, config: Config, default: Shape) -> Shape:
     """`default` with the axes of `text`: batch, height, width (pixels), text (tokens).
 
-    Raises DiffcError for anything else, and for shapes that the model cannot run.
+    Raises UsageError for anything else, and for shapes that the model cannot run.
     """
     sizes = _single(text, list(asdict(default)))
     return spec.check(config, Shape(**{**asdict(default), **sizes}))
@@ -39,7 +39,7 @@ def _single(text: str, known: Sequence[str]) -> dict[str, int]:
     sizes = {}
     for axis, (low, _, high) in parse_sizes(text, known).items():
         if low != high or low < 1:
-            raise DiffcError(
+            raise UsageError(
                 f"--shape {text!r}: {axis} is not a size", fix=f"write one number above 0: {axis}=2"
             )
         sizes[axis] = low

@@ -21,6 +21,7 @@ from diffc.models.sources.backbone import DTYPES, build_backbone, quiet_librarie
 from diffc.models.sources.locate import ModelSource
 from diffc.models.sources.torch_weights import TorchWeights, fill_buffers
 from diffc.models.spec import Shape
+from diffc.progress import Update
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.scaling import by_layer, scaled
 from diffc.quantize.state import Scaling
@@ -31,7 +32,7 @@ from diffc.validate.reports import UNROUNDED, ShapeReport
 from diffc.validate.segmented import PIECE_BYTES, SegmentedSession
 from diffc.validate.shapes import fixed_batch
 from diffc.validate.tolerances import UNROUNDED_REL_L2, tolerance_of
-from diffc.validate.torch_hooks import noisy, quantize_twice_as_graphs_do
+from diffc.validate.torch_hooks import counted_calls, noisy, quantize_twice_as_graphs_do
 from diffc.validate.torch_reference import TorchReference, validation_shapes
 
 
@@ -79,17 +80,25 @@ def offloaded(source: ModelSource, dtype: str, checkpoint: Checkpoint | None) ->
 
 
 def validate_streamed(
-    model: onnx.ModelProto, reference: TorchReference, *, format: str, seed: int, limit: int = PIECE_BYTES
+    model: onnx.ModelProto,
+    reference: TorchReference,
+    *,
+    format: str,
+    seed: int,
+    limit: int = PIECE_BYTES,
+    update: Update = lambda done, total: None,
 ) -> list[ShapeReport]:
     """One report, at the first validation shape; `limit` is the bytes of weights that a piece of the graph holds."""
     shape = validation_shapes(reference.source, fixed_batch(model))[0]
     unrounded = reference.quantized
     graph = unrounded_copy(model) if unrounded else float32_copy(model)
     tolerance = UNROUNDED_REL_L2 if unrounded else tolerance_of(format, "float32")
-    with quiet_libraries() if unrounded else nullcontext():
+    counted = counted_calls(reference.model, lambda done, total: update(done, 2 * total))
+    with quiet_libraries() if unrounded else nullcontext(), counted:
         drawn, expected = reference.outputs(shape, seed, unrounded=unrounded)
     arrays = as_float32(drawn)
-    result = SegmentedSession(graph, limit).run(feed(graph, arrays))
+    session = SegmentedSession(graph, limit)
+    result = session.run(feed(graph, arrays), lambda done, total: update(total + done, 2 * total))
     arithmetic = UNROUNDED if unrounded else "float32"
     rows = compare(expected, result, tolerance)
     report = ShapeReport(shape, arithmetic, rows, arrays, expected, result, seed=seed)

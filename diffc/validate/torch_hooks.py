@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from diffc.progress import Update
 from diffc.quantize.convert import enabled_quantizers, role_of
-from diffc.quantize.state import BOUNDS, kind_of, settings_of
+from diffc.quantize.kinds import KINDS, kind_of
+from diffc.quantize.state import settings_of
 
 
 @contextmanager
@@ -26,7 +28,7 @@ def noisy(model: torch.nn.Module, rounding: float, seed: int) -> Iterator[None]:
     error is that of its terms. Quantizers are disturbed as well because ModelOpt multiplies by bound / amax where ONNX
     divides by the scale. The 16-bit inputs of the graph, which no layer makes, often lie exactly between two steps,
     and the two formulas then choose different ones. The input of a sinusoidal embedding is disturbed because its
-    angles reach thousands, where a float32 keeps few digits behind the point.
+    angles reach thousands, where a float32 keeps few digits after the point.
     """
     from diffusers.models.embeddings import Timesteps
     from modelopt.torch.quantization.nn import TensorQuantizer
@@ -70,12 +72,24 @@ def _saturate(quantizer: Any, inputs: Any, _: Any) -> torch.Tensor:
     if quantizer.pre_quant_scale is not None:
         x = x * quantizer.pre_quant_scale
     kind = kind_of(settings_of(quantizer.get_modelopt_state()))
-    if kind in ("nvfp4", "mxfp8"):
+    if kind.dynamic:
         return x
-    high = BOUNDS[kind]
-    low = -high - 1 if kind == "int8" else -high
-    scale = quantizer.amax.float() / high
-    return x.clamp(low * scale, high * scale)
+    scale = quantizer.amax.float() / kind.bound
+    return x.clamp(kind.lowest * scale, kind.bound * scale)
+
+
+@contextmanager
+def counted_calls(model: torch.nn.Module, update: Update) -> Iterator[None]:
+    """While this is open, `update` is called with how many of the model's modules have run, and how many there are."""
+    seen: set[int] = set()
+    modules = list(model.modules())
+
+    def count(module: torch.nn.Module, *_: Any) -> None:
+        seen.add(id(module))
+        update(len(seen), len(modules))
+
+    with _removed([module.register_forward_hook(count) for module in modules]):
+        yield
 
 
 @contextmanager
@@ -122,7 +136,7 @@ def _attention(
     query, key = module.q_bmm_quantizer(query), module.k_bmm_quantizer(key)
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
     probabilities = torch.softmax(scores if attn_mask is None else scores + attn_mask, dim=-1)
-    rounded = _fp8(probabilities, softmax_scale) * softmax_scale
+    rounded = KINDS["fp8"].round_trip(probabilities, torch.tensor(softmax_scale))
     out = rounded.to(value.dtype) @ module.v_bmm_quantizer(value)
     result: torch.Tensor = module.bmm2_output_quantizer(out)
     return result
@@ -138,7 +152,7 @@ def quantize_twice_as_graphs_do(model: torch.nn.Module, dtype: torch.dtype) -> N
     from modelopt.torch.quantization.nn import SequentialQuantizer
 
     def dequantized(quantizer: Any, _: Any, out: torch.Tensor) -> torch.Tensor:
-        scale: torch.Tensor = quantizer.amax.float() / BOUNDS["int4"]
+        scale: torch.Tensor = quantizer.amax.float() / KINDS["int4"].bound
         blocks = out.float().reshape(scale.shape[0], -1)
         # The rounding recovers ModelOpt's INT4 values, whose dequantization is off in the last bit.
         values = (blocks / scale).round() * scale
@@ -146,19 +160,13 @@ def quantize_twice_as_graphs_do(model: torch.nn.Module, dtype: torch.dtype) -> N
 
     def to_fp8(quantizer: Any, inputs: Any, _: Any) -> torch.Tensor:
         x: torch.Tensor = inputs[0]
-        scale: torch.Tensor = quantizer.amax.float() / BOUNDS["fp8"]
-        return (_fp8(x.float(), scale) * scale).to(x.dtype)
+        scale: torch.Tensor = quantizer.amax.float() / KINDS["fp8"].bound
+        return KINDS["fp8"].round_trip(x, scale)
 
     for module in model.modules():
         if isinstance(module, SequentialQuantizer):
             module[0].register_forward_hook(dequantized)
             module[1].register_forward_hook(to_fp8)
-
-
-def _fp8(x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
-    """x / scale saturated and rounded to E4M3, as float32."""
-    bound = BOUNDS["fp8"]
-    return (x / scale).clamp(-bound, bound).to(torch.float8_e4m3fn).float()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Small helpers on graphsurgeon graphs that three or more passes need.
+"""Changes of a graph: fresh names, new nodes and their places, nodes that go. `Edit` collects, orders and applies them.
 
 graphsurgeon keeps the consumers of a tensor in a list and finds entries by comparing nodes, so unlinking
 nodes one by one costs the square of the fan-out. `drop_nodes` unlinks any number of them in one sweep.
@@ -6,7 +6,9 @@ nodes one by one costs the square of the fan-out. `drop_nodes` unlinks any numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,11 +16,12 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from passes.base import walk
-from passes.graph.match import recipe_of_constant
+from passes.base import PassResult, Refusal, walk
+from passes.graph.match import View, recipe_of_constant
 from passes.weights.recipe import Array, Recipe
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def inline_values(name: str, array: Array) -> LazyValues:
@@ -60,70 +63,123 @@ def drop_nodes(graph: gs.Graph, dead: set[int]) -> None:
         part.nodes = [node for node in part.nodes if id(node) not in dead]
 
 
-def replace_chains(
-    graph: gs.Graph, rewrite: Callable[[gs.Node], tuple[gs.Node, Sequence[gs.Node]] | None]
-) -> int:
-    """Let one node take the place of a chain, wherever `rewrite` finds one; return how many were replaced.
-
-    `rewrite` is given each node as the last of a chain. It returns the new node, with its inputs and without
-    outputs, and the other nodes of the chain, which nothing else may read; or None.
-    """
-    dead: set[int] = set()
-    changed = 0
-    for part in walk(graph):
-        for index, node in enumerate(part.nodes):
-            found = rewrite(node)
-            if found is None:
-                continue
-            new, others = found
-            outputs = list(node.outputs)
-            node.outputs.clear()
-            new.outputs.extend(outputs)
-            part.nodes[index] = new
-            dead |= {id(item) for item in (node, *others)}
-            changed += 1
-    drop_nodes(graph, dead)
-    return changed
-
-
 def insert_before(graph: gs.Graph, new: Mapping[int, Sequence[gs.Node]]) -> None:
     """Insert nodes in front of the node whose `id()` is the key, so that the order stays topological."""
     if new:
         graph.nodes = [item for node in graph.nodes for item in (*new.get(id(node), ()), node)]
 
 
-def replace_groups(
-    graph: gs.Graph,
-    groups: Callable[[gs.Graph], Iterable[Sequence[T]]],
-    merge: Callable[[Sequence[T], dict[int, list[gs.Node]], set[int]], None],
-) -> int:
-    """Let `merge` make one of each group that `groups` finds in a graph or subgraph; return how many took part.
+class Edit:
+    """What a pass does to a graph and its subgraphs: collected while it looks, applied when it is done.
 
-    `merge` notes new nodes by the `id()` of the node that they come before, and the `id()` of those that go.
+    Until then the graph's lists of nodes stay as they are, and so do the links of nodes that go: a pass that asks who
+    reads a tensor sees the graph as it was, with the new nodes beside it.
+
+    `made`: what one rewrite makes for those after it in the same graph or subgraph, by a key of the pass.
     """
-    dead: set[int] = set()
-    merged = 0
-    for part in walk(graph):
-        new: dict[int, list[gs.Node]] = {}
-        for group in groups(part):
-            merge(group, new, dead)
-            merged += len(group)
-        insert_before(part, new)
-    drop_nodes(graph, dead)
-    return merged
 
+    def __init__(self, graph: gs.Graph):
+        self.view = View(graph)
+        self.made: dict[Hashable, gs.Tensor] = {}
+        self._graph = graph
+        self._removed = set[int]()
+        self._before: dict[int, list[gs.Node]] = defaultdict(list)
+        self._after: dict[int, list[gs.Node]] = defaultdict(list)
 
-def replace_found(
-    graph: gs.Graph,
-    find: Callable[[gs.Node], T | None],
-    replace: Callable[[T, dict[int, list[gs.Node]], set[int]], None],
-) -> int:
-    """Let `replace` write anew what `find` sees at a node, as `replace_groups` does one by one; return how many."""
-    return replace_groups(
-        graph,
-        lambda part: ([found] for node in part.nodes if (found := find(node)) is not None),
-        lambda group, new, dead: replace(group[0], new, dead),
-    )
+    @cached_property
+    def names(self) -> Names:
+        """Gives out names that nothing in the graph has."""
+        return Names(self._graph)
+
+    def at(self, place: gs.Node, named: gs.Node | None = None, *, after: bool = False) -> Emitter:
+        """What emits nodes before (or after) the node `place` and names them by it, or by the node `named`."""
+        inserted = self._after if after else self._before
+        return Emitter(place if named is None else named, self.names, inserted[id(place)])
+
+    def remove(self, *nodes: gs.Node) -> None:
+        """Nodes that go. Their outputs must have no reader left but other nodes that go."""
+        self._removed |= {id(node) for node in nodes}
+
+    def release(self, node: gs.Node) -> list[gs.Tensor]:
+        """The outputs of a node that goes, for others to compute in its place."""
+        outputs = list(node.outputs)
+        node.outputs.clear()
+        self.remove(node)
+        return outputs
+
+    def replace_input(self, node: gs.Node, old: gs.Tensor, new: gs.Tensor) -> None:
+        """Let one node read `new` in the first place of `old`."""
+        node.inputs[next(i for i, tensor in enumerate(node.inputs) if tensor is old)] = new
+
+    def replace_uses(self, old: gs.Tensor, new: gs.Tensor) -> None:
+        """Let every consumer of `old` read `new` (nodes only: graph outputs stay)."""
+        replace_uses(old, new)
+
+    def rename_after(self, value: gs.Tensor, total: gs.Node, owner: gs.Node) -> None:
+        """Rename `value`, whose bias goes from `total` into `owner`, after the module of `owner`.
+
+        Without its bias it is not what its own module gives. Validation compares values by the names of modules.
+        """
+        made = value.inputs[0] if value.inputs else None
+        (module, slash, _), (taker, _, _) = total.name.partition("/"), owner.name.partition("/")
+        if made is None or not slash or not made.name.startswith(f"{module}/"):
+            return
+        if id(made.outputs[0]) not in self.view.outputs:
+            made.outputs[0].name = self.names.fresh(f"{taker}/{made.op}_out")
+
+    def rewrite_each(
+        self,
+        match: Callable[[gs.Node, View], T | str | None],
+        rewrite: Callable[[T, Edit], None],
+        unit: str,
+    ) -> PassResult:
+        """Let `rewrite` write anew what `match` finds at a node, node by node, and apply the edit.
+
+        `match` gives a reason, a str, where the pattern is there and must stay. `unit`: what the note counts.
+        """
+        changed, refusals = 0, list[Refusal]()
+        for part in walk(self._graph):
+            self.made.clear()
+            for node in part.nodes:
+                found = match(node, self.view)
+                if isinstance(found, str):
+                    refusals.append(Refusal(node.name, found))
+                elif found is not None:
+                    rewrite(found, self)
+                    changed += 1
+        return self._applied(changed, unit, refusals)
+
+    def rewrite_groups(
+        self,
+        match: Callable[[gs.Node, View], T | str | None],
+        group: Callable[[list[T]], Iterable[Sequence[U]]],
+        rewrite: Callable[[Sequence[U], Edit], None],
+        unit: str,
+    ) -> PassResult:
+        """Find all that `match` finds in a graph or subgraph, then let `rewrite` make one of each `group`."""
+        changed, refusals = 0, list[Refusal]()
+        for part in walk(self._graph):
+            answers = [(node, match(node, self.view)) for node in part.nodes]
+            refusals += [Refusal(node.name, found) for node, found in answers if isinstance(found, str)]
+            members = [found for _, found in answers if found is not None and not isinstance(found, str)]
+            for items in group(members):
+                rewrite(items, self)
+                changed += len(items)
+        return self._applied(changed, unit, refusals)
+
+    def apply(self) -> None:
+        """Insert the new nodes and drop those that go."""
+        for part in walk(self._graph) if self._before or self._after else ():
+            part.nodes = [
+                item
+                for node in part.nodes
+                for item in (*self._before.get(id(node), ()), node, *self._after.get(id(node), ()))
+            ]
+        drop_nodes(self._graph, self._removed)
+
+    def _applied(self, changed: int, unit: str, refusals: Sequence[Refusal]) -> PassResult:
+        self.apply()
+        return PassResult(changed, (f"{changed} {unit}",) if changed else (), tuple(refusals))
 
 
 class Names:
@@ -148,36 +204,40 @@ class Names:
         return name
 
 
-def rename_after(made: gs.Node | None, total: gs.Node, owner: gs.Node, names: Names, kept: set[int]) -> None:
-    """Call the value of `made`, whose sum with a bias, `total`, goes into `owner`, after the module of `owner`.
-
-    Without its bias it is no longer what its own module gives, and validation compares modules by these names.
-    """
-    (module, slash, _), (taker, _, _) = total.name.partition("/"), owner.name.partition("/")
-    if made is None or not slash or not made.name.startswith(f"{module}/") or id(made.outputs[0]) in kept:
-        return
-    made.outputs[0].name = names.fresh(f"{taker}/{made.op}_out")
-
-
 class Emitter:
-    """Builds the nodes that take the place of `site`: names derived from it, in order, in `nodes`."""
+    """Builds nodes that are called after `site`, in order, in `nodes`."""
 
-    def __init__(self, site: gs.Node, names: Names):
-        self.site, self.names, self.nodes = site, names, list[gs.Node]()
+    def __init__(self, site: gs.Node, names: Names, nodes: list[gs.Node] | None = None):
+        self.site, self.names = site, names
+        self.nodes = list[gs.Node]() if nodes is None else nodes
 
     def constant(self, suffix: str, array: Array) -> gs.Constant:
         """An inline constant called after the site."""
         return inline(self.names.fresh(f"{self.site.name}/{suffix}"), array)
 
-    def emit(self, op: str, inputs: Iterable[gs.Tensor], dtype: Any = None, **attrs: Any) -> gs.Tensor:
-        """Append a node and return its new output."""
-        out = gs.Variable(self.names.fresh(f"{self.site.name}/{op}_out"), dtype=dtype)
-        self.emit_to(op, inputs, [out], **attrs)
+    def ints(self, suffix: str, *values: int) -> gs.Constant:
+        """A constant vector of integers: a shape, axes or bounds."""
+        return self.constant(suffix, np.array(values, np.int64))
+
+    def emit(
+        self,
+        op: str,
+        inputs: Iterable[gs.Tensor],
+        dtype: Any = None,
+        shape: Sequence[Any] | None = None,
+        *,
+        domain: str | None = None,
+        **attrs: Any,
+    ) -> gs.Tensor:
+        """Append a node and return its new output, of that type and shape where they are given."""
+        name = self.names.fresh(f"{self.site.name}/{op}_out")
+        out = gs.Variable(name, dtype=dtype, shape=None if shape is None else list(shape))
+        self.emit_to(op, inputs, [out], domain=domain, **attrs)
         return out
 
     def reshape(self, tensor: gs.Tensor, shape: Sequence[int]) -> gs.Tensor:
         """The tensor with another shape, as Reshape takes it (-1 and 0 included)."""
-        return self.emit("Reshape", [tensor, self.constant("shape", np.array(shape, np.int64))], tensor.dtype)
+        return self.emit("Reshape", [tensor, self.ints("shape", *shape)], tensor.dtype)
 
     def rows(self, tensor: gs.Tensor, count: int, width: int) -> list[gs.Tensor]:
         """The values of a tensor as `count` tensors (1, width), by one Split."""
@@ -191,8 +251,14 @@ class Emitter:
         return parts
 
     def emit_to(
-        self, op: str, inputs: Iterable[gs.Tensor], outputs: Iterable[gs.Tensor], **attrs: Any
+        self,
+        op: str,
+        inputs: Iterable[gs.Tensor],
+        outputs: Iterable[gs.Tensor],
+        *,
+        domain: str | None = None,
+        **attrs: Any,
     ) -> None:
-        """Append a node with the given outputs (taken from the site, say)."""
+        """Append a node with the given outputs (see `Edit.release`)."""
         name = self.names.fresh(f"{self.site.name}/{op}")
-        self.nodes.append(gs.Node(op, name, attrs=attrs, inputs=list(inputs), outputs=list(outputs)))
+        self.nodes.append(gs.Node(op, name, attrs, list(inputs), list(outputs), domain))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -181,7 +181,7 @@ class _Work:
         amax = found.recipe.amax().scale_of_amax(NVFP4_BOUND)
         scale = constant(self.names.fresh(f"{found.name}_scale_2"), amax)
         values, scales = self._outputs(node, (E2M1, E4M3))
-        attrs = {"axis": -1, "block_size": size}
+        attrs: dict[str, Any] = {"axis": -1, "block_size": size}
         emit.emit_to(
             "TRT_FP4DynamicQuantize", [node.inputs[0], scale], [values, scales], **attrs, scale_type=E4M3
         )

@@ -18,16 +18,16 @@ from tests.cli_helpers import RTX, Capture, compile_arguments, refusal
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--format", "fp4"], rf"unknown format 'fp4'. Known: {', '.join(FORMATS)}\n"),
+        (["--format", "fp9"], rf"unknown format 'fp9'. Known: {', '.join(FORMATS)}\n"),
         (["--target", "cuda"], r"unknown target 'cuda'. Known: trt-rtx, tensorrt, ort"),
         ([*RTX, "--sm", "88"], r"unknown compute capability '88'. Known: 75, 80, 86, 89, 120, 121"),
         (["--dtype", "float8"], r"unknown dtype 'float8'. Known: auto, float32, float16, bfloat16"),
         (RTX, r"'trt-rtx' builds for named GPUs[\s\S]*--sm 89 --sm 120"),
         (["--sm", "89"], r"--sm is given, and no target builds for named GPUs[\s\S]*--target trt-rtx"),
         (["--profile", "depth=3"], r"unknown axis 'depth'. Known: batch, height, width, text"),
-        (["--profile", "batch=many"], r"'batch=many' is no size[\s\S]*min:opt:max"),
-        (["--profile", "batch=4:2:1"], r"'batch=4:2:1' is no size[\s\S]*in that order"),
-        (["--profile", "batch=1:2"], r"'batch=1:2' is no size"),
+        (["--profile", "batch=many"], r"'batch=many' is not a size[\s\S]*min:opt:max"),
+        (["--profile", "batch=4:2:1"], r"'batch=4:2:1' is not a size[\s\S]*in that order"),
+        (["--profile", "batch=1:2"], r"'batch=1:2' is not a size"),
         (["--profile", "batch=0"], r"a size below 1"),
         (["--profile", "height=100"], r"height 100 px does not fit sd3[\s\S]*multiple of 16"),
         (["--profile", "height=64:128:4096"], r"this model ends at"),
@@ -38,13 +38,17 @@ from tests.cli_helpers import RTX, Capture, compile_arguments, refusal
         ),
         (["--weight-streaming"], r"no target builds an engine[\s\S]*--target trt-rtx"),
         (["--from-checkpoint", "x"], r"format 'none' takes no checkpoint"),
-        (["--format", "fp8", "--from-checkpoint", "no/such"], r"no checkpoint at .*such"),
     ],
 )
 def test_bad_options_are_refused_with_the_choices(
     more: list[str], message: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    assert re.search(message, refusal(compile_arguments(tmp_path, *more), tmp_path, capsys))
+    assert re.search(message, refusal(compile_arguments(tmp_path, *more), tmp_path, capsys, code=2))
+
+
+def test_a_checkpoint_that_is_missing_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    arguments = compile_arguments(tmp_path, "--format", "fp8", "--from-checkpoint", "no/such")
+    assert re.search(r"no checkpoint at .*such", refusal(arguments, tmp_path, capsys))
 
 
 def test_fp8_for_an_old_gpu_is_refused_before_anything_is_loaded(tmp_path: Path, capsys: Capture) -> None:
@@ -68,8 +72,8 @@ def test_fp8_for_an_old_gpu_is_refused_before_anything_is_loaded(tmp_path: Path,
         ["compile", "tiny-sd3", "-o", "x", "--image-size", "0"],
         ["compile", "tiny-sd3", "-o", "x", "--seed", "-1"],
         ["compile", "tiny-sd3", "-o", "x", "--no-such-option"],
-        ["compile", "tiny-sd3", "-o", "x", "--debug"],
         ["--debug", "compile", "tiny-sd3"],
+        ["compile", "tiny-sd3", "-o", "x", "-q", "1"],
         ["decompile"],
         ["models", "draw"],
         ["opt", "x.onnx"],
@@ -79,16 +83,17 @@ def test_usage_errors_exit_2(
     arguments: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "See diffc --help" in refusal(arguments, tmp_path, capsys, code=2)
+    words = [word for word in arguments if word in ("compile", "models", "opt")]
+    assert f"See {' '.join(['diffc', *words])} --help" in refusal(arguments, tmp_path, capsys, code=2)
 
 
 def test_unknown_models_are_refused(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
     for model, message in (
-        ("tiny-sd4", "unknown model 'tiny-sd4'"),
-        (str(tmp_path / "file"), "no embedded model and no folder"),
-        (str(tmp_path / "empty"), "has neither model_index.json nor config.json"),
+        ("tiny-sd4", "'tiny-sd4' is not the name of an embedded model"),
+        (str(tmp_path / "file"), "nothing reads the model"),
+        (str(tmp_path / "empty"), "model_index.json"),
     ):
         error = refusal(compile_arguments(tmp_path, model=model), tmp_path, capsys)
         assert message in error

@@ -106,6 +106,17 @@ def test_a_side_that_fails_says_why_and_the_others_go_on(fake: type[Fake]) -> No
     assert "torch.compile was not measured: it broke" in text
 
 
+def test_a_side_that_was_asked_for_and_failed_is_an_error(fake: type[Fake]) -> None:
+    rows = measured(setup())
+    assert fake.calls
+    run.require_measured(rows, ())
+    run.require_measured(rows, ("eager",))
+    with pytest.raises(DiffcError, match=r"compile was not measured at batch 2.*: it broke"):
+        run.require_measured(rows, ("eager", "compile"))
+    with pytest.raises(DiffcError, match="compiled was not measured"):
+        run.require_measured(measured(setup("none")), ())
+
+
 def shown(rows: list[Row]) -> str:
     console = Console(width=120, record=True)
     for table in output.tables(rows):
@@ -161,22 +172,26 @@ def test_a_compiled_side_that_cannot_load_is_a_reason(cell: Cell) -> None:
 
 def test_the_flag_for_cuda_graphs_arrives(cell: Cell, capsys: Capture) -> None:
     arguments = ["bench", str(cell.folder), "--shape", SMALL, "--against", "none", "--cuda-graph"]
-    assert command([*arguments, "--device", "cpu", "--repeat", "1"]) == 0
-    assert "CUDA graphs are there for" in " ".join(capsys.readouterr().out.split())
+    assert command([*arguments, "--device", "cpu", "--repeat", "1"]) == 1
+    printed = capsys.readouterr()
+    assert "CUDA graphs are there for" in " ".join(printed.out.split())
+    assert "compiled was not measured" in printed.err
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "said", "code"),
     [
-        (["--against", "tensorflow"], "unknown side"),
-        (["--shape", "height=65"], "use a multiple of"),
-        (["--json", "nowhere/b.json"], "does not exist"),
-        (["--plot", "plot.txt"], "plot"),
+        (["--against", "tensorflow"], "unknown side", 2),
+        (["--shape", "height=65"], "use a multiple of", 2),
+        (["--json", "nowhere/b.json"], "does not exist", 1),
+        (["--plot", "plot.txt"], "plot", 2),
     ],
 )
-def test_what_cannot_be_measured_is_refused(cell: Cell, more: list[str], said: str, capsys: Capture) -> None:
+def test_what_cannot_be_measured_is_refused(
+    cell: Cell, more: list[str], said: str, code: int, capsys: Capture
+) -> None:
     started = time.monotonic()
-    assert said in refusal(["bench", str(cell.folder), *more], cell.folder, capsys)
+    assert said in refusal(["bench", str(cell.folder), *more], cell.folder, capsys, code)
     assert time.monotonic() - started < 20, "before anything is loaded"
 
 
@@ -184,7 +199,7 @@ def test_a_plot_without_matplotlib_is_refused_first(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DiffcError, match="matplotlib") as error:
         output.check_plot(Path("a.png"))
-    assert "diffc[plot]" in error.value.fix
+    assert error.value.fix == "pip install matplotlib"
     output.check_plot(None)
 
 

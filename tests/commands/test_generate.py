@@ -44,7 +44,7 @@ def test_refusals(compiled: Cells, tmp_path: Path, capsys: Capture) -> None:
         (["generate", artifact, *SEVEN, "--pipeline", "digits-sdxl", *out], "family sdxl"),
     ]
     for arguments, message in cases:
-        assert message in refusal(arguments, tmp_path, capsys)
+        assert message in refusal(arguments, tmp_path, capsys, code=2 if "--size" in arguments else 1)
 
 
 @pytest.mark.parametrize(

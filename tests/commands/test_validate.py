@@ -83,18 +83,20 @@ def test_onnx_runtime_as_users_run_it(fp8: Cell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "said", "code"),
     [
-        (["--shape", "height=63"], "use a multiple of"),
-        (["--shape", "depth=2"], "unknown axis"),
-        (["--shape", "batch=1:2:4"], "write one number"),
-        (["--against", "nowhere"], "give --against torch, ort"),
-        (["--target", "trt"], "unknown target"),
-        (["--target", "ort-cuda"], "was not compiled for ort-cuda"),
-        (["--model", "nowhere"], "unknown model"),
-        (["--model", "tiny-flux"], "is another model than"),
-        (["--model", "tiny-sd35"], "is another model than"),
+        (["--shape", "height=63"], "use a multiple of", 2),
+        (["--shape", "depth=2"], "unknown axis", 2),
+        (["--shape", "batch=1:2:4"], "write one number", 2),
+        (["--against", "nowhere"], "give --against torch, ort", 1),
+        (["--target", "trt"], "unknown target", 2),
+        (["--target", "ort-cuda"], "was not compiled for ort-cuda", 1),
+        (["--model", "nowhere"], "nothing reads the model", 1),
+        (["--model", "tiny-flux"], "is another model than", 1),
+        (["--model", "tiny-sd35"], "is another model than", 1),
     ],
 )
-def test_what_cannot_be_validated_is_refused(fp8: Cell, more: list[str], said: str, capsys: Capture) -> None:
-    assert said in refusal(["validate", str(fp8.folder), *more], fp8.folder, capsys)
+def test_what_cannot_be_validated_is_refused(
+    fp8: Cell, more: list[str], said: str, code: int, capsys: Capture
+) -> None:
+    assert said in refusal(["validate", str(fp8.folder), *more], fp8.folder, capsys, code)

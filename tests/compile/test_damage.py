@@ -12,19 +12,12 @@ from onnx import TensorProto
 
 from diffc.cli.main import run
 from diffc.compile import graphs
-from diffc.frontend.trace import trace
-from diffc.models.sources.locate import locate
 from passes.weights.recipe import Recipe
 from tests.validate.test_passes import Damage
 
 
 def initializer(model: onnx.ModelProto, name: str) -> TensorProto:
     return next(t for t in model.graph.initializer if t.name == name)
-
-
-@pytest.fixture(scope="module")
-def traced() -> onnx.ModelProto:
-    return trace(locate("tiny-sd3"), dtype="float16", checkpoint=None)
 
 
 def compile_in(folder: Path, *more: str) -> int:

@@ -48,7 +48,7 @@ def test_it_was_validated_at_this_batch_and_can_be_again(compiled: tuple[Path, i
     assert {s.batch for s in shapes if isinstance(s, Shape)} == {batch}
     assert len(shapes) == 2
     assert not any(b.findings for name in found.bisections for b in found.bisections[name])
-    error = refusal(["validate", str(folder), "--shape", f"batch={batch + 1}"], folder, capsys)
+    error = refusal(["validate", str(folder), "--shape", f"batch={batch + 1}"], folder, capsys, code=2)
     assert f"was compiled for a batch of {batch}" in error
 
 
@@ -107,6 +107,7 @@ def test_another_batch_is_refused(compiled: tuple[Path, int]) -> None:
         )
 
 
+@pytest.mark.compiles
 def test_with_a_cache_plan(tmp_path: Path) -> None:
     """Kept tensors are written in terms of the sizes that are left, and no weight is stored for each model."""
     plan = "blocks:every=2,first=1,last=1"

@@ -54,37 +54,34 @@ QUANTIZERS = ("QuantizeLinear", "TRT_FP4DynamicQuantize", "TRT_MXFP8DynamicQuant
 
 TINY = [name for name in EMBEDDED if name.startswith("tiny-")]
 
-# Every format on one transformer. Of the other models, the cells that reach what SD3 does not have: RMS norms and
-# dual attention (SD3.5), bfloat16, joint blocks and rotary positions (FLUX), convolutions (SDXL). Everything else is
-# slow; tools/pages/matrix.py runs the full product as well, with more types.
-QUICK = {("tiny-sd3", cell) for cell in CELLS} | {
+# Every format meets one transformer: SD3, or FLUX where that one is compiled to it anyway (int8, nvfp4_svdquant). Of
+# the other models, the cells that reach what SD3 does not have: RMS norms and dual attention (SD3.5), bfloat16, joint
+# blocks and rotary positions (FLUX), convolutions (SDXL). Everything else is slow; tools/pages/matrix.py runs the full
+# product as well, with more types.
+QUICK = {("tiny-sd3", cell) for cell in CELLS if cell not in ("int8", "nvfp4_svdquant")} | {
     *(("tiny-sd35", "fp8"),),
     *(("tiny-flux", cell) for cell in ("int8", "fp8", "nvfp4_svdquant")),
     *(("tiny-sdxl", "int8"),),
 }
 PRODUCT = [
     pytest.param(
-        (model, cell), marks=[] if (model, cell) in QUICK else pytest.mark.slow, id=f"{model}-{cell}"
+        (model, cell),
+        # A group of its own: the cells are spread over the test processes.
+        marks=[
+            pytest.mark.xdist_group(f"{model}-{cell}"),
+            *([] if (model, cell) in QUICK else [pytest.mark.slow]),
+        ],
+        id=f"{model}-{cell}",
     )
     for model in TINY
     for cell in CELLS
 ]
 
 
-@pytest.fixture(scope="module")
-def queued(compiled: Cells, request: pytest.FixtureRequest) -> Cells:
-    """All cells of this file that are asked for, begun."""
-    for item in request.session.items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        if "cell" in params:
-            compiled.start(*params["cell"])
-    return compiled
-
-
 @pytest.fixture(params=PRODUCT, scope="module")
-def cell(request: pytest.FixtureRequest, queued: Cells) -> Cell:
+def cell(request: pytest.FixtureRequest, compiled: Cells) -> Cell:
     """Each cell in turn."""
-    return queued(*request.param)
+    return compiled(*request.param)
 
 
 def quantized_layers(cell: Cell) -> list[str]:
@@ -287,7 +284,8 @@ def test_model_is_valid_and_nodes_are_named_by_module(cell: Cell) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_every_size_is_dynamic(name: str, compiled: Cells) -> None:
     """Far from the shape of the trace and from those of validation; batch 1 and one token as well."""
-    changes = {} if (name, "none") in QUICK else {"targets": ("ort",), "sms": (), "skip_validation": True}
+    shared = ("tiny-sd3", "tiny-flux")  # which other tests compile whole
+    changes = {} if name in shared else {"targets": ("ort",), "sms": (), "skip_validation": True}
     cell = compiled(name, "none", **changes)
     spec, config, dtype = cell.plan.source.family, cell.plan.source.config, DTYPES[cell.plan.dtype]
     step = spec.pixel_multiple(config)

@@ -22,11 +22,11 @@ from diffc.models.embedded import tiny
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.registry import FAMILIES
 from diffc.models.spec import Shape
+from diffc.quantize.kinds import KINDS
 from diffc.quantize.state import portable, settings_of
 
 CONFIGS: dict[str, dict[str, Any]] = {"sd3": tiny.SD35, "flux": tiny.FLUX, "sdxl": tiny.SDXL}
 BITS: dict[str, Any] = {"int8": 8, "fp8": (4, 3)}
-BOUNDS = {"int8": 127.0, "fp8": 448.0}
 
 
 def quantizer_of(kind: str, axis: int | None, amax: torch.Tensor) -> Any:
@@ -41,9 +41,9 @@ def quantizer_of(kind: str, axis: int | None, amax: torch.Tensor) -> Any:
 def test_the_operator_rounds_as_modelopt_does(kind: str, axis: int | None) -> None:
     x = torch.randn(48, 96, generator=torch.Generator().manual_seed(6)) * 3
     amax = x.abs().amax() if axis is None else x.abs().amax(1, keepdim=True)
-    amax = portable(amax * 0.7, BOUNDS[kind])  # some values saturate
+    amax = portable(amax * 0.7, KINDS[kind].bound)  # some values saturate
     ours = quantize_dequantize(
-        x, (amax / BOUNDS[kind]).flatten() if axis == 0 else amax / BOUNDS[kind], kind, axis, 0
+        x, (amax / KINDS[kind].bound).flatten() if axis == 0 else amax / KINDS[kind].bound, kind, axis, 0
     )
     theirs = quantizer_of(kind, axis, amax)(x)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
@@ -53,10 +53,10 @@ def test_the_operator_rounds_as_modelopt_does(kind: str, axis: int | None) -> No
 
 def test_a_quantizer_without_translation_is_refused() -> None:
     quantizer = TensorQuantizer(QuantizerAttributeConfig(num_bits=6, axis=0))
-    with pytest.raises(DiffcError, match="a quantizer of 6 bits with blocks None is of no kind"):
+    with pytest.raises(DiffcError, match="a quantizer of 6 bits with blocks None is not of a kind"):
         describe(settings_of(quantizer.get_modelopt_state()), 8, (8, 8))
     blocks = TensorQuantizer(QuantizerAttributeConfig(num_bits=4, block_sizes={-1: 16}))
-    with pytest.raises(TypeError, match="blocks of INT4 are for weights"):
+    with pytest.raises(TypeError, match="blocks of int4 are for weights"):
         describe(settings_of(blocks.get_modelopt_state()), 8, None)
 
 

@@ -15,24 +15,24 @@ from modelopt.torch.quantization.nn import TensorQuantizer
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from diffc.frontend.quantizer_nodes import TRT
 from diffc.frontend.quantizers import (
     TracedQuantizer,
-    block_quantize_dequantize,
     describe,
     quantize_dequantize,
     traceable,
 )
 from diffc.frontend.translations import translations
-from diffc.quantize.convert import enabled_quantizers, insert_quantizers, layer_of, role_of
+from diffc.quantize.convert import enabled_quantizers, insert_quantizers, role_of
 from diffc.quantize.formats import FORMATS, FP8, INT4_BLOCK, INT8, INT8_CHANNEL, MXFP8, NVFP4
+from diffc.quantize.kinds import kind_of
 from diffc.quantize.simulate import cpu_block_quant
-from diffc.quantize.state import BOUNDS, kind_of, settings_of, usable_amax
+from diffc.quantize.state import settings_of, usable_amax
 from diffc.validate.float32 import cpu_session
 from passes.base import Pass
 from passes.canonical.fold_constants import FoldConstants
 from passes.canonical.fold_weight_qdq import FoldWeightQdq
 from passes.canonical.remove_unused import RemoveUnused
+from passes.graph.trt_ops import DOMAIN as TRT
 from passes.pipeline import Pipeline
 from passes.storage import materialize
 from passes.weights.recipe import Recipe
@@ -61,23 +61,21 @@ def test_the_operator_is_modelopts_quantizer(attributes: Any, dtype: torch.dtype
     quantizer: Any = TensorQuantizer(QuantizerAttributeConfig(**attributes))
     settings = settings_of(quantizer.get_modelopt_state())
     kind = kind_of(settings)
-    amax = {"int8": x.abs().amax(1, keepdim=True) if attributes is INT8_CHANNEL else x.abs().amax()}.get(
-        kind, x.abs().amax()
-    )
-    if kind == "int4":
+    amax = x.abs().amax(1, keepdim=True) if attributes is INT8_CHANNEL else x.abs().amax()
+    if kind.blocks == "static":
         amax = x.abs().reshape(48, 2, 128).amax(-1).reshape(-1, 1)
-    if kind != "mxfp8":
+    if kind.has_amax:
         amax = usable_amax("q", amax.float() * 0.7, kind)  # some values saturate
         quantizer.amax = amax
-    traced = describe(settings, 0 if kind == "mxfp8" else amax.numel(), tuple(x.shape))
-    scale = torch.ones(()) if kind == "mxfp8" else (amax / traced.bound).reshape(traced.shape or ())
-    if kind == "nvfp4":
-        scale = amax * (1.0 / traced.bound)  # as ModelOpt's kernel has it, and the recipe of the graph
+    traced = describe(settings, amax.numel() if kind.has_amax else 0, tuple(x.shape))
+    scale = (amax / kind.bound).reshape(traced.shape or ()) if kind.has_amax else torch.ones(())
+    if not kind.portable:
+        scale = amax * (1.0 / kind.bound)  # as ModelOpt's kernel has it, and the recipe of the graph
     with cpu_block_quant():
         theirs = quantizer(x)
     ours = traced(x, scale)
     assert (ours.dtype, ours.shape) == (dtype, x.shape)
-    if traced.dynamic:
+    if kind.dynamic:
         assert torch.equal(ours, theirs)
     else:
         assert_equal_but_for_ties(x, ours, theirs)
@@ -102,7 +100,7 @@ def test_fake_tensors_pass_through_the_operators(name: str) -> None:
     with FakeTensorMode():
         x, scale = torch.empty(3, 256, dtype=torch.float16), torch.empty(())
         out = quantize_dequantize(x, scale, "fp8", None, 0)
-        blocks = block_quantize_dequantize(x, scale, "nvfp4")
+        blocks = quantize_dequantize(x, scale, "nvfp4", None, 16)
     assert out.shape == blocks.shape == (3, 256)
     assert out.dtype == blocks.dtype == torch.float16
     assert name in FORMATS
@@ -145,9 +143,9 @@ def calibrated(name: str, dtype: torch.dtype) -> Any:
         amax = value.float().abs().amax()
         if quantizer.axis == 0:
             amax = value.float().abs().amax(1, keepdim=True)
-        if kind == "int4":
+        if kind.blocks == "static":
             amax = value.float().abs().reshape(64, 2, 128).amax(-1).reshape(-1, 1)
-        if kind != "mxfp8":
+        if kind.has_amax:
             quantizer.amax = usable_amax(path, amax, kind)
     return layer
 
@@ -177,14 +175,14 @@ def trace(name: str, dtype: torch.dtype) -> Made:
             verbose=False,
             custom_translation_table=translations(),
         )
-    if any(q.dynamic for q in traced.values()):
+    if any(q.kind.dynamic for q in traced.values()):
         program.model.opset_imports[TRT] = 1
     model = program.model_proto
     model.ir_version = 11
     for tensor in model.graph.initializer:
         path, _, leaf = tensor.name.rpartition(".")
         if leaf == "scale" and amax.get(path) is not None:
-            scale = (amax[path].float() / traced[path].bound).reshape(traced[path].shape or ()).numpy()
+            scale = (amax[path].float() / traced[path].kind.bound).reshape(traced[path].shape or ()).numpy()
             kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             tensor.CopyFrom(numpy_helper.from_array(np.asarray(scale).astype(kind), tensor.name))
     return Made(layer, traced, model)
@@ -334,9 +332,3 @@ def run_error(model: onnx.ModelProto, expected: Any) -> float:
 def test_trt_is_imported_where_it_is_used() -> None:
     assert {o.domain: o.version for o in trace("nvfp4", torch.float32).model.opset_import}["trt"] == 1
     assert "trt" not in {o.domain for o in trace("fp8", torch.float32).model.opset_import}
-
-
-def test_bounds_are_the_largest_values_of_the_types() -> None:
-    e4m3 = torch.finfo(torch.float8_e4m3fn).max
-    assert {"int8": 127, "int4": 7, "fp8": e4m3, "nvfp4": 6 * e4m3} == BOUNDS
-    assert layer_of("a.b.weight_quantizer.1") == "a.b"

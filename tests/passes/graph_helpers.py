@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from passes import Pass, Pipeline, PipelineResult
+from passes.base import walk
+from passes.graph.from_onnx import import_graph
+from passes.graph.inference import infer_types
 from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Recipe
 
@@ -31,6 +35,34 @@ def model(graph: str, initializers: Values | None = None, opset: int = 23) -> Mo
 def typed(made: ModelProto) -> ModelProto:
     """The model with the shapes that ONNX infers, as a traced one has them."""
     return onnx.shape_inference.infer_shapes(made, data_prop=True)
+
+
+def graph_of(text: str, initializers: Values | None = None) -> gs.Graph:
+    """The graph of ONNX text as passes get it: types, shapes, named nodes. Operators of com.microsoft are allowed."""
+    made = model(text, initializers)
+    made.opset_import.add(domain="com.microsoft", version=1)
+    graph = import_graph(infer_types(made))
+    for part in walk(graph):
+        for node in part.nodes:
+            node.name = node.name or f"{node.op}_{node.outputs[0].name}"
+    return graph
+
+
+def made_by(graph: gs.Graph, output: str) -> gs.Node:
+    """The node whose output has that name."""
+    return next(node for node in graph.nodes if any(tensor.name == output for tensor in node.outputs))
+
+
+def pick(rng: np.random.Generator, *choices: Any) -> Any:
+    """One of the choices, all as likely."""
+    return choices[rng.integers(len(choices))]
+
+
+def refused(made: ModelProto, *steps: Pass) -> set[str]:
+    """The reasons of the last of the passes, which must change nothing."""
+    record = Pipeline(steps).run(made).records[-1]
+    assert record.changed == 0, record
+    return {refusal.reason for refusal in record.refusals}
 
 
 def materialize(made: ModelProto) -> ModelProto:

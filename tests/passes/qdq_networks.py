@@ -197,11 +197,11 @@ class TestEngine:
     def test_tensorrt_builds_every_move_that_the_pass_makes(self, tmp_path, kind, sms, left):
         """FP8 of which TensorRT builds no move stays wide there: the pass refuses `left` moves."""
         pytest.importorskip("tensorrt_rtx")
-        from diffc.backends.target import Profile
+        from diffc.backends.profile import Profile
         from tests.networks import build
 
         fuse(every_move(kind))
         result = apply(every_move(kind, TensorProto.FLOAT16).model(), FuseQdq())
         assert len(result.records[0].refusals) == left
-        profile = Profile.of({"x": (1, 8, 8)}, {"x": (2, 8, 8)}, {"x": (4, 8, 8)})
+        profile = Profile.of_shapes({"x": (1, 8, 8)}, {"x": (2, 8, 8)}, {"x": (4, 8, 8)})
         assert build(tmp_path, result.model, sms, profiles=(profile,)).nbytes > 0

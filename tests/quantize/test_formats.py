@@ -187,7 +187,7 @@ def test_names_may_have_hyphens() -> None:
 
 def test_fp8_blocks_are_not_taken_for_mxfp8() -> None:
     """Static FP8 blocks, which ModelOpt has too, are another kind: no format compiles them."""
-    from diffc.quantize.state import kind_of
+    from diffc.quantize.kinds import kind_of
 
     converted = layer()
     convert_layers(converted, ["0"])
@@ -200,6 +200,6 @@ def test_fp8_blocks_are_not_taken_for_mxfp8() -> None:
     ]
     set_quantizer_by_cfg(converted, rules)
     (found,) = settings(converted).values()
-    with pytest.raises(DiffcError, match=r"quantizer of \[4, 3\] bits with blocks .* of no kind"):
+    with pytest.raises(DiffcError, match=r"quantizer of \[4, 3\] bits with blocks .* is not of a kind"):
         kind_of(found)
     assert torch.is_tensor(converted[0].weight)

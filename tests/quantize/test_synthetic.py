@@ -17,7 +17,7 @@ from diffc.compile.spine import calibrated
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import materialize
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.sources.backbone import load_backbone
+from diffc.models.sources.backbone import FakeBackbone, load_backbone
 from diffc.models.spec import Shape
 from diffc.progress import Silent
 from diffc.quantize import synthetic
@@ -58,7 +58,7 @@ def test_layer_by_layer_is_modelopt_on_the_whole_model(
     model: str, format: str, options: QuantOptions, tmp_path: Path
 ) -> None:
     plan = plan_of(model, format, options, tmp_path)
-    ours, theirs = calibrated(plan, Silent()), whole(plan)
+    ours, theirs = calibrated(plan, FakeBackbone(plan.source, plan.dtype), Silent()), whole(plan)
     assert ours.settings == theirs.settings
     assert ours.amax.keys() == theirs.amax.keys()
     assert ours.scaling.keys() == theirs.scaling.keys()
@@ -76,7 +76,7 @@ def test_layer_by_layer_is_modelopt_on_the_whole_model(
 def test_a_layer_that_got_other_inputs_would_be_noticed(tmp_path: Path) -> None:
     plan = plan_of("tiny-sd3", "fp8", QuantOptions(), tmp_path)
     other = replace(plan, request=replace(plan.request, seed=7))
-    ours, theirs = calibrated(other, Silent()), whole(plan)
+    ours, theirs = calibrated(other, FakeBackbone(other.source, other.dtype), Silent()), whole(plan)
     inputs = [name for name in theirs.amax if name.endswith("input_quantizer")]
     assert np.mean([np.array_equal(ours.amax[name], theirs.amax[name]) for name in inputs]) < 0.5
 
@@ -99,7 +99,7 @@ def test_no_more_than_a_layer_of_weights_is_held(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(synthetic, "_calibrate_layer", watched)
     monkeypatch.setattr(synthetic, "calibrate_synthetic", kept)
-    calibrated(plan, Silent())
+    calibrated(plan, FakeBackbone(plan.source, plan.dtype), Silent())
     total = sum(p.numel() for p in models[0].parameters())
     assert len(seen) == 40
     assert max(seen) < total / 20

@@ -14,18 +14,19 @@ import torch
 from onnx import TensorProto
 
 import diffc
+from diffc.backends.onnxruntime.open import profile_text
 from diffc.backends.onnxruntime.run import options_for
+from diffc.backends.profile import Profile
 from diffc.backends.signature import Signature, Value, pick_profile
-from diffc.backends.target import Profile
+from diffc.backends.target import TARGETS
 from diffc.backends.tensorrt.epcontext import write_context
 from diffc.backends.tensorrt.run import deserialize, pick_engine
 from diffc.errors import DiffcError
-from diffc.runtime.load import profile_text
 from tests.conftest import HAS_RTX, Cells
 
 SMALL = {"targets": ("ort",), "sms": (), "dtype": "float32", "skip_validation": True}
-NARROW = Profile.of({"x": (1, 8)}, {"x": (2, 8)}, {"x": (4, 8)})
-WIDE = Profile.of({"x": (1, 8)}, {"x": (8, 8)}, {"x": (16, 64)})
+NARROW = Profile.of_shapes({"x": (1, 8)}, {"x": (2, 8)}, {"x": (4, 8)})
+WIDE = Profile.of_shapes({"x": (1, 8)}, {"x": (8, 8)}, {"x": (16, 64)})
 ENGINES: list[dict[str, Any]] = [
     {"file": "engines/a.engine", "target": "trt-rtx", "sms": [89]},
     {"file": "engines/b.engine", "target": "trt-rtx", "sms": [120]},
@@ -74,7 +75,7 @@ def test_the_engine_of_the_gpu_is_taken() -> None:
 
 
 def test_profiles_are_told_to_onnx_runtime_without_scalars() -> None:
-    profile = Profile.of({"x": (1, 8), "t": ()}, {"x": (2, 8), "t": ()}, {"x": (4, 8), "t": ()})
+    profile = Profile.of_shapes({"x": (1, 8), "t": ()}, {"x": (2, 8), "t": ()}, {"x": (4, 8), "t": ()})
     assert profile_text(profile, "max") == "x:4x8"
 
 
@@ -197,4 +198,4 @@ def test_an_engine_is_wrapped_for_onnx_runtime(artifact: Path) -> None:
 def test_what_a_session_may_optimize(target: str, types: set[int], basic: bool) -> None:
     levels = ort.GraphOptimizationLevel
     wanted = levels.ORT_ENABLE_BASIC if basic else levels.ORT_ENABLE_ALL
-    assert options_for(target, types).graph_optimization_level == wanted
+    assert options_for(TARGETS[target], types).graph_optimization_level == wanted

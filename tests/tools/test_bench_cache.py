@@ -69,6 +69,7 @@ def _behind_unknown(graph: onnx.ModelProto, node: onnx.NodeProto) -> str:
     return "strange"
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("layout", ["full+reduced", pytest.param("segments", marks=pytest.mark.slow)])
 def test_the_tool_measures_every_model_and_the_generation(tmp_path: Path, layout: str) -> None:
     table = tmp_path / "rows.json"

@@ -22,6 +22,7 @@ def test_bytecode_is_there_before_anything_is_measured(tmp_path: Path) -> None:
     assert [file.name.split(".")[0] for file in (tmp_path / "__pycache__").iterdir()] == ["good"]
 
 
+@pytest.mark.compiles
 def test_the_steps_of_modelopts_example(tmp_path: Path) -> None:
     source, output, report = tmp_path / "flux", tmp_path / "out", tmp_path / "report.json"
     backbone_of("flux", torch.bfloat16).save_pretrained(source)  # type: ignore[operator]

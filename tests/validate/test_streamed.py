@@ -75,6 +75,7 @@ def test_a_wrong_scale_is_found(compiled: Cells) -> None:
     assert not report.chaotic
 
 
+@pytest.mark.compiles
 def test_a_compile_without_memory_for_the_whole_streams_its_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,10 +36,11 @@ from diffc.compile.cached.split import split
 from diffc.compile.cached.stages import resolve_for
 from diffc.compile.cached.variants import CacheBuild
 from diffc.frontend.trace import trace
-from diffc.models.embedded import real
+from diffc.models.embedded import random_model
 from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.models.embedded.real import REAL, RealModel
 from diffc.models.inputs import random_inputs
+from diffc.models.sources.backbone import FakeBackbone
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.spec import Shape
 from diffc.progress import Silent
@@ -176,11 +177,11 @@ def source_of(options: argparse.Namespace, folder: Path) -> ModelSource:
     if options.model in EMBEDDED:
         return locate(options.model)
     if not options.depth:
-        return locate(str(real.make_random(options.model, folder, seed=options.seed)))
+        return locate(str(random_model.make_random(options.model, folder, seed=options.seed)))
     known = REAL[options.model]
     folder.mkdir()
     model = Shallow(f"{known.name}/{options.depth}", known.family, known.dtype, 0, known.description)
-    real._write(model, folder, options.seed, Silent())
+    random_model.write_backbone(model, folder, options.seed, Silent())
     return locate(str(folder))
 
 
@@ -189,7 +190,8 @@ def models_of(
 ) -> tuple[CacheBuild, dict[str, Path], dict[str, onnx.ModelProto]]:
     """The plan's models in the provider's form over one file of weights; and their canonical graphs, for counting."""
     canonical = Pipeline(CANONICAL).run(trace(source, dtype=options.dtype, checkpoint=None)).model
-    build = split(canonical, resolve_for(source, options.plan), source, options.layout)
+    backbone = FakeBackbone(source)
+    build = split(canonical, resolve_for(backbone, options.plan), backbone, options.layout)
     if not build.variants:
         raise SystemExit(f"{options.plan} uses nothing again")
     graphs = {PLAIN: canonical} | {PLAIN + v.suffix: v.model for v in build.variants}

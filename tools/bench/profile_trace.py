@@ -39,8 +39,9 @@ from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers, layer_of, role_of
 from diffc.quantize.fingerprint import backbone_config
 from diffc.quantize.formats import FORMATS, find_format
+from diffc.quantize.kinds import Settings, block_size_of, kind_of
 from diffc.quantize.options import QuantOptions
-from diffc.quantize.state import BOUNDS, Amax, Settings, block_size_of, kind_of, settings_of
+from diffc.quantize.state import Amax, settings_of
 from passes import Pipeline
 from passes.presets import CANONICAL, TARGETS, target_passes
 
@@ -161,7 +162,7 @@ def fake_checkpoint(
         amax = {
             name: _ones(value, _weight_shape(backbone, name))
             for name, value in settings.items()
-            if kind_of(value) != "mxfp8"
+            if kind_of(value).has_amax
         }
         return Checkpoint(spec.name, fmt.name, backbone_config(backbone), settings, amax)
 
@@ -176,11 +177,11 @@ def _ones(settings: Settings, weight: Sequence[int]) -> Amax:
     """The amax of scales that are 1, in ModelOpt's shape: of all, of a channel [N, 1, ...] or of blocks [B, 1]."""
     kind, block = kind_of(settings), block_size_of(settings)
     shape: tuple[int, ...] = ()
-    if kind == "int4" and block:
+    if kind.blocks == "static" and block:
         shape = (math.prod(weight) // block, 1)
     elif settings["axis"] is not None:
         shape = (weight[0], *(1 for _ in weight[1:]))
-    return np.full(shape, BOUNDS[kind], np.float32)
+    return np.full(shape, kind.bound, np.float32)
 
 
 if __name__ == "__main__":

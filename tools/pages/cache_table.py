@@ -29,6 +29,7 @@ from diffc.compile.plan import check
 from diffc.compile.request import CompileRequest
 from diffc.compile.spine import calibrated
 from diffc.models.embedded.digits import BACKBONES, PIXELS, prompt
+from diffc.models.sources.backbone import FakeBackbone
 from diffc.progress import Silent
 from diffc.quality.painting import Figures, judge, load_pipeline, paint
 from diffc.quality.strips import decode, encode, sheet
@@ -115,7 +116,9 @@ def quantized(model: str) -> Any:
         force=True,
     )
     plan = check(request)
-    return TorchReference(plan.source, plan.dtype, calibrated(plan, Silent())).model
+    return TorchReference(
+        plan.source, plan.dtype, calibrated(plan, FakeBackbone(plan.source, plan.dtype), Silent())
+    ).model
 
 
 def run(pipe: Any, variant: str, count: int, steps: int) -> tuple[Tensor, float]:

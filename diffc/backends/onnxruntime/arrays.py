@@ -111,7 +111,7 @@ def session_options(types: Collection[int], *, exact: bool = False) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # fatal ones only: errors come as exceptions, and stderr is the user's
+    options.log_severity_level = 4  # fatal ones: errors come as exceptions, which we show
     if exact:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if exact or _FLOAT8.intersection(types):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffc.backends.onnx_graph import GraphInput
-from diffc.backends.target import Profile, ShapeRange
+from diffc.backends.profile import Profile, ShapeRange
 from diffc.errors import DiffcError
 
 

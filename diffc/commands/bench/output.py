@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -18,10 +17,9 @@ from diffc.artifact.describe import versions
 from diffc.artifact.folder import Artifact
 from diffc.commands.bench.run import Row
 from diffc.commands.bench.worker import MIB
-from diffc.errors import DiffcError
+from diffc.errors import DiffcError, UsageError
 from diffc.output_files import check_output_file, save_figure
 from diffc.terminal_text import cell
-from passes.files.atomic import write_text
 
 
 def check_plot(path: Path | None) -> None:
@@ -29,13 +27,13 @@ def check_plot(path: Path | None) -> None:
     if path is None:
         return
     if importlib.util.find_spec("matplotlib") is None:
-        raise DiffcError("--plot needs matplotlib, which is not installed", fix='pip install "diffc[plot]"')
+        raise DiffcError("--plot needs matplotlib, which is not installed", fix="pip install matplotlib")
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise DiffcError(f"{path} is no name of a plot", fix="end it in .png, .svg or .pdf")
+        raise UsageError(f"{path} is not the name of a plot", fix="end it in .png, .svg or .pdf")
 
 
 def check_folder(path: Path | None) -> None:
-    """Raise DiffcError when `path` cannot be written: its folder does not exist, or it is no file to replace."""
+    """Raise DiffcError when `path` cannot be written: its folder does not exist, or it is not a file."""
     if path is not None and not path.absolute().parent.is_dir():
         raise DiffcError(f"the folder of {path} does not exist", fix="make it, or name another place")
     if path is not None:
@@ -120,11 +118,6 @@ def machine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def save_json(rows: Sequence[Row], artifact: Path, path: Path) -> None:
-    """Write `described` to a file, whole or not at all."""
-    write_text(path, json.dumps(described(rows, artifact), indent=1) + "\n")
 
 
 def save_plot(rows: Sequence[Row], title: str, path: Path) -> None:

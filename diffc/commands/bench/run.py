@@ -16,14 +16,17 @@ from diffc.artifact.describe import IMPORTED
 from diffc.artifact.folder import Artifact
 from diffc.commands.bench.sides import SIDES, Setup
 from diffc.commands.bench.worker import First, Memory, SideError, Worker
-from diffc.errors import DiffcError, unknown
+from diffc.errors import DiffcError, UsageError, unknown_value
 from diffc.models.profiles import default_profile
 from diffc.models.registry import find_family
 from diffc.models.spec import Shape
-from diffc.progress import Reporter, Silent, Update
+from diffc.progress import Reporter, Update, estimated
+from diffc.progress_bar import default_reporter
 from diffc.validate.shapes import parse_shape
 
 WARM_UP = 2
+_LOADING = 10.0
+"""Seconds that loading a side takes at least: the import of torch and diffusers in its process."""
 SETTLE = 0.02
 """Seconds between two sides: ONNX Runtime's threads look for work for a while after a call."""
 
@@ -45,6 +48,11 @@ class BenchRequest:
     repeat: int = 20
     seed: int = 0
     cuda_graph: bool = False
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The sides beside the compiled one; "none" in `against` stands for no side."""
+        return tuple(name for name in dict.fromkeys(self.against) if name != "none")
 
 
 @dataclass(frozen=True)
@@ -76,18 +84,25 @@ def bench(request: BenchRequest, ui: Reporter | None = None) -> list[Row]:
     A side that fails has a row that says why, and the others go on. Raises DiffcError for a request that cannot be
     measured, before anything is loaded.
     """
-    ui = ui or Silent()
+    ui = ui or default_reporter()
     artifact = Artifact.load(request.artifact)
     setup, shapes = plan(artifact, request)
     rows: list[Row] = []
     with Sides() as sides:
-        for name in ("compiled", *request.against):
-            with ui.stage(f"load {name}"):
+        for name in ("compiled", *request.sides):
+            with ui.stage(f"load {name}") as update, estimated(update, _LOADING):
                 sides.load(name, setup)
         for shape in shapes:
             with ui.stage(f"measure at {shape}") as update:
                 rows += sides.measure(shape, request, update)
     return rows
+
+
+def require_measured(rows: Sequence[Row], asked: Sequence[str]) -> None:
+    """Raise DiffcError when the compiled side has no figures, or one that was `asked` for by name."""
+    for row in rows:
+        if row.reason and row.side in ("compiled", *asked):
+            raise DiffcError(f"{row.side} was not measured at {row.shape}: {row.reason}")
 
 
 def plan(artifact: Artifact, request: BenchRequest) -> tuple[Setup, list[Shape]]:
@@ -100,11 +115,11 @@ def plan(artifact: Artifact, request: BenchRequest) -> tuple[Setup, list[Shape]]
             f"{artifact.folder} was compiled from an ONNX file: no diffusers backbone stands beside it",
             fix="measure an artifact that was compiled from a diffusers model",
         )
-    for name in request.against:
+    for name in request.sides:
         if name not in SIDES:
-            raise unknown("side", name, SIDES)
+            raise unknown_value("side", name, SIDES)
     if request.repeat < 1:
-        raise DiffcError(f"--repeat is {request.repeat}", fix="measure at least once")
+        raise UsageError(f"--repeat is {request.repeat}", fix="measure at least once")
     spec, config = find_family(manifest["model"]["family"]), manifest["model"]["config"]
     saved = manifest["profile"]["optimum"]
     usual = Shape(**saved) if saved else default_profile(spec, config).optimum
@@ -135,17 +150,19 @@ class Sides:
         """Every side prepared, then measured in turns; one row for each, in the order of loading."""
         first: dict[str, First] = {}
         seconds: dict[str, list[float]] = {name: [] for name in self._order}
-        for name in self._order:
+        total = len(self._order) + request.repeat
+        for number, name in enumerate(self._order):
             with self._kept(name):
                 if name in self._workers:
                     first[name] = self._workers[name].prepare(shape, request.seed, WARM_UP)
+            update(number + 1, total)
         for turn in range(request.repeat):
             for name in self._order:
                 with self._kept(name):
                     if name in self._workers:
                         time.sleep(SETTLE)
                         seconds[name].append(self._workers[name].measure())
-            update(turn + 1, request.repeat)
+            update(len(self._order) + turn + 1, total)
         return [self._row(name, shape, first, seconds[name]) for name in self._order]
 
     def _row(self, name: str, shape: Shape, first: Mapping[str, First], seconds: Sequence[float]) -> Row:

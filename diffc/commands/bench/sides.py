@@ -1,4 +1,4 @@
-"""What is measured: the compiled backbone, torch as it is, and torch.compile. Loaded in processes of their own."""
+"""The sides of a measurement: the compiled backbone, torch eager and torch.compile, each loaded in its own process."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 
 from diffc.models.sources.backbone import DTYPES, load_backbone
 from diffc.models.sources.locate import locate
+from diffc.runtime.load import load
 
 SIDES = ("eager", "compile")
-"""What a compiled backbone can be measured against."""
+"""What a compiled backbone can be measured beside."""
 Backbone = Callable[..., Any]
 
 
@@ -35,9 +36,7 @@ class Setup:
 def load_side(name: str, setup: Setup) -> Backbone:
     """A backbone, called as diffusers calls one. `name` is "compiled" or one of SIDES."""
     if name == "compiled":
-        import diffc
-
-        backbone: Backbone = diffc.load(
+        backbone: Backbone = load(
             setup.artifact, target=setup.target, device=setup.device, cuda_graph=setup.cuda_graph
         )
         return backbone

@@ -1,4 +1,4 @@
-"""One side in a process of its own: its memory is its own, and it waits while another is measured."""
+"""A side in a process of its own, so that its memory can be told from the others' and it rests between its turns."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from typing import Any
 
 import numpy.typing as npt
 
-from diffc.commands.bench.sides import Setup
+from diffc.commands.bench.sides import Setup, load_side
 from diffc.memory import peak_rss
+from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.sources.backbone import DTYPES
+from diffc.models.sources.locate import locate
 from diffc.models.spec import Shape
 
 MIB = 1 << 20
 
 
 class SideError(Exception):
-    """A side that cannot be measured, and why."""
+    """Why a side cannot be measured."""
 
 
 @dataclass(frozen=True)
 class First:
-    """The first call at a shape: seconds with all compiling and allocating, and the output as float32."""
+    """The first call at a shape: its seconds, which include compiling and allocating, and its output as float32."""
 
     seconds: float
     output: npt.NDArray[Any]
@@ -33,14 +36,14 @@ class First:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak resident memory of the process, and what it took of the GPU, in bytes; None where there is none."""
+    """Peak resident memory of the process and the GPU memory that it took, in bytes; None where it is not known."""
 
     rss: int | None
     gpu: int | None
 
 
 class Worker:
-    """A side behind a pipe. Every method raises SideError when the side fails, and it is of no more use then."""
+    """A side in another process. Every method raises SideError when the side fails; close the worker then."""
 
     def __init__(self, name: str, setup: Setup):
         context = get_context("spawn")
@@ -60,7 +63,7 @@ class Worker:
         return float(self._ask("measure"))
 
     def memory(self) -> Memory:
-        """The peak until now."""
+        """The peak so far."""
         found: Memory = self._ask("memory")
         return found
 
@@ -99,7 +102,7 @@ class Worker:
 
 
 def _serve(pipe: Connection, name: str, setup: Setup) -> None:
-    """The process: load the side, then answer until told to end."""
+    """What the process runs: load the side, then answer messages until None comes."""
     try:
         side = _Side(name, setup)
         pipe.send(("ready", None))
@@ -112,14 +115,14 @@ def _serve(pipe: Connection, name: str, setup: Setup) -> None:
 
 
 def _said(error: Exception) -> str:
-    """The first two lines of an error that say something, with its kind where that is needed."""
+    """The first two lines of an error that are not empty, or its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()][:2]
     text = " ".join(lines) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
 
 
 class Taken:
-    """What a process takes of the GPU's memory: what is free less behind its work than before, for only it works then.
+    """GPU memory that a process takes: how much less is free after its turns than before them. Others rest meanwhile.
 
     `free` gives the bytes that are free on the device. The CUDA context is not in it: asking makes one.
     """
@@ -142,8 +145,6 @@ class _Side:
     def __init__(self, name: str, setup: Setup):
         import torch
 
-        from diffc.commands.bench.sides import load_side
-
         self._cuda = setup.device.startswith("cuda")
         self._setup = setup
         self._taken = Taken(lambda: torch.cuda.mem_get_info()[0] if self._cuda else 0)
@@ -153,10 +154,6 @@ class _Side:
 
     def prepare(self, shape: Shape, seed: int, calls: int) -> First:
         import torch
-
-        from diffc.models.inputs import forward_kwargs, random_inputs
-        from diffc.models.sources.backbone import DTYPES
-        from diffc.models.sources.locate import locate
 
         source = locate(self._setup.model)
         spec = source.family

@@ -6,8 +6,8 @@ from typing import Any
 
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.locate import locate
-from diffc.models.sources.pipelines import open_pipeline
-from diffc.progress import Reporter
+from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
+from diffc.progress import Reporter, estimated
 
 DEFAULT_PROMPTS = ("a handwritten seven", "a red fox asleep in fresh snow", "a wooden sign that reads OPEN")
 
@@ -19,7 +19,11 @@ def load_for_search(model: str, ui: Reporter) -> Any:
     source = locate(model)
     cuda = torch.cuda.is_available()
     dtype = getattr(torch, source.dtype) if cuda else torch.float32
-    with ui.stage("load the pipeline"), quiet_libraries():
+    with (
+        ui.stage("load the pipeline") as update,
+        quiet_libraries(),
+        estimated(update, pipeline_seconds(source)),
+    ):
         pipe = open_pipeline(source, dtype=dtype, fix="download the whole pipeline")
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if cuda else "cpu")

@@ -11,11 +11,13 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.commands.package.graphs import Graph
 from diffc.errors import MismatchError
 from diffc.frontend.names import name_nodes
 from diffc.frontend.trace import IR_VERSION, OPSET, quiet_exporter
 from diffc.frontend.translations import translations
+from diffc.validate.compare import compare
 from passes import Pipeline
 from passes.presets import CANONICAL, target_passes
 from passes.storage import save
@@ -66,9 +68,6 @@ def check(graph: Graph, file: Path) -> float:
 
     Raises MismatchError beyond `MAX_REL_L2`, with the component's name.
     """
-    from diffc.backends.onnxruntime.arrays import OrtSession
-    from diffc.validate.compare import compare
-
     name, value = graph.feed
     with torch.no_grad():
         given = graph.module(value)

@@ -18,13 +18,19 @@ import onnx
 from diffc.artifact.files import listed
 from diffc.artifact.folder import MANIFEST, Artifact, check_output, staging, write_manifest
 from diffc.commands.package.copying import check_tree, copy_file, copy_tree
+from diffc.commands.package.export import check, write
+from diffc.commands.package.graphs import component_graphs
 from diffc.commands.package.parts import Parts, find_parts
 from diffc.commands.package.tokenizers import loadable_class, rewrite_config
-from diffc.errors import DiffcError, UnsupportedError, unknown
+from diffc.errors import DiffcError, UnsupportedError, unknown_value
 from diffc.models.registry import find_family
 from diffc.models.spec import Shape
-from diffc.progress import Reporter, Silent
+from diffc.progress import Reporter
+from diffc.progress_bar import default_reporter
+from passes import Pipeline
 from passes.graph.onnx_reader import all_tensors, read_proto
+from passes.targets.ort.cast_io import CastIo
+from passes.targets.ort.guard_slices import GuardSlices
 
 LAYOUTS = ("optimum",)
 _ORT_TARGETS = ("ort", "ort-cuda", "ort-trt-rtx", "trt-rtx")
@@ -61,11 +67,11 @@ class Packaged:
 
 def package(request: PackageRequest, ui: Reporter | None = None) -> Packaged:
     """Write the folder. Raises DiffcError for what the user can fix, MismatchError for a component that differs."""
-    ui = ui or Silent()
+    ui = ui or default_reporter()
     if request.layout not in LAYOUTS:
-        raise unknown("layout", request.layout, LAYOUTS)
+        raise unknown_value("layout", request.layout, LAYOUTS)
     if request.dtype not in ("float16", "float32"):
-        raise unknown("type", request.dtype, ("float16", "float32"), fix="optimum feeds no other")
+        raise unknown_value("type", request.dtype, ("float16", "float32"), fix="optimum feeds no other")
     check_place(request)
     artifact = Artifact.load(request.artifact)
     artifact.verify()
@@ -121,10 +127,6 @@ def backbone(artifact: Artifact, file: Path, folder: Path, fed: Mapping[str, str
     Only the graph is rewritten: the file of weights is copied as it is. A hard link would save the room, but onnx.load
     takes a file of weights with two names for an attack, in the package and in the artifact.
     """
-    from passes import Pipeline
-    from passes.targets.ort.cast_io import CastIo
-    from passes.targets.ort.guard_slices import GuardSlices
-
     folder.mkdir()
     model = read_proto(file)
     taken = {name: listed(artifact.folder, artifact.manifest, name) for name in sorted(external_files(model))}
@@ -169,8 +171,6 @@ def _components(
                 read_proto(file)  # which refuses weights that lie elsewhere
     if not parts.graphs:
         return
-    from diffc.commands.package.export import check, write
-    from diffc.commands.package.graphs import component_graphs
 
     for name, kind in parts.graphs.items():
         check_tree(parts.folder, name)

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError
+from diffc.models.sources.locate import locate
 from passes.files.contained import contained
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -45,8 +46,6 @@ def find_parts(artifact: Artifact, components: Path | None, pipeline: Path | Non
 
 def _compiled_pipeline(artifact: Artifact) -> Path:
     """The pipeline folder that was compiled. Raises DiffcError when it was a backbone alone, or is gone."""
-    from diffc.models.sources.locate import locate
-
     model = artifact.manifest["request"]["model"]
     fix = "name it: --pipeline DIR, or give an optimum-cli export: --components DIR"
     try:

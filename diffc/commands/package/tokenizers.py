@@ -10,7 +10,7 @@ _SLOW = {"CLIPTokenizer": ("vocab.json", "merges.txt"), "T5Tokenizer": ("spiece.
 
 
 def loadable_class(folder: Path, kind: str) -> str:
-    """The class of transformers 4 that reads `folder`: `kind`, or its fast twin where only tokenizer.json is there."""
+    """The class of transformers 4 that reads `folder`: `kind`, or its fast class when only tokenizer.json exists."""
     files = _SLOW.get(kind, ())
     if all((folder / file).is_file() for file in files) or not (folder / "tokenizer.json").is_file():
         return kind

@@ -19,18 +19,18 @@ from torch import Tensor, nn
 from diffc.cache.layout import Sizes, size_of
 from diffc.errors import DiffcError
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.sources.backbone import build_backbone
-from diffc.models.sources.locate import ModelSource
+from diffc.models.sources.backbone import FakeBackbone
 from diffc.models.spec import Shape
 from diffc.validate.shapes import fixed_batch
 
 Seen = Mapping[str, Sequence[tuple[int, ...]]]
 
 
-def kept_dims(model: onnx.ModelProto, source: ModelSource) -> dict[str, tuple[str | int, ...]]:
+def kept_dims(model: onnx.ModelProto, backbone: FakeBackbone) -> dict[str, tuple[str | int, ...]]:
     """The sizes of every kept tensor that `model`, the one that runs all, returns. Raises DiffcError for one that is
     no multiple of a product of dimensions.
     """
+    source = backbone.source
     spec = source.family
     names = {dim.name for dim in spec.dims(source.config)}
     kept = [v for v in model.graph.output if v.name.startswith("cached_")]
@@ -38,7 +38,7 @@ def kept_dims(model: onnx.ModelProto, source: ModelSource) -> dict[str, tuple[st
     if all(isinstance(d, int) or d in names for dims in known.values() for d in dims):
         return {name: tuple(dims) for name, dims in known.items()}
     shapes = telling_shapes(spec.pixel_multiple(source.config), fixed_batch(model))
-    seen = seen_shapes(source, shapes)
+    seen = seen_shapes(backbone, shapes)
     sizes = [spec.sizes(shape) for shape in shapes]
     makers = _makers(model)
     return {name: _dims_of(dims, makers[name], seen, sizes) for name, dims in known.items()}
@@ -50,18 +50,15 @@ def telling_shapes(multiple: int, batch: int | None = None) -> list[Shape]:
     return [Shape(batch or n, height * multiple, width * multiple, text) for n, height, width, text in rows]
 
 
-def seen_shapes(source: ModelSource, shapes: Sequence[Shape]) -> list[dict[str, list[tuple[int, ...]]]]:
+def seen_shapes(backbone: FakeBackbone, shapes: Sequence[Shape]) -> list[dict[str, list[tuple[int, ...]]]]:
     """For each shape, what every module of the backbone gives: the shapes of the tensors in its output, by path."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    spec, runs = source.family, []
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        backbone = build_backbone(spec, source.config, torch.float32)
+    family, config, runs = backbone.source.family, backbone.source.config, []
+    with backbone.mode, torch.no_grad():
         for shape in shapes:
             seen: dict[str, list[tuple[int, ...]]] = {}
-            handles = [_watch(module, path, seen) for path, module in backbone.named_modules()]
-            values = random_inputs(spec, source.config, shape, dtype=torch.float32, seed=0)
-            backbone(**forward_kwargs(spec, source.config, values), return_dict=False)
+            handles = [_watch(module, path, seen) for path, module in backbone.module.named_modules()]
+            values = random_inputs(family, config, shape, dtype=backbone.dtype, seed=0)
+            backbone.module(**forward_kwargs(family, config, values), return_dict=False)
             for handle in handles:
                 handle.remove()
             runs.append(seen)

@@ -11,20 +11,20 @@ from diffc.cache.resolve import ResolvedCache
 from diffc.compile.cached.chain import cut_chain
 from diffc.compile.cached.shapes import kept_dims
 from diffc.compile.cached.variants import CacheBuild, Variant, group_texts, name_dims
-from diffc.models.sources.locate import ModelSource
+from diffc.models.sources.backbone import FakeBackbone
 from passes import Pipeline
 from passes.cache.split_cache import SplitCache
 
 
 def split(
-    model: onnx.ModelProto, plan: ResolvedCache, source: ModelSource, layout: Layout = "full+reduced"
+    model: onnx.ModelProto, plan: ResolvedCache, backbone: FakeBackbone, layout: Layout = "full+reduced"
 ) -> CacheBuild:
     """The models of a plan for a canonical `model`; none where no step uses anything again.
 
     Raises PassError where a group of the plan cannot be cut out.
     """
     if layout == "segments":
-        return cut_chain(model, plan, source)
+        return cut_chain(model, plan, backbone.source)
     sets, groups = plan.reuse_sets(), group_texts(plan)
     if not sets:
         return CacheBuild(plan, (), {})
@@ -35,7 +35,7 @@ def split(
     reduced = [cut(sorted(reuse)) for reuse in sets]
     wanted = {v.name for m in reduced for v in m.graph.input if v.name.startswith("cached_")}
     models = [cut((), sorted(wanted)), *(_returning(m, wanted) for m in reduced)]
-    dims = kept_dims(models[0], source)
+    dims = kept_dims(models[0], backbone)
     for item in models:
         name_dims(item, dims)
     suffixes = ["-keep", *(f"-reuse-{n}" for n in range(1, len(sets) + 1))]

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.backends.target import EngineOptions, Target
 from diffc.backends.tensorrt.build import EngineReport
@@ -19,11 +17,11 @@ from diffc.cache.presets import plan_of
 from diffc.cache.resolve import ResolvedCache, resolve, spell
 from diffc.compile.cached.split import split
 from diffc.compile.cached.variants import CacheBuild, Variant, check_variants
-from diffc.compile.engines import build_engines
+from diffc.compile.engines import build_engines, engine_profile
 from diffc.compile.graphs import Graphs, legalize
-from diffc.errors import unknown
+from diffc.errors import unknown_value
 from diffc.models.profiles import ShapeProfile
-from diffc.models.sources.backbone import build_backbone
+from diffc.models.sources.backbone import FakeBackbone
 from diffc.models.sources.locate import ModelSource
 from diffc.progress import Reporter
 from diffc.validate.float32 import Arrays
@@ -33,11 +31,9 @@ from passes.presets import TargetOptions
 from passes.storage import weight_bytes
 
 
-def resolve_for(source: ModelSource, text: str) -> ResolvedCache:
-    """A preset or plan file on the backbone of `source`, of which no weight is read."""
-    with FakeTensorMode():
-        backbone = build_backbone(source.family, source.config, torch.float32)
-    return resolve(plan_of(text, backbone), backbone)
+def resolve_for(backbone: FakeBackbone, text: str) -> ResolvedCache:
+    """A preset or plan file, `text`, on a backbone. Raises DiffcError when it cannot be read, or does not fit."""
+    return resolve(plan_of(text, backbone.module), backbone.module)
 
 
 def describe_cache(cache: ResolvedCache) -> list[str]:
@@ -51,14 +47,14 @@ def find_layout(name: str) -> Layout:
     for layout in LAYOUTS:
         if layout == name:
             return layout
-    raise unknown("cache layout", name, LAYOUTS)
+    raise unknown_value("cache layout", name, LAYOUTS)
 
 
 def build_variants(
     canonical: onnx.ModelProto,
     cache: ResolvedCache,
     layout: Layout,
-    source: ModelSource,
+    backbone: FakeBackbone,
     targets: Sequence[Target],
     options: TargetOptions,
     inputs: Callable[[], Sequence[Arrays]],
@@ -69,7 +65,7 @@ def build_variants(
 
     `inputs`: values for the inputs of the canonical graph, which all checks use.
     """
-    build = split(canonical, cache, source, layout)
+    build = split(canonical, cache, backbone, layout)
     if not build.variants:
         ui.note("cache plan: no step uses anything again")
         return build
@@ -128,8 +124,12 @@ def build_cached_engines(
 ) -> list[EngineReport]:
     """Engines of every variant, for every target and compute capability."""
     engines: list[EngineReport] = []
+    dims = source.family.input_dims(source.config)
     for variant in build.variants:
-        profile = build.profile(variant, source.family, source.config, shapes)
+        sizes = {**dims, **build.dims}
+        profile = engine_profile(
+            {value.name: sizes[value.name] for value in variant.model.graph.input}, source.family, shapes
+        )
         graphs = Graphs(variant.legalized, variant.files, ())
         engines += build_engines(graphs, targets, sms, options, (profile,), folder, ui, suffix=variant.suffix)
     return engines

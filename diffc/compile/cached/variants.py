@@ -12,11 +12,8 @@ from typing import Any
 import onnx
 
 from diffc.artifact.describe import described_values
-from diffc.backends.target import Profile
 from diffc.cache.layout import Dims, KeptTensor, Layout, size_of
 from diffc.cache.resolve import ResolvedCache
-from diffc.models.family import Family
-from diffc.models.profiles import ShapeProfile
 from diffc.validate.compare import compare
 from diffc.validate.float32 import cpu_session, feed, unrounded_copy
 from diffc.validate.tolerances import PASS_REL_L2
@@ -76,18 +73,6 @@ class CacheBuild:
         return [
             dict(v) | ({"dims": list(self.dims[v["name"]])} if v["name"] in self.dims else {}) for v in values
         ]
-
-    def profile(
-        self, variant: Variant, family: Family, config: Mapping[str, Any], shapes: ShapeProfile
-    ) -> Profile:
-        """The engine's shapes for a variant's own inputs."""
-
-        def at(shape: Any) -> dict[str, tuple[int, ...]]:
-            given, sizes = family.input_shapes(config, shape), family.sizes(shape)
-            kept = {name: tuple(size_of(d, sizes) for d in dims) for name, dims in self.dims.items()}
-            return {v.name: (given | kept)[v.name] for v in variant.model.graph.input}
-
-        return Profile.of(*(at(shape) for shape in (shapes.minimum, shapes.optimum, shapes.maximum)))
 
 
 def group_texts(plan: ResolvedCache) -> tuple[str, ...]:

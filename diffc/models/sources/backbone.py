@@ -1,12 +1,15 @@
-"""The torch backbone of a model source: empty (fake tensors) for tracing, or with its weights as a reference."""
+"""The torch backbone of a source: without weights (fake tensors) for a trace, or with them as a reference."""
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.errors import DiffcError
 from diffc.models.family import Family
@@ -47,22 +50,46 @@ def build_backbone(family: Family, config: Config, dtype: torch.dtype) -> torch.
     return model.eval()
 
 
-def check_weights(source: ModelSource) -> None:
-    """Raise DiffcError naming a tensor that config.json asks for and the weights lack, hold otherwise, or add.
+class FakeBackbone:
+    """The backbone of a source on fake tensors, in the compute type `dtype`: made at first use, then lent.
 
-    No weight is read; takes a second or two.
+    diffusers takes seconds to make one, so a compile makes one and lends it to every stage that asks for names, shapes
+    or a trace. `module` must stay as it is; a stage that inserts quantizers or leaves out blocks takes a `copy`. Both
+    run under `mode` only.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode():
-        model = build_backbone(source.family, source.config, torch.float32)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    def __init__(self, source: ModelSource, dtype: str = "float32"):
+        self.source, self.dtype = source, DTYPES[dtype]
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    @cached_property
+    def module(self) -> torch.nn.Module:
+        """The backbone that is lent. Raises DiffcError when diffusers cannot make it."""
+        with self.mode:
+            return build_backbone(self.source.family, self.source.config, self.dtype)
+
+    def copy(self) -> torch.nn.Module:
+        """Modules of its own over the same fake parameters and buffers, which hold no values."""
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        with self.mode:
+            return copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
+
+
+def check_weights(backbone: FakeBackbone) -> None:
+    """Raise DiffcError that names a tensor which config.json and the weights do not agree on.
+
+    No weight is read; takes a second or two where `backbone` was not made before.
+    """
+    source = backbone.source
+    wanted = {name: tuple(tensor.shape) for name, tensor in backbone.module.state_dict().items()}
     fix = "check that config.json and the safetensors files belong together"
     if lacking := [name for name in wanted if name not in source.weights]:
         what = f"the weights of {source.name} have no tensor {lacking[0]!r}, which config.json asks for"
         raise DiffcError(what, fix=fix)
     if strange := sorted(set(source.weights) - set(wanted)):
-        what = f"the weights of {source.name} have a tensor {strange[0]!r}, for which config.json has no use"
+        what = (
+            f"the weights of {source.name} have a tensor {strange[0]!r}, which config.json does not ask for"
+        )
         raise DiffcError(what, fix=fix)
     for name, shape in wanted.items():
         stored = source.weights[name].shape
@@ -88,9 +115,14 @@ def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
     return model
 
 
+def loading_seconds(source: ModelSource) -> float:
+    """About how long `load_backbone` takes: the import of diffusers, and the weights at 300 MB/s."""
+    return 4.0 + source.nbytes / 3e8
+
+
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Hold back warnings and progress bars of diffusers, transformers and ModelOpt: no user can act on them."""
+    """Silence warnings and progress bars of diffusers, transformers and ModelOpt, which no user can act on."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

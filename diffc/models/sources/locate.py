@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from diffc import plugins
 from diffc.errors import DiffcError
 from diffc.models.sources import backbone_folder, embedded_name, pipeline_folder
 from diffc.models.sources.source import ModelSource, Reader
 
 __all__ = ["READERS", "ModelSource", "locate"]
 
-READERS: tuple[Reader, ...] = (
-    embedded_name.READER,
-    pipeline_folder.READER,
-    backbone_folder.READER,
-)  # plugins: the readers of entry points are appended here
+_OWN = (embedded_name.READER, pipeline_folder.READER, backbone_folder.READER)
+_ADDED = plugins.load("diffc.readers", Reader, [reader.name for reader in _OWN])
+READERS: tuple[Reader, ...] = (*_OWN, *_ADDED.values())
 """In the order in which they are asked; the first that does not decline reads."""
 
 

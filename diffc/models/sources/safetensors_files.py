@@ -36,7 +36,7 @@ _MAX_HEADER = 100_000_000
 def folder_weights(folder: Path) -> dict[str, Recipe]:
     """A recipe for every tensor of a backbone folder, from an index or a single file, all headers checked.
 
-    Raises DiffcError when there is no file to take, no telling which one, or a file is damaged.
+    Raises DiffcError when there is no file, when several could be meant, and when one is damaged.
     """
     path = _weights_file(folder)
     if path.suffix == ".json":
@@ -93,7 +93,7 @@ def _check_length(path: Path, actual: int, expected: int, *, more: bool) -> None
 
 
 def _weights_file(folder: Path) -> Path:
-    """The index or single safetensors file to take. Raises DiffcError without one, or a way to choose."""
+    """The index or the single safetensors file to read. Raises DiffcError when there is none, or several."""
     for name in NAMES:
         if (folder / name).is_file():
             return folder / name
@@ -103,7 +103,7 @@ def _weights_file(folder: Path) -> Path:
     if found:
         names = ", ".join(p.name for p in found)
         raise DiffcError(
-            f"{folder}: no telling which weights to take from {names}; expected one of {', '.join(NAMES)}",
+            f"{folder}: several files could be the weights: {names}; expected one of {', '.join(NAMES)}",
             fix="keep one set of weights; shards need their index.json",
         )
     raise _no_safetensors(folder)

@@ -50,12 +50,17 @@ class ModelSource:
         """How many values all tensors have together."""
         return sum(prod(recipe.shape) for recipe in self.weights.values())
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, as stored."""
+        return sum(recipe.nbytes for recipe in self.weights.values())
+
 
 @dataclass(frozen=True)
 class Reader:
     """One way to read MODEL. `expects` says what it reads, for the error that lists all readers.
 
-    `declines` gives the reason why a MODEL is none of this reader's, None when it is one; it looks at names only.
+    `declines` gives the reason why this reader does not read a MODEL, None when it does; it looks at names only.
     `open` reads a MODEL that was not declined. It raises DiffcError when that is damaged or not complete, and
     UnsupportedError for a backbone that diffc does not know.
     """

@@ -1,35 +1,38 @@
-"""fold-gates: the gate behind an output projection is multiplied into its weights, which are fewer values."""
+"""fold-gates: the gate of an output projection is multiplied into its weights, which are fewer values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graph.edit import Emitter, Names, replace_found
-from passes.graph.match import output_ids, sole_producer, weight_recipe
+from passes.graph.edit import Edit
+from passes.graph.match import Projection, View, dims, either, is_op, projection, sole_producer
 
 
-class Gate(NamedTuple):
-    """gate * (x W + b): the nodes that go, gate (batch, 1, N), x (batch, tokens, K), W [K, N], b [N] or None."""
+@dataclass(frozen=True)
+class Gate:
+    """gate * (x W + b): the product with the gate, (batch, 1, N), and the projection."""
 
-    nodes: tuple[gs.Node, ...]
+    node: gs.Node
     gate: gs.Tensor
-    x: gs.Tensor
-    weight: gs.Tensor
-    bias: gs.Tensor | None
+    inner: Projection
 
 
 @register
 @dataclass(frozen=True)
 class FoldGates(Pass):
-    """Write gate * (x W + b) as x (W gate) + b gate, where that is fewer values to multiply.
+    """Multiply a gate into the weights of the projection before it, where that is fewer values to multiply.
 
-    Fires where gate is computed, (batch, 1, N), W a constant [K, N] in the model's type, and an image has more
-    `tokens` than K; x is (batch, tokens, K) and not of the `short` axis. Each image then has weights of its own, which
-    batched products take as they are. The product over all tokens was a kernel that reads and writes every one.
+        before: Mul(gate, Add(MatMul(x, W), b))        after: Add(MatMul(x, Mul(W, gate)), Mul(gate, b))
+
+    x is (batch, tokens, K), W [K, N], the gate (batch, 1, N) and computed; the bias may be missing. Each image then has
+    weights of its own, which batched products take as they are. The product over all tokens was a kernel that reads
+    and writes every one.
+
+    Declines when: `tokens` is unknown or not more than K; x is of the `short` axis; the gate has another shape or type.
 
     Changes numbers: in 16-bit types each gated weight is rounded, and the product no more. In float32, none but the
     order of two multiplications.
@@ -43,72 +46,46 @@ class FoldGates(Pass):
     """What the graph calls an axis of few tokens."""
 
     def run(self, graph: gs.Graph) -> PassResult:
-        """Replace the products behind projections."""
-        names, kept = Names(graph), output_ids(graph)
+        """Replace the products of gates and projections."""
+        return Edit(graph).rewrite_each(self.match, self.rewrite, "gates")
 
-        def find(node: gs.Node) -> Gate | None:
-            found = _gate(node, kept)
-            return found if found is not None and self._pays(found) else None
+    def match(self, node: gs.Node, view: View) -> Gate | str | None:
+        """The node as the product of a gate and a projection that nothing else reads."""
+        reason = None
+        for gate, value in either(node) if is_op(node, "Mul") else ():
+            inner = projection(sole_producer(value, view), view)
+            if inner is None or isinstance(gate, gs.Constant):
+                continue
+            found = Gate(node, gate, inner)
+            reason = self._reason(found)
+            if reason is None:
+                return found
+        return reason
 
-        def fold(found: Gate, new: dict[int, list[gs.Node]], dead: set[int]) -> None:
-            new[id(found.nodes[0])] = _folded(found, Emitter(found.nodes[0], names))
-            dead |= {id(node) for node in found.nodes}
-
-        changed = replace_found(graph, find, fold)
-        return PassResult(changed, (f"{changed} gates",) if changed else ())
-
-    def _pays(self, found: Gate) -> bool:
-        return found.weight.shape[0] < self.tokens and self.short not in found.x.shape
-
-
-def _gate(node: gs.Node, kept: set[int]) -> Gate | None:
-    """The node as the product of a gate and a projection that nothing else reads."""
-    if node.op != "Mul":
+    def _reason(self, found: Gate) -> str | None:
+        gate, x, weight = found.gate, found.inner.x, found.inner.weight
+        if dims(gate) != [x.shape[0], 1, weight.shape[1]] or gate.dtype != weight.dtype:
+            return "the gate is not (batch, 1, channels) in the type of the weights"
+        if self.short in x.shape:
+            return f"the projection is over the short axis {self.short!r}"
+        if weight.shape[0] >= self.tokens:
+            return (
+                f"the weights have {weight.shape[0]} rows, and an image has {self.tokens or 'unknown'} tokens"
+            )
         return None
-    for gate, value in (node.inputs, node.inputs[::-1]):
-        total = sole_producer(value, kept)
-        if total is None or isinstance(gate, gs.Constant):
-            continue
-        product, bias = _projection(total, kept)
-        if product is None:
-            continue
-        x, weight = product.inputs
-        nodes = (node, product) if bias is None else (node, total, product)
-        if list(gate.shape or ()) == [x.shape[0], 1, weight.shape[1]] and gate.dtype == weight.dtype:
-            return Gate(nodes, gate, x, weight, bias)
-    return None
 
-
-def _projection(node: gs.Node, kept: set[int]) -> tuple[gs.Node | None, gs.Tensor | None]:
-    """The MatMul with constant weights of a node that is it, or is its sum with a bias, and that bias."""
-    if node.op == "MatMul":
-        return (node, None) if _is_projection(node) else (None, None)
-    for value, bias in (node.inputs, node.inputs[::-1]) if node.op == "Add" else ():
-        product = sole_producer(value, kept)
-        if product is not None and isinstance(bias, gs.Constant) and _is_projection(product):
-            fits = list(bias.shape) == [product.inputs[1].shape[1]]
-            return (product, bias) if fits else (None, None)
-    return None, None
-
-
-def _is_projection(node: gs.Node) -> bool:
-    if node.op != "MatMul" or len(node.inputs[0].shape or ()) != 3 or weight_recipe(node.inputs[1]) is None:
-        return False
-    return len(node.inputs[1].shape) == 2
-
-
-def _folded(found: Gate, new: Emitter) -> list[gs.Node]:
-    """The nodes that give what the product gave."""
-    x, gate, (output,) = found.x, found.gate, found.nodes[0].outputs
-    found.nodes[0].outputs.clear()
-    weight = new.emit("Mul", [found.weight, gate], gate.dtype)
-    weight.shape = [x.shape[0], *found.weight.shape]
-    if found.bias is None:
-        new.emit_to("MatMul", [x, weight], [output])
-        return new.nodes
-    value = new.emit("MatMul", [x, weight], gate.dtype)
-    value.shape = list(output.shape)
-    bias = new.emit("Mul", [gate, found.bias], gate.dtype)
-    bias.shape = list(gate.shape)
-    new.emit_to("Add", [value, bias], [output])
-    return new.nodes
+    def rewrite(self, found: Gate, edit: Edit) -> None:
+        """Gate the weights and the bias in place of the result."""
+        gate, inner, new = found.gate, found.inner, edit.at(found.node)
+        outputs = edit.release(found.node)
+        edit.remove(*inner.nodes)
+        # W [K, N] times the gate (batch, 1, N): weights (batch, K, N), an image's own
+        weight_shape = [inner.x.shape[0], *inner.weight.shape]
+        weight = new.emit("Mul", [inner.weight, gate], gate.dtype, weight_shape)
+        if inner.bias is None:
+            new.emit_to("MatMul", [inner.x, weight], outputs)
+            return
+        value = new.emit("MatMul", [inner.x, weight], gate.dtype, outputs[0].shape)
+        # b [N] times the gate: (batch, 1, N), for all tokens of an image
+        bias = new.emit("Mul", [gate, inner.bias], gate.dtype, gate.shape)
+        new.emit_to("Add", [value, bias], outputs)

@@ -1,28 +1,50 @@
-"""fold-value-bias: the bias of attention's values moves behind the output projection."""
+"""fold-value-bias: the bias of attention's values moves into the bias of the output projection."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes.base import Pass, PassResult, register, walk
-from passes.graph.edit import Names, drop_nodes, rename_after, replace_uses
-from passes.graph.match import output_ids, producer, recipe_of_constant, weight_recipe
-from passes.targets.ort_cuda.flatten_attention import MICROSOFT
+from passes.base import Pass, PassResult, register
+from passes.graph.edit import Edit
+from passes.graph.match import (
+    MICROSOFT,
+    Projection,
+    View,
+    bias_add,
+    cut_of,
+    dims,
+    is_op,
+    is_weight,
+    projection,
+    recipe_of_constant,
+    sole_producer,
+    sole_reader,
+)
 from passes.weights.recipe import Recipe, constant, dtype_of
 
 
-class Biased(NamedTuple):
-    """A sum with a constant bias [channels]: its node, the other summand and the bias."""
+@dataclass(frozen=True)
+class Biased:
+    """The sum of a MatMul (batch, tokens, channels) and a constant bias [channels]."""
 
-    node: gs.Node
+    total: gs.Node
     value: gs.Tensor
     bias: gs.Tensor
+
+
+@dataclass(frozen=True)
+class Values:
+    """An attention, the sums that its values are made of, and the projections that read its output."""
+
+    attention: gs.Node
+    sources: list[Biased]
+    readers: list[Projection]
 
 
 @register
@@ -30,10 +52,15 @@ class Biased(NamedTuple):
 class FoldValueBias(Pass):
     """Leave out the bias of attention's values: the weights of a softmax add up to one, so it only moves the output.
 
-    Fires on MultiHeadAttention whose values are the sum of a product and a constant bias, or a join of such along
-    the tokens, and whose output nothing reads but products with constant weights, themselves with a bias (parts of
-    the tokens may be cut out between). The bias behind becomes b + W v. Of several biases, that of the most tokens
-    goes, and the others become their difference to it. Saves reading and writing the values once.
+        before: Add(MatMul(MultiHeadAttention(q, k, Add(values, v)), W), b)
+        after:  Add(MatMul(MultiHeadAttention(q, k, values), W), b + v W)
+
+    The values may be a join of such sums along the tokens, and parts of the tokens may be cut out of the output. Of
+    several biases, that of the most tokens goes, and the others become their difference to it. Saves reading and
+    writing the values once.
+
+    Declines when: the values are not such sums; something else reads the output than projections with constant weights
+    and a bias [channels].
 
     Changes numbers: what is left out is no longer rounded to 16 bits on the way. The new biases are computed in
     float32 and rounded to the type of the old.
@@ -46,97 +73,78 @@ class FoldValueBias(Pass):
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Rewrite biases; the sums that have none left go."""
-        names, kept = Names(graph), output_ids(graph)
-        dead: set[int] = set()
-        changed = 0
-        for part in walk(graph):
-            for node in part.nodes:
-                if node.op != "MultiHeadAttention" or node.domain != MICROSOFT or len(node.inputs) != 3:
-                    continue
-                sources, readers = list(_sources(node.inputs[2], kept)), list(_readers(node, kept))
-                if not sources or not readers or None in sources or None in readers:
-                    continue
-                found = [s for s in sources if s]
-                gone = self._fold(found, [r for r in readers if r], names)
-                for source in found:  # what is left of them is no longer what their modules give
-                    made = producer(source.value) if source is gone else source.node
-                    rename_after(made, source.node, node, names, kept)
-                dead.add(id(gone.node))
-                changed += 1
-        drop_nodes(graph, dead)
-        return PassResult(changed, (f"{changed} biases",) if changed else ())
+        return Edit(graph).rewrite_each(self.match, self.rewrite, "biases")
 
-    def _fold(self, sources: list[Biased], readers: list[Biased], names: Names) -> Biased:
-        """Rewrite the biases; return the sum that has none left."""
-        gone = next((s for s in sources if self.short not in (s.value.shape or ())), sources[0])
+    def match(self, node: gs.Node, view: View) -> Values | str | None:
+        """The node as an attention over values with a bias."""
+        if not is_op(node, "MultiHeadAttention", domain=(MICROSOFT,)) or len(node.inputs) != 3:
+            return None
+        sources = list(_sources(node.inputs[2], view))
+        if None in sources:
+            return "its values are not sums of products and constant biases [channels]"
+        readers = list(_readers(node.outputs[0], view))
+        if None in readers:
+            return "something else reads its output than projections with a constant bias [channels]"
+        return Values(node, [s for s in sources if s], [r for r in readers if r])
+
+    def rewrite(self, found: Values, edit: Edit) -> None:
+        """The new biases; then the sum without one goes, and the sums and values get names of the attention."""
+        many = (s for s in found.sources if self.short not in dims(s.value))
+        gone = next(many, found.sources[0])
         bias = recipe_of_constant(gone.bias).cast(TensorProto.FLOAT)
-        for source in sources:
+        for source in found.sources:  # the values of other tokens keep what their bias has more
             if source is not gone:
-                _replace(source, _less(recipe_of_constant(source.bias), bias), names)
-        for reader in readers:
-            weight = recipe_of_constant(reader.value.inputs[0].inputs[1]).transpose((1, 0))
-            moved = recipe_of_constant(reader.bias).cast(TensorProto.FLOAT).reshape((reader.bias.shape[0], 1))
-            negated = bias.reshape((weight.shape[1], 1)).multiply(Recipe.of_array(np.full(1, -1, np.float32)))
-            _replace(reader, moved.subtract_product(weight, negated).reshape((weight.shape[0],)), names)
-        replace_uses(gone.node.outputs[0], gone.value)
-        return gone
+                _replace(source.total, source.bias, _less(recipe_of_constant(source.bias), bias), edit)
+        for reader in found.readers:  # b + v W
+            _replace(reader.total, reader.bias, _with_values(reader, bias), edit)
+        edit.replace_uses(gone.total.outputs[0], gone.value)
+        edit.remove(gone.total)
+        for source in found.sources:
+            left = gone.value if source is gone else source.total.outputs[0]
+            edit.rename_after(left, source.total, found.attention)
 
 
-def _sources(values: gs.Tensor, kept: set[int]) -> Iterator[Biased | None]:
+def _sources(values: gs.Tensor, view: View) -> Iterator[Biased | None]:
     """The sums that values are made of; None where there is something else."""
-    node = producer(values)
-    if node is None or len(values.outputs) != 1 or id(values) in kept:
-        yield None
-    elif node.op == "Reshape":
-        yield from _sources(node.inputs[0], kept)
-    elif node.op == "Concat" and node.attrs.get("axis") == 1:
+    node = sole_producer(values, view)
+    if is_op(node, "Reshape"):
+        yield from _sources(node.inputs[0], view)
+    elif is_op(node, "Concat") and node.attrs.get("axis") == 1:
         for item in node.inputs:
-            yield from _sources(item, kept)
+            yield from _sources(item, view)
     else:
-        yield _biased(node)
+        found = bias_add(node)
+        if (
+            found is None
+            or not is_weight(found[1])
+            or not is_op(sole_producer(found[0], view), "MatMul", rank=3)
+        ):
+            yield None
+        else:
+            yield Biased(node, *found)
 
 
-def _readers(node: gs.Node, kept: set[int]) -> Iterator[Biased | None]:
-    """The sums behind the products that read the output; None where something else does."""
-    output = node.outputs[0]
-    if id(output) in kept or not output.outputs:
+def _readers(output: gs.Tensor, view: View) -> Iterator[Projection | None]:
+    """The projections with a bias that read a tensor, or tokens of it; None where something else does."""
+    if id(output) in view.outputs or not output.outputs:
         yield None
     for reader in output.outputs:
-        if reader.op == "Slice" and reader.inputs[0] is output and _along_tokens(reader):
-            yield from _readers(reader, kept)
-        elif reader.op == "MatMul" and reader.inputs[0] is output and len(reader.outputs[0].outputs) == 1:
-            found = _biased(reader.outputs[0].outputs[0])
-            free = found is not None and found.value is reader.outputs[0] and id(found.value) not in kept
-            yield found if free and _is_weight(reader.inputs[1]) else None
+        cut = cut_of(reader)
+        if cut is not None and cut.x is output and cut.axis == 1:
+            yield from _readers(reader.outputs[0], view)
         else:
-            yield None
+            found = projection(sole_reader(reader.outputs[0], view), view)
+            fits = found is not None and found.bias is not None and found.product is reader
+            yield found if fits and reader.inputs[0] is output else None
 
 
-def _along_tokens(node: gs.Node) -> bool:
-    before, after = node.inputs[0].shape, node.outputs[0].shape
-    return before is not None and after is not None and before[2] == after[2] and before[0] == after[0]
-
-
-def _biased(node: gs.Node) -> Biased | None:
-    """The node as a sum of a MatMul of three axes and a bias."""
-    if node.op != "Add" or len(node.inputs) != 2:
-        return None
-    for value, bias in (node.inputs, node.inputs[::-1]):
-        product = producer(value)
-        if (
-            product is None
-            or product.op != "MatMul"
-            or len(value.shape or ()) != 3
-            or len(value.outputs) != 1
-        ):
-            continue
-        if isinstance(bias, gs.Constant) and len(bias.shape or ()) == 1 and weight_recipe(bias) is not None:
-            return Biased(node, value, bias)
-    return None
-
-
-def _is_weight(tensor: gs.Tensor) -> bool:
-    return isinstance(tensor, gs.Constant) and len(tensor.shape) == 2 and weight_recipe(tensor) is not None
+def _with_values(reader: Projection, bias: Recipe) -> Recipe:
+    """b + v W, by the operation that recipes have: b - W^T (-v)."""
+    weight = recipe_of_constant(reader.weight).transpose((1, 0))
+    channels, width = weight.shape
+    negated = bias.reshape((width, 1)).multiply(Recipe.of_array(np.full(1, -1, np.float32)))
+    moved = recipe_of_constant(reader.bias).cast(TensorProto.FLOAT).reshape((channels, 1))
+    return moved.subtract_product(weight, negated).reshape((channels,))
 
 
 def _less(left: Recipe, right: Recipe) -> Recipe:
@@ -147,8 +155,7 @@ def _less(left: Recipe, right: Recipe) -> Recipe:
     return wide.subtract_product(right.reshape(column), one).reshape(left.shape)
 
 
-def _replace(biased: Biased, recipe: Recipe, names: Names) -> None:
+def _replace(total: gs.Node, bias: gs.Tensor, recipe: Recipe, edit: Edit) -> None:
     """Give a sum another bias, rounded to the type of the one that it had (see keep-float32)."""
-    recipe = recipe.cast(dtype_of(biased.bias) or recipe.dtype)
-    index = next(i for i, tensor in enumerate(biased.node.inputs) if tensor is biased.bias)
-    biased.node.inputs[index] = constant(names.fresh(f"{biased.bias.name}/with_values"), recipe)
+    recipe = recipe.cast(dtype_of(bias) or recipe.dtype)
+    edit.replace_input(total, bias, constant(edit.names.fresh(f"{bias.name}/with_values"), recipe))

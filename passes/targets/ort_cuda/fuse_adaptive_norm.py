@@ -1,4 +1,4 @@
-"""fuse-adaptive-norm: scale and shift behind a LayerNormalization become its own scale and bias."""
+"""fuse-adaptive-norm: scale and shift after a LayerNormalization become its own scale and bias."""
 
 from __future__ import annotations
 
@@ -9,19 +9,30 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graph.edit import Names, replace_chains
-from passes.graph.match import array_of, output_ids, producer
+from passes.graph.edit import Edit
+from passes.graph.match import View, array_of, is_channel_norm, is_per_image
+from passes.graph.pattern import Made, Match
+
+ADAPTIVE = Made(
+    "Add",
+    Made("Mul", Made("LayerNormalization", "x", "ones", ..., name="normed"), "scale", sole=True),
+    "shift",
+)
 
 
 @register
 @dataclass(frozen=True)
 class FuseAdaptiveNorm(Pass):
-    """Write LayerNormalization(x) * scale + shift as LayerNormalization(x, scale, shift).
+    """Let a LayerNormalization take in the scale and shift that diffusion transformers compute for each image.
 
-    Fires on the adaptive norms of diffusion transformers: x is (batch, tokens, channels), the norm has a scale of
-    ones and no bias, and scale and shift are computed, each (batch, 1, channels). ONNX lets them broadcast; ONNX
-    Runtime has kernels for it, TensorRT has not. A norm that several pairs scale is computed for each: that reads x
-    twice, where two more operators would read and write it.
+        before: Add(Mul(LayerNormalization(x, ones), scale), shift)        after: LayerNormalization(x, scale, shift)
+
+    x is (batch, tokens, channels), scale and shift are (batch, 1, channels). ONNX lets them broadcast;
+    ONNX Runtime has kernels for it, TensorRT has not. A norm that several pairs scale is computed for each: that reads
+    x twice, where two more operators would read and write it.
+
+    Declines when: the norm has a scale other than ones, a bias or another axis; scale or shift have another shape or
+    type. A product that something else reads is not looked at.
 
     The result is not rounded between norm, product and sum: 16-bit outputs differ in their last bits.
     """
@@ -30,54 +41,33 @@ class FuseAdaptiveNorm(Pass):
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Replace the sum; product and norm go when nothing else reads them."""
-        names, kept = Names(graph), output_ids(graph)
+        return Edit(graph).rewrite_each(self.match, self.rewrite, "norms")
 
-        def rewrite(node: gs.Node) -> tuple[gs.Node, list[gs.Node]] | None:
-            found = _match(node, kept)
-            if found is None:
-                return None
-            norm, product, scale, shift = found
-            attrs = {**norm.attrs, "axis": 2}  # ONNX Runtime's kernels broadcast for this axis, so written
-            name = names.fresh(
-                f"{node.name}/LayerNormalization"
-            )  # its value is that of the module of the sum
-            inputs = [norm.inputs[0], scale, shift]
-            return gs.Node("LayerNormalization", name, attrs=attrs, inputs=inputs), [product]
+    def match(self, node: gs.Node, view: View) -> Match | str | None:
+        """The node as the sum that ends an adaptive norm."""
+        reason = None
+        for found in ADAPTIVE.matches(node, view):
+            reason = _reason(found)
+            if reason is None:
+                return found
+        return reason
 
-        changed = replace_chains(graph, rewrite)
-        return PassResult(changed, (f"{changed} norms",) if changed else ())
+    def rewrite(self, found: Match, edit: Edit) -> None:
+        """One norm; its value is that of the module of the sum."""
+        total, norm = found.nodes[0], found.node("normed")
+        attrs = {**norm.attrs, "axis": 2}  # ONNX Runtime's kernels broadcast for this axis, so written
+        new = edit.at(total)
+        inputs = [found["x"], found["scale"], found["shift"]]
+        new.emit_to("LayerNormalization", inputs, edit.release(total), **attrs)
+        edit.remove(*found.nodes)
 
 
-def _match(node: gs.Node, kept: set[int]) -> tuple[gs.Node, gs.Node, gs.Tensor, gs.Tensor] | None:
-    """Norm, product, scale and shift of a sum that ends an adaptive norm."""
-    if node.op != "Add" or len(node.inputs) != 2:
-        return None
-    for value, shift in (node.inputs, node.inputs[::-1]):
-        product = producer(value)
-        if product is None or product.op != "Mul" or len(value.outputs) != 1 or id(value) in kept:
-            continue
-        for normed, scale in (product.inputs, product.inputs[::-1]):
-            norm = producer(normed)
-            if norm is None or not _plain(norm):
-                continue
-            if _per_image(scale, norm.inputs[0]) and _per_image(shift, norm.inputs[0]):
-                return norm, product, scale, shift
+def _reason(found: Match) -> str | None:
+    norm, x, ones = found.node("normed"), found["x"], array_of(found["ones"])
+    if not is_channel_norm(norm) or any(not tensor.is_empty() for tensor in norm.inputs[2:]):
+        return "the norm has a bias of its own, or is not over the last of three axes"
+    if ones is None or not np.all(ones == 1):
+        return "the norm has a scale of its own"
+    if not all(is_per_image(found[name], x) and found[name].dtype == x.dtype for name in ("scale", "shift")):
+        return "scale and shift are not (batch, 1, channels) in the type of the norm"
     return None
-
-
-def _plain(node: gs.Node) -> bool:
-    """Whether the node is a LayerNormalization over the last of three axes, of scale one and without a bias."""
-    if node.op != "LayerNormalization" or len(node.outputs) != 1 or len(node.inputs[0].shape or ()) != 3:
-        return False
-    if node.attrs.get("axis", -1) not in (-1, 2) or (len(node.inputs) > 2 and not node.inputs[2].is_empty()):
-        return False
-    scale = array_of(node.inputs[1])
-    return scale is not None and bool(np.all(scale == 1))
-
-
-def _per_image(tensor: gs.Tensor, x: gs.Tensor) -> bool:
-    """Whether the tensor is (batch, 1, channels) of x, in its type."""
-    shape = tensor.shape
-    if shape is None or x.shape is None or len(shape) != 3 or tensor.dtype != x.dtype:
-        return False
-    return bool(shape[1] == 1 and shape[2] == x.shape[2] and shape[0] == x.shape[0])

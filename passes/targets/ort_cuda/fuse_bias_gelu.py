@@ -1,4 +1,4 @@
-"""fuse-bias-gelu: a bias and the Gelu behind it become one kernel of ONNX Runtime."""
+"""fuse-bias-gelu: a bias and the Gelu after it become one kernel of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -8,47 +8,52 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register
-from passes.graph.edit import Names, rename_after, replace_chains
-from passes.graph.match import STANDARD, is_bias, output_ids, producer
-from passes.targets.ort_cuda.flatten_attention import MICROSOFT
+from passes.graph.edit import Edit
+from passes.graph.match import MICROSOFT, View, bias_add, is_op, producer
+
+
+@dataclass(frozen=True)
+class BiasedGelu:
+    """Gelu(x + bias): the Gelu, the sum and what it adds up."""
+
+    gelu: gs.Node
+    total: gs.Node
+    x: gs.Tensor
+    bias: gs.Tensor
 
 
 @register
 @dataclass(frozen=True)
 class FuseBiasGelu(Pass):
-    """Write Gelu(x + bias) as BiasGelu(x, bias), or FastGelu(x, bias) where Gelu is approximated by tanh.
+    """Write a Gelu of a sum with a bias as one operator of domain com.microsoft: for ONNX Runtime alone.
 
-    Fires where the bias is a constant along the last axis and nothing else reads the sum. Both are operators of
-    domain com.microsoft: for ONNX Runtime alone.
+        before: Gelu(Add(x, bias))        after: BiasGelu(x, bias); FastGelu(x, bias) where Gelu is approximated by tanh
+
+    Declines when: the bias is not a constant [channels]; something else reads the sum.
     """
 
     name: ClassVar[str] = "fuse-bias-gelu"
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Replace the Gelu; the sum goes."""
-        names, kept = Names(graph), output_ids(graph)
+        return Edit(graph).rewrite_each(self.match, self.rewrite, "pairs")
 
-        def rewrite(node: gs.Node) -> tuple[gs.Node, list[gs.Node]] | None:
-            total = _sum(node, kept)
-            if total is None:
-                return None
-            x, bias = total.inputs if is_bias(total.inputs[1], total.inputs[0]) else total.inputs[::-1]
-            op = "FastGelu" if node.attrs.get("approximate", "none") == "tanh" else "BiasGelu"
-            rename_after(producer(x), total, node, names, kept)
-            name = names.fresh(f"{node.name}/{op}")
-            return gs.Node(op, name, inputs=[x, bias], domain=MICROSOFT), [total]
+    def match(self, node: gs.Node, view: View) -> BiasedGelu | str | None:
+        """The node as the Gelu of a sum with a bias."""
+        total = producer(node.inputs[0]) if is_op(node, "Gelu") else None
+        if not is_op(total, "Add"):
+            return None
+        found = bias_add(total)
+        if found is None:
+            return "what is added before it is not a constant bias [channels]"
+        if not view.is_sole(node.inputs[0]):
+            return "something else reads the sum before it"
+        return BiasedGelu(node, total, *found)
 
-        changed = replace_chains(graph, rewrite)
-        return PassResult(changed, (f"{changed} pairs",) if changed else ())
-
-
-def _sum(node: gs.Node, kept: set[int]) -> gs.Node | None:
-    """The sum with a bias that a Gelu alone reads."""
-    if node.op != "Gelu" or node.domain not in STANDARD:
-        return None
-    value = node.inputs[0]
-    total = producer(value)
-    if total is None or total.op != "Add" or len(value.outputs) != 1 or id(value) in kept:
-        return None
-    left, right = total.inputs
-    return total if is_bias(right, left) or is_bias(left, right) else None
+    def rewrite(self, found: BiasedGelu, edit: Edit) -> None:
+        """One node for both."""
+        edit.rename_after(found.x, found.total, found.gelu)
+        op = "FastGelu" if found.gelu.attrs.get("approximate", "none") == "tanh" else "BiasGelu"
+        new = edit.at(found.gelu)
+        new.emit_to(op, [found.x, found.bias], edit.release(found.gelu), domain=MICROSOFT)
+        edit.remove(found.total)

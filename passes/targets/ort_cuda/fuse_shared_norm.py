@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,25 +10,39 @@ import onnx_graphsurgeon as gs
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from passes.base import Pass, PassResult, register
-from passes.graph.edit import Emitter, Names, rename_after, replace_groups
-from passes.graph.match import is_bias, output_ids, producer, sole_producer
-from passes.targets.ort_cuda.flatten_attention import MICROSOFT
-from passes.targets.ort_cuda.fuse_skip_norm import residual_sum, scale_by_image
+from passes.graph.edit import Edit
+from passes.graph.match import MICROSOFT, View, bias_add, dims, is_channel_norm, sole_producer
+from passes.targets.ort_cuda.residuals import is_adaptive_norm, residual_sum
 from passes.weights.recipe import dtype_of
 
-Found = tuple[gs.Node, gs.Node]
-"""A norm, and the sum that it normalizes."""
+
+@dataclass(frozen=True)
+class SharedNorm:
+    """A norm, the residual sum that it normalizes, the sum's terms, and the sum of one of them with a constant bias."""
+
+    norm: gs.Node
+    total: gs.Node
+    terms: tuple[gs.Tensor, ...]
+    biased: gs.Node | None = None
 
 
 @register
 @dataclass(frozen=True)
 class FuseSharedNorm(Pass):
-    """Write LayerNormalization(a + b, scale, shift) as com.microsoft's SkipLayerNormalization, which gives a + b, too.
+    """Write a norm of a residual sum as com.microsoft's SkipLayerNormalization, which gives the sum, too.
 
-    Fires where scale and shift are constants, [channels]; a constant bias of a or b goes into the operator. And on the
-    adaptive norms over the `short` axis that fuse-skip-norm leaves: those get a scale of ones, with a product and a
-    sum behind it. ONNX Runtime's LayerNormalization takes 15 us on an H200 however few the tokens are, this operator
-    and the two others together 11.
+        before: LayerNormalization(Add(a, b), scale, shift), scale and shift constants [channels]
+        after:  SkipLayerNormalization(a, b, scale, shift)
+        before: LayerNormalization(Add(a, Add(value, bias)), scale, shift), all but a and value constants [channels]
+        after:  SkipLayerNormalization(a, value, scale, shift, bias)
+        before: LayerNormalization(Add(a, b), scale, shift), scale and shift computed, (batch, 1, channels)
+        after:  Add(Mul(SkipLayerNormalization(a, b, ones), scale), shift)
+
+    The last on the norms over the `short` axis that fuse-skip-norm leaves: ONNX Runtime's LayerNormalization takes
+    15 us on an H200 however few the tokens are, this operator and the two others together 11.
+
+    Declines when: the norm's input is not a sum of two tensors of all tokens; the sum is an output or read before the
+    norm.
 
     Changes numbers: what one kernel does is rounded once, and what an adaptive norm did is rounded three times.
     """
@@ -41,82 +54,55 @@ class FuseSharedNorm(Pass):
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Replace norm and sum, where the norm is."""
-        names, kept = Names(graph), output_ids(graph)
+        return Edit(graph).rewrite_each(self.match, self.rewrite, "norms")
 
-        def fuse(group: Sequence[Found], new: dict[int, list[gs.Node]], dead: set[int]) -> None:
-            for node, total in group:
-                new[id(node)] = _fuse(node, total, Emitter(node, names), kept, dead)
+    def match(self, node: gs.Node, view: View) -> SharedNorm | str | None:
+        """The node as a norm of a residual sum."""
+        shared = _is_shared(node)
+        if not shared and not (is_adaptive_norm(node) and node.inputs[0].shape[1] == self.short):
+            return None
+        total = residual_sum(node, view)
+        if isinstance(total, str):
+            return total
+        for term, other in (total.inputs, total.inputs[::-1]) if shared else ():
+            biased = sole_producer(term, view)
+            if (found := bias_add(biased)) is not None:
+                return SharedNorm(node, total, (other, *found), biased)
+        return SharedNorm(node, total, tuple(total.inputs))
 
-        changed = replace_groups(graph, lambda part: self._found(part, kept), fuse)
-        return PassResult(changed, (f"{changed} norms",) if changed else ())
-
-    def _found(self, graph: gs.Graph, kept: set[int]) -> Iterator[list[Found]]:
-        place = {id(node): index for index, node in enumerate(graph.nodes)}
-        for node in graph.nodes:
-            if _is_shared(node) or self._is_few(node):
-                total = residual_sum(node, place, kept, set())
-                if total is not None:
-                    yield [(node, total)]
-
-    def _is_few(self, node: gs.Node) -> bool:
-        """Whether the node is an adaptive norm over few tokens."""
-        return scale_by_image(node) and node.inputs[0].shape[1] == self.short
+    def rewrite(self, found: SharedNorm, edit: Edit) -> None:
+        """One kernel that gives the norm and the sum; for an adaptive norm, scale and shift after it."""
+        new, (x, *affine) = edit.at(found.norm), found.norm.inputs
+        (output,), (left, right, *bias) = edit.release(found.norm), found.terms
+        if found.biased is not None:
+            edit.rename_after(right, found.biased, found.norm)
+            edit.remove(found.biased)
+        edit.release(found.total)
+        shared = isinstance(affine[0], gs.Constant)
+        if not shared:  # a scale of ones; remove-unused lets all of a width and type be one
+            kind = tensor_dtype_to_np_dtype(dtype_of(x) or 0)
+            scales = [new.constant("ones", np.ones(int(x.shape[2]), kind))]
+            normed = gs.Variable(new.names.fresh(f"{found.norm.name}/normed"), x.dtype, list(x.shape))
+        else:
+            scales, normed = affine, output
+        if bias and len(scales) == 1:
+            scales = [
+                *scales,
+                gs.Variable.empty(),
+            ]  # the bias is the fifth input, after a shift that is not there
+        # Outputs two and three are statistics that nothing reads.
+        outputs = [normed, gs.Variable.empty(), gs.Variable.empty(), x]
+        epsilon = found.norm.attrs.get("epsilon", 1e-5)
+        inputs = [left, right, *scales, *bias]
+        new.emit_to("SkipLayerNormalization", inputs, outputs, domain=MICROSOFT, epsilon=epsilon)
+        if not shared:
+            scaled = new.emit("Mul", [normed, affine[0]], x.dtype, x.shape)
+            new.emit_to("Add", [scaled, affine[1]], [output])
 
 
 def _is_shared(node: gs.Node) -> bool:
     """Whether the node is a norm of (batch, tokens, channels) over its channels, with constant scale and shift."""
-    if node.op != "LayerNormalization" or len(node.outputs) != 1:
+    if not is_channel_norm(node):
         return False
     x, *affine = node.inputs
-    if len(x.shape or ()) != 3 or node.attrs.get("axis", -1) not in (-1, 2):
-        return False
-    return all(
-        isinstance(t, gs.Constant) and list(t.shape) == [x.shape[2]] and t.dtype == x.dtype for t in affine
-    )
-
-
-def _ones(like: gs.Tensor, new: Emitter) -> gs.Constant:
-    """A scale of ones; remove-unused lets all of a width and type be one."""
-    dtype = dtype_of(like)
-    assert dtype is not None  # of what a traced or typed graph computes
-    return new.constant("ones", np.ones(int(like.shape[2]), tensor_dtype_to_np_dtype(dtype)))
-
-
-def _fuse(node: gs.Node, total: gs.Node, new: Emitter, kept: set[int], dead: set[int]) -> list[gs.Node]:
-    """The nodes that take the place of a norm and of the sum that it normalizes."""
-    x, *affine = node.inputs
-    shared = isinstance(affine[0], gs.Constant)
-    (output,) = node.outputs
-    terms, bias = _without_bias(total, new, kept, dead) if shared else (list(total.inputs), [])
-    total.outputs.clear()
-    node.outputs.clear()
-    dead |= {id(total), id(node)}
-    scales = affine if shared else [_ones(x, new)]
-    if bias and len(scales) == 1:
-        scales = [*scales, gs.Variable.empty()]
-    normed = output if shared else gs.Variable(new.names.fresh(f"{node.name}/normed"), dtype=x.dtype)
-    outputs = [normed, gs.Variable.empty(), gs.Variable.empty(), x]
-    epsilon = node.attrs.get("epsilon", 1e-5)
-    new.emit_to("SkipLayerNormalization", [*terms, *scales, *bias], outputs, epsilon=epsilon)
-    new.nodes[-1].domain = MICROSOFT
-    if not shared:
-        scaled = new.emit("Mul", [normed, affine[0]], x.dtype)
-        normed.shape = scaled.shape = list(x.shape)
-        new.emit_to("Add", [scaled, affine[1]], [output])
-    return new.nodes
-
-
-def _without_bias(
-    total: gs.Node, new: Emitter, kept: set[int], dead: set[int]
-) -> tuple[list[gs.Tensor], list[gs.Tensor]]:
-    """The two terms of a sum, and the constant bias [channels] of one of them, taken from it."""
-    for term, other in (total.inputs, total.inputs[::-1]):
-        inner = sole_producer(term, kept)
-        for value, bias in (
-            (inner.inputs, inner.inputs[::-1]) if inner is not None and inner.op == "Add" else ()
-        ):
-            if is_bias(bias, term):
-                rename_after(producer(value), inner, new.site, new.names, kept)
-                dead.add(id(inner))
-                return [other, value], [bias]
-    return list(total.inputs), []
+    return all(isinstance(t, gs.Constant) and dims(t) == [x.shape[2]] and t.dtype == x.dtype for t in affine)

@@ -9,10 +9,9 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes.base import Pass, PassResult, register, walk
-from passes.graph.edit import Names, replace_uses
-from passes.graph.match import weight_recipe
-from passes.weights.recipe import Recipe, bits_of, constant, dtype_of
+from passes.base import Pass, PassResult, Refusal, register, walk
+from passes.graph.edit import Edit
+from passes.weights.recipe import Recipe, bits_of, constant, dtype_of, recipe_of
 
 _COMPUTED = "subtract_product"
 
@@ -20,10 +19,14 @@ _COMPUTED = "subtract_product"
 @register
 @dataclass(frozen=True)
 class KeepFloat32(Pass):
-    """Let a vector that fold-value-bias made be a float32 constant behind a Cast to the type that it had.
+    """Let a vector that fold-value-bias made be a float32 constant before a Cast to the type that it had.
+
+        before: vector, computed in float32 and rounded to 16 bits        after: Cast(vector, not rounded)
 
     A session folds the Cast when it loads the model, to the same bits. But the model in float32 that validation runs
     gets the digits back that the rounded vector has lost: what is off there is the graph's fault, not rounding's.
+
+    Declines when: what was computed is no vector. Vectors of float32 are as wanted.
     """
 
     name: ClassVar[str] = "keep-float32"
@@ -32,44 +35,46 @@ class KeepFloat32(Pass):
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Replace constants; the Casts come first in their graph."""
-        names = Names(graph)
-        changed = 0
+        edit, changed, refusals = Edit(graph), 0, list[Refusal]()
         for part in walk(graph):
-            casts = []
             for tensor in list(part.tensors().values()):
-                recipe = _widened(weight_recipe(tensor)) if isinstance(tensor, gs.Constant) else None
-                if recipe is not None and tensor.outputs:
-                    casts.append(_cast(tensor, recipe, names))
-            part.nodes = [*casts, *part.nodes]
-            changed += len(casts)
-        return PassResult(changed, (f"{changed} vectors",) if changed else ())
+                wide = self.match(tensor)
+                if isinstance(wide, str):
+                    refusals.append(Refusal(tensor.name, wide))
+                elif wide is not None:
+                    self.rewrite(tensor, wide, part.nodes[0], edit)
+                    changed += 1
+        edit.apply()
+        return PassResult(changed, (f"{changed} vectors",) if changed else (), tuple(refusals))
 
+    def match(self, tensor: gs.Tensor) -> Recipe | str | None:
+        """The recipe of a vector in float32, if it was computed in that and rounded to 16 bits.
 
-def _cast(tensor: gs.Constant, wide: Recipe, names: Names) -> gs.Node:
-    """The node that gives what `tensor` gave to all that read it."""
-    name = names.fresh(f"{tensor.name}/float32")
-    rounded = gs.Variable(names.fresh(f"{tensor.name}/rounded"), dtype=tensor.dtype, shape=list(tensor.shape))
-    replace_uses(tensor, rounded)
-    return gs.Node("Cast", f"{name}/Cast", {"to": dtype_of(tensor)}, [constant(name, wide)], [rounded])
+        Of joined vectors, all are widened when one was rounded.
+        """
+        recipe = recipe_of(tensor)
+        if recipe is None or bits_of(recipe.dtype) != 16 or not tensor.outputs:
+            return None
+        ops = recipe.ops
+        while ops and ops[-1].name == "reshape":
+            ops = ops[:-1]
+        size = math.prod(recipe.shape)
+        flat = replace(recipe, ops=ops, shape=(size,))
+        if size != max(recipe.shape, default=0):
+            return "it was computed and rounded, but is not a vector" if _unrounded(flat) else None
+        wide = [_unrounded(part) for part in flat.rows]
+        if not any(wide):
+            return None
+        first, *others = (w or part.cast(TensorProto.FLOAT) for w, part in zip(wide, flat.rows, strict=True))
+        return (first.append(others) if others else first).reshape(recipe.shape)
 
-
-def _widened(recipe: Recipe | None) -> Recipe | None:
-    """The recipe of a vector in float32, if it was computed in that and rounded to 16 bits; None for others.
-
-    Of joined vectors, all are widened when one was rounded.
-    """
-    size = 0 if recipe is None else math.prod(recipe.shape)
-    if recipe is None or bits_of(recipe.dtype) != 16 or size != max(recipe.shape, default=0):
-        return None
-    ops = recipe.ops
-    while ops and ops[-1].name == "reshape":
-        ops = ops[:-1]
-    parts = replace(recipe, ops=ops, shape=(size,)).rows
-    wide = [_unrounded(part) for part in parts]
-    if not any(wide):
-        return None
-    first, *others = (w or part.cast(TensorProto.FLOAT) for w, part in zip(wide, parts, strict=True))
-    return (first.append(others) if others else first).reshape(recipe.shape)
+    def rewrite(self, tensor: gs.Constant, wide: Recipe, place: gs.Node, edit: Edit) -> None:
+        """A Cast gives what `tensor` gave to all that read it."""
+        name = edit.names.fresh(f"{tensor.name}/float32")
+        rounded = gs.Variable(edit.names.fresh(f"{tensor.name}/rounded"), tensor.dtype, list(tensor.shape))
+        edit.replace_uses(tensor, rounded)
+        cast = gs.Node("Cast", f"{name}/Cast", {"to": dtype_of(tensor)}, [constant(name, wide)], [rounded])
+        edit.at(place).nodes.append(cast)
 
 
 def _unrounded(recipe: Recipe) -> Recipe | None:

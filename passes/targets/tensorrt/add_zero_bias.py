@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graph.edit import Names, inline
+from passes.base import Pass, PassResult, register, walk
+from passes.graph.edit import Edit
 from passes.graph.grids import identity
-from passes.graph.match import STANDARD, producer
+from passes.graph.match import STANDARD, View, bias_add, dims, is_op, producer
 from passes.graph.movement import MOVES
 from passes.weights.recipe import dtype_of
 
@@ -22,10 +22,21 @@ _LAYOUT = ("Transpose", "Reshape", "Cast", "Identity")
 _ARITHMETIC = ("Add", "Mul", "Div")  # with constants: TensorRT takes a factor into the layer's scale
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A product of `columns` channels in `dtype`, an onnx.TensorProto element type."""
+
+    product: gs.Node
+    columns: int
+    dtype: int
+
+
 @register
 @dataclass(frozen=True)
 class AddZeroBias(Pass):
-    """Add -0.0 to the output of NVFP4 layers without a bias that TensorRT would merge in front of FP8 attention.
+    """Add -0.0 to the output of NVFP4 layers without a bias that TensorRT would merge before FP8 attention.
+
+        before: MatMul(x, W)        after: Add(MatMul(x, W), zeros), zeros [columns] of -0.0
 
     TensorRT-RTX 1.7.1 makes one product of layers that read the same NVFP4 input and whose weights have the same
     global scale. Where such a product is split into heads and quantized to FP8 for attention, the builder fails:
@@ -33,76 +44,58 @@ class AddZeroBias(Pass):
     SDXL, or because ModelOpt gave them one. Layers with a bias build, and x + -0.0 is x for every x, -0.0 too. One
     number for each column, since ONNX Runtime's optimizer removes the addition of a single zero.
 
-    Fires on a MatMul of an input with a weight that is dequantized from constant FLOAT4E2M1, when another MatMul has
-    the same input and an equal global scale, one of them reaches a QuantizeLinear to FLOAT8E4M3FN through nothing but
-    moves of data and Add, Mul, Div with constants, and not all that read its output add a constant. Not where the
-    number of columns or the type is not known.
+    On a MatMul of an input with a weight that is dequantized from constant FLOAT4E2M1, when another MatMul has the same
+    input and an equal global scale, one of them reaches a QuantizeLinear to FLOAT8E4M3FN through nothing but moves of
+    data and Add, Mul, Div with constants, and not all that read its output add a bias [columns].
+
+    Declines when: the number of columns or the type is not known.
     """
 
     name: ClassVar[str] = "add-zero-bias"
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Each layer gets an output of its own; the Add gives the tensor that was the layer's."""
-        work = _Work(Names(graph))
-        for part in walk(graph):
-            chosen = _chosen(part)
-            if chosen:
-                part.nodes = [new for node in part.nodes for new in work.biased(node, id(node) in chosen)]
-        notes = (f"{work.count} NVFP4 layers get a bias of zeros",) if work.count else ()
-        return PassResult(work.count, notes, tuple(work.refusals))
+        chosen = {id(node) for part in walk(graph) for node in _chosen(part)}
 
+        def match(node: gs.Node, view: View) -> Layer | str | None:
+            return self.match(node, view) if id(node) in chosen else None
 
-@dataclass
-class _Work:
-    """Fresh names, the biases made so far by columns and type, and what was done."""
+        return Edit(graph).rewrite_each(match, self.rewrite, "NVFP4 layers get a bias of zeros")
 
-    names: Names
-    zeros: dict[tuple[int, int], gs.Constant] = field(default_factory=dict)
-    count: int = 0
-    refusals: list[Refusal] = field(default_factory=list)
-
-    def biased(self, node: gs.Node, fires: bool) -> list[gs.Node]:
-        """The node, and behind it the Add when the pass fires."""
-        if not fires:
-            return [node]
-        (value,) = node.outputs
-        columns, dtype = (value.shape or [None])[-1], dtype_of(value)
+    def match(self, node: gs.Node, _view: View) -> Layer | str:
+        """A layer that TensorRT would merge."""
+        columns, dtype = (dims(node.outputs[0]) or [None])[-1], dtype_of(node.outputs[0])
         if not isinstance(columns, (int, np.integer)) or dtype is None:
-            self.refusals.append(Refusal(node.name, f"columns or type of {value.name!r} are not known"))
-            return [node]
-        inner = gs.Variable(self.names.fresh(f"{node.name}/product"), value.dtype, value.shape)
+            return f"columns or type of {node.outputs[0].name!r} are not known"
+        return Layer(node, int(columns), dtype)
+
+    def rewrite(self, found: Layer, edit: Edit) -> None:
+        """The product gives a new tensor, and its sum with zeros the old one; layers alike share their zeros."""
+        node, new, (value,) = found.product, edit.at(found.product, after=True), found.product.outputs
+        inner = gs.Variable(edit.names.fresh(f"{node.name}/product"), value.dtype, value.shape)
         node.outputs = [inner]
-        self.count += 1
-        bias = self._bias(node, int(columns), dtype)
-        return [node, gs.Node("Add", self.names.fresh(f"{node.name}/Add"), {}, [inner, bias], [value])]
-
-    def _bias(self, node: gs.Node, columns: int, dtype: int) -> gs.Constant:
-        if (columns, dtype) not in self.zeros:
-            kind: Any = onnx.helper.tensor_dtype_to_np_dtype(dtype)
-            name = self.names.fresh(f"{node.name}/zero_bias")
-            self.zeros[columns, dtype] = inline(name, np.full(columns, -0.0, kind))
-        return self.zeros[columns, dtype]
+        key = (found.columns, found.dtype)
+        if key not in edit.made:
+            kind = onnx.helper.tensor_dtype_to_np_dtype(found.dtype)
+            edit.made[key] = new.constant("zero_bias", np.full(found.columns, -0.0, kind))
+        new.emit_to("Add", [inner, edit.made[key]], [value])
 
 
-def _chosen(part: gs.Graph) -> set[int]:
-    """`id()` of the MatMuls to change."""
+def _chosen(part: gs.Graph) -> Iterator[gs.Node]:
+    """The layers without a bias that TensorRT would merge with others, one of which leads to FP8 attention."""
     groups: dict[tuple[int, str], list[gs.Node]] = {}
     for node in part.nodes:
         if (scale := _global_scale(node)) is not None:
             groups.setdefault((id(node.inputs[0]), identity(scale)), []).append(node)
     reached = {id(node) for node in _layers_of_attention(part)}
-    return {
-        id(node)
-        for group in groups.values()
-        if len(group) > 1 and any(id(member) in reached for member in group)
-        for node in group
-        if not _has_bias(node)
-    }
+    for group in groups.values():
+        if len(group) > 1 and any(id(member) in reached for member in group):
+            yield from (node for node in group if not _has_bias(node))
 
 
 def _global_scale(node: gs.Node) -> gs.Tensor | None:
     """The scale of the block scales of a MatMul's NVFP4 weight; None for anything else."""
-    if node.op != "MatMul" or node.domain not in STANDARD:
+    if not is_op(node, "MatMul"):
         return None
     values = producer(node.inputs[1])
     while values is not None and values.op in _LAYOUT:
@@ -116,11 +109,10 @@ def _global_scale(node: gs.Node) -> gs.Tensor | None:
 
 
 def _has_bias(node: gs.Node) -> bool:
-    readers = node.outputs[0].outputs
-    return bool(readers) and all(
-        reader.op == "Add" and any(isinstance(tensor, gs.Constant) for tensor in reader.inputs)
-        for reader in readers
-    )
+    """Whether all that read the output of a layer add a bias to it."""
+    value = node.outputs[0]
+    added = (bias_add(reader) for reader in value.outputs)
+    return bool(value.outputs) and all(found is not None and found[0] is value for found in added)
 
 
 def _layers_of_attention(part: gs.Graph) -> Iterator[gs.Node]:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from onnx import helper, numpy_helper
 
-from diffc.backends.target import Profile
+from diffc.backends.profile import Profile
 from diffc.backends.tensorrt.build import EngineRequest, build_engine, has_device
 from diffc.errors import DiffcError, UnsupportedError
 from tests.networks import (
@@ -210,7 +210,7 @@ class TestRejected:
         program = f"""
 import os, psutil
 from pathlib import Path
-from diffc.backends.target import Profile
+from diffc.backends.profile import Profile
 from diffc.backends.tensorrt.build import EngineRequest, build_engine
 
 def die(phase, *_):
@@ -218,7 +218,7 @@ def die(phase, *_):
         print(psutil.Process().children()[0].pid, flush=True)
         os._exit(3)
 
-profile = Profile.of({{"x": (1, 256)}}, {{"x": (2, 256)}}, {{"x": (4, 256)}})
+profile = Profile.of_shapes({{"x": (1, 256)}}, {{"x": (2, 256)}}, {{"x": (4, 256)}})
 model, output = Path({str(asked.model)!r}), Path({str(asked.output)!r})
 build_engine(EngineRequest("trt-rtx", model, output, (89,), (profile,)), on_progress=die)
 """
@@ -257,7 +257,7 @@ class TestRefusedBeforeTheBuild:
             ((profile(255),), "1x255 / 2x255 / 4x255 changes a fixed dimension of [?, 256]"),
             ((profile(low=3),), "must hold 1 <= minimum <= optimum <= maximum"),
             ((profile(low=0),), "must hold 1 <= minimum"),
-            ((Profile.of({"x": (1,)}, {"x": (2,)}, {"x": (3,)}),), "must have 2 dimensions"),
+            ((Profile.of_shapes({"x": (1,)}, {"x": (2,)}, {"x": (3,)}),), "must have 2 dimensions"),
         ],
     )
     def test_profiles_that_do_not_fit(self, tmp_path, profiles, message):
@@ -265,7 +265,7 @@ class TestRefusedBeforeTheBuild:
 
     def test_profiles_of_three_sets_must_agree(self):
         with pytest.raises(DiffcError, match="same inputs"):
-            Profile.of({"x": (1,)}, {"x": (1,)}, {"y": (1,)})
+            Profile.of_shapes({"x": (1,)}, {"x": (1,)}, {"y": (1,)})
 
     def test_weights_that_are_cut_off_or_gone(self, tmp_path):
         asked = request(tmp_path, network())
@@ -295,7 +295,7 @@ class TestRefusedBeforeTheBuild:
         text = self.refused(
             tmp_path, EngineRequest("tensorrt", asked.model, asked.output, (), asked.profiles)
         )
-        assert 'pip install "diffc[trt]"' in text or "needs an NVIDIA GPU" in text
+        assert "diffc doctor" in text or "needs an NVIDIA GPU" in text
 
     def test_an_output_folder_that_does_not_exist(self, tmp_path):
         asked = request(tmp_path, network())

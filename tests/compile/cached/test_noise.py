@@ -19,6 +19,7 @@ from diffc.compile.cached.noise import BlockNoise, CacheNoise, compare_noise, de
 from diffc.compile.plan import check
 from diffc.compile.request import CompileRequest
 from diffc.compile.spine import calibrated, measure, resolve_cache
+from diffc.models.sources.backbone import FakeBackbone
 from diffc.progress import Silent
 from diffc.quantize.convert import insert_quantizers
 from diffc.quantize.formats import find_format
@@ -133,14 +134,15 @@ def test_the_pipeline_gives_two_neighbouring_steps(tmp_path: Path) -> None:
         prompts=("a handwritten seven",),
     )  # fmt: skip
     plan = check(request)
-    cache, ui = resolve_cache(plan, Silent()), Notes()
-    found = measure(plan, cache, calibrated(plan, ui), ui)
+    backbone, ui = FakeBackbone(plan.source, plan.dtype), Notes()
+    cache, checkpoint = resolve_cache(plan, backbone, Silent()), calibrated(plan, backbone, Silent())
+    found = measure(plan, cache, checkpoint, ui)
     assert found is not None
     assert (found.step, found.steps) == (2, 4)
     assert [block.block for block in found.blocks] == ["transformer_blocks.1"]
     assert 1e-3 < found.blocks[0].redrawn < found.blocks[0].change < 2
     assert any("kept tensors change by" in line for line in ui.said)
     skipped = check(replace(request, skip_validation=True))
-    assert measure(skipped, cache, calibrated(skipped, ui), ui) is None
+    assert measure(skipped, cache, checkpoint, ui) is None
     assert "not measured" in ui.said[-1]
     assert measure(plan, None, None, ui) is None

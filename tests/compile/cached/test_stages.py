@@ -206,18 +206,19 @@ def test_a_plan_that_uses_nothing_again_adds_no_model(compiled: Cells, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "says", "code"),
     [
-        (["--cache-plan", "nothing"], "unknown cache plan 'nothing'"),
-        (["--cache-plan", "tgate"], "no cross attention"),
-        (["--cache-layout", "chain"], "unknown cache layout 'chain'. Known: full+reduced, segments"),
-        (["--cache-plan", "missing.json"], "cannot read the cache plan missing.json"),
+        (["--cache-plan", "nothing"], "unknown cache plan 'nothing'", 2),
+        (["--cache-plan", "tgate"], "no cross attention", 1),
+        (["--cache-layout", "chain"], "unknown cache layout 'chain'. Known: full+reduced, segments", 2),
+        (["--cache-plan", "missing.json"], "cannot read the cache plan missing.json", 1),
     ],
 )
 def test_refusals_come_before_any_work(
-    options: list[str], says: str, tmp_path: Path, capsys: Capture
+    options: list[str], says: str, code: int, tmp_path: Path, capsys: Capture
 ) -> None:
-    assert says in refusal(["compile", "digits-sd3", "-o", str(tmp_path / "out"), *options], tmp_path, capsys)
+    arguments = ["compile", "digits-sd3", "-o", str(tmp_path / "out"), *options]
+    assert says in refusal(arguments, tmp_path, capsys, code)
 
 
 def test_cache_commands_say_what_plans_mean(capsys: Capture) -> None:

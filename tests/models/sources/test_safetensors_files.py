@@ -83,7 +83,7 @@ def test_pickled_weights_only(tmp_path: Path) -> None:
 def test_no_choice_between_files(tmp_path: Path) -> None:
     backbone(tmp_path, weights="a.safetensors")
     backbone(tmp_path, weights="b.safetensors")
-    with pytest.raises(DiffcError, match=r"to take from a\.safetensors, b\.safetensors"):
+    with pytest.raises(DiffcError, match=r"could be the weights: a\.safetensors, b\.safetensors"):
         folder_weights(tmp_path)
 
 

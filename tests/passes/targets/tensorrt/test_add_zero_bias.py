@@ -147,7 +147,7 @@ def test_tensorrt_gets_it(target: str) -> None:
 
 def engine(folder: Path, made: ModelProto) -> int:
     """Bytes of the engine that TensorRT-RTX builds for SM120."""
-    from diffc.backends.target import Profile
+    from diffc.backends.profile import Profile
     from tests.networks import build
 
     shapes = [
@@ -155,7 +155,7 @@ def engine(folder: Path, made: ModelProto) -> int:
         for b, t, n in ((1, 19, 16), (2, 77, 64), (4, 154, 144))
     ]
     copy = ModelProto.FromString(made.SerializeToString())  # saving takes the weights out
-    return build(folder, copy, (120,), profiles=(Profile.of(*shapes),)).nbytes
+    return build(folder, copy, (120,), profiles=(Profile.of_shapes(*shapes),)).nbytes
 
 
 class TestEngine:

@@ -228,11 +228,11 @@ class TestRefused:
 
 def engine(folder: Path, made: ModelProto, sm: int, size: int) -> bytes:
     """The engine that TensorRT-RTX builds, as bytes."""
-    from diffc.backends.target import Profile
+    from diffc.backends.profile import Profile
     from tests.networks import build
 
     names = [value.name for value in made.graph.input]
-    profile = Profile.of(
+    profile = Profile.of_shapes(
         *(
             {x: (b, *((1, n, n) if x == "m" else (4, n, size))) for x in names}
             for b, n in ((1, 128), (1, 512), (2, 1024))

@@ -1,0 +1,37 @@
+"""`diffc inspect`: what an artifact or a model is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffc.cli import choices
+from diffc.cli.choices import completed
+from diffc.cli.command import examples
+
+if TYPE_CHECKING:
+    from diffc.cli.terminal import Terminal
+
+EXAMPLES = examples(
+    "diffc inspect build/digits", "diffc inspect PIPELINE", "diffc inspect build/digits --json -"
+)
+
+
+def inspect_command(
+    terminal: Terminal,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARTIFACT|MODEL",
+            help="A folder that `diffc compile` wrote, a pipeline or backbone folder, or an embedded model.",
+            autocompletion=completed(choices.models),
+        ),
+    ],
+    passes: Annotated[bool, typer.Option("--passes", help="What every pass did, too.")] = False,
+) -> None:
+    """Say what an artifact holds (shapes, formats, passes, sizes, engines, checks), or what a model is."""
+    from diffc.cli.tables import inspected
+    from diffc.commands.inspect import inspect
+
+    inspected(inspect(what), terminal, passes=passes)
