@@ -1,7 +1,7 @@
 """The one writer that computes weights and streams them to disk, in bounded memory and resumable after a kill.
 
-Where each tensor lies is known before any is computed (`passes.weights.layout`). Tasks compute parts of tensors on every
-core; this thread hashes and writes them in order, and the disk is kept at work meanwhile (`passes.weights.flush`).
+Where each tensor lies is known before any is computed (`passes.weights.layout`). Tasks compute parts of tensors on all
+cores; this thread hashes and writes them in order, and the disk is kept at work meanwhile (`passes.weights.flush`).
 Files appear under their final names only when complete.
 """
 
