@@ -7,8 +7,9 @@ import copy
 import numpy as np
 import pytest
 
-from diffc.backends import target as base
-from diffc.backends.target import KNOWN_SMS, TARGETS, check_sms, required_sm
+from diffc.backends import sm as base
+from diffc.backends.sm import KNOWN_SMS, check_sms, required_sm
+from diffc.backends.target import TARGETS
 from diffc.backends.tensorrt.errors import fix_for
 from diffc.errors import UnsupportedError
 from diffc.quantize.formats import FORMATS
