@@ -79,7 +79,7 @@ class Target:
         if importlib.util.find_spec(self.module) is None:
             raise DiffcError(
                 f"target {self.name!r} needs the Python module {self.module!r}, which is not installed",
-                fix=f'pip install "diffc[{self.extra}]"',
+                fix="`diffc doctor` names the command that installs it",
             )
 
 
