@@ -9,6 +9,8 @@ from passes.canonical.fold_constants import FoldConstants
 from passes.canonical.fold_weight_layout import FoldWeightLayout
 from passes.canonical.fold_weight_qdq import FoldWeightQdq
 from passes.canonical.fuse_qdq import FuseQdq
+from passes.canonical.inline_functions import InlineFunctions
+from passes.canonical.name_dimensions import NameDimensions
 from passes.canonical.remove_unused import RemoveUnused
 from passes.canonical.split_sequences import SplitSequences
 from passes.importing.fold_int4_weights import FoldInt4Weights
@@ -51,12 +53,15 @@ CANONICAL: tuple[Pass, ...] = (
 
 # What an ONNX file from ModelOpt's scripts gets to reach the canonical form. It may be no valid ONNX at first.
 IMPORT: tuple[Pass, ...] = (
+    InlineFunctions(),  # first: the others see what functions hold only where it is called
+    NameDimensions(),  # before all that reads shapes; a profile can name what is dynamic
     FoldConstants(),  # the scales of ModelOpt are Constant nodes, the shapes around INT4 weights chains of them
     FoldInt4Weights(),  # before normalize-qdq, which cannot say what a dequantized float weight means
     NormalizeQdq(),  # standard quantizers wherever ONNX has them
     FoldWeightQdq(),  # before match-types: weights are rounded by the scale as it is, not as the compute type has it
     MatchTypes(),  # before rewrite-opset, which needs types; from here on ONNX's own inference works
     RewriteOpset(),  # blocks need opset 21, FLOAT4E2M1 23
+    InlineFunctions(),  # after rewrite-opset: functions that were of another opset than the model
     FoldConstants(),  # casts that match-types made pointless, and shapes that are static now that types are known
     SplitSequences(),  # the legacy exporter writes sequences
     FoldWeightLayout(),  # as in CANONICAL

@@ -49,7 +49,7 @@ def make_command(
     seed: Annotated[int, typer.Option(metavar="SEED", help="Seed of random weights.", min=0)] = 0,
 ) -> None:
     """Write an embedded model as a diffusers pipeline folder, or a real one's backbone with random weights."""
-    from diffc.models.embedded.real import make
+    from diffc.models.embedded.random_model import make
 
     place = directory.expanduser().absolute()
     made = make(name, place, random_weights=random_weights, seed=seed, ui=terminal.ui)

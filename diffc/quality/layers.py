@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffc.quantize.convert import enabled_quantizers, layer_of, role_of
+
 
 @dataclass
 class LayerNoise:
@@ -29,8 +31,6 @@ class LayerNoise:
 
 def quantized_layers(backbone: nn.Module) -> list[str]:
     """Module paths of the layers of `backbone` whose weights ModelOpt's quantizers round, in module order."""
-    from diffc.quantize.convert import enabled_quantizers, layer_of, role_of
-
     names = [name for name in enabled_quantizers(backbone) if role_of(name) == "weight_quantizer"]
     return list(dict.fromkeys(map(layer_of, names)))
 

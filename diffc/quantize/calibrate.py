@@ -14,6 +14,7 @@ from diffc.quantize.convert import enabled_quantizers, insert_quantizers
 from diffc.quantize.formats import Format
 from diffc.quantize.kinds import kind_of
 from diffc.quantize.options import QuantOptions
+from diffc.quantize.percentile import use_percentile
 from diffc.quantize.scaling import portable_scaling
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.quantize.state import settings_of, usable_amax
@@ -91,8 +92,6 @@ def calibrate(
 
 def _use_percentile(pipe: Any, backbone: nn.Module, steps: int, options: QuantOptions) -> None:
     """Collect the inputs of convolutions by step. Raises DiffcError where none is quantized."""
-    from diffc.quantize.percentile import use_percentile
-
     pipe.scheduler.set_timesteps(steps)  # schedulers of second order call the backbone more often than that
     calls = len(pipe.scheduler.timesteps)
     method = "global_min" if options.collect_method == "default" else options.collect_method

@@ -15,6 +15,7 @@ from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from diffc.quantize.calibrate import algorithm_of
 from diffc.quantize.convert import (
     attention_layers,
     chosen_layers,
@@ -112,8 +113,6 @@ def _calibrate_layer(
     """Let ModelOpt calibrate the layer at `path`, with its weight and the input `x` that it has in the model."""
     import modelopt.torch.quantization as mtq
     import torch
-
-    from diffc.quantize.calibrate import algorithm_of
 
     single = torch.nn.Sequential()
     single.add_module("layer", _copy_of(layer, path, weights))

@@ -36,7 +36,7 @@ from diffc.compile.cached.split import split
 from diffc.compile.cached.stages import resolve_for
 from diffc.compile.cached.variants import CacheBuild
 from diffc.frontend.trace import trace
-from diffc.models.embedded import real
+from diffc.models.embedded import random_model
 from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.models.embedded.real import REAL, RealModel
 from diffc.models.inputs import random_inputs
@@ -177,11 +177,11 @@ def source_of(options: argparse.Namespace, folder: Path) -> ModelSource:
     if options.model in EMBEDDED:
         return locate(options.model)
     if not options.depth:
-        return locate(str(real.make_random(options.model, folder, seed=options.seed)))
+        return locate(str(random_model.make_random(options.model, folder, seed=options.seed)))
     known = REAL[options.model]
     folder.mkdir()
     model = Shallow(f"{known.name}/{options.depth}", known.family, known.dtype, 0, known.description)
-    real._write(model, folder, options.seed, Silent())
+    random_model.write_backbone(model, folder, options.seed, Silent())
     return locate(str(folder))
 
 

@@ -37,7 +37,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from diffc.models.embedded import real
+from diffc.models.embedded import random_model
 from diffc.models.embedded.real import REAL, RealModel
 from diffc.progress import Silent
 
@@ -136,11 +136,11 @@ def compile_code(folders: set[Path]) -> None:
 def weights(name: str, depth: str, folder: Path) -> Path:
     """A backbone folder with random weights."""
     if depth == "full":
-        return real.make_random(name, folder)
+        return random_model.make_random(name, folder)
     folder.mkdir(parents=True)
     known = REAL[name]
     model = Shallow(name, known.family, known.dtype, 0, known.description, depth=int(depth))
-    real._write(model, folder, 0, Silent())
+    random_model.write_backbone(model, folder, 0, Silent())
     return folder
 
 

@@ -28,7 +28,7 @@ import onnxruntime as ort
 import torch
 
 from diffc.frontend.trace import trace
-from diffc.models.embedded import real
+from diffc.models.embedded import random_model, real
 from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.registry import find_family
@@ -47,7 +47,7 @@ LEVELS = ("basic", "extended", "all")
 def main() -> None:
     """Measure everything asked for and print a line for each."""
     options = _options()
-    source = real.make_random(options.model, options.folder / options.model)
+    source = random_model.make_random(options.model, options.folder / options.model)
     spec = find_family(real.REAL[options.model].family)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     shape = replace(spec.native(config), batch=options.batch, height=options.size, width=options.size)

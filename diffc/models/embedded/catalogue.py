@@ -22,6 +22,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from diffc.errors import DiffcError, unknown
+from diffc.models.embedded import digits, tiny
 
 MANIFEST = "diffc-embedded.json"
 
@@ -132,8 +133,6 @@ def cache_dir() -> Path:
 
 def _write(name: str, directory: Path) -> None:
     """Build the pipeline into `directory`; the manifest, which says that it is complete, comes last."""
-    from diffc.models.embedded import digits, tiny
-
     build = digits.build if name in digits.BACKBONES else tiny.build
     with _quiet():
         build(name).save_pretrained(directory, safe_serialization=True)
