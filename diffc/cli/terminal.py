@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffc.errors import DiffcError
-from diffc.output_files import check_output_file
 from diffc.progress import LOG, Logged, Reporter
 from diffc.progress_bar import ProgressBar
 from diffc.terminal_text import Screen, styled
-from passes.files.atomic import write_text
 
 _ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
@@ -72,6 +70,8 @@ class Terminal:
         if self._json == "-":
             sys.stdout.write(text)
         else:
+            from passes.files.atomic import write_text
+
             write_text(Path(self._json), text)
 
 
@@ -97,6 +97,8 @@ def opened(verbosity: Verbosity) -> Iterator[Terminal]:
 def _check_place(path: Path) -> None:
     if not path.absolute().parent.is_dir():
         raise DiffcError(f"the folder of {path} does not exist", fix="make it, or name another place")
+    from diffc.output_files import check_output_file
+
     check_output_file(path)
 
 
