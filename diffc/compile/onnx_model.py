@@ -23,7 +23,8 @@ from diffc.artifact.describe import (
 from diffc.artifact.folder import Artifact, check_output, file_sha256, staging, write_manifest
 from diffc.backends.onnx_graph import element_types
 from diffc.backends.profile import Profile
-from diffc.backends.target import Target, check_sms, find_target
+from diffc.backends.sm import check_sms
+from diffc.backends.target import Target, find_target
 from diffc.compile.engines import build_engines
 from diffc.compile.graphs import Graphs, legalize, run_passes, write
 from diffc.compile.import_check import ImportCheck
