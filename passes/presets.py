@@ -13,6 +13,7 @@ from passes.canonical.inline_functions import InlineFunctions
 from passes.canonical.name_dimensions import NameDimensions
 from passes.canonical.remove_unused import RemoveUnused
 from passes.canonical.split_sequences import SplitSequences
+from passes.importing.cast_unsupported import CastUnsupported
 from passes.importing.fold_int4_weights import FoldInt4Weights
 from passes.importing.match_types import MatchTypes
 from passes.importing.normalize_qdq import NormalizeQdq
@@ -60,6 +61,7 @@ IMPORT: tuple[Pass, ...] = (
     NormalizeQdq(),  # standard quantizers wherever ONNX has them
     FoldWeightQdq(),  # before match-types: weights are rounded by the scale as it is, not as the compute type has it
     MatchTypes(),  # before rewrite-opset, which needs types; from here on ONNX's own inference works
+    CastUnsupported(),  # after match-types, which finds the types; before rewrite-opset, which refuses wrong ones
     RewriteOpset(),  # blocks need opset 21, FLOAT4E2M1 23
     InlineFunctions(),  # after rewrite-opset: functions that were of another opset than the model
     FoldConstants(),  # casts that match-types made pointless, and shapes that are static now that types are known
