@@ -189,7 +189,7 @@ def test_an_output_that_exists_is_kept(tmp_path: Path, capsys: Capture) -> None:
     (out / "notes.txt").write_text("mine")
     for more in ([], ["--force"]):
         error = refusal(compile_arguments(tmp_path, *more), tmp_path, capsys)
-        assert "exists and is no diffc artifact" in error
+        assert "exists and is not a diffc artifact" in error
     (out / "manifest.json").write_text("{}")
     assert "--force" in refusal(compile_arguments(tmp_path), tmp_path, capsys)
     (tmp_path / "file").write_text("x")

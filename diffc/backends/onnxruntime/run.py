@@ -1,4 +1,4 @@
-"""ONNX Runtime over torch tensors: bound where they lie, on every provider, and never on another than asked for."""
+"""ONNX Runtime over torch tensors, which it reads and writes in place, on exactly the provider that was asked for."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class OrtModel:
     def _bound(
         self, inputs: Mapping[str, Tensor], output_shapes: Mapping[str, tuple[int, ...]]
     ) -> tuple[Any, dict[str, Tensor]]:
-        """Inputs where they lie and new outputs, bound to the session. Raises DiffcError when that is closed."""
+        """A binding of inputs and new outputs, and these outputs. Raises DiffcError when the session is closed."""
         if self._session is None:
             raise DiffcError("this compiled backbone is closed", fix="load it again: diffc.load(artifact)")
         outputs = {
@@ -160,7 +160,7 @@ def _open(plan: SessionOptions, stream: torch.cuda.Stream | None) -> Any:
 
 
 def _compiled(model: Path, folder: Path, options: Any) -> Path:
-    """`model` as the provider of `options` has compiled it, in `folder`, which appears when all of it is written."""
+    """`model` as the provider in `options` compiles it: a file in `folder`, which appears when it is complete."""
     import onnxruntime as ort
 
     if not folder.exists():
@@ -184,7 +184,7 @@ def _compiled(model: Path, folder: Path, options: Any) -> Path:
 
 
 def _with_helpers(provider: str, settings: Mapping[str, str]) -> list[Any]:
-    """The provider with its options, and CUDA behind TensorRT's for what TensorRT leaves over."""
+    """The provider with its options; after TensorRT's, CUDA's, which runs what TensorRT leaves over."""
     chosen: list[Any] = [(provider, dict(settings))]
     if provider == "TensorrtExecutionProvider":
         shared = {k: v for k, v in settings.items() if not k.startswith("trt_")}

@@ -13,6 +13,7 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from passes.base import Pass, PassError, PassResult, Refusal, register, walk
 from passes.graph.inference import shell, walk_protos
+from passes.graph.match import STANDARD
 from passes.graph.to_onnx import export_model
 from passes.graph.trt_ops import TRT_OPS, Output, is_trt, trt_op
 from passes.weights.recipe import dtype_of
@@ -117,7 +118,7 @@ def _forget_types(body: GraphProto) -> None:
         maker = makers.get(value.name)
         if maker is None or not value.type.HasField("tensor_type"):
             continue
-        if maker.domain in ("", "ai.onnx") or _is_trt(maker):
+        if maker.domain in STANDARD or _is_trt(maker):
             value.type.tensor_type.elem_type = onnx.TensorProto.UNDEFINED
     for value in body.value_info:
         if value.name in makers and _is_trt(makers[value.name]):
