@@ -57,7 +57,7 @@ def test_saving_replaces_checkpoints_only(checkpoint: Checkpoint, tmp_path: Path
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "one.jpg").write_bytes(b"1")
-    with pytest.raises(DiffcError, match="is no checkpoint"):
+    with pytest.raises(DiffcError, match="is not a checkpoint"):
         checkpoint.save(photos)
     assert [p.name for p in photos.iterdir()] == ["one.jpg"]
     (tmp_path / "empty").mkdir()
