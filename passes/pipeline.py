@@ -15,7 +15,7 @@ from onnx import ModelProto
 from passes.base import Pass, PassError, Refusal, collector_paused, find_pass, walk
 from passes.files.atomic import write_bytes
 from passes.graph.check import Check, check_structure
-from passes.graph.from_onnx import import_graph
+from passes.graph.from_onnx import import_graph, name_nodes
 from passes.graph.inference import fill_types, infer_types
 from passes.graph.to_onnx import export_graph
 
@@ -155,16 +155,7 @@ def count_nodes(graph: gs.Graph) -> int:
 def _import(model: ModelProto) -> gs.Graph:
     """The graph with types on all tensors and a name of its own on every node."""
     graph = import_graph(infer_types(model))
-    for part in walk(graph):
-        taken: set[str] = set()
-        for node in part.nodes:
-            wish = node.name or (f"{node.op}_{node.outputs[0].name}" if node.outputs else node.op)
-            name, number = wish, 1
-            while name in taken:
-                number += 1
-                name = f"{wish}_{number}"
-            taken.add(name)
-            node.name = name
+    name_nodes(graph)
     return graph
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -26,8 +27,12 @@ class Broken:
     reason: str
 
 
+@lru_cache(maxsize=16)
 def named(group: str) -> dict[str, list[metadata.EntryPoint]]:
-    """The entry points of a group by name, sorted; a name has several where several packages give it."""
+    """The entry points of a group by name, sorted; a name has several where several packages give it.
+
+    The metadata of all installed packages is read once in a process.
+    """
     points: dict[str, list[metadata.EntryPoint]] = {}
     for point in metadata.entry_points(group=group):
         if all(point.value != other.value for other in points.get(point.name, ())):

@@ -9,6 +9,8 @@ from passes.canonical.fold_constants import FoldConstants
 from passes.canonical.fold_weight_layout import FoldWeightLayout
 from passes.canonical.fold_weight_qdq import FoldWeightQdq
 from passes.canonical.fuse_qdq import FuseQdq
+from passes.canonical.inline_functions import InlineFunctions
+from passes.canonical.name_dimensions import NameDimensions
 from passes.canonical.remove_unused import RemoveUnused
 from passes.canonical.split_sequences import SplitSequences
 from passes.importing.fold_int4_weights import FoldInt4Weights
@@ -51,17 +53,20 @@ CANONICAL: tuple[Pass, ...] = (
 
 # What an ONNX file from ModelOpt's scripts gets to reach the canonical form. It may be no valid ONNX at first.
 IMPORT: tuple[Pass, ...] = (
+    InlineFunctions(),  # first: the others see what functions hold only where it is called
+    NameDimensions(),  # before all that reads shapes; a profile can name what is dynamic
     FoldConstants(),  # the scales of ModelOpt are Constant nodes, the shapes around INT4 weights chains of them
     FoldInt4Weights(),  # before normalize-qdq, which cannot say what a dequantized float weight means
     NormalizeQdq(),  # standard quantizers wherever ONNX has them
     FoldWeightQdq(),  # before match-types: weights are rounded by the scale as it is, not as the compute type has it
     MatchTypes(),  # before rewrite-opset, which needs types; from here on ONNX's own inference works
     RewriteOpset(),  # blocks need opset 21, FLOAT4E2M1 23
+    InlineFunctions(),  # after rewrite-opset: functions that were of another opset than the model
     FoldConstants(),  # casts that match-types made pointless, and shapes that are static now that types are known
     SplitSequences(),  # the legacy exporter writes sequences
     FoldWeightLayout(),  # as in CANONICAL
     RemoveUnused(),  # as in CANONICAL
-    TypeTrtOps(),  # last: ONNX knows no shapes behind operators of TensorRT
+    TypeTrtOps(),  # last: ONNX knows no shapes of what TensorRT's operators give
 )
 # What the file that `diffc import` writes gets besides: whoever opens it may do so with ONNX Runtime's defaults.
 IMPORT_FILE: tuple[Pass, ...] = (*IMPORT, GuardSlices())
@@ -82,29 +87,29 @@ _TENSORRT: tuple[Pass, ...] = (
 _PLAIN: tuple[Pass, ...] = (
     EmulateFp4(),  # ONNX Runtime's own providers have no FP4; FP8 holds its values exactly
     AddTrtFunctions(),  # after it, since the bodies give the type that the values have by now
-    TypeTrtOps(),
+    TypeTrtOps(),  # last: types of what the functions give
 )
 # What ONNX Runtime's CUDA kernels do in one and its optimizer does not find; docs/benchmarks.md has the figures.
 _CUDA: tuple[Pass, ...] = (
-    RewritePatches(),  # before lift-bias
+    RewritePatches(),  # before lift-bias: makes a sum with a bias, which lift-bias may move
     FuseRmsNorm(),  # before flatten-attention, which moves norms as one node
-    FuseAdaptiveNorm(),
-    FuseRotary(),
-    JoinSlices(),
-    FlattenAttention(multi_head=True),
+    FuseAdaptiveNorm(),  # a norm of which each row is scaled and shifted
+    FuseRotary(),  # a rotation of queries or keys
+    JoinSlices(),  # a stream that is cut and joined again
+    FlattenAttention(multi_head=True),  # after fuse-rms-norm, see there
     RemoveUnused(),  # transposes and plain norms, so that what is left says who reads what
-    FoldValueBias(),  # before fuse-skip-norm, which takes in the bias behind the output projection
-    FoldGates(),  # behind it as well, and before it, which takes in gated biases and sums
-    FuseSkipNorm(),  # where fix-size has made the batch a number
-    FuseSharedNorm(),  # behind it: the norms that it leaves
-    FuseResidual(),  # behind both: sums that no norm took in
-    FuseBiasGelu(),
-    MergeProjections(),  # behind fold-value-bias, which wants each projection as it is
-    LiftBias(),  # behind all that takes in a bias of one axis
-    MergeModulations(),  # behind fuse-skip-norm, which cuts modulations by image
-    MergeRowProducts(),  # behind it: it cuts rows of all images at once
-    KeepFloat32(),  # behind all that wants biases as constants
-    RemoveUnused(),  # what has been taken in
+    FoldValueBias(),  # before fuse-skip-norm, which absorbs the bias of the output projection
+    FoldGates(),  # after fold-value-bias: needs the final biases; before fuse-skip-norm: absorbs gated biases
+    FuseSkipNorm(),  # fires where fix-size has made the batch a number
+    FuseSharedNorm(),  # after fuse-skip-norm: takes the norms that are left
+    FuseResidual(),  # after both: takes the sums that no norm absorbed
+    FuseBiasGelu(),  # before lift-bias: absorbs the bias of a Gelu
+    MergeProjections(),  # after fold-value-bias, which needs each projection by itself
+    LiftBias(),  # after all that absorb a bias of one axis
+    MergeModulations(),  # after fuse-skip-norm, which cuts modulations by image
+    MergeRowProducts(),  # after merge-modulations, which cuts rows of all images at once
+    KeepFloat32(),  # after all that need biases as constants
+    RemoveUnused(),  # last: what others have absorbed
 )
 
 # What a target asks for on top of the canonical form.
@@ -113,7 +118,7 @@ TARGETS: dict[str, tuple[Pass, ...]] = {
     "tensorrt": _TENSORRT,
     "ort": (*_FUSED, GuardSlices(), *_PLAIN),  # guarded: the file opens with ONNX Runtime's default options
     "ort-cuda": (*_FUSED, *_CUDA, *_PLAIN),
-    "ort-trt-rtx": _TENSORRT,  # TensorRT-RTX behind ONNX Runtime, which cannot infer types behind its operators
+    "ort-trt-rtx": _TENSORRT,  # TensorRT-RTX inside ONNX Runtime, which cannot infer what TensorRT's operators give
 }
 _HAS_FP8_ATTENTION = ("trt-rtx", "tensorrt", "ort-trt-rtx")
 

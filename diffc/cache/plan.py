@@ -118,7 +118,7 @@ class CachePlan:
 
     @classmethod
     def load(cls, path: Path) -> CachePlan:
-        """The plan in a .json, .yaml or .yml file. Raises DiffcError when it cannot be read, or is no plan."""
+        """The plan in a .json, .yaml or .yml file. Raises DiffcError when it cannot be read, or is not a plan."""
         import yaml
 
         try:
@@ -133,7 +133,9 @@ class CachePlan:
 
 def _entry_to_json(entry: Entry) -> dict[str, Any]:
     if callable(entry.blocks):
-        raise DiffcError("a predicate of blocks is no data", fix="resolve the plan for a backbone first")
+        raise DiffcError(
+            "a predicate of blocks cannot be written as data", fix="resolve the plan for a backbone first"
+        )
     data: dict[str, Any] = {"blocks": list(entry.blocks), "steps": steps_to_json(entry.steps)}
     data |= {"keep": entry.keep} if entry.keep != "auto" else {}
     return data | ({"except": list(entry.exclude)} if entry.exclude else {})

@@ -192,7 +192,7 @@ def _keep(entry: Entry, path: str, module: nn.Module) -> Literal["output", "resi
     streams = streams_of(module)
     if entry.keep == "residual" and streams is None:
         raise DiffcError(
-            f"{path} is a {type(module).__name__}, whose output is no sum of its input and something",
+            f"{path} is a {type(module).__name__}, whose output is not its input plus something",
             fix='keep its "output"',
         )
     if entry.keep == "auto":

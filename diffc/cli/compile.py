@@ -287,7 +287,8 @@ def compile_command(
     ] = None,
 ) -> None:
     """Compile a backbone into a validated ONNX model and engines."""
-    from diffc.backends.target import EngineOptions, parse_sm
+    from diffc.backends.sm import parse_sm
+    from diffc.backends.target import EngineOptions
     from diffc.cli.tables import compiled, planned
     from diffc.compile.plan import check
     from diffc.compile.request import CompileRequest, parse_component_dtype, read_prompts

@@ -132,7 +132,8 @@ def _report(error: Exception, debug: bool) -> int:
     if isinstance(error, typer.Abort):
         return _stopped()
     if isinstance(error, TyperException):
-        typer.echo(f"{block(error.format_message())}\nSee diffc --help.", err=True)
+        command = getattr(getattr(error, "ctx", None), "command_path", "diffc")
+        typer.echo(f"{block(error.format_message())}\nSee {command} --help.", err=True)
         return error.exit_code
     if debug:
         raise error

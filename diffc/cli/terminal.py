@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diffc.errors import DiffcError
 from diffc.progress import LOG, Logged, Reporter
@@ -69,33 +69,37 @@ class Terminal:
         text = json.dumps(value, indent=2, default=str) + "\n"
         if self._json == "-":
             sys.stdout.write(text)
-            return
-        path = Path(self._json)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        else:
+            from passes.files.atomic import write_text
+
+            write_text(Path(self._json), text)
 
 
 @contextmanager
 def opened(verbosity: Verbosity) -> Iterator[Terminal]:
     """A terminal for the time of one command. Raises DiffcError where a file of it cannot be written."""
-    for path in (verbosity.log_file, verbosity.json):
-        if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
-            raise DiffcError(f"the folder of {path} does not exist", fix="make it, or name another place")
+    for name in (verbosity.log_file, verbosity.json):
+        if name not in (None, "-"):
+            _check_place(Path(name))
     terminal = Terminal(verbosity)
     with ExitStack() as stack:
         stack.enter_context(_logging(verbosity))
         if not verbosity.verbose:
-            stack.enter_context(_quiet_libraries())
+            stack.enter_context(_quiet_libraries("ignore" if verbosity.log_file is None else "default"))
         try:
             yield terminal
         except Exception as error:
             terminal.write_json(error)
             raise
         terminal.write_json(None)
+
+
+def _check_place(path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise DiffcError(f"the folder of {path} does not exist", fix="make it, or name another place")
+    from diffc.output_files import check_output_file
+
+    check_output_file(path)
 
 
 @contextmanager
@@ -130,14 +134,14 @@ def _logging(verbosity: Verbosity) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Libraries are told to be quiet before they are imported; what they log all the same goes to the log file."""
+def _quiet_libraries(warned: Literal["ignore", "default"]) -> Iterator[None]:
+    """Libraries are told to be quiet before they are imported; their warnings are ignored, or logged by default."""
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore" if not logging.root.handlers[1:] else "default")
+            warnings.simplefilter(warned)
             yield
     finally:
         for name, old in before.items():

@@ -19,7 +19,9 @@ from types import FunctionType
 import psutil
 from packaging.requirements import Requirement
 
-from diffc.backends.target import KNOWN_SMS, TARGETS
+from diffc.backends.probes import DRIVER, Probe
+from diffc.backends.sm import KNOWN_SMS
+from diffc.backends.target import TARGETS, Target
 from diffc.errors import DiffcError
 from diffc.models.registry import FAMILIES
 from diffc.models.sources.locate import READERS
@@ -30,8 +32,6 @@ from passes.base import all_passes, broken_plugins
 from passes.plugins import named, package_of
 
 _TIMEOUT = 120
-_DRIVER = 580
-"""The oldest driver of CUDA 13, which TensorRT-RTX, torch and ONNX Runtime's GPU packages are built with."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ def _gpus() -> Iterator[Finding]:
         return
     found = json.loads(text)
     driver = str(found["driver"])
-    new = int(driver.partition(".")[0]) >= _DRIVER
-    detail = driver if new else f"{driver}; targets with CUDA 13 need {_DRIVER} or newer"
+    new = int(driver.partition(".")[0]) >= DRIVER
+    detail = driver if new else f"{driver}; targets with CUDA 13 need {DRIVER} or newer"
     yield Finding("NVIDIA driver", new, detail, "" if new else "install a newer driver from nvidia.com")
     for name, major, minor, memory in found["gpus"]:
         yield gpu(name, 10 * major + minor, memory)
@@ -189,68 +189,23 @@ def _torch() -> Iterator[Finding]:
 
 
 def _targets() -> Iterator[Finding]:
-    yield _native("target trt-rtx", "tensorrt_rtx", _BUILD, "builds engines", "rtx")
-    yield _native("target tensorrt", "tensorrt", _TENSORRT, "finds a GPU to build for", "trt")
-    yield _provider("target ort", "CPUExecutionProvider", "cpu")
-    yield _provider("target ort-cuda", "CUDAExecutionProvider", "gpu")
-    yield _plugin("target ort-trt-rtx")
+    for target in TARGETS.values():
+        if target.probe is not None:
+            yield _target(target, target.probe)
 
 
-_BUILD = """
-import tensorrt_rtx as trt
-builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-network = builder.create_network(0)
-x = network.add_input("x", trt.float16, (4, 4))
-network.mark_output(network.add_activation(x, trt.ActivationType.RELU).get_output(0))
-config = builder.create_builder_config()
-config.num_compute_capabilities = 1
-config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-assert builder.build_serialized_network(network, config) is not None
-print(trt.__version__)
-"""
-_TENSORRT = "import tensorrt as trt; trt.Builder(trt.Logger(trt.Logger.ERROR)); print(trt.__version__)"
-
-
-def _native(what: str, module: str, code: str, works: str, extra: str) -> Finding:
-    if importlib.util.find_spec(module) is None:
-        return Finding(what, False, f"{module} is not installed", _install(extra))
-    status, text = _run(code)
-    if status:
-        return Finding(
-            what, False, _last(text), "install the NVIDIA driver, or run this on a machine with a GPU"
-        )
-    return Finding(what, True, f"{module} {text.strip()} {works}")
-
-
-def _provider(what: str, provider: str, extra: str) -> Finding:
-    needed = extra == "cpu"
-    status, text = _run("import onnxruntime as o; print(o.__version__, *o.get_available_providers())")
-    if status:
-        return Finding(what, False, "onnxruntime is not installed", _install(extra), needed)
-    version, *providers = text.split()
-    if provider not in providers:
-        fix = f"pip uninstall -y onnxruntime; {_install(extra)}"
-        return Finding(what, False, f"ONNX Runtime {version} has {', '.join(providers)}", fix, needed)
-    return Finding(what, True, f"ONNX Runtime {version}, {provider}", needed=needed)
-
-
-_REGISTER = """
-import onnxruntime, onnxruntime_ep_nv_tensorrt_rtx as plugin
-onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
-devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == plugin.get_ep_name()]
-assert devices, "the provider finds no RTX GPU (compute capability 8.6, 8.9, or 12.0 and newer)"
-print(plugin.get_ep_name())
-"""
-
-
-def _plugin(what: str) -> Finding:
-    if importlib.util.find_spec("onnxruntime_ep_nv_tensorrt_rtx") is None:
+def _target(target: Target, probe: Probe) -> Finding:
+    """Whether a target works here, by its own probe."""
+    what, install = f"target {target.name}", _install(target.extra)
+    if importlib.util.find_spec(target.module) is None:
+        return Finding(what, False, f"{target.module} is not installed", install, target.needed)
+    if probe.package and importlib.util.find_spec(probe.package) is None:
         why = "the provider's package is not installed; models for it compile all the same"
-        return Finding(what, False, why, "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13")
-    status, text = _run(_REGISTER)
+        return Finding(what, False, why, probe.install)
+    status, text = _run(probe.code)
     if status:
-        return Finding(what, False, _last(text), f"install the NVIDIA driver ({_DRIVER} or newer)")
-    return Finding(what, True, text.strip())
+        return Finding(what, False, _last(text), probe.fix.format(install=install), target.needed)
+    return Finding(what, True, text.strip(), needed=target.needed)
 
 
 def _room() -> Iterator[Finding]:

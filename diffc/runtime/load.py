@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 import torch
 
 from diffc.artifact.folder import Artifact
-from diffc.backends.onnxruntime import run as ort
-from diffc.backends.onnxruntime.recorded import RecordedOrt
-from diffc.backends.profile import Profile
-from diffc.backends.session import Session
+from diffc.backends.session import ModelFile, Session, runtime_of
 from diffc.backends.signature import TORCH_TYPES, Signature
-from diffc.backends.tensorrt import run as engine
+from diffc.backends.target import RUNTIMES, Target
+from diffc.backends.tensorrt.run import pick_engine
 from diffc.errors import DiffcError, unknown_value
 from diffc.models.registry import find_family
 from diffc.runtime.cached import open_cached
@@ -25,19 +21,6 @@ from diffc.runtime.module import CompiledBackbone
 from diffc.runtime.profile import profile_of
 from passes.files.atomic import open_new
 from passes.files.contained import why_outside
-
-# What runs an artifact, fastest first -> the target of the compile whose graph or engine it takes.
-_TAKES: Mapping[str, str] = {
-    "trt-rtx": "trt-rtx",
-    "tensorrt": "tensorrt",
-    "ort-trt-rtx": "ort-trt-rtx",
-    "ort-tensorrt": "tensorrt",
-    "ort-cuda": "ort-cuda",
-    "ort": "ort",
-}
-_ENGINES = ("trt-rtx", "tensorrt")
-_RECORDED = ("trt-rtx", "ort-cuda")  # targets that take cuda_graph
-_PREFIX: Mapping[str, str] = {"ort-trt-rtx": "nv", "ort-tensorrt": "trt"}  # of the providers' options
 
 
 def load(
@@ -50,7 +33,7 @@ def load(
     cuda_graph: bool = False,
     cache: bool = True,
 ) -> CompiledBackbone:
-    """The compiled backbone of an artifact, to put in the place of `pipe.transformer` or `pipe.unet`.
+    """The compiled backbone of an artifact, which replaces `pipe.transformer` or `pipe.unet`.
 
     `target`: trt-rtx, tensorrt, ort-trt-rtx, ort-tensorrt (ONNX Runtime's TensorRT provider, on the graph that was
     compiled for tensorrt), ort-cuda or ort; by default the first of these that the artifact was compiled for
@@ -73,26 +56,26 @@ def load(
     spec = find_family(model["family"])
     chosen, where = resolve(found, target, device)
     signature = Signature.of(found.manifest, spec.dims(model["config"]))
-    if chosen in (*_ENGINES, *_PREFIX):
+    if chosen.takes_ranges:
         signature = replace(signature, profiles=(profile_of(found.manifest, spec, signature),))
     models = found.manifest.get("cache", {}).get("models", ())
-    if models and (cache or chosen in _ENGINES):  # of engines there are none without kept outputs
+    if models and (cache or chosen.is_engine):  # no engine of theirs is without kept outputs
         session: Session = open_cached(
             found, spec, signature, lambda a, s: _open(a, chosen, where, s, cuda_graph), follow=cache
         )
     else:
         session = _open(found, chosen, where, signature, cuda_graph)
     own = TORCH_TYPES[{"float32": "FLOAT"}.get(found.manifest["dtype"], found.manifest["dtype"].upper())]
-    return CompiledBackbone(session, signature, spec, model["config"], dtype or own, chosen)
+    return CompiledBackbone(session, signature, spec, model["config"], dtype or own, chosen.name)
 
 
 def resolve(
     artifact: Artifact, target: str | None = None, device: str | torch.device | None = None
-) -> tuple[str, torch.device]:
+) -> tuple[Target, torch.device]:
     """The runtime target and the device that `load` takes for these; nothing is opened. Raises as `load` does."""
     where = None if device is None else _device(torch.device(device))
     chosen = _choose(artifact, target, where)
-    return chosen, where or _device(torch.device("cpu" if chosen == "ort" else "cuda"))
+    return chosen, where or _device(torch.device("cpu" if chosen.on_cpu else "cuda"))
 
 
 def _device(device: torch.device) -> torch.device:
@@ -102,22 +85,22 @@ def _device(device: torch.device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
 
 
-def _choose(artifact: Artifact, target: str | None, device: torch.device | None) -> str:
+def _choose(artifact: Artifact, target: str | None, device: torch.device | None) -> Target:
     """The runtime target. Raises DiffcError that tells why each one that the artifact has cannot be used."""
-    if target is not None and target not in _TAKES:
-        raise unknown_value("runtime target", target, _TAKES)
+    if target is not None and target not in RUNTIMES:
+        raise unknown_value("runtime target", target, RUNTIMES)
     compiled = artifact.manifest["targets"]
-    there = [name for name, needs in _TAKES.items() if needs in compiled]
+    there = [name for name, known in RUNTIMES.items() if known.file_of in compiled]
     if target is not None and target not in there:
         raise DiffcError(
             f"{artifact.folder} was compiled for {', '.join(compiled)}, and target {target!r} takes another graph",
-            fix=f"compile again with --target {_TAKES[target]}, or choose from: {', '.join(there)}",
+            fix=f"compile again with --target {RUNTIMES[target].file_of}, or choose from: {', '.join(there)}",
         )
     reasons = {}
     for name in there if target is None else [target]:
-        reason, fix = _why_not(artifact, name, device)
+        reason, fix = _why_not(artifact, RUNTIMES[name], device)
         if not reason:
-            return name
+            return RUNTIMES[name]
         reasons[name] = f"{reason} ({fix})" if fix else reason
     raise DiffcError(
         f"{artifact.folder} does not run here. "
@@ -126,19 +109,17 @@ def _choose(artifact: Artifact, target: str | None, device: torch.device | None)
     )
 
 
-def _why_not(artifact: Artifact, name: str, device: torch.device | None) -> tuple[str, str]:
-    """Why `name` cannot be used here, on `device` if it is given, and what fixes it."""
-    if device is not None and (device.type == "cpu") != (name == "ort"):
+def _why_not(artifact: Artifact, target: Target, device: torch.device | None) -> tuple[str, str]:
+    """Why `target` cannot be used here, on `device` if it is given, and what fixes it."""
+    if device is not None and (device.type == "cpu") != target.on_cpu:
         return f"it does not run on {device}", ""
-    if name == "ort" and artifact.manifest.get("dtype") == "bfloat16":
+    if target.on_cpu and artifact.manifest.get("dtype") == "bfloat16":
         return "ONNX Runtime's CPU kernels have no bfloat16", "compile with --dtype float16 or float32"
-    if name not in _ENGINES:
-        return ort.why_not(name)
-    reason, fix = engine.why_not(name)
-    if reason:
+    reason, fix = runtime_of(target).why_not(target)
+    if reason or not target.is_engine:
         return reason, fix
     try:
-        engine.pick_engine(artifact.manifest["engines"], name, _sm(device))
+        pick_engine(artifact.manifest["engines"], target.name, _sm(device))
     except DiffcError as error:
         return error.what, error.fix
     return "", ""
@@ -150,58 +131,22 @@ def _sm(device: torch.device | None) -> int:
 
 
 def _open(
-    artifact: Artifact, target: str, device: torch.device, signature: Signature, cuda_graph: bool
+    artifact: Artifact, target: Target, device: torch.device, signature: Signature, cuda_graph: bool
 ) -> Session:
     """The session of a target."""
-    if cuda_graph and target not in _RECORDED:
-        raise DiffcError(
-            f"CUDA graphs are there for targets {' and '.join(_RECORDED)}", fix="leave out cuda_graph=True"
-        )
-    if target in _ENGINES:
-        entry = engine.pick_engine(artifact.manifest["engines"], target, _sm(device))
-        file = artifact.folder / entry["file"]
-        cache = None if target == "tensorrt" else _cache(artifact, file.stem + ".kernels")
+    if cuda_graph and not target.records:
+        recording = " and ".join(name for name, known in RUNTIMES.items() if known.records)
+        raise DiffcError(f"CUDA graphs are there for targets {recording}", fix="leave out cuda_graph=True")
+    manifest, cache = artifact.manifest, partial(_cache, artifact)
+    if target.is_engine:
+        entry = pick_engine(manifest["engines"], target.name, _sm(device))
         weights = artifact.folder / entry["weights"] if "weights" in entry else None
-        wanted = engine.EnginePlan(file, target, device, signature.profiles, cache, cuda_graph, weights)
-        return engine.Engine(wanted, signature)
-    name = artifact.manifest["targets"][_TAKES[target]]
-    plan = ort.OrtPlan(artifact.folder / name, target, device, _ranges(target, signature.profiles))
-    if target in _PREFIX and (folder := _cache(artifact, f"{target}-{_build_key(artifact, name, device)}")):
-        kept = {"ort-trt-rtx": {"nv_runtime_cache_path": f"{folder}.kernels"}}.get(
-            target, {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
-        )
-        context = folder if target == "ort-trt-rtx" else None
-        plan = replace(plan, options={**plan.options, **kept}, context=context)
-    return RecordedOrt(plan, signature) if cuda_graph else ort.OrtModel(plan, signature)
-
-
-def _ranges(target: str, profiles: tuple[Profile, ...]) -> dict[str, str]:
-    """The ranges of shapes, in the options of ONNX Runtime's TensorRT providers."""
-    if target not in _PREFIX:
-        return {}
-    bounds = ("min", "opt", "max")
-    return {f"{_PREFIX[target]}_profile_{b}_shapes": profile_text(profiles[0], b) for b in bounds}
-
-
-def _build_key(artifact: Artifact, file: str, device: torch.device) -> str:
-    """Changes with everything that what a TensorRT provider builds depends on."""
-    import onnxruntime
-
-    versions = sorted(
-        f"{d.name} {d.version}"
-        for d in importlib.metadata.distributions()
-        if d.name.startswith(("onnxruntime", "tensorrt"))
-    )
-    weights = artifact.manifest["files"].get("model.onnx_data", {})
-    parts = [artifact.manifest["files"][file], weights, versions, onnxruntime.__version__]
-    text = repr([*parts, torch.cuda.get_device_name(device)])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def profile_text(profile: Profile, bound: str) -> str:
-    """`name:1x2x3,name:4x5`, as ONNX Runtime's TensorRT providers read ranges; scalars have no range."""
-    shapes = {name: getattr(sizes, bound) for name, sizes in profile.inputs.items()}
-    return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items() if shape)
+        model = ModelFile(artifact.folder / entry["file"], target, device, cache, weights=weights)
+    else:
+        name = manifest["targets"][target.file_of]
+        identity = (manifest["files"][name], manifest["files"].get("model.onnx_data", {}))
+        model = ModelFile(artifact.folder / name, target, device, cache, identity)
+    return runtime_of(target).open_session(replace(model, cuda_graph=cuda_graph), signature)
 
 
 def _cache(artifact: Artifact, name: str) -> Path | None:

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassResult, register, walk
 from passes.graph.edit import drop_nodes, replace_uses
-from passes.graph.match import array_of
+from passes.graph.match import array_of, output_ids
 from passes.weights.recipe import dtype_of
 
 
@@ -54,16 +54,16 @@ def _live(graph: gs.Graph) -> set[int]:
 
 
 def _merge_constants(graph: gs.Graph) -> int:
-    """Let equal inline constants of the main graph be one; gives how many went."""
-    first: dict[tuple[int | None, tuple[int, ...], bytes], gs.Tensor] = {}
-    kept = {id(tensor) for tensor in graph.outputs}
-    merged = 0
-    for tensor in graph.tensors().values():
-        array = array_of(tensor)
-        if array is None or id(tensor) in kept:
-            continue
-        twin = first.setdefault((dtype_of(tensor), array.shape, array.tobytes()), tensor)
-        if twin is not tensor:
-            replace_uses(tensor, twin)
-            merged += 1
+    """Let equal inline constants of a graph or body be one; gives how many went."""
+    outputs, merged = output_ids(graph), 0
+    for part in walk(graph):
+        first: dict[tuple[int | None, tuple[int, ...], bytes], gs.Tensor] = {}
+        for tensor in part.tensors().values():
+            array = array_of(tensor)
+            if array is None or id(tensor) in outputs:
+                continue
+            kept = first.setdefault((dtype_of(tensor), array.shape, array.tobytes()), tensor)
+            if kept is not tensor:
+                replace_uses(tensor, kept)
+                merged += 1
     return merged

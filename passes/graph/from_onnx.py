@@ -17,6 +17,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.util.misc import SynchronizedList
 
+from passes.base import walk
 from passes.weights.recipe import RECIPE, RecipeValues, default_opset
 
 CACHED = 1 << 16
@@ -51,6 +52,20 @@ def import_graph(model: ModelProto) -> gs.Graph:
     graph.producer_name, graph.producer_version = model.producer_name, model.producer_version
     graph.ir_version = model.ir_version
     return graph
+
+
+def name_nodes(graph: gs.Graph) -> None:
+    """Give every node a name of its own in its graph or body; names that are there and single stay."""
+    for part in walk(graph):
+        taken: set[str] = set()
+        for node in part.nodes:
+            wish = node.name or (f"{node.op}_{node.outputs[0].name}" if node.outputs else node.op)
+            name, number = wish, 1
+            while name in taken:
+                number += 1
+                name = f"{wish}_{number}"
+            taken.add(name)
+            node.name = name
 
 
 def _import_function(function: FunctionProto, model: _Reader) -> gs.Function:

@@ -51,8 +51,8 @@ def nodes_of(part: GraphProto | FunctionProto) -> Iterator[NodeProto]:
 def shell(model: ModelProto) -> ModelProto:
     """A copy for ONNX's checker and inference, with equal types everywhere.
 
-    Initializers without data in memory are inputs of the model; those of bodies under a name of their own. A
-    GroupNormalization of opset 18, which ONNX calls deprecated and runtimes run, is an Identity.
+    Initializers without data in memory are inputs of the model; those of bodies under a name of their own. What ONNX
+    rejects and runtimes run is left out: outputs of unknown rank, and what GroupNormalization of opset 18 does.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -73,7 +73,14 @@ def shell(model: ModelProto) -> ModelProto:
         if number:
             _rename_reads(body, names)
     _replace_deprecated(copy)
+    ranked = [v for v in copy.graph.output if not _lacks_rank(v.type)]
+    del copy.graph.output[:]
+    copy.graph.output.extend(ranked)
     return copy
+
+
+def _lacks_rank(kind: TypeProto) -> bool:
+    return kind.HasField("tensor_type") and not kind.tensor_type.HasField("shape")
 
 
 def _rename_reads(body: GraphProto, names: Mapping[str, str]) -> None:
@@ -116,11 +123,12 @@ def infer_types(model: ModelProto) -> ModelProto:
 def _take_types(graph: GraphProto, inferred: GraphProto) -> None:
     """Give a graph and its bodies what was inferred on its shell."""
     for body, found in zip(walk_protos(graph), walk_protos(inferred), strict=True):
-        fields = (("value_info", found.value_info), ("output", found.output))
-        for name, values in fields if body is graph else (*fields, ("input", found.input)):
-            held = getattr(body, name)
-            del held[:]
-            held.extend(values)
+        types = {value.name: value.type for value in (*found.value_info, *found.input, *found.output)}
+        ends = body.output if body is graph else (*body.input, *body.output)
+        for value in (value for value in ends if value.name in types):
+            value.type.CopyFrom(types[value.name])
+        del body.value_info[:]
+        body.value_info.extend(found.value_info)
 
 
 def fill_types(graph: gs.Graph, model: ModelProto) -> None:

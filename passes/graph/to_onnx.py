@@ -37,7 +37,7 @@ def export_graph(graph: gs.Graph, like: ModelProto) -> ModelProto:
     """
     model = export_model(graph)
     opset = default_opset(model.opset_import)
-    model.ir_version = like.ir_version
+    model.ir_version = max(like.ir_version, 4)  # below it an initializer has to be an input as well
     if opset is not None and opset != default_opset(like.opset_import):
         model.ir_version = onnx.helper.OP_SET_ID_VERSION_MAP["ai.onnx", opset]
     model.producer_name, model.producer_version = like.producer_name, like.producer_version

@@ -9,9 +9,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from diffc.backends.onnx_graph import element_types
-from diffc.backends.target import KNOWN_SMS, check_format_sms, check_sms, find_target, parse_sm, required_sm
+from diffc.backends.session import runtime_of
+from diffc.backends.sm import KNOWN_SMS, check_format_sms, check_sms, parse_sm, required_sm
+from diffc.backends.target import RUNTIMES, TARGETS, find_target
 from diffc.backends.tensorrt.errors import crash_error
 from diffc.errors import DiffcError, UnsupportedError
+from passes import presets
 from tests.networks import FP8, FP16, FP32, INT8, build, make, network, value
 
 
@@ -116,3 +119,15 @@ def test_other_ends_of_the_builder(tmp_path, returncode, message):
     assert "first" not in text
     if returncode == 1:
         assert "Fix: free some disk space" in text
+
+
+def test_every_target_has_passes_and_what_opens_it() -> None:
+    """A row names both; of several that work, the fastest runs an artifact."""
+    assert all(target.passes is not None or name in presets.TARGETS for name, target in TARGETS.items())
+    assert list(RUNTIMES)[:6] == ["trt-rtx", "tensorrt", "ort-trt-rtx", "ort-tensorrt", "ort-cuda", "ort"]
+    for target in RUNTIMES.values():
+        assert target.file_of in TARGETS
+        runtime = runtime_of(target)
+        assert callable(runtime.open_session)
+        reason, fix = runtime.why_not(target)
+        assert bool(fix) == bool(reason)

@@ -8,6 +8,8 @@ from importlib import metadata
 
 import pytest
 
+from diffc.backends.probes import Probe
+from diffc.backends.target import TARGETS
 from diffc.cli.main import run
 from diffc.commands import doctor
 from diffc.errors import DiffcError
@@ -50,7 +52,7 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch: pytest.MonkeyP
 def test_a_crash_of_native_code_is_a_finding_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     crash = "import ctypes; ctypes.string_at(0)"
-    found = doctor._native("target trt-rtx", "tensorrt_rtx", crash, "builds engines", "rtx")
+    found = doctor._target(TARGETS["trt-rtx"], Probe(crash, "install the NVIDIA driver"))
     assert not found.works
     assert found.detail
     assert found.fix

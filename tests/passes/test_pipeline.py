@@ -375,6 +375,8 @@ NOTHING_TO_DO = (
     "merge-projections",
     "merge-row-products",
     "rewrite-patches",
+    "inline-functions",
+    "name-dimensions",
 )
 
 

@@ -12,6 +12,7 @@ import pytest
 import passes
 from passes.base import PassError, all_passes, broken_plugins, find_pass, register
 from passes.pipeline import Pipeline
+from passes.plugins import named
 from tests.passes.graph_helpers import model, ops
 
 PASS = '''
@@ -48,14 +49,16 @@ class Site:
         lines = [f"{name.replace('_', '-')} = {value}" for name, value in points.items()]
         (info / "entry_points.txt").write_text("\n".join(["[passes]", *lines, ""]), "utf-8")
         importlib.invalidate_caches()
+        named.cache_clear()
 
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(passes.base, "_REGISTRY", dict(passes.base._REGISTRY))
+    monkeypatch.setattr(passes.base, "_REGISTRY", all_passes())
     known = set(sys.modules)
     yield Site(tmp_path)
+    named.cache_clear()
     for name in set(sys.modules) - known:
         if not name.startswith("passes."):
             del sys.modules[name]

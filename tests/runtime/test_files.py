@@ -14,13 +14,14 @@ import torch
 from onnx import TensorProto
 
 import diffc
+from diffc.backends.onnxruntime.open import profile_text
 from diffc.backends.onnxruntime.run import options_for
 from diffc.backends.profile import Profile
 from diffc.backends.signature import Signature, Value, pick_profile
+from diffc.backends.target import TARGETS
 from diffc.backends.tensorrt.epcontext import write_context
 from diffc.backends.tensorrt.run import deserialize, pick_engine
 from diffc.errors import DiffcError
-from diffc.runtime.load import profile_text
 from tests.conftest import HAS_RTX, Cells
 
 SMALL = {"targets": ("ort",), "sms": (), "dtype": "float32", "skip_validation": True}
@@ -197,4 +198,4 @@ def test_an_engine_is_wrapped_for_onnx_runtime(artifact: Path) -> None:
 def test_what_a_session_may_optimize(target: str, types: set[int], basic: bool) -> None:
     levels = ort.GraphOptimizationLevel
     wanted = levels.ORT_ENABLE_BASIC if basic else levels.ORT_ENABLE_ALL
-    assert options_for(target, types).graph_optimization_level == wanted
+    assert options_for(TARGETS[target], types).graph_optimization_level == wanted

@@ -28,7 +28,7 @@ class OrtSession:
     """A model that ONNX Runtime runs: a file, with its weights beside it, or the bytes of one.
 
     With `exact`, ONNX Runtime computes what the graph says: no kernel that quantizes further (it runs INT8
-    weights behind DequantizeLinear through MatMulNBits, which was measured 8e-5 off). Raises DiffcError when
+    weights after DequantizeLinear through MatMulNBits, which was measured 8e-5 off). Raises DiffcError when
     the file is broken, the provider is not there, or ONNX Runtime rejects the model.
     """
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffc.backends.onnxruntime.run import OrtModel, OrtPlan
+from diffc.backends.onnxruntime.run import OrtModel, SessionOptions
 from diffc.backends.signature import Signature
 
 _GRAPH = "gpu_graph_id"
@@ -34,7 +34,7 @@ class RecordedOrt(OrtModel):
     reads them, outputs from where it writes. One run at a time: threads take turns.
     """
 
-    def __init__(self, plan: OrtPlan, signature: Signature):
+    def __init__(self, plan: SessionOptions, signature: Signature):
         super().__init__(replace(plan, options={**plan.options, "enable_cuda_graph": "1"}), signature)
         self._lock = threading.Lock()
         self._recorded: dict[Shapes, Recorded] = {}

@@ -1,8 +1,7 @@
-"""ONNX Runtime over torch tensors: bound where they lie, on every provider, and never on another than asked for."""
+"""ONNX Runtime over torch tensors, which it reads and writes in place, on exactly the provider that was asked for."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 from collections.abc import Mapping, Set
@@ -16,12 +15,10 @@ from torch import Tensor
 
 from diffc.backends.onnx_graph import element_types, read
 from diffc.backends.onnxruntime.arrays import session_options
+from diffc.backends.onnxruntime.providers import is_plugin, plugin_devices, why_not
 from diffc.backends.signature import TORCH_TYPES, Signature
-from diffc.backends.target import TARGETS
+from diffc.backends.target import Target
 from diffc.errors import DiffcError
-
-PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
-"""The package whose library adds NvTensorRTRTXExecutionProvider to ONNX Runtime."""
 
 CONTEXT = "model_ctx.onnx"
 """File name of a model whose one EPContext node refers to an engine."""
@@ -29,25 +26,17 @@ CONTEXT = "model_ctx.onnx"
 _ONNX_TYPES = {dtype: TensorProto.DataType.Value(name) for name, dtype in TORCH_TYPES.items()}
 _QUANTIZED = {TensorProto.INT8, TensorProto.UINT8, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2}
 _ASYNC = "disable_synchronize_execution_providers"
-_BUILT_IN: Mapping[str, tuple[str, str]] = {
-    "ort": ("CPUExecutionProvider", "pip uninstall -y onnxruntime; pip install onnxruntime"),
-    "ort-cuda": ("CUDAExecutionProvider", "pip uninstall -y onnxruntime; pip install onnxruntime-gpu"),
-    "ort-tensorrt": (
-        "TensorrtExecutionProvider",
-        "pip uninstall -y onnxruntime; pip install onnxruntime-gpu tensorrt-cu13",
-    ),
-}
 
 
 @dataclass(frozen=True)
-class OrtPlan:
-    """What to open: a model file for a runtime target, on a device, with the provider's options as strings.
+class SessionOptions:
+    """A model file to open for a runtime target on a device; `options` are those of the provider, as strings.
 
     `context`: a folder in which the TensorRT-RTX provider's compiled model is kept; None compiles each time.
     """
 
     model: Path
-    target: str
+    target: Target
     device: torch.device
     options: Mapping[str, str] = field(default_factory=dict)
     context: Path | None = None
@@ -60,8 +49,8 @@ class OrtModel:
     by it: any stream may call. Raises DiffcError when the model is broken or the provider does not come up.
     """
 
-    def __init__(self, plan: OrtPlan, signature: Signature):
-        TARGETS["ort"].require()
+    def __init__(self, plan: SessionOptions, signature: Signature):
+        plan.target.require()
         self._device = plan.device
         self._types = {v.name: v.dtype for v in signature.outputs}
         self._stream: torch.cuda.Stream | None = None
@@ -89,7 +78,7 @@ class OrtModel:
     def _bound(
         self, inputs: Mapping[str, Tensor], output_shapes: Mapping[str, tuple[int, ...]]
     ) -> tuple[Any, dict[str, Tensor]]:
-        """Inputs where they lie and new outputs, bound to the session. Raises DiffcError when that is closed."""
+        """A binding of inputs and new outputs, and these outputs. Raises DiffcError when the session is closed."""
         if self._session is None:
             raise DiffcError("this compiled backbone is closed", fix="load it again: diffc.load(artifact)")
         outputs = {
@@ -124,74 +113,30 @@ class OrtModel:
             raise DiffcError(f"ONNX Runtime failed to run the model: {error}") from error
 
 
-def why_not(target: str) -> tuple[str, str]:
-    """Why the runtime target cannot be used here and what fixes it; empty when it can."""
-    TARGETS["ort"].require()
-    import onnxruntime as ort
-
-    if target == "ort-trt-rtx":
-        try:
-            plugin_devices()
-        except DiffcError as error:
-            return error.what, error.fix
-        return "", ""
-    provider, fix = _BUILT_IN[target]
-    if provider not in ort.get_available_providers():
-        return f"ONNX Runtime {ort.__version__} has no {provider}", fix
-    if target != "ort" and not torch.cuda.is_available():
-        return "torch sees no CUDA device", "install the NVIDIA driver and a CUDA build of torch"
-    return "", ""
-
-
-def plugin_devices() -> list[Any]:
-    """The GPUs of NvTensorRTRTXExecutionProvider, registered from its package. Raises DiffcError without one."""
-    import onnxruntime as ort
-
-    try:
-        plugin = importlib.import_module(PLUGIN)
-    except ImportError as error:
-        raise DiffcError(
-            "the package of ONNX Runtime's TensorRT-RTX provider is not installed",
-            fix="pip install onnxruntime-ep-nv-tensorrt-rtx-cu13",
-        ) from error
-    name = plugin.get_ep_name()
-    try:
-        if not any(d.ep_name == name for d in ort.get_ep_devices()):
-            ort.register_execution_provider_library(name, plugin.get_library_path())
-    except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
-        raise DiffcError(
-            f"{name} cannot be loaded: {error}", fix="install the NVIDIA driver (570 or newer)"
-        ) from error
-    devices = [d for d in ort.get_ep_devices() if d.ep_name == name]
-    if not devices:
-        raise DiffcError(f"{name} finds no RTX GPU (compute capability 8.6, 8.9, or 12.0 and newer)")
-    return devices
-
-
-def options_for(target: str, types: Set[int]) -> Any:
+def options_for(target: Target, types: Set[int]) -> Any:
     """onnxruntime.SessionOptions for a graph that holds these onnx.TensorProto types, on a runtime target."""
     import onnxruntime as ort
 
     options = session_options(types)
-    if target == "ort-cuda" and not types & _QUANTIZED:
+    if target.name == "ort-cuda" and not types & _QUANTIZED:
         # What its other optimizations find is fused already, and one of them makes two Slices a slow Split: at this
         # level a step of SD3.5-medium takes 0.7 ms less on an H200.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return options
 
 
-def _open(plan: OrtPlan, stream: torch.cuda.Stream | None) -> Any:
+def _open(plan: SessionOptions, stream: torch.cuda.Stream | None) -> Any:
     import onnxruntime as ort
 
     reason, fix = why_not(plan.target)
     if reason:
-        raise DiffcError(f"target {plan.target!r} does not run here: {reason}", fix=fix)
+        raise DiffcError(f"target {plan.target.name!r} does not run here: {reason}", fix=fix)
     options = options_for(plan.target, element_types(read(plan.model)))
     settings = dict(plan.options)
     if stream is not None:
         settings |= {"device_id": str(plan.device.index or 0), "user_compute_stream": str(stream.cuda_stream)}
     try:
-        if plan.target == "ort-trt-rtx":
+        if is_plugin(plan.target):
             devices = plugin_devices()
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             options.add_provider_for_devices([devices[plan.device.index or 0]], settings)
@@ -199,7 +144,7 @@ def _open(plan: OrtPlan, stream: torch.cuda.Stream | None) -> Any:
             session = ort.InferenceSession(str(model), sess_options=options)
             expected = devices[0].ep_name
         else:
-            expected = _BUILT_IN[plan.target][0]
+            expected = plan.target.provider
             wanted = _with_helpers(expected, settings)
             session = ort.InferenceSession(str(plan.model), sess_options=options, providers=wanted)
     except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
@@ -215,7 +160,7 @@ def _open(plan: OrtPlan, stream: torch.cuda.Stream | None) -> Any:
 
 
 def _compiled(model: Path, folder: Path, options: Any) -> Path:
-    """`model` as the provider of `options` has compiled it, in `folder`, which appears when all of it is written."""
+    """`model` as the provider in `options` compiles it: a file in `folder`, which appears when it is complete."""
     import onnxruntime as ort
 
     if not folder.exists():
@@ -239,7 +184,7 @@ def _compiled(model: Path, folder: Path, options: Any) -> Path:
 
 
 def _with_helpers(provider: str, settings: Mapping[str, str]) -> list[Any]:
-    """The provider with its options, and CUDA behind TensorRT's for what TensorRT leaves over."""
+    """The provider with its options; after TensorRT's, CUDA's, which runs what TensorRT leaves over."""
     chosen: list[Any] = [(provider, dict(settings))]
     if provider == "TensorrtExecutionProvider":
         shared = {k: v for k, v in settings.items() if not k.startswith("trt_")}

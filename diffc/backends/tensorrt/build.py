@@ -15,7 +15,8 @@ from typing import Any
 
 from diffc.backends.onnx_graph import element_types, graph_inputs, read
 from diffc.backends.profile import Profile
-from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, check_sms, find_target
+from diffc.backends.sm import check_sms
+from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, find_target
 from diffc.backends.tensorrt import errors as engine_errors
 from diffc.backends.tensorrt.device import check_stripping, has_device
 from diffc.backends.tensorrt.process import events, worker

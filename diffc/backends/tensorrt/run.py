@@ -19,15 +19,15 @@ from torch import Tensor
 
 from diffc.backends.profile import Profile
 from diffc.backends.signature import Signature, pick_profile
-from diffc.backends.target import TARGETS
+from diffc.backends.target import Target
 from diffc.errors import DiffcError
 from passes.base import PassError
 from passes.files.atomic import write_bytes
 
 
 @dataclass(frozen=True)
-class EnginePlan:
-    """What to open: an engine file for target trt-rtx or tensorrt, on a CUDA device.
+class EngineFile:
+    """An engine of target trt-rtx or tensorrt to open on a CUDA device.
 
     `cache` is the file of TensorRT-RTX's compiled kernels, read at the start and written by `close`; None keeps
     none. `cuda_graph`: TensorRT-RTX records each shape's launches and replays them. `weights` is the ONNX model
@@ -35,7 +35,7 @@ class EnginePlan:
     """
 
     file: Path
-    target: str
+    target: Target
     device: torch.device
     profiles: tuple[Profile, ...]
     cache: Path | None = None
@@ -46,7 +46,7 @@ class EnginePlan:
 class Engine:
     """A `Session` of TensorRT or TensorRT-RTX. Raises DiffcError when the engine does not load on this GPU."""
 
-    def __init__(self, plan: EnginePlan, signature: Signature):
+    def __init__(self, plan: EngineFile, signature: Signature):
         self._plan = plan
         self._types = {v.name: v.dtype for v in signature.outputs}
         self._lock = threading.Lock()
@@ -119,10 +119,10 @@ class Engine:
                 )
 
 
-def why_not(target: str) -> tuple[str, str]:
+def why_not(target: Target) -> tuple[str, str]:
     """Why the target cannot be used here and what fixes it; empty when it can."""
     try:
-        TARGETS[target].require()
+        target.require()
     except DiffcError as error:
         return error.what, error.fix
     if not torch.cuda.is_available():
@@ -194,17 +194,17 @@ def refit(trt: Any, logger: Any, engine: Any, model: Path) -> None:
     )
 
 
-def _module(target: str) -> Any:
+def _module(target: Target) -> Any:
     reason, fix = why_not(target)
     if reason:
-        raise DiffcError(f"target {target!r} does not run here: {reason}", fix=fix)
-    return importlib.import_module(TARGETS[target].module)
+        raise DiffcError(f"target {target.name!r} does not run here: {reason}", fix=fix)
+    return importlib.import_module(target.module)
 
 
-def _context(trt: Any, engine: Any, plan: EnginePlan) -> tuple[Any, Any]:
+def _context(trt: Any, engine: Any, plan: EngineFile) -> tuple[Any, Any]:
     """The runtime cache (None without one) and an execution context whose memory is ours to give."""
     ours = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    if plan.target != "trt-rtx":
+    if plan.target.name != "trt-rtx":
         return None, engine.create_execution_context(ours)
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(ours)

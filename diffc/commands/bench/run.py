@@ -150,17 +150,19 @@ class Sides:
         """Every side prepared, then measured in turns; one row for each, in the order of loading."""
         first: dict[str, First] = {}
         seconds: dict[str, list[float]] = {name: [] for name in self._order}
-        for name in self._order:
+        total = len(self._order) + request.repeat
+        for number, name in enumerate(self._order):
             with self._kept(name):
                 if name in self._workers:
                     first[name] = self._workers[name].prepare(shape, request.seed, WARM_UP)
+            update(number + 1, total)
         for turn in range(request.repeat):
             for name in self._order:
                 with self._kept(name):
                     if name in self._workers:
                         time.sleep(SETTLE)
                         seconds[name].append(self._workers[name].measure())
-            update(turn + 1, request.repeat)
+            update(len(self._order) + turn + 1, total)
         return [self._row(name, shape, first, seconds[name]) for name in self._order]
 
     def _row(self, name: str, shape: Shape, first: Mapping[str, First], seconds: Sequence[float]) -> Row:

@@ -11,7 +11,9 @@ from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
 from passes.graph.edit import Emitter, Names, drop_nodes, insert_before
+from passes.graph.grids import is_weight
 from passes.graph.match import array_of, producer
+from passes.graph.movement import is_move
 from passes.weights.evaluate import BOUNDS
 from passes.weights.recipe import dtype_of
 
@@ -48,12 +50,12 @@ class DropRounding(Pass):
             new: dict[int, list[gs.Node]] = {}
             dead: set[int] = set()
             for node in part.nodes:
-                if node.op in _DYNAMIC and not _is_constant(node.inputs[0]):
+                if node.op in _DYNAMIC and not _is_weight(node.inputs[0]):
                     changed += _smooth_blocks(node, names, new, dead)
             for node in part.nodes:
                 if id(node) in dead:
                     continue
-                if node.op not in self._OPS or _is_constant(node.inputs[0]):
+                if node.op not in self._OPS or _is_weight(node.inputs[0]):
                     continue
                 if reason := _reason(node):
                     refusals.append(Refusal(node.name, reason))
@@ -85,10 +87,13 @@ def _smooth_blocks(node: gs.Node, names: Names, new: dict[int, list[gs.Node]], d
     return len(readers)
 
 
-def _is_constant(tensor: gs.Tensor) -> bool:
-    return isinstance(tensor, gs.Constant) or (
-        (node := producer(tensor)) is not None and node.op == "Constant"
-    )
+def _is_weight(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is a constant, or one that the graph quantizes and moves."""
+    node = producer(tensor)
+    while node is not None and (node.op == "QuantizeLinear" or (is_move(node) and node.op != "Concat")):
+        tensor = node.inputs[0]
+        node = producer(tensor)
+    return is_weight(tensor)
 
 
 def _reason(node: gs.Node) -> str:

@@ -12,7 +12,8 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from passes.base import Pass, PassError, PassResult, Refusal, register, walk
-from passes.graph.inference import shell
+from passes.graph.inference import shell, walk_protos
+from passes.graph.match import STANDARD
 from passes.graph.to_onnx import export_model
 from passes.graph.trt_ops import TRT_OPS, Output, is_trt, trt_op
 from passes.weights.recipe import dtype_of
@@ -48,7 +49,7 @@ class TypeTrtOps(Pass):
             return PassResult()
         inferred = _infer(export_model(graph))
         changed = 0
-        for part, body in zip(walk(graph), _bodies(inferred.graph), strict=True):
+        for part, body in zip(walk(graph), walk_protos(inferred.graph), strict=True):
             known = {value.name: value for value in (*body.value_info, *body.output)}
             tensors = {t.name: t for node in part.nodes for t in node.outputs if not t.is_empty()}
             changed += sum(_take(tensor, known[name]) for name, tensor in tensors.items() if name in known)
@@ -98,7 +99,7 @@ def _check_blocks(graph: gs.Graph) -> None:
 def _infer(model: ModelProto) -> ModelProto:
     """The stand-in with the types and shapes that follow from its inputs; contradictions are for the check."""
     copy = shell(model)
-    for body in _bodies(copy.graph):
+    for body in walk_protos(copy.graph):
         _forget_types(body)
         nodes = [stand_in for node in body.node for stand_in in _stand_ins(node)]
         del body.node[:]
@@ -107,33 +108,20 @@ def _infer(model: ModelProto) -> ModelProto:
     return inferred
 
 
-def _bodies(graph: GraphProto) -> Iterator[GraphProto]:
-    """The graph and its subgraphs, in the order of `walk`."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _bodies(attribute.g)
-
-
 def _forget_types(body: GraphProto) -> None:
     """Drop the element types that ONNX or the table can find anew; those of operators unknown to both stay.
 
-    So do the symbols that an exporter made up for TensorRT's outputs: theirs are those of the input. What graphsurgeon
-    lists in a subgraph of the graph around it goes altogether: it would hide what is found there.
+    So do the symbols that an exporter made up for TensorRT's outputs: theirs are those of the input.
     """
     makers = {name: node for node in body.node for name in node.output}
-    kept = [value for value in body.value_info if value.name in makers]
-    del body.value_info[:]
-    body.value_info.extend(kept)
     for value in (*body.value_info, *body.output):
         maker = makers.get(value.name)
         if maker is None or not value.type.HasField("tensor_type"):
             continue
-        if maker.domain in ("", "ai.onnx") or _is_trt(maker):
+        if maker.domain in STANDARD or _is_trt(maker):
             value.type.tensor_type.elem_type = onnx.TensorProto.UNDEFINED
     for value in body.value_info:
-        if _is_trt(makers[value.name]):
+        if value.name in makers and _is_trt(makers[value.name]):
             for dim in value.type.tensor_type.shape.dim:
                 dim.ClearField("dim_param")
 

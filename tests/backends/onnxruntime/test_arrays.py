@@ -181,3 +181,18 @@ def test_a_file_that_is_no_model(tmp_path: Path):
     path.write_bytes(quantized(TensorProto.INT8).SerializeToString()[:5000])
     with pytest.raises(DiffcError, match=r"not an ONNX model"):
         OrtSession(path)
+
+
+@pytest.mark.parametrize("case", ["sizes that do not fit", "an operator that is not known"])
+def test_what_onnx_runtime_says_of_an_error_is_in_ours_alone(
+    case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its own lines on standard error would stand between ours, and say the same."""
+    node = helper.make_node("Add" if case.startswith("sizes") else "Nope", ["x", "z"], ["y"], "sum")
+    ends = [value(name, TensorProto.FLOAT, [name]) for name in "xz"]
+    onnx.save(make([node], ends, [value("y", TensorProto.FLOAT, None)]), tmp_path / "m.onnx")
+    feed = {"x": np.ones(3, np.float32), "z": np.ones(4, np.float32)}
+    with pytest.raises(DiffcError, match="ONNX Runtime"), OrtSession(tmp_path / "m.onnx") as session:
+        session.run(feed)
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""

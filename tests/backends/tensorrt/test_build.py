@@ -295,7 +295,7 @@ class TestRefusedBeforeTheBuild:
         text = self.refused(
             tmp_path, EngineRequest("tensorrt", asked.model, asked.output, (), asked.profiles)
         )
-        assert 'pip install "diffc[trt]"' in text or "needs an NVIDIA GPU" in text
+        assert "diffc doctor" in text or "needs an NVIDIA GPU" in text
 
     def test_an_output_folder_that_does_not_exist(self, tmp_path):
         asked = request(tmp_path, network())

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from diffc.backends.onnxruntime.run import OrtModel, OrtPlan
+from diffc.backends.onnxruntime.run import OrtModel, SessionOptions
 from diffc.backends.profile import Profile
 from diffc.backends.signature import Signature, pick_profile
+from diffc.backends.target import TARGETS
 from diffc.backends.tensorrt.run import pick_engine
 from diffc.compile.engines import engine_profile
 from diffc.models.inputs import random_inputs
@@ -65,7 +66,9 @@ def test_a_session_over_engines_finds_each_and_stays_in_its_profile(compiled: Ce
     def open_one(artifact: Any, own: Signature) -> Any:
         entry = pick_engine(artifact.manifest["engines"], "trt-rtx", 89)
         seen.append((entry["file"], own.profiles[0]))
-        plan = OrtPlan(artifact.folder / artifact.manifest["targets"]["ort"], "ort", torch.device("cpu"))
+        plan = SessionOptions(
+            artifact.folder / artifact.manifest["targets"]["ort"], TARGETS["ort"], torch.device("cpu")
+        )
         session = Checked(plan, own)
         session.signature = own
         return session

@@ -138,3 +138,24 @@ def test_dynamic_blocks_of_weights_stay() -> None:
     result = Pipeline.parse("drop-rounding").run(before)
     assert result.changed == 0
     assert [n.op_type for n in result.model.graph.node] == [n.op_type for n in before.graph.node]
+
+
+def test_weights_that_the_graph_quantizes_stay() -> None:
+    """As a trace has them, before fold-weight-qdq: moved or not."""
+    made = model(TensorProto.INT8, TensorProto.FLOAT)
+    made.graph.initializer.append(
+        numpy_helper.from_array(RNG.standard_normal((6, 5)).astype(np.float32), "f")
+    )
+    made.graph.node[3].input[0] = "moved"
+    nodes = [
+        helper.make_node("QuantizeLinear", ["f", "ws"], ["fq"], "fq", output_dtype=TensorProto.INT8),
+        helper.make_node("Transpose", ["fq"], ["moved"], "moved"),
+    ]
+    for node in nodes[::-1]:
+        made.graph.node.insert(0, node)
+    result = Pipeline.parse("drop-rounding").run(made)
+    assert result.changed == 2
+    left = [node.name for node in result.model.graph.node if "Linear" in node.op_type]
+    assert left == ["fq", "wd"]
+    x = RNG.standard_normal((4, 8)).astype(np.float32)
+    np.testing.assert_array_equal(run(result.model, x)[1], run(made, x)[1])

@@ -1,26 +1,19 @@
-"""merge-modulations, and recipes that join rows."""
+"""merge-modulations: which products become one, and what is done at once after it."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from passes import PassError
+from passes.canonical.fold_constants import FoldConstants
 from passes.canonical.remove_unused import RemoveUnused
-from passes.storage import load, save, save_all
 from passes.targets.ort_cuda.merge_modulations import MergeModulations
-from passes.weights.evaluate import evaluate, tasks, to_bytes
 from passes.weights.recipe import Recipe
-from tests.passes.graph_helpers import apply, check_same, error, model, ops, recipes, run_ort
+from tests.passes.graph_helpers import apply, check_same, error, model, ops, refused, run_ort
+from tests.passes.targets.ort_cuda.graphs import seeded
 
-RNG = np.random.default_rng(21)
-END = np.iinfo(np.int64).max
-
-
-def random(*shape: int, dtype: Any = np.float32) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(dtype)
+random, END = seeded(21), np.iinfo(np.int64).max
 
 
 def block(n: int, batch: str, gemm: str = "transB = 1", scale: str = "one", also: str = "") -> str:
@@ -98,66 +91,29 @@ def test_bounded() -> None:
     assert apply(before, MergeModulations(most=144)).changed == 2
 
 
+_PLAIN = "it is not a plain product with constant weights [N, K] and a constant bias [N]"
+_UNEQUAL = """
+    sizes = Constant<value = int64[3] {2, 4, 6}>() s1 = Sigmoid(temb) e1 = Mul(temb, s1)
+    m1 = Gemm<transB = 1>(e1, w1, c1) p1, q1, r1 = Split<axis = 1>(m1, sizes)
+    a1 = Concat<axis = 1>(p1, p1) d1 = Unsqueeze(a1, at) x2 = Mul(x1, d1)"""
+
+
 @pytest.mark.parametrize(
-    "other",
+    ("other", "reason"),
     [
-        block(1, "2", gemm="transB = 1, alpha = 0.5"),
-        block(1, "2", also="z1 = Neg(m1)"),
-        block(1, "2").replace("Sigmoid(temb)", "Tanh(temb)"),
-        block(1, "2").replace("<axis = 1, num_outputs = 3>(m1)", "<axis = 1>(m1, sizes)"),
+        (block(1, "2", gemm="transB = 1, alpha = 0.5"), _PLAIN),
+        (_UNEQUAL, "it is not split into equal parts"),
+        (block(1, "2", also="z1 = Neg(m1)"), None),
+        (block(1, "2").replace("Sigmoid(temb)", "Tanh(temb)"), None),
     ],
 )
-def test_must_not_fire(other: str) -> None:
-    sizes = "sizes = Constant<value = int64[3] {2, 4, 6}>()" if "sizes" in other else ""
-    if sizes:
-        other = other.replace("p1s = Slice(p1, zero, end, zero, ones)", "p1s = Concat<axis = 1>(p1, p1)")
-        other = other.replace("Unsqueeze(r1, at)", "Unsqueeze(q1, at)")
-    before = network(block(0, "2"), f"{sizes} {other}", outputs="x2")
-    assert apply(before, MergeModulations()).changed == 0
+def test_must_not_fire(other: str, reason: str | None) -> None:
+    before = network(block(0, "2"), other)
+    assert refused(before, FoldConstants(), MergeModulations()) == ({reason} if reason else set())
 
 
-def test_joined_rows_are_written_part_by_part(tmp_path: Path) -> None:
-    parts = [random(n, 300, dtype=np.float16) for n in (700, 1, 33)]
-    whole = Recipe.of_array(parts[0]).append([Recipe.of_array(part) for part in parts[1:]])
-    wanted = np.concatenate(parts)
-    assert whole.shape == wanted.shape
-    assert np.array_equal(evaluate(whole), wanted)
-    assert b"".join(bytes(to_bytes(task())) for task in tasks(whole)) == wanted.tobytes()
-    turned = whole.transpose((1, 0)).cast(onnx.TensorProto.FLOAT)
-    assert np.array_equal(evaluate(turned), wanted.T.astype(np.float32))
-    made = model(
-        "g (float16[n,300] x) => (float16[n,m] y) { t = Transpose(w) y = MatMul(x, t) }", {"w": whole}
-    )
-    save(made, tmp_path / "m.onnx")
-    read = recipes(load(tmp_path / "m.onnx"))["w"]
-    assert np.array_equal(evaluate(read), wanted)
-
-
-def test_what_is_joined_in_one_model_and_single_in_another_is_stored_once(tmp_path: Path) -> None:
-    parts = [Recipe.of_array(random(64, 256)) for _ in range(3)]  # 64 KiB each: a multiple of a page
-    odd = [Recipe.of_array(random(n, 256)) for n in (3, 64)]  # the second would not lie on a page
-    single = "g (float[n,256] x) => (float[n,m] y) { t = Transpose(w) y = MatMul(x, t) }"
-    also = "u = Transpose(v) z = MatMul(x, u)"
-    both = single.replace(" y)", " y, float[n,k] z)").replace("}", f"{also} }}")
-    models = {
-        tmp_path / "single.onnx": model(both, {"w": parts[1], "v": odd[1]}),
-        tmp_path / "joined.onnx": model(both, {"w": parts[0].append(parts[1:]), "v": odd[0].append(odd[1:])}),
-        tmp_path / "twice.onnx": model(single, {"w": parts[0].append(parts[1:2]).append(parts[2:])}),
-    }
-    written = save_all(models)
-    data = next(file for file in written if file.path.name.endswith("_data"))
-    once = sum(recipe.nbytes for recipe in (*parts, *odd))
-    assert (
-        once + odd[1].nbytes <= data.nbytes - sum(p.nbytes for p in parts) < once + odd[1].nbytes + 3 * 4096
-    )
-    values = {"x": random(5, 256)}
-    for path, made in models.items():
-        for got, want in zip(run_ort(load(path), values), run_ort(made, values), strict=True):
-            assert np.array_equal(got, want)
-
-
-def test_rows_that_do_not_fit() -> None:
-    first = Recipe.of_array(random(2, 3))
-    for other in (random(2, 4), random(2, 3, dtype=np.float16), random(3)):
-        with pytest.raises(PassError, match="no rows in common"):
-            first.append([Recipe.of_array(other)])
+def test_a_bias_of_one_element_is_refused() -> None:
+    before = network(block(0, "2"), block(1, "2"))
+    tensor = next(t for t in before.graph.initializer if t.name == "c1")
+    tensor.CopyFrom(onnx.numpy_helper.from_array(random(1), "c1"))
+    assert refused(before, MergeModulations()) == {_PLAIN}

@@ -2,19 +2,15 @@
 
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 
 from passes.targets.ort_cuda.merge_projections import MergeProjections
 from passes.weights.recipe import Recipe
-from tests.passes.graph_helpers import apply, check_same, error, model, ops, run_ort
+from tests.passes.graph_helpers import apply, check_same, error, model, ops, refused, run_ort
+from tests.passes.targets.ort_cuda.graphs import seeded
 
-RNG = np.random.default_rng(22)
-
-
-def random(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(np.float32)
+random = seeded(22)
 
 
 def network(tokens: str = "text", also: str = "", third: str = "x", width: int = 6) -> onnx.ModelProto:
@@ -57,9 +53,20 @@ def test_products_of_one_input_and_width_become_one(options: dict[str, Any], lef
 
 
 def test_must_not_fire() -> None:
-    assert apply(network(tokens="image"), MergeProjections()).changed == 0
+    assert refused(network(tokens="image"), MergeProjections()) == set()
     assert apply(network(tokens="image"), MergeProjections(short="image")).changed == 3
     before = network(also="z = Neg(pk)")
     shared = apply(before, MergeProjections())
     assert ops(shared.model).count("MatMul") == 2  # keys are read without their bias
     check_same(before, shared.model, feeds(), 1e-6, run_ort)
+    reason = "its bias is not a constant [channels], or something else reads the product without it"
+    assert {refusal.reason for refusal in shared.records[0].refusals} == {reason}
+
+
+def test_a_bias_of_one_element_is_refused() -> None:
+    before = network()
+    for tensor in before.graph.initializer:
+        if tensor.name.startswith("b"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(random(1), tensor.name))
+    reason = "its bias is not a constant [channels], or something else reads the product without it"
+    assert refused(before, MergeProjections()) == {reason}
