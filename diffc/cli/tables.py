@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from diffc.artifact.describe import IMPORTED
+from diffc.artifact.describe import IMPORTED, NOT_COMPARED
 from diffc.cli.listings import plain_table
 from diffc.terminal_text import cell, styled
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffc.validate.modules import ModuleReport
     from diffc.validate.reports import ShapeReport
     from passes import PipelineResult
+    from passes.pipeline import PassRecord
 
 
 _WRONG, _NODES = 10, 6
@@ -42,7 +43,7 @@ def compiled(result: CompileResult, seconds: float, terminal: Terminal) -> None:
     if result.validation:
         compared(result.validation, terminal, "ONNX Runtime against torch")
     elif imported:
-        terminal.line("Every pass was checked: the table of `diffc inspect --passes` says how")
+        _checked(result.passes, terminal)
     else:
         terminal.line(("Not compared with torch", "yellow"))
     kind = IMPORTED if imported else f"to {manifest['format']}"
@@ -95,6 +96,23 @@ def file_rows(manifest: Mapping[str, Any]) -> list[str]:
             f"  {engine['file']:32} {megabytes(sizes[engine['file']])}   built for {sms}, not run here"
         )
     return rows
+
+
+def _checked(records: Sequence[PassRecord], terminal: Terminal) -> None:
+    """How many passes were checked in numbers; of the others, why not."""
+    changed = [record for record in records if record.changed]
+    reasons: dict[str, list[str]] = {}
+    for record in changed:
+        if NOT_COMPARED in record.check:
+            reason = record.check.partition(NOT_COMPARED)[2].strip(" :")
+            reasons.setdefault(reason, []).append(record.name)
+    if not reasons:
+        terminal.line("Every pass was checked in numbers")
+        return
+    skipped = sum(map(len, reasons.values()))
+    terminal.line(f"{len(changed) - skipped} of {len(changed)} passes were checked in numbers. Not compared:")
+    for reason, names in reasons.items():
+        terminal.line(f"  {', '.join(dict.fromkeys(names))}: {reason}")
 
 
 def megabytes(count: float) -> str:

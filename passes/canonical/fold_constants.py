@@ -219,6 +219,9 @@ def _picked_dims(node: gs.Node, opset: int) -> Array | None:
     arguments = [array_of(t) for t in node.inputs[1:]]
     if any(array is None for array in arguments):
         return None
+    indices = arguments[0] if node.op == "Gather" else None
+    if indices is not None and np.any((indices < -len(dims)) | (indices >= len(dims))):
+        return None  # no dimension of the shape: the graph is wrong, and it is not for this pass to say so
     # Positions take the place of the dimensions, so that the operator itself says which ones it picks.
     where = evaluate_node(node, [np.arange(len(dims)), *arguments], opset)[0]
     picked = [dims[index] for index in where.reshape(-1)]
