@@ -39,7 +39,7 @@ class Deadly(Silent):
     def stage(self, title: str) -> Iterator[Callable[[int, int], None]]:
         def update(done: int, total: int) -> None:
             del done, total
-            self.count += (self.title in title)
+            self.count += self.title in title
             if self.title in title and self.count == self.update:
                 self.kill()
 
