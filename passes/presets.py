@@ -66,7 +66,7 @@ IMPORT: tuple[Pass, ...] = (
     SplitSequences(),  # the legacy exporter writes sequences
     FoldWeightLayout(),  # as in CANONICAL
     RemoveUnused(),  # as in CANONICAL
-    TypeTrtOps(),  # last: ONNX knows no shapes behind operators of TensorRT
+    TypeTrtOps(),  # last: ONNX knows no shapes of what TensorRT's operators give
 )
 # What the file that `diffc import` writes gets besides: whoever opens it may do so with ONNX Runtime's defaults.
 IMPORT_FILE: tuple[Pass, ...] = (*IMPORT, GuardSlices())
@@ -87,29 +87,29 @@ _TENSORRT: tuple[Pass, ...] = (
 _PLAIN: tuple[Pass, ...] = (
     EmulateFp4(),  # ONNX Runtime's own providers have no FP4; FP8 holds its values exactly
     AddTrtFunctions(),  # after it, since the bodies give the type that the values have by now
-    TypeTrtOps(),
+    TypeTrtOps(),  # last: types of what the functions give
 )
 # What ONNX Runtime's CUDA kernels do in one and its optimizer does not find; docs/benchmarks.md has the figures.
 _CUDA: tuple[Pass, ...] = (
-    RewritePatches(),  # before lift-bias
+    RewritePatches(),  # before lift-bias: makes a sum with a bias, which lift-bias may move
     FuseRmsNorm(),  # before flatten-attention, which moves norms as one node
-    FuseAdaptiveNorm(),
-    FuseRotary(),
-    JoinSlices(),
-    FlattenAttention(multi_head=True),
+    FuseAdaptiveNorm(),  # a norm of which each row is scaled and shifted
+    FuseRotary(),  # a rotation of queries or keys
+    JoinSlices(),  # a stream that is cut and joined again
+    FlattenAttention(multi_head=True),  # after fuse-rms-norm, see there
     RemoveUnused(),  # transposes and plain norms, so that what is left says who reads what
-    FoldValueBias(),  # before fuse-skip-norm, which takes in the bias behind the output projection
-    FoldGates(),  # behind it as well, and before it, which takes in gated biases and sums
-    FuseSkipNorm(),  # where fix-size has made the batch a number
-    FuseSharedNorm(),  # behind it: the norms that it leaves
-    FuseResidual(),  # behind both: sums that no norm took in
-    FuseBiasGelu(),
-    MergeProjections(),  # behind fold-value-bias, which wants each projection as it is
-    LiftBias(),  # behind all that takes in a bias of one axis
-    MergeModulations(),  # behind fuse-skip-norm, which cuts modulations by image
-    MergeRowProducts(),  # behind it: it cuts rows of all images at once
-    KeepFloat32(),  # behind all that wants biases as constants
-    RemoveUnused(),  # what has been taken in
+    FoldValueBias(),  # before fuse-skip-norm, which absorbs the bias of the output projection
+    FoldGates(),  # after fold-value-bias: needs the final biases; before fuse-skip-norm: absorbs gated biases
+    FuseSkipNorm(),  # fires where fix-size has made the batch a number
+    FuseSharedNorm(),  # after fuse-skip-norm: takes the norms that are left
+    FuseResidual(),  # after both: takes the sums that no norm absorbed
+    FuseBiasGelu(),  # before lift-bias: absorbs the bias of a Gelu
+    MergeProjections(),  # after fold-value-bias, which needs each projection by itself
+    LiftBias(),  # after all that absorb a bias of one axis
+    MergeModulations(),  # after fuse-skip-norm, which cuts modulations by image
+    MergeRowProducts(),  # after merge-modulations, which cuts rows of all images at once
+    KeepFloat32(),  # after all that need biases as constants
+    RemoveUnused(),  # last: what others have absorbed
 )
 
 # What a target asks for on top of the canonical form.
@@ -118,7 +118,7 @@ TARGETS: dict[str, tuple[Pass, ...]] = {
     "tensorrt": _TENSORRT,
     "ort": (*_FUSED, GuardSlices(), *_PLAIN),  # guarded: the file opens with ONNX Runtime's default options
     "ort-cuda": (*_FUSED, *_CUDA, *_PLAIN),
-    "ort-trt-rtx": _TENSORRT,  # TensorRT-RTX behind ONNX Runtime, which cannot infer types behind its operators
+    "ort-trt-rtx": _TENSORRT,  # TensorRT-RTX inside ONNX Runtime, which cannot infer what TensorRT's operators give
 }
 _HAS_FP8_ATTENTION = ("trt-rtx", "tensorrt", "ort-trt-rtx")
 

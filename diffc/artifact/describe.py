@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 IMPORTED = "as imported"
 """The format of an artifact that was compiled from an ONNX file."""
+NOT_COMPARED = "numbers not compared"
+"""What the check of a pass says, with the reason, where it ran nothing."""
 
 _LIBRARIES = (
     *("torch", "diffusers", "nvidia-modelopt", "onnx", "onnxruntime", "onnx-graphsurgeon", "polygraphy"),

@@ -9,7 +9,7 @@ from typing import Any
 from diffc.errors import DiffcError
 from passes.files.contained import why_outside
 
-_MEND = "compile again, or get the artifact from a source that you trust"
+_FIX = "compile again, or get the artifact from a source that you trust"
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -18,7 +18,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     for name in (*manifest["files"], *used):
         if reason := why_outside(folder, name):
             raise DiffcError(
-                f"the manifest of {folder} names a file outside the artifact: {name!r}: {reason}", fix=_MEND
+                f"the manifest of {folder} names a file outside the artifact: {name!r}: {reason}", fix=_FIX
             )
     for name in used:
         listed(folder, manifest, name)
@@ -27,7 +27,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
 def listed(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
     """The path of `name` in an artifact that was loaded. Raises DiffcError when the manifest does not list it."""
     if name not in manifest["files"]:
-        raise DiffcError(f"the manifest of {folder} lists no {name}", fix=_MEND)
+        raise DiffcError(f"the manifest of {folder} lists no {name}", fix=_FIX)
     return folder / name
 
 

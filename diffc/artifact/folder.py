@@ -1,8 +1,8 @@
-"""What a compile leaves: a folder with model.onnx, its weights, engines, checks, and a manifest of it all.
+"""The folder that a compile writes: model.onnx, its weights, engines, checks, and a manifest of them all.
 
-The folder is built beside its final place and renamed when it is complete; a compile that ends early, by an
-error, Ctrl-C or a crash, leaves nothing under the final name. What a killed one leaves beside it, the next one
-of the same request takes up.
+The folder is built beside its final place and renamed when it is complete. A compile that ends early, by an error,
+Ctrl-C or a crash, leaves nothing under the final name. A compile that was killed leaves the unfinished folder, and the
+next one of the same request takes it up.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Artifact:
         path = folder / MANIFEST
         if not path.is_file():
             raise DiffcError(
-                f"{folder} is no diffc artifact: it has no {MANIFEST}", fix="make one: diffc compile"
+                f"{folder} is not a diffc artifact: it has no {MANIFEST}", fix="make one: diffc compile"
             )
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -128,7 +128,9 @@ def check_output(output: Path, *, force: bool) -> None:
     if output.is_dir() and not any(output.iterdir()):
         return
     if not (output / MANIFEST).is_file():
-        raise DiffcError(f"{output} exists and is no diffc artifact", fix="choose another -o, or remove it")
+        raise DiffcError(
+            f"{output} exists and is not a diffc artifact", fix="choose another -o, or remove it"
+        )
     if not force:
         raise DiffcError(f"{output} exists", fix="give --force to replace it, or choose another -o")
 

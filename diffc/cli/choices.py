@@ -28,7 +28,7 @@ def targets() -> Iterable[str]:
 
 def sms() -> Iterable[str]:
     """The compute capabilities that engines are built for."""
-    from diffc.backends.target import KNOWN_SMS
+    from diffc.backends.sm import KNOWN_SMS
 
     return map(str, KNOWN_SMS)
 

@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from diffc.artifact.describe import IMPORTED
+from diffc.artifact.describe import IMPORTED, NOT_COMPARED
 from diffc.cli.listings import plain_table
 from diffc.terminal_text import cell, styled
 
 if TYPE_CHECKING:
     from diffc.artifact.folder import Artifact
+    from diffc.backends.target import Target
     from diffc.cli.terminal import Terminal
     from diffc.commands.generate import GenerateRequest, Painted
     from diffc.compile.plan import Plan
+    from diffc.compile.request import CompileRequest
     from diffc.compile.spine import CompileResult
     from diffc.models.sources.locate import ModelSource
     from diffc.validate.modules import ModuleReport
     from diffc.validate.reports import ShapeReport
     from passes import PipelineResult
+    from passes.pipeline import PassRecord
 
 
 _WRONG, _NODES = 10, 6
@@ -42,7 +45,7 @@ def compiled(result: CompileResult, seconds: float, terminal: Terminal) -> None:
     if result.validation:
         compared(result.validation, terminal, "ONNX Runtime against torch")
     elif imported:
-        terminal.line("Every pass was checked: the table of `diffc inspect --passes` says how")
+        _checked(result.passes, terminal)
     else:
         terminal.line(("Not compared with torch", "yellow"))
     kind = IMPORTED if imported else f"to {manifest['format']}"
@@ -57,6 +60,15 @@ def compiled(result: CompileResult, seconds: float, terminal: Terminal) -> None:
     terminal.result(
         {"folder": str(folder), "seconds": seconds, "peak_memory": peak, "manifest": dict(manifest)}
     )
+
+
+def planned_from_file(request: CompileRequest, targets: Sequence[Target], terminal: Terminal) -> None:
+    """What a compile of an .onnx file would make."""
+    sms = "".join(f" SM{sm}" for sm in request.sms)
+    names = ", ".join(target.name for target in targets)
+    terminal.line(f"Would compile {request.model} as it is quantized, for {names}{sms}")
+    terminal.line(f"Nothing was written to {request.output}")
+    terminal.result({"model": request.model, "targets": [target.name for target in targets]})
 
 
 def planned(plan: Plan, terminal: Terminal) -> None:
@@ -95,6 +107,23 @@ def file_rows(manifest: Mapping[str, Any]) -> list[str]:
             f"  {engine['file']:32} {megabytes(sizes[engine['file']])}   built for {sms}, not run here"
         )
     return rows
+
+
+def _checked(records: Sequence[PassRecord], terminal: Terminal) -> None:
+    """How many passes were checked in numbers; of the others, why not."""
+    changed = [record for record in records if record.changed]
+    reasons: dict[str, list[str]] = {}
+    for record in changed:
+        if NOT_COMPARED in record.check:
+            reason = record.check.partition(NOT_COMPARED)[2].strip(" :")
+            reasons.setdefault(reason, []).append(record.name)
+    if not reasons:
+        terminal.line("Every pass was checked in numbers")
+        return
+    skipped = sum(map(len, reasons.values()))
+    terminal.line(f"{len(changed) - skipped} of {len(changed)} passes were checked in numbers. Not compared:")
+    for reason, names in reasons.items():
+        terminal.line(f"  {', '.join(dict.fromkeys(names))}: {reason}")
 
 
 def megabytes(count: float) -> str:

@@ -20,7 +20,8 @@ import psutil
 from packaging.requirements import Requirement
 
 from diffc.backends.probes import DRIVER, Probe
-from diffc.backends.target import KNOWN_SMS, TARGETS, Target
+from diffc.backends.sm import KNOWN_SMS
+from diffc.backends.target import TARGETS, Target
 from diffc.errors import DiffcError
 from diffc.models.registry import FAMILIES
 from diffc.models.sources.locate import READERS

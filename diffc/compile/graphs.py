@@ -83,6 +83,11 @@ def legalize(
     return Graphs(*_share(wanted), records)
 
 
+def passes_of(target: Target, options: TargetOptions) -> tuple[Pass, ...]:
+    """The passes of a target: its own ones where it brings some, else those of `passes.presets`."""
+    return target_passes(target.name, options) if target.passes is None else target.passes
+
+
 def _share(wanted: Mapping[str, onnx.ModelProto]) -> tuple[dict[str, onnx.ModelProto], dict[str, str]]:
     """The distinct models by file name, and the file of each target."""
     known: dict[bytes, str] = {}

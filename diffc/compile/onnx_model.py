@@ -1,16 +1,17 @@
 """`diffc compile model.onnx`: an existing ONNX file through the same stages, from the import on.
 
 The file says what is quantized and in which type it computes, so nothing is calibrated and no torch model stands
-beside it: every pass is checked in numbers against the graph before it.
+beside it: every pass is checked in numbers against the graph before it, as far as ONNX Runtime can run that.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import onnx
 
 from diffc.artifact.describe import (
     IMPORTED,
@@ -22,20 +23,19 @@ from diffc.artifact.describe import (
 from diffc.artifact.folder import Artifact, check_output, file_sha256, staging, write_manifest
 from diffc.backends.onnx_graph import element_types
 from diffc.backends.profile import Profile
-from diffc.backends.target import Target, check_sms, find_target
+from diffc.backends.sm import check_sms
+from diffc.backends.target import Target, find_target
 from diffc.compile.engines import build_engines
 from diffc.compile.graphs import Graphs, legalize, run_passes, write
-from diffc.compile.import_onnx import import_result
+from diffc.compile.import_check import ImportCheck
+from diffc.compile.import_onnx import canonical, read
+from diffc.compile.import_profile import given_sizes, profile_of, trial_sizes
 from diffc.compile.plan import check_engine, check_targets
 from diffc.compile.request import CompileRequest, CompileResult, request_key
-from diffc.errors import DiffcError
-from diffc.models.profiles import parse_sizes
+from diffc.errors import DiffcError, UnsupportedError
+from diffc.frontend.onnx_file import CONTRIB
 from diffc.progress import Reporter
-from diffc.validate.passes import NumericCheck, random_feeds
 from passes.pipeline import PassRecord
-
-if TYPE_CHECKING:
-    import onnx
 
 _FROM_FILE = {
     "format": "--format",
@@ -57,12 +57,15 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
     """
     path = Path(request.model)
     targets = check_request(request)
-    imported = import_result(path, ui=ui)
+    file = read(path, ui)
+    _check_domains(file.model, path, targets)
+    profile = profile_of(file.model, request.profile, targets)
+    check = ImportCheck(trial_sizes(given_sizes(file.model, request.profile)), seed=request.seed)
+    imported = canonical(file, path, check, ui=ui)
     _check_types(imported.model, request.sms)
-    profile = profile_of(imported.model, request.profile, targets)
     key = request_key(request, [path])
     with staging(request.output, force=request.force, key=key) as folder:
-        graphs = _legalized(imported.model, targets, request, ui)
+        graphs = _legalized(imported.model, targets, check, request, ui)
         hashes = write(graphs, folder, ui)
         engines = build_engines(graphs, targets, request.sms, request.engine, profile, folder, ui)
         records = [*imported.records, *graphs.records]
@@ -97,38 +100,32 @@ def _check_types(model: onnx.ModelProto, sms: Sequence[int]) -> None:
     check_sms(element_types(model), tuple(sms))
 
 
-def profile_of(model: onnx.ModelProto, text: str, targets: Sequence[Target]) -> tuple[Profile, ...]:
-    """The engine's shapes from `--profile dim=min:opt:max,...`, by the names of the file's dynamic dimensions.
-
-    Empty when no dimension is dynamic or no target builds an engine. Raises DiffcError that lists what is
-    missing or unknown.
-    """
-    shapes = {
-        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input
-    }
-    known = list(dict.fromkeys(d for dims in shapes.values() for d in dims if isinstance(d, str)))
-    sizes = parse_sizes(text, known)
-    if not known or not any(target.is_engine for target in targets):
-        return ()
-    if missing := [name for name in known if name not in sizes]:
-        raise DiffcError(
-            f"the file has dynamic dimensions without a range: {', '.join(missing)}",
-            fix=f"give --profile {shlex.quote(','.join(f'{name}=min:opt:max' for name in missing))}",
+def _check_domains(model: onnx.ModelProto, path: Path, targets: Sequence[Target]) -> None:
+    """Raise UnsupportedError when an engine is asked for, of a graph with operators that ONNX Runtime alone has."""
+    names = [target.name for target in targets if target.is_engine]
+    own = {(f.domain, f.name) for f in model.functions}
+    nodes = [n for n in model.graph.node if n.domain == CONTRIB and (n.domain, n.op_type) not in own]
+    foreign = {n.op_type: n.name for n in nodes if not onnx.defs.has(n.op_type)}
+    if names and foreign:
+        listed = ", ".join(f"{CONTRIB}::{op} (node {name!r})" for op, name in list(foreign.items())[:5])
+        raise UnsupportedError(
+            f"{path} has operators of ONNX Runtime that {' and '.join(names)} lacks: {listed}",
+            fix="export the model without ONNX Runtime's fusions, or compile it for --target ort or ort-cuda",
         )
-    bounds = [{name: size[index] for name, size in sizes.items()} for index in range(3)]
-    return (Profile.of_dims(shapes, *bounds),)
 
 
 def _legalized(
-    model: onnx.ModelProto, targets: Sequence[Target], request: CompileRequest, ui: Reporter
+    model: onnx.ModelProto,
+    targets: Sequence[Target],
+    check: ImportCheck,
+    request: CompileRequest,
+    ui: Reporter,
 ) -> Graphs:
-    feeds = random_feeds(model, seed=request.seed)
-    numbers, own = NumericCheck(lambda: feeds), request.own_passes
     records: Sequence[PassRecord] = ()
-    if own:
-        result = run_passes(own, model, "run the passes of --passes", numbers, request.dump, ui)
+    if request.own_passes:
+        result = run_passes(request.own_passes, model, "run the passes of --passes", check, request.dump, ui)
         model, records = result.model, result.records
-    graphs = legalize(model, targets, numbers, request.dump, ui)
+    graphs = legalize(model, targets, check, request.dump, ui)
     return replace(graphs, records=[*records, *graphs.records])
 
 

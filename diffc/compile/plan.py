@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffc.artifact.folder import check_output
-from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, check_format_sms, find_target
+from diffc.backends.sm import check_format_sms
+from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, find_target
 from diffc.backends.tensorrt.device import check_stripping
 from diffc.compile.request import DTYPES, CompileRequest
 from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value

@@ -5,8 +5,6 @@ Only what concerns the interface and the file happens here. What nodes mean is t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,18 +12,14 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from diffc.errors import DiffcError
-from diffc.models.family import Family
-from diffc.models.registry import FAMILIES
-from diffc.models.spec import InputSpec
+from diffc.frontend.onnx_interface import fix_channels, graphs_of, name_dimensions, name_interface
+from passes.graph.inference import infer_types
 from passes.graph.trt_ops import DOMAIN, TRT_OPS
 from passes.storage import bind_weights, make_recipe, read_graph
 from passes.weights.recipe import default_opset
 
 STANDARD = ("", "ai.onnx")
 CONTRIB = "com.microsoft"
-# Names that the exporters make up: "onnx::Cast_3", "inputs.29", "hidden_states.1", "1285".
-_MADE_UP = re.compile(r"onnx::.*|inputs?(\.\d+)?|.*\.\d+|\d+")
-_NESTED = re.compile(r"added_cond_kwargs\.(\w+)")
 
 
 @dataclass(frozen=True)
@@ -52,13 +46,16 @@ def read_model(path: Path) -> Imported:
     notes += [f"{fake} weights were listed as graph inputs"] if fake else []
     _forget_types(model.graph)
     notes += name_interface(model.graph)
+    notes += fix_channels(model.graph)
+    notes += name_dimensions(model.graph)
+    check_axes(model, path)
     return Imported(model, tuple(notes))
 
 
 def _hoist_constants(model: ModelProto, path: Path) -> int:
     """Large Constant nodes become initializers, as recipes; how many."""
     count = 0
-    for graph in _graphs(model.graph):
+    for graph in graphs_of(model.graph):
         kept = []
         for node in graph.node:
             value = next((a.t for a in node.attribute if a.name == "value"), None)
@@ -82,7 +79,7 @@ def _hoist_constants(model: ModelProto, path: Path) -> int:
 def fix_domains(model: ModelProto) -> None:
     """Operators of TensorRT that were written without their domain, as its parser accepts, get it and its version."""
     functions = {(function.domain, function.name) for function in model.functions}
-    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
+    nodes = [node for graph in graphs_of(model.graph) for node in graph.node]
     for node in nodes:
         if (
             node.op_type.startswith("TRT_")
@@ -104,7 +101,7 @@ def check_operators(model: ModelProto, path: Path) -> None:
     functions = {(function.domain, function.name) for function in model.functions}
     unknown = [
         f"{node.domain + '::' if node.domain else ''}{node.op_type} (node {node.name or node.output[0]!r})"
-        for graph in _graphs(model.graph)
+        for graph in graphs_of(model.graph)
         for node in graph.node
         if not _is_known(node, opset, functions)
     ]
@@ -116,6 +113,31 @@ def check_operators(model: ModelProto, path: Path) -> None:
             + more,
             fix="export the model without them, or add each as a model-local function",
         )
+
+
+def check_axes(model: ModelProto, path: Path) -> None:
+    """Raise DiffcError for a Concat along an axis that its inputs do not have.
+
+    torch's legacy exporter counts -1 from the end of a shape that it took for longer, and writes the result into a
+    constant that other operators share (LTX-Video): which of their axes and sizes were -1 is not in the file.
+    """
+    inferred = infer_types(model)
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in inferred.graph.value_info if _has_shape(v)}
+    for node in (n for n in model.graph.node if n.op_type == "Concat" and n.domain in STANDARD):
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        found = {ranks.get(name) for name in node.input}
+        rank = found.pop() if len(found) == 1 else None
+        if rank is not None and not -rank <= axis < rank:
+            raise DiffcError(
+                f"{path}: Concat node {node.name!r} joins tensors of {rank} axes along axis {axis}, which they do not"
+                " have. torch's legacy exporter overwrote a -1 there, and wherever else the model reads the same"
+                " constant: no runtime opens the file, and what the other places should say is not in it",
+                fix="export the model by torch.onnx.export with dynamo=True",
+            )
+
+
+def _has_shape(value: onnx.ValueInfoProto) -> bool:
+    return bool(value.type.tensor_type.HasField("shape"))
 
 
 def _is_known(node: NodeProto, opset: int, functions: set[tuple[str, str]]) -> bool:
@@ -151,7 +173,7 @@ def _forget_types(graph: GraphProto) -> None:
 
     ModelOpt leaves UINT8 on FP8 tensors, the types of before a rewrite, and nothing at all on FP4.
     """
-    for part in _graphs(graph):
+    for part in graphs_of(graph):
         theirs = {
             name for node in part.node if node.domain not in (*STANDARD, DOMAIN) for name in node.output
         }
@@ -159,103 +181,3 @@ def _forget_types(graph: GraphProto) -> None:
         values = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
         del part.value_info[:]
         part.value_info.extend(values)
-
-
-def name_interface(graph: GraphProto) -> list[str]:
-    """Give inputs and the output the names of the family that they identify; a line for what was renamed."""
-    inputs = {name: match[1] for name in (v.name for v in graph.input) if (match := _NESTED.fullmatch(name))}
-    family = family_of_interface(graph)
-    outputs: dict[str, str] = {}
-    if family is not None:
-        spec, specs = family
-        pairs = zip(graph.input, specs, strict=True)
-        inputs |= {v.name: s.name for v, s in pairs if _MADE_UP.fullmatch(v.name) and v.name != s.name}
-        if len(graph.output) == 1 and _MADE_UP.fullmatch(graph.output[0].name):
-            outputs = {graph.output[0].name: spec.output}
-    taken = _names(graph)
-    renamed = {old: new for old, new in (inputs | outputs).items() if new not in taken}
-    _rename(graph, renamed)
-    what = f"the interface of {family[0].name}: " if family is not None else ""
-    return [what + ", ".join(f"{old} is {new}" for old, new in renamed.items())] if renamed else []
-
-
-def family_of_interface(graph: GraphProto) -> tuple[Family, Sequence[InputSpec]] | None:
-    """The one family whose inputs, in order, have these ranks and sizes; None when there is none or several."""
-    found = [
-        (spec, inputs)
-        for spec in FAMILIES.values()
-        for flag in (0, 1)
-        for inputs in [spec.inputs(_Config(1, flag))]
-        if _fits(graph, inputs, spec.inputs(_Config(2, flag)))
-    ]
-    return found[0] if len({spec.name for spec, _ in found}) == 1 else None
-
-
-class _Config(Mapping[str, int]):
-    """A config.json in which every size is `size` and every switch (`..._embeds`) is `flag`."""
-
-    def __init__(self, size: int, flag: int):
-        self._size, self._flag = size, flag
-
-    def __getitem__(self, key: str) -> int:
-        return self._flag if key.endswith("_embeds") else self._size
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-
-def _fits(graph: GraphProto, one: Sequence[InputSpec], two: Sequence[InputSpec]) -> bool:
-    """Whether inputs fit; a size that differs between two configs is the model's own and may be anything."""
-    if len(graph.input) != len(one):
-        return False
-    sizes: dict[str, int | str] = {}
-    for value, first, second in zip(graph.input, one, two, strict=True):
-        dims = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
-        if len(first.dims) < 2 and len(dims) < 2:
-            continue  # timestep and guidance: exporters trace them as a scalar, as one step or as a batch
-        if len(dims) != len(first.dims):
-            return False
-        for dim, a, b in zip(dims, first.dims, second.dims, strict=True):
-            if isinstance(a, str):
-                if isinstance(dim, int) and isinstance(sizes.setdefault(a, dim), int) and sizes[a] != dim:
-                    return False
-            elif a == b and dim != a:
-                return False
-    return True
-
-
-def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
-    """Rename tensors everywhere in a graph and its subgraphs."""
-    if not names:
-        return
-    for part in _graphs(graph):
-        for value in (*part.input, *part.output, *part.value_info):
-            value.name = names.get(value.name, value.name)
-        for node in part.node:
-            for field in (node.input, node.output):
-                for index, name in enumerate(field):
-                    if name in names:
-                        field[index] = names[name]
-
-
-def _names(graph: GraphProto) -> set[str]:
-    """Every tensor name in use."""
-    found: set[str] = set()
-    for part in _graphs(graph):
-        found |= {t.name for t in part.initializer} | {v.name for v in (*part.input, *part.output)}
-        found |= {name for node in part.node for name in (*node.input, *node.output)}
-    return found
-
-
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """The graph and all below it."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
-            for body in attribute.graphs:
-                yield from _graphs(body)

@@ -1,4 +1,4 @@
-"""The schedule of a cached artifact behind the interface of one session: which model runs which step."""
+"""One session over the models of a cached artifact: it knows which of them runs which denoising step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ KEPT = "cached_"
 
 @dataclass(frozen=True)
 class Stepper:
-    """One of the artifact's models, opened: it uses the groups `reuse` again, or is a segment of `group`."""
+    """One of the artifact's models, opened.
+
+    It uses the kept values of the groups `reuse`, or is a segment that steps which use `group` again leave out.
+    """
 
     reuse: frozenset[int]
     session: Session
@@ -38,9 +41,9 @@ class Stepper:
         """The names of its outputs."""
         return [value.name for value in self.signature.outputs]
 
-    def run(self, given: Mapping[str, Tensor], sizes: Mapping[str, int]) -> dict[str, Tensor]:
-        """All outputs, the kept ones included; `given` may hold more than the model takes."""
-        inputs = {value.name: given[value.name] for value in self.signature.inputs}
+    def run(self, values: Mapping[str, Tensor], sizes: Mapping[str, int]) -> dict[str, Tensor]:
+        """All outputs, with those to keep; `values` may hold more than the model takes."""
+        inputs = {value.name: values[value.name] for value in self.signature.inputs}
         shapes = {v.name: tuple(size_of(d, sizes) for d in v.dims) for v in self.signature.outputs}
         return self.session.run(inputs, shapes)
 
@@ -79,7 +82,7 @@ class CachedSession:
         held: dict[str, Tensor],
         sizes: Mapping[str, int],
     ) -> dict[str, Tensor]:
-        """The outputs of a step that is to use the groups `wanted` again; `held` is what is kept, and is renewed."""
+        """The outputs of a step that may use the groups `wanted` again; `held` has kept values, and gets new ones."""
         stepper = next(s for s in self._steppers if s.reuse <= wanted)
         found = stepper.run({**inputs, **held}, sizes)
         held |= {name: value for name, value in found.items() if name.startswith(KEPT)}
@@ -99,7 +102,7 @@ class CachedSession:
 
 
 class ChainSession(CachedSession):
-    """The same for the layout `segments`: a step runs them one after the other, and leaves out what it uses again."""
+    """A CachedSession for the layout `segments`: a step runs one segment after another, without those it uses again."""
 
     def __init__(
         self,
@@ -142,8 +145,8 @@ def open_cached(
 ) -> CachedSession:
     """The session of an artifact that was compiled with a cache plan; `open_one` opens one of its models.
 
-    `signature` is that of the backbone; where it has profiles, so do those of the models. Without `follow` the
-    model that runs all is opened alone, or all segments are, and every step runs everything.
+    `signature` is the backbone's; where it has profiles, each model gets one for its own inputs. Without `follow` every
+    step runs the whole backbone: the model that runs all blocks is opened alone, or all segments are.
     """
     entry = artifact.manifest["cache"]
     chain = entry.get("layout") == "segments"
@@ -152,7 +155,7 @@ def open_cached(
         own = Signature.of(model, signature.limits)
         if signature.profiles:
             own = replace(own, profiles=(profile_of(artifact.manifest, spec, own),))
-        session = open_one(only(artifact, model), own)
+        session = open_one(single_model(artifact, model), own)
         steppers.append(Stepper(frozenset(model.get("reuse", ())), session, own, model.get("group")))
     plan = ResolvedCache.from_json(entry["plan"])
     plan = plan if follow else replace(plan, groups=())
@@ -161,8 +164,8 @@ def open_cached(
     return ChainSession(plan, steppers, signature, [KeptTensor(**item) for item in entry["kept"]])
 
 
-def only(artifact: Artifact, model: Mapping[str, Any]) -> Artifact:
-    """The artifact as if `model`, an entry of its cache plan's models, were all that it has."""
+def single_model(artifact: Artifact, model: Mapping[str, Any]) -> Artifact:
+    """The artifact with one model: `model`, an entry of the manifest's list of cached models."""
     engines = [
         e for e in artifact.manifest["engines"] if PurePosixPath(e["file"]).stem.endswith(model["suffix"])
     ]

@@ -33,7 +33,7 @@ def load(
     cuda_graph: bool = False,
     cache: bool = True,
 ) -> CompiledBackbone:
-    """The compiled backbone of an artifact, to put in the place of `pipe.transformer` or `pipe.unet`.
+    """The compiled backbone of an artifact, which replaces `pipe.transformer` or `pipe.unet`.
 
     `target`: trt-rtx, tensorrt, ort-trt-rtx, ort-tensorrt (ONNX Runtime's TensorRT provider, on the graph that was
     compiled for tensorrt), ort-cuda or ort; by default the first of these that the artifact was compiled for

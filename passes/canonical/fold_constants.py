@@ -44,9 +44,12 @@ class FoldConstants(Pass):
        Transpose that permutes nothing, Concat of one tensor -> a wire.
     5. CastLike to a tensor of known type -> Cast.
 
+    before: Reshape(x, Concat(Gather(Shape(x), 0), [8]))      after: Reshape(x, [2, 8]) where x is [2, 4, 2]
+
     Folding makes more dimensions static, so types are inferred again until nothing folds.
 
-    Never: recipes, quantize and dequantize nodes, a node that makes a graph output.
+    Declines when: an input is a recipe or is not known; the operator quantizes, or has a body; the node makes an
+    output of the graph or of a body.
     """
 
     name: ClassVar[str] = "fold-constants"
@@ -216,6 +219,9 @@ def _picked_dims(node: gs.Node, opset: int) -> Array | None:
     arguments = [array_of(t) for t in node.inputs[1:]]
     if any(array is None for array in arguments):
         return None
+    indices = arguments[0] if node.op == "Gather" else None
+    if indices is not None and np.any((indices < -len(dims)) | (indices >= len(dims))):
+        return None  # no dimension of the shape: the graph is wrong, and it is not for this pass to say so
     # Positions take the place of the dimensions, so that the operator itself says which ones it picks.
     where = evaluate_node(node, [np.arange(len(dims)), *arguments], opset)[0]
     picked = [dims[index] for index in where.reshape(-1)]

@@ -12,11 +12,11 @@ from passes.base import Refusal
 from passes.canonical.quantizer_part import Part, is_op, mergeable
 from passes.graph.edit import replace_uses
 from passes.graph.grids import Grid, grid_of, identity, survives_round_trip
-from passes.graph.movement import before, data_inputs, size_ratio
+from passes.graph.movement import data_inputs, grid_before, size_ratio
 
 
 def merge_duplicates(part: Part) -> int:
-    """Let readers of a node's twin read the node; how many twins went."""
+    """Let readers of a node's duplicate read the node itself; gives how many duplicates went."""
     first: dict[Any, gs.Node] = {}
     changed = 0
     for node in part.graph.nodes:
@@ -111,7 +111,7 @@ class _Reuse:
         """Say to the input of a move what its output is wanted as."""
         if not self.part.can_move(node, grid) or node.op == "Concat":
             return
-        if (ahead := before(node, grid)) is not None:
+        if (ahead := grid_before(node, grid)) is not None:
             share = min(branch.elements, Fraction(1)) * size_ratio(node, out)
             self._want(node.inputs[0], ahead, branch.like, share)
 
@@ -138,7 +138,7 @@ class _Reuse:
         if node is None or not self.part.can_move(node, grid):
             return None
         if (id(node), grid) not in self.replayed:
-            ahead = before(node, grid)
+            ahead = grid_before(node, grid)
             sources = [self.quantized(t, ahead, asking) for t in data_inputs(node)] if ahead else [None]
             narrow = [t for t in sources if t is not None]
             if len(narrow) < len(sources):

@@ -13,8 +13,11 @@ from passes.graph.grids import Grid, grid_of, is_weight
 from passes.graph.match import STANDARD, producer
 from passes.graph.movement import data_inputs, is_move, opset_of, takes
 
-TRT_OPS = frozenset({"TRT_FP4DynamicQuantize", "TRT_MXFP8DynamicQuantize", "TRT_MXFP8DequantizeLinear"})
+BLOCK_QUANTIZERS = frozenset(
+    {"TRT_FP4DynamicQuantize", "TRT_MXFP8DynamicQuantize", "TRT_MXFP8DequantizeLinear"}
+)
 _LINEAR_OPS = ("QuantizeLinear", "DequantizeLinear")
+"""TensorRT's operators that quantize in blocks: equal ones on equal inputs are one, as with Q and DQ."""
 # What a compiler computes on quantized numbers, when the DQ is right at its inputs.
 COMPUTES = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention"})
 
@@ -38,7 +41,7 @@ class Part:
     @classmethod
     def of(cls, body: gs.Graph, graph: gs.Graph, names: Names, outputs: set[int]) -> Part | None:
         """The part, or None when it quantizes nothing."""
-        if not any(node.op in _LINEAR_OPS or node.op in TRT_OPS for node in body.nodes):
+        if not any(node.op in _LINEAR_OPS or node.op in BLOCK_QUANTIZERS for node in body.nodes):
             return None
         return cls(body, opset_of(graph), names, outputs, {id(node) for node in body.nodes})
 
@@ -88,7 +91,7 @@ class Part:
         return outputs
 
     def settle(self) -> None:
-        """Drop Q, DQ, casts and moves that nothing reads, and put every node behind what it reads."""
+        """Drop Q, DQ, casts and moves that nothing reads, and put every node after what it reads."""
         dead: set[int] = set()
         self.graph.nodes = list(_in_order(self.graph.nodes))
         for node in reversed(self.graph.nodes):
@@ -103,7 +106,7 @@ class Part:
 
 def mergeable(node: gs.Node) -> bool:
     """Whether two nodes like this that read the same are one: quantizers, casts and moves."""
-    if node.op in TRT_OPS:
+    if node.op in BLOCK_QUANTIZERS:
         return True
     return node.domain in STANDARD and (node.op in (*_LINEAR_OPS, "Cast") or is_move(node))
 

@@ -1,4 +1,4 @@
-"""The last step of fuse-qdq: dequantizers go behind moves of data, to what computes on their result."""
+"""The last step of fuse-qdq: dequantizers move after moves of data, next to what computes on their result."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from passes.canonical.quantizer_part import COMPUTES, Part, is_op
 from passes.graph.edit import drop_nodes
 from passes.graph.grids import Grid, grid_of, is_weight
 from passes.graph.match import STANDARD
-from passes.graph.movement import behind, data_inputs, element_type, grows, is_move
+from passes.graph.movement import data_inputs, element_type, grid_after, grows, is_move
 
 
 def sink_dequantizers(part: Part) -> int:
-    """Move DQ, with their Q where nothing else reads it, behind moves that lead to `COMPUTES`; how many moves."""
+    """Move DQ, with their Q where nothing else reads it, after moves that lead to `COMPUTES`; how many moves."""
     leads = _leads_to_compute(part)
     changed = 0
     for node in list(part.graph.nodes):
@@ -30,7 +30,7 @@ def sink_dequantizers(part: Part) -> int:
 
 
 def _leads_to_compute(part: Part) -> set[int]:
-    """`id()` of the tensors that `COMPUTES` read, directly or behind moves."""
+    """`id()` of the tensors that `COMPUTES` read, directly or after moves."""
     leads: set[int] = set()
     for node in reversed(part.graph.nodes):
         if node.op in COMPUTES and node.domain in STANDARD:
@@ -42,12 +42,12 @@ def _leads_to_compute(part: Part) -> set[int]:
 
 @dataclass(frozen=True)
 class _Site:
-    """A move of dequantized data: its DQ nodes, one per moved input, their grid, and the grid behind it."""
+    """A move of dequantized data: its DQ nodes, one per moved input, their grid, and the grid after it."""
 
     move: gs.Node
     dequantizers: tuple[gs.Node, ...]
     ahead: Grid
-    behind: Grid
+    after: Grid
 
     @classmethod
     def of(cls, part: Part, move: gs.Node) -> _Site | None:
@@ -59,7 +59,7 @@ class _Site:
                 return None
             found.append((node, grid_of(node)))
         grid = found[0][1]
-        after = None if grid is None else behind(move, grid)
+        after = None if grid is None else grid_after(move, grid)
         if grid is None or any(other != grid for _, other in found):
             part.refusals.append(Refusal(move.name, "what it reads is dequantized with scales that differ"))
             return None
@@ -112,8 +112,8 @@ class _Site:
             q_name, dq_name = (
                 node.name if out is used[0] else part.names.fresh(node.name) for node in (q, dq)
             )
-            part.quantizer(q, self.behind, q_name, wide, narrow)
-            part.quantizer(dq, self.behind, dq_name, narrow, out)
+            part.quantizer(q, self.after, q_name, wide, narrow)
+            part.quantizer(dq, self.after, dq_name, narrow, out)
         _forget(part, (*quantizers, *self.dequantizers))
 
     def _move_dequantizer(self, part: Part) -> None:
@@ -127,7 +127,7 @@ class _Site:
             self.move.outputs[_index(self.move, out)] = narrow
             if any(out is t for t in used):
                 name = dq.name if free and out is used[0] else part.names.fresh(dq.name)
-                part.quantizer(dq, self.behind, name, narrow, out)
+                part.quantizer(dq, self.after, name, narrow, out)
         if free:
             _forget(part, (dq,))
 

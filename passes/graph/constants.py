@@ -1,4 +1,4 @@
-"""Constants behind chains of nodes that only relabel them, as exporters leave them around weights."""
+"""Constants before chains of nodes that only relabel or pad them, as exporters leave such chains around weights."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Found:
     padded: int = 0
 
 
-def behind(tensor: gs.Tensor) -> Found | None:
-    """The constant behind Identity, Cast, Reshape and a Pad of the last axis; None when there is none.
+def constant_feeding(tensor: gs.Tensor) -> Found | None:
+    """The constant that reaches `tensor` through Identity, Cast, Reshape and a Pad of the last axis; None for others.
 
-    Behind a Pad the recipe keeps the unpadded shape, and a Reshape after it is left to the reader.
+    After a Pad the recipe keeps the unpadded shape, and a Reshape that follows the Pad is left to the caller.
     """
     node = producer(tensor)
     if node is None:
@@ -34,7 +34,7 @@ def behind(tensor: gs.Tensor) -> Found | None:
     held = node.attrs.get("value") if node.op == "Constant" else None
     if held is not None and (recipe := weight_recipe(held)) is not None:
         return Found(tensor.name, recipe)
-    found = behind(node.inputs[0]) if node.op in LOSSLESS else None
+    found = constant_feeding(node.inputs[0]) if node.op in LOSSLESS else None
     if found is None or node.op == "Identity":
         return found
     if node.op == "Cast":
@@ -60,7 +60,7 @@ def _padded(node: gs.Node, found: Found) -> Found | None:
     return Found(found.name, found.recipe, found.recipe.shape[-1] + pads[-1] if pads[-1] else 0)
 
 
-def after(tensor: gs.Tensor, shape: tuple[int, ...]) -> tuple[gs.Tensor, tuple[int, ...]]:
+def relabelled(tensor: gs.Tensor, shape: tuple[int, ...]) -> tuple[gs.Tensor, tuple[int, ...]]:
     """What Reshape and Slice from the start make of a tensor of `shape` that nothing else reads: result, shape."""
     while len(tensor.outputs) == 1 and (node := tensor.outputs[0]).inputs[0] is tensor:
         if node.op == "Reshape":

@@ -75,18 +75,18 @@ def _extent(dims: list[int | str | None] | None) -> tuple[int, tuple[str, ...]] 
     return math.prod(numbers), tuple(sorted(dim for dim in known if isinstance(dim, str)))
 
 
-def before(node: gs.Node, grid: Grid) -> Grid | None:
-    """The grid in front of a move when `grid` is that behind it; None when there is none."""
+def grid_before(node: gs.Node, grid: Grid) -> Grid | None:
+    """The grid of a move's input when `grid` is that of its output; None when there is none."""
     return grid if grid.axis is None else _moved(node, grid, backward=True)
 
 
-def behind(node: gs.Node, grid: Grid) -> Grid | None:
-    """The grid behind a move when `grid` is that in front of it; None when there is none."""
+def grid_after(node: gs.Node, grid: Grid) -> Grid | None:
+    """The grid of a move's output when `grid` is that of its input; None when there is none."""
     return grid if grid.axis is None else _moved(node, grid, backward=False)
 
 
 def _moved(node: gs.Node, grid: Grid, *, backward: bool) -> Grid | None:
-    """Where the channels go. Not for blocks: their scales would have to move along."""
+    """The grid along the axis to which the channels move. None for blocks: their scales would have to move too."""
     axis = grid.axis
     if axis is None or grid.block_size:
         return None

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graph.constants import Found, after, behind
+from passes.graph.constants import Found, constant_feeding, relabelled
 from passes.graph.edit import Names, drop_nodes
 from passes.graph.types import FLOATS
 from passes.weights.recipe import Recipe, constant
@@ -70,7 +70,7 @@ class _Work:
 
     def visit(self, node: gs.Node) -> None:
         """Replace one dequantizer and what reshapes its output."""
-        weight, scale = behind(node.inputs[0]), behind(node.inputs[1])
+        weight, scale = constant_feeding(node.inputs[0]), constant_feeding(node.inputs[1])
         if weight is None or weight.recipe.dtype not in FLOATS:
             return
         size = int(node.attrs["block_size"])
@@ -82,7 +82,7 @@ class _Work:
             reason = f"its scale is {shape}, and not one for each of {rows} blocks of {size}"
             self.refusals.append(Refusal(node.name, reason))
             return
-        output, shape = after(node.outputs[0], (rows, size))
+        output, shape = relabelled(node.outputs[0], (rows, size))
         if weight.padded and shape != weight.recipe.shape:
             reason = f"the weight was padded to {weight.padded} columns and is read as {shape}"
             self.refusals.append(Refusal(node.name, reason))

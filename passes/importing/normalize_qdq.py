@@ -11,17 +11,18 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassError, PassResult, Refusal, register, walk
-from passes.graph.constants import behind
+from passes.graph.constants import constant_feeding
 from passes.graph.edit import Emitter, Names, inline, insert_before
-from passes.graph.match import array_of, producer, weight_recipe
+from passes.graph.match import STANDARD, array_of, producer, weight_recipe
+from passes.graph.trt_ops import DOMAIN
 from passes.graph.types import FLOATS, compute_type
+from passes.weights.block_operations import E2M1_MAX, E4M3_MAX
 from passes.weights.recipe import Recipe, bits_of, constant, dtype_of, recipe_of
 from passes.weights.sources import keep, np_dtype, read
 
-TRT = "trt"
 FLOAT, UINT8, INT4 = int(TensorProto.FLOAT), int(TensorProto.UINT8), int(TensorProto.INT4)
 E4M3, E2M1 = int(TensorProto.FLOAT8E4M3FN), int(TensorProto.FLOAT4E2M1)
-NVFP4_BOUND = 6.0 * 448.0
+NVFP4_BOUND = E2M1_MAX * E4M3_MAX
 """ModelOpt's scale of an NVFP4 tensor is amax / (6 * 448): the largest E2M1 times the largest E4M3."""
 _KINDS = ("", "TRT_FP8", "TRT_INT4")
 _ATTRIBUTES = ("axis", "block_size", "saturate", "output_dtype", "precision")
@@ -57,7 +58,7 @@ class NormalizeQdq(Pass):
             work.new = {}
             for node in part.nodes:
                 rewrite = _REWRITES.get(node.op)
-                if rewrite is not None and node.domain in (None, "", "ai.onnx", TRT):
+                if rewrite is not None and node.domain in (*STANDARD, DOMAIN):
                     rewrite(work, node)
             insert_before(part, work.new)
         notes = tuple(f"{count} {what}" for what, count in work.counts.items())
@@ -88,7 +89,7 @@ class _Work:
         node.op = node.op.removeprefix(f"TRT_{kind}")
         if kind:
             self._carry_type(node, E4M3 if kind == "FP8" else INT4)
-        if kind or node.domain == TRT:
+        if kind or node.domain == DOMAIN:
             node.domain = None
             self.count("operators of TensorRT that ONNX has")
         if not node.attrs.get("block_size"):
@@ -162,16 +163,16 @@ class _Work:
     def _dynamic(self, node: gs.Node, types: tuple[int, ...], **defaults: int) -> None:
         """TensorRT's domain, attributes that may be left out, and the types that its outputs have."""
         wanted = {"axis": -1, **defaults, **node.attrs}
-        stands = node.domain == TRT and wanted == dict(node.attrs)
+        stands = node.domain == DOMAIN and wanted == dict(node.attrs)
         if not stands or [dtype_of(t) for t in node.outputs] != list(types):
             self.count("dynamic quantizers typed")
-        node.domain, node.attrs = TRT, wanted
+        node.domain, node.attrs = DOMAIN, wanted
         for output, dtype in zip(node.outputs, types, strict=True):
             output.dtype = dtype
 
     def nvfp4_mark(self, node: gs.Node) -> None:
         """TRT_FP4QDQ of a weight."""
-        found = behind(node.inputs[0])
+        found = constant_feeding(node.inputs[0])
         if found is None or found.padded:
             raise PassError(
                 f"TRT_FP4QDQ node {node.name!r} quantizes a computed tensor, and its amax is not in the file: "
@@ -185,7 +186,7 @@ class _Work:
         emit.emit_to(
             "TRT_FP4DynamicQuantize", [node.inputs[0], scale], [values, scales], **attrs, scale_type=E4M3
         )
-        emit.nodes[-1].domain = TRT
+        emit.nodes[-1].domain = DOMAIN
         step = emit.emit("DequantizeLinear", [scales, scale], FLOAT)
         wide = emit.emit("DequantizeLinear", [values, step], FLOAT, **attrs)
         self.new[id(node)] = emit.nodes
@@ -201,16 +202,16 @@ class _Work:
             emit = Emitter(node, self.names)
             blocks = {key: attrs[key] for key in ("axis", "block_size")}
             emit.emit_to("TRT_MXFP8DynamicQuantize", [data], [values, scales], **blocks, output_dtype=E4M3)
-            emit.nodes[-1].domain = TRT
+            emit.nodes[-1].domain = DOMAIN
             self.new[id(node)] = emit.nodes
             node.inputs = [values, scales]
             self.count("marks of MXFP8 tensors expanded")
         else:
             self._bytes_as(node, 0, E4M3)
             self._bytes_as(node, 1, UINT8)
-        if attrs.get("output_dtype") != self.hp or dict(node.attrs) != attrs or node.domain != TRT:
+        if attrs.get("output_dtype") != self.hp or dict(node.attrs) != attrs or node.domain != DOMAIN:
             self.count("MXFP8 dequantizers to the compute type")
-        node.domain, node.attrs = TRT, {**attrs, "output_dtype": self.hp}
+        node.domain, node.attrs = DOMAIN, {**attrs, "output_dtype": self.hp}
         output.dtype = self.hp
 
     def _outputs(self, node: gs.Node, types: tuple[int, int]) -> list[gs.Variable]:

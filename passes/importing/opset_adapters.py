@@ -18,17 +18,14 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.graph.edit import Emitter
+from passes.importing import older_opsets
+from passes.importing.older_opsets import CannotConvertError, Rewrite
 from passes.weights.recipe import dtype_of
 
 # The values that the attributes of the function around a node have: its default and those of all callers.
 # None where a caller leaves out an attribute without default; a reference where a caller hands on its own.
 Scope = Mapping[str, Sequence[Any]]
-Rewrite = Callable[[Emitter], None]
 Adapter = Callable[[gs.Node, Scope], "Rewrite | None"]
-
-
-class CannotConvertError(Exception):
-    """Why a node has no exact form in the wanted opset."""
 
 
 def _axes_to_input(node: gs.Node, scope: Scope) -> Rewrite | None:
@@ -50,7 +47,8 @@ def _axes_to_input(node: gs.Node, scope: Scope) -> Rewrite | None:
 
 def _split_count(node: gs.Node, _: Scope) -> Rewrite | None:
     """A Split without sizes says into how many parts."""
-    if len(node.inputs) > 1 and not node.inputs[1].is_empty():
+    sized = "split" in node.attrs  # before opset 13
+    if sized or (len(node.inputs) > 1 and not node.inputs[1].is_empty()):
         return None
 
     def rewrite(_: Emitter) -> None:
@@ -171,6 +169,7 @@ def _must_be_given(node: gs.Node, name: str, scope: Scope) -> None:
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
 
 ADAPTERS: Mapping[tuple[str, int], Adapter] = {
+    **older_opsets.ADAPTERS,
     **{(f"Reduce{kind}", 18): _axes_to_input for kind in _REDUCTIONS},
     ("Split", 18): _split_count,
     ("GridSample", 20): _grid_sample_mode,
@@ -183,6 +182,7 @@ ADAPTERS: Mapping[tuple[str, int], Adapter] = {
 
 _SATURATE = "saturate concerns float 8, which it did not have"
 KEEPS: Mapping[tuple[str, int], str] = {
+    **older_opsets.KEEPS,
     ("LpPool", 18): "ceil_mode 0 and dilations 1 are what it did",
     ("Pad", 18): "no axes means all axes",
     ("Resize", 18): "no antialias, all axes and policy stretch are what it did",

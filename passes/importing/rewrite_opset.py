@@ -1,4 +1,4 @@
-"""rewrite-opset: a model of default-domain opset 17 or later in a later opset, with equal results."""
+"""rewrite-opset: a model of default-domain opset 7 or later in a later opset, with equal results."""
 
 from __future__ import annotations
 
@@ -15,11 +15,30 @@ from onnx.defs import OpSchema
 
 from passes.base import Pass, PassError, PassResult, register, walk
 from passes.graph.edit import Emitter, Names, insert_before
-from passes.importing.opset_adapters import ADAPTERS, KEEPS, CannotConvertError, Rewrite, Scope
+from passes.importing.older_opsets import SUCCESSORS, CannotConvertError, Rewrite
+from passes.importing.opset_adapters import ADAPTERS, KEEPS, Scope
 from passes.weights.recipe import default_opset, dtype_of
 
-OLDEST = 17
+OLDEST = 7
+"""Before it, operators that take two tensors broadcast by other rules."""
+NEWEST = 23
+"""Where canonical graphs are: the first with FLOAT4E2M1."""
+BEFORE_22 = 21
 DEFAULT_DOMAIN = ("", "ai.onnx")
+NO_KERNEL_22 = frozenset(
+    {
+        "Bernoulli",
+        "GlobalLpPool",
+        "MaxRoiPool",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "RoiAlign",
+    }
+)
+"""Operators for which no provider of ONNX Runtime has a kernel of opset 22, their newest; of older opsets it has."""
 SHOWN = 20  # refused nodes that the message lists
 
 
@@ -28,10 +47,12 @@ SHOWN = 20  # refused nodes that the message lists
 class RewriteOpset(Pass):
     """Raise the default-domain opset of a model, its subgraphs and its functions to `to`.
 
+    0. Without `to`, that is opset 23; 21 for a graph with an operator of `NO_KERNEL_22` that is of opset 21 or before,
+       unless the graph has FLOAT4E2M1, and a note says so.
     1. Axes of reductions (18) and the axis of DFT (20) become inputs; Split without sizes gets `num_outputs`
        (18); GridSample modes get their new names (20); scale and bias of GroupNormalization are spread from
        groups to channels, with `stash_type` the type of the data (21); an Attention mask of one column is
-       spread over the keys (24).
+       spread over the keys (24). What opsets 8 to 17 changed: `passes.importing.older_opsets`.
     2. Every other operator whose schema changed on the way stands as it is: inputs, outputs, attributes and
        defaults are the same, or what was added is, left out, what it did before (`changes` lists all).
     3. The IR version is the one that came with opset `to`.
@@ -41,23 +62,42 @@ class RewriteOpset(Pass):
     """
 
     name: ClassVar[str] = "rewrite-opset"
-    to: int = 23
+    to: int = 0
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Plan every node, then rewrite. Raises PassError before anything has changed."""
-        work = [part for part in (graph, *graph.functions) if _needs_work(part, self.to)]
+        to, held = self._target(graph)
+        work = [part for part in (graph, *graph.functions) if _needs_work(part, to)]
         calls = {((call.domain or ""), call.name) for call in graph.functions}
         plans, problems = dict[int, list[Rewrite]](), list[str]()
         for part in work:
-            _plan(part, self.to, calls, _scope(part, graph), plans, problems)
+            _plan(part, to, calls, _scope(part, graph), plans, problems)
         if problems:
             more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
             raise PassError(
-                f"the model cannot be raised to opset {self.to} with equal results, and was left as it is: "
+                f"the model cannot be raised to opset {to} with equal results, and was left as it is: "
                 + "; ".join([*problems[:SHOWN], *more])
             )
-        notes = [_raise(part, self.to, plans) for part in work]
-        return PassResult(len(work) + len(plans), tuple(notes))
+        notes = [_raise(part, to, plans) for part in work]
+        return PassResult(len(work) + len(plans), (*notes, *held) if work else ())
+
+    def _target(self, graph: gs.Graph) -> tuple[int, tuple[str, ...]]:
+        """The opset to go to, and a note where an operator asks for another than 23 or will not run."""
+        nodes = [node for part in (graph, *graph.functions) for body in walk(part) for node in body.nodes]
+        found = sorted({n.op for n in nodes if n.op in NO_KERNEL_22 and (n.domain or "") in DEFAULT_DOMAIN})
+        to = self.to or NEWEST
+        if not found or to <= BEFORE_22:
+            return to, ()
+        reason = f"ONNX Runtime has no kernel for {', '.join(found)} of opset 22, the newest"
+        source = max((opset_of(part) or 0 for part in (graph, *graph.functions)), default=0)
+        if self.to or source > BEFORE_22 or _has_fp4(graph):
+            return to, (f"{reason}: it will not run there",)
+        return BEFORE_22, (f"opset {BEFORE_22} and not {NEWEST}: {reason}",)
+
+
+def _has_fp4(graph: gs.Graph) -> bool:
+    """Whether a tensor is FLOAT4E2M1, which opset 23 brought."""
+    return any(dtype_of(tensor) == onnx.TensorProto.FLOAT4E2M1 for tensor in graph.tensors().values())
 
 
 @dataclass(frozen=True)
@@ -89,7 +129,10 @@ def _needs_work(part: gs.Graph, to: int) -> bool:
         raise PassError(f"rewrite-opset cannot go to opset {to}; expected {OLDEST} to {newest}")
     what = f"function {part.name!r}" if isinstance(part, gs.Function) else "the model"
     if source is not None and source < OLDEST:
-        raise PassError(f"{what} is of opset {source}; rewrite-opset takes opset {OLDEST} and later")
+        raise PassError(
+            f"{what} is of opset {source}; rewrite-opset takes opset {OLDEST} and later. "
+            "Fix: export it again with opset 17 or later"
+        )
     if source is not None and source > to:
         raise PassError(f"{what} is of opset {source}; rewrite-opset does not go back to {to}")
     return source is not None and source < to
@@ -134,23 +177,32 @@ def _plan(
 
 def _rewrites(node: gs.Node, source: int, to: int, scope: Scope) -> Iterator[Rewrite]:
     """The rewrites of a node, one per opset that needs one. Raises CannotConvertError."""
-    old, new = _schema(node.op, source), _schema(node.op, to)
+    final, since = SUCCESSORS.get(node.op, (node.op, 0))
+    old, new = _schema(node.op, source), _schema(final if to >= since else node.op, to)
     if old is None and new is not None:
         raise CannotConvertError(
             f"opset {source} has no such operator, and opset {to} gives the name a meaning"
         )
-    if old is None or new is None or old.since_version == new.since_version:
+    if old is None or new is None or (old.name, old.since_version) == (new.name, new.since_version):
         return
-    for step in _steps(node.op, source, to):
+    for step in _all_steps(node.op, source, to):
         if step.kind == "unknown":
             raise CannotConvertError(f"opset {step.since} changed {step.reason}, which is not known here")
-        adapter = ADAPTERS.get((node.op, step.since))
+        adapter = ADAPTERS.get((step.op, step.since))
         rewrite = adapter(node, scope) if adapter is not None else None
         if rewrite is not None:
             yield rewrite
     problem = _type_problem(node, new)
     if problem is not None and _type_problem(node, old) is None:
         raise CannotConvertError(f"{problem} in opset {to}")
+
+
+def _all_steps(op: str, source: int, to: int) -> Iterator[Change]:
+    """The changes of an operator, and after the opset that dropped it, of the one that took its place."""
+    yield from _steps(op, source, to)
+    if op in SUCCESSORS:
+        successor, since = SUCCESSORS[op]
+        yield from _steps(successor, max(source, since), to)
 
 
 def _raise(part: gs.Graph, to: int, plans: Mapping[int, list[Rewrite]]) -> str:

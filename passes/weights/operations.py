@@ -14,7 +14,7 @@ import numpy as np
 from onnx import TensorProto
 
 from passes.base import PassError
-from passes.weights.block_operations import BLOCK_KERNELS, largest, plain_arguments
+from passes.weights.block_operations import BLOCK_KERNELS, E2M1_MAX, E4M3_MAX, largest, plain_arguments
 from passes.weights.recipe import Array, Op, Recipe
 from passes.weights.rounding import nearest, scratch
 from passes.weights.sources import np_dtype
@@ -23,8 +23,8 @@ from passes.weights.sources import np_dtype
 BOUNDS: dict[int, tuple[float, float]] = {
     TensorProto.INT8: (-128.0, 127.0),
     TensorProto.INT4: (-8.0, 7.0),
-    TensorProto.FLOAT8E4M3FN: (-448.0, 448.0),
-    TensorProto.FLOAT4E2M1: (-6.0, 6.0),
+    TensorProto.FLOAT8E4M3FN: (-E4M3_MAX, E4M3_MAX),
+    TensorProto.FLOAT4E2M1: (-E2M1_MAX, E2M1_MAX),
 }
 
 Shape = tuple[int, ...]
@@ -67,7 +67,7 @@ def _cast(args: Mapping[str, Any], shape: Shape, _: Evaluate) -> Step:
 
     def run(x: Array, _: slice) -> Array:
         if args["to"] == TensorProto.FLOAT8E4M3FN:  # ml_dtypes overflows to NaN where ONNX Cast saturates
-            return nearest(np.clip(x.astype(np.float32), -448.0, 448.0), target)
+            return nearest(np.clip(x.astype(np.float32), *BOUNDS[args["to"]]), target)
         return x.astype(target)
 
     return Step(run, shape, by_element=True)

@@ -1,8 +1,8 @@
 """The one writer that computes weights and streams them to disk, in bounded memory and resumable after a kill.
 
-Where each tensor lies is known before any is computed. Tasks compute parts of tensors on every core; this thread hashes
-and writes them in order, and the disk is kept at work meanwhile (`passes.weights.flush`). Files appear under their
-final names only when complete.
+Where each tensor lies is known before any is computed (`passes.weights.layout`). Tasks compute parts of tensors on all
+cores; this thread hashes and writes them in order, and the disk is kept at work meanwhile (`passes.weights.flush`).
+Files appear under their final names only when complete.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import os
 import shutil
 import threading
@@ -27,11 +26,9 @@ from passes.base import PassError
 from passes.files.atomic import check_own, drop, irregular, open_own, replace
 from passes.weights.evaluate import THREADS, Task, tasks, to_bytes
 from passes.weights.flush import Flusher
-from passes.weights.initializers import INLINE_BYTES, initializers, inline
-from passes.weights.journal import Journal, code_version, fingerprint
-from passes.weights.recipe import Recipe
+from passes.weights.journal import Journal
+from passes.weights.layout import Place, identity_of, lay_out, resolve, total_size
 
-_PAGE, _LINE = 4096, 64  # alignment of large and small tensors: mappable pages, cache lines
 _AHEAD = 2
 """Tasks per thread that may be finished before they are written."""
 
@@ -46,24 +43,6 @@ class SavedFile:
     path: Path
     nbytes: int
     sha256: str
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a recipe's result lies in the file of weights; `name` is the first tensor's that has it.
-
-    `inside`: another place holds it, as some of its rows.
-    """
-
-    name: str
-    recipe: Recipe
-    offset: int
-    inside: bool = False
-
-    @property
-    def end(self) -> int:
-        """The first byte behind it."""
-        return self.offset + self.recipe.nbytes
 
 
 Part = tuple[Place, memoryview, bool]
@@ -94,20 +73,22 @@ def save_all(
         if kind := irregular(final):
             raise PassError(f"{final} is {kind}, not a file: it is left as it is. Fix: name another output")
     copies = {path: _copy(model) for path, model in models.items()}
-    places = _layout(copies.values())
-    notes = Journal(journal or _beside(data, ".journal"), _identity(places))
+    places = lay_out(copies.values())
+    notes = Journal(journal or _beside(data, ".journal"), identity_of(places))
     partial = {final: _beside(final, ".partial") for final in (*copies, data)}
     try:
         weights = _stream(places, partial[data], data, notes, progress)
         for model in copies.values():
-            _resolve(model, places, data.name)
+            resolve(model, places, data.name)
         saved = {path: _write(partial[path], model) for path, model in copies.items()}
         saved |= {data: weights} if weights else {}
         for final, written in reversed(saved.items()):  # what names the data comes last
             replace(written.path, final)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise PassError(f"no space left on {first.parent}: {_total(places)} bytes are needed") from error
+            raise PassError(
+                f"no space left on {first.parent}: {total_size(places)} bytes are needed"
+            ) from error
         raise
     finally:
         for file in partial.values():
@@ -127,68 +108,6 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _key(recipe: Recipe) -> str:
-    return json.dumps(recipe.to_json(), sort_keys=True)
-
-
-def _layout(models: Iterable[onnx.ModelProto]) -> dict[str, Place]:
-    """The place of every distinct recipe that goes to the file of weights, in its order there.
-
-    What is joined in one model and single in another is stored joined, where that leaves the single one aligned.
-    """
-    recipes: dict[str, tuple[str, Recipe]] = {}
-    for tensor in (tensor for model in models for tensor in initializers(model)):
-        recipe = Recipe.of_tensor(tensor)
-        if recipe is not None and recipe.nbytes > INLINE_BYTES:
-            recipes.setdefault(_key(recipe), (tensor.name, recipe))
-    inside = {part: found for key, (_, recipe) in recipes.items() for part, found in _parts(key, recipe)}
-    inside = {part: found for part, found in inside.items() if part in recipes and found[0] not in inside}
-    places: dict[str, Place] = {}
-    end = 0
-    for key, (name, recipe) in recipes.items():
-        if key not in inside:
-            places[key] = Place(name, recipe, end + -end % _alignment(recipe))
-            end = places[key].end
-    for key, (whole, distance) in inside.items():
-        places[key] = Place(*recipes[key], places[whole].offset + distance, inside=True)
-    return places
-
-
-def _alignment(recipe: Recipe) -> int:
-    return _PAGE if recipe.nbytes >= 1 << 16 else _LINE
-
-
-def _parts(key: str, recipe: Recipe) -> Iterator[tuple[str, tuple[str, int]]]:
-    """The keys of recipes that are rows of this one, and their distance from its start."""
-    distance, rows = 0, recipe.rows
-    for part in rows if len(rows) > 1 else ():
-        if distance % _alignment(part) == 0 and _alignment(recipe) >= _alignment(part):
-            yield _key(part), (key, distance)
-        distance += part.nbytes
-
-
-def _total(places: Mapping[str, Place]) -> int:
-    return max((place.end for place in places.values()), default=0)
-
-
-def _identity(places: Mapping[str, Place]) -> str:
-    """A hash of all that the bytes depend on: recipes, the files that they read, and this code."""
-    paths = {path for place in places.values() for path in _paths(place.recipe.to_json())}
-    content = [code_version(), [fingerprint(path) for path in sorted(paths)]]
-    return hashlib.sha256(json.dumps([*content, *places]).encode()).hexdigest()
-
-
-def _paths(value: object) -> Iterator[str]:
-    """Every file that a recipe, as JSON values, reads, its arguments' files included."""
-    if isinstance(value, dict):
-        if value.get("path"):
-            yield value["path"]
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _paths(item)
-
-
 def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed * 1.02 + (1 << 20):
@@ -203,7 +122,7 @@ def _stream(
     """Compute every place into `partial`; what an earlier process put there or into `final` is taken over."""
     if not places:
         return None
-    total = _total(places)
+    total = total_size(places)
     if notes.matches() and final.is_file() and not final.is_symlink() and not check_own(partial):
         final.replace(partial)  # killed after the file got its name, but before all was done
     _check_room(final.parent, total - (partial.stat().st_size if check_own(partial) else 0))
@@ -235,7 +154,7 @@ def _stream(
 
 
 class _Ahead(Iterator[Part]):
-    """The bytes of every place, part by part and in order, each with whether it is the place's last.
+    """Yields (place, bytes, is_last) in the order of the file.
 
     A thread of its own makes the tasks, and a pool runs them, some ahead of whoever asks for them: so hashing and
     writing go on while the next weight is prepared, which transposing one whole is.
@@ -298,22 +217,6 @@ def _bytes(task: Task) -> memoryview:
 def _write_all(file: io.RawIOBase, data: memoryview) -> None:
     while len(data):  # a raw file writes 2 GB at most at a time
         data = data[file.write(data) or 0 :]
-
-
-def _resolve(model: onnx.ModelProto, places: Mapping[str, Place], location: str) -> None:
-    """Give every recipe of `model` its values, or the place in the file `location` where they are."""
-    for tensor in initializers(model):
-        recipe = Recipe.of_tensor(tensor)
-        if recipe is None:
-            continue
-        place = places.get(_key(recipe))
-        if place is None:
-            tensor.CopyFrom(inline(tensor.name, recipe))
-            continue
-        del tensor.external_data[:]
-        entries = {"location": location, "offset": place.offset, "length": recipe.nbytes}
-        for key, value in entries.items():
-            tensor.external_data.add(key=key, value=str(value))
 
 
 def _write(partial: Path, model: onnx.ModelProto) -> SavedFile:

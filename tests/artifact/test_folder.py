@@ -69,7 +69,7 @@ def test_changes_after_the_compile_are_found(artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "is no diffc artifact"),
+        (None, "is not a diffc artifact"),
         ("{", "is corrupt"),
         ("[]", "is corrupt"),
         ('{"schema": 1}', "is corrupt"),
@@ -152,5 +152,5 @@ def test_only_artifacts_and_empty_folders_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for name in ("mine", "file"):
         for force in (False, True):
-            with pytest.raises(DiffcError, match="exists and is no diffc artifact"):
+            with pytest.raises(DiffcError, match="exists and is not a diffc artifact"):
                 check_output(tmp_path / name, force=force)

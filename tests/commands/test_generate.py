@@ -37,7 +37,7 @@ def test_refusals(compiled: Cells, tmp_path: Path, capsys: Capture) -> None:
     artifact = str(compiled("digits-sd3", "none", **SMALL).folder)
     out = ["-o", str(tmp_path / "x.png")]
     cases = [
-        (["generate", str(tmp_path), *SEVEN, *out], "no diffc artifact"),
+        (["generate", str(tmp_path), *SEVEN, *out], "not a diffc artifact"),
         (["generate", artifact, *SEVEN, "--size", "70", *out], "multiple of 16"),
         (["generate", artifact, *SEVEN, "--target", "ort-cuda", *out], "was compiled for ort"),
         (["generate", artifact, *SEVEN, "--pipeline", "no-such-folder", *out], "--pipeline"),

@@ -12,9 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from diffc.cli.main import run
-from diffc.compile.import_onnx import ImportCheck, import_model, import_result
+from diffc.compile.import_check import ImportCheck
+from diffc.compile.import_onnx import import_model, import_result
 from diffc.errors import DiffcError
-from diffc.frontend.onnx_file import name_interface, read_model
+from diffc.frontend.onnx_file import read_model
+from diffc.frontend.onnx_interface import name_interface
 from diffc.validate.float32 import cpu_session, feed, float32_copy
 from passes import PassCheckError, PassError, Pipeline
 from passes.canonical.fold_constants import FoldConstants
@@ -269,8 +271,10 @@ class TestBadInput:
             imported(made, tmp_path)
 
     def test_an_old_opset(self, tmp_path):
-        with pytest.raises(PassError, match="opset 15; rewrite-opset takes opset 17 and later"):
-            imported(model("g (float[b,32] x) => (float[b,32] y) { y = Relu(x) }", opset=15, ir=8), tmp_path)
+        text = "g (float[b,32] x) => (float[b,32] y) { y = Relu(x) }"
+        assert imported(model(text, opset=15, ir=8), tmp_path).opset_import[0].version == 23
+        with pytest.raises(PassError, match="opset 6; rewrite-opset takes opset 7 and later"):
+            imported(model(text, opset=6, ir=3), tmp_path)
 
     def test_a_quantizer_that_cannot_be_read_is_named(self, tmp_path):
         text = """g (float16[b,32] x) => (float16[b,32] y) {
@@ -294,11 +298,11 @@ class TestBadInput:
         wrong.CopyFrom(good)
         (scale,) = (t for t in wrong.graph.initializer if t.name == "ws")
         scale.CopyFrom(numpy_helper.from_array(values["ws"] * np.float16(1.01), "ws"))
-        check = ImportCheck(good)
+        check = ImportCheck()
         check(None, good, None)
         with pytest.raises(PassCheckError, match="changed output 'y'"):
             check(good, wrong, FoldConstants())
-        assert "outputs within 0.0e+00" in ImportCheck(good)(good, good, FoldConstants())
+        assert "outputs within 0.0e+00" in ImportCheck()(good, good, FoldConstants())
 
     def test_a_pass_after_which_nothing_runs_is_caught(self, tmp_path):
         onnx.save(model(LINEAR, linear_values() | {"bias": np.ones(8, np.float16)}, 23), tmp_path / "in.onnx")
@@ -309,7 +313,7 @@ class TestBadInput:
         with pytest.raises(
             PassCheckError, match="ONNX Runtime ran the graph before it; after it, it did not run"
         ):
-            ImportCheck(good)(good, wrong, FoldConstants())
+            ImportCheck()(good, wrong, FoldConstants())
 
 
 def test_large_weights_are_never_read_while_importing(tmp_path, monkeypatch):
@@ -321,7 +325,7 @@ def test_large_weights_are_never_read_while_importing(tmp_path, monkeypatch):
         location="w.bin",
         size_threshold=1024,
     )
-    monkeypatch.setattr("diffc.compile.import_onnx.NUMERIC_LIMIT", 1)
+    monkeypatch.setattr("diffc.compile.import_check.NUMERIC_LIMIT", 1)
     monkeypatch.setattr("passes.weights.sources.np.memmap", lambda *_: pytest.fail("the weights were read"))
     result = import_model(tmp_path / "in.onnx")
     assert weight_bytes(result) < 0.6 * values["w"].nbytes

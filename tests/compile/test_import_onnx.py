@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from diffc.backends.tensorrt.build import EngineRequest, build_engine
 from diffc.cli.main import run
-from diffc.compile.import_onnx import import_result, marks
+from diffc.compile.import_check import marks
+from diffc.compile.import_onnx import import_result
 from diffc.validate.float32 import cpu_session, feed, float32_copy
 from passes.graph.check import check_structure
 from passes.graph.inference import infer_types

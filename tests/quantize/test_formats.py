@@ -15,7 +15,7 @@ from modelopt.torch.quantization.conversion import set_quantizer_by_cfg
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diffc.backends.target import KNOWN_SMS, required_sm
+from diffc.backends.sm import KNOWN_SMS, required_sm
 from diffc.errors import DiffcError
 from diffc.models.embedded import tiny
 from diffc.models.registry import FAMILIES

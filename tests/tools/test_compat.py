@@ -7,9 +7,10 @@ import copy
 import numpy as np
 import pytest
 
-from diffc.backends import target as base
-from diffc.backends.target import KNOWN_SMS, TARGETS, check_sms, required_sm
-from diffc.backends.tensorrt.errors import mend_for
+from diffc.backends import sm as base
+from diffc.backends.sm import KNOWN_SMS, check_sms, required_sm
+from diffc.backends.target import TARGETS
+from diffc.backends.tensorrt.errors import fix_for
 from diffc.errors import UnsupportedError
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import QuantOptions
@@ -37,8 +38,8 @@ LAYERS = {
     "mxfp8": "W8A8, {}, out {}, [N,K] and Transpose",
 }
 # Said of networks that no pass of diffc leaves behind: operators of ONNX Runtime, an unfinished ModelOpt node.
-UNMENDED = {"parser: INVALID_NODE", "parser: Assertion failed: scale != 0: scale is invalid"}
-UNMENDED |= {
+UNFIXED = {"parser: INVALID_NODE", "parser: Assertion failed: scale != 0: scale is invalid"}
+UNFIXED |= {
     "parser: Assertion failed: a->getType() == nvinfer1::DataType::kHALF: input tensor A must be FP16"
 }
 
@@ -122,10 +123,10 @@ def test_attention_is_taken_apart_where_there_is_no_kernel():
     assert taken("Q/DQ on q, k, v, MatMul, Softmax, Q/DQ, MatMul, float16, head size 64")
 
 
-def test_every_reason_has_a_mend():
+def test_every_reason_has_a_fix():
     said = {v for p in STORED["probes"].values() for v in p["trt-rtx"]["verdicts"]}
-    without = {v for v in said if v.startswith(("parser", "builder")) and not mend_for(v)}
-    assert without == UNMENDED
+    without = {v for v in said if v.startswith(("parser", "builder")) and not fix_for(v)}
+    assert without == UNFIXED
 
 
 def test_weights_stay_as_small_as_they_are_stored():

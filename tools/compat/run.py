@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from diffc.backends.target import KNOWN_SMS, TARGETS, Target
+from diffc.backends.sm import KNOWN_SMS
+from diffc.backends.target import TARGETS, Target
 from diffc.backends.tensorrt.build import has_device
 from tools.compat.backends import Said, probe_engine, probe_session
 

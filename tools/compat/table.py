@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from diffc.backends.onnx_graph import element_types
-from diffc.backends.target import KNOWN_SMS, TARGETS
+from diffc.backends.sm import KNOWN_SMS
+from diffc.backends.target import TARGETS
 from tools.compat.net import NAMES
 from tools.compat.probes import Probe
 from tools.compat.run import Runtime

@@ -26,7 +26,7 @@ from typing import Any
 import onnx
 from rich.console import Console
 
-from diffc.backends.target import KNOWN_SMS
+from diffc.backends.sm import KNOWN_SMS
 from diffc.compile.spine import CompileRequest, CompileResult, check, compile_model
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.embedded.catalogue import EMBEDDED

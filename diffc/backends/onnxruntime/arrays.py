@@ -1,4 +1,4 @@
-"""An ONNX Runtime session that says what is wrong with a feed, and never falls back to another provider."""
+"""An ONNX Runtime session over numpy arrays: errors name the wrong input, and no other provider is ever taken."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class OrtSession:
     """A model that ONNX Runtime runs: a file, with its weights beside it, or the bytes of one.
 
     With `exact`, ONNX Runtime computes what the graph says: no kernel that quantizes further (it runs INT8
-    weights behind DequantizeLinear through MatMulNBits, which was measured 8e-5 off). Raises DiffcError when
+    weights after DequantizeLinear through MatMulNBits, which was measured 8e-5 off). Raises DiffcError when
     the file is broken, the provider is not there, or ONNX Runtime rejects the model.
     """
 

@@ -1,4 +1,4 @@
-"""From what TensorRT or the operating system says to an error that names the node and the fix."""
+"""Turns what TensorRT or the operating system says into an error that names the node and the fix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from diffc.errors import DiffcError
 
 # Texts as TensorRT-RTX 1.7.1 writes them. The first that matches gives the fix.
-_MENDS = (
+_FIXES = (
     (r"Attention operation was not supported by a dedicated kernel",
      "run the pass decompose-attention: this head size or element type has no attention kernel"),
     (r"INormalizationLayer .*must have identical types",
@@ -33,7 +33,7 @@ _MENDS = (
     (r"has type Int32 but must have type FP8",
      "store this weight as FLOAT8E4M3FN, not as bytes"),
     (r"infer output types for operation:[\s\d:]*dequantize",
-     "let DequantizeLinear give the type of its scales, with a Cast behind it"),
+     "let DequantizeLinear give the type of its scales, and put a Cast after it"),
     (r"infer output types for operation:[\s\d:]*deconv",
      "give --dtype float16: TensorRT has no transposed convolution in bfloat16"),
     (r"for Turing \(SM75\)",
@@ -63,12 +63,12 @@ _CRASHES = {
     "0xC0000005": ("crashed inside TensorRT (access violation)", ""),
     "0xC0000017": ("ran out of memory", "close other programs, or build on a machine with more memory"),
 }  # fmt: skip
-_CRASH_MEND = "find the layer by building parts of the model; read the log, and report it with the model"
+_CRASH_FIX = "find the layer by building parts of the model; read the log, and report it with the model"
 
 
-def mend_for(text: str) -> str:
-    """What fixes the fault that a text of TensorRT describes; empty when it is not a known one."""
-    return next((fix for pattern, fix in _MENDS if re.search(pattern, text)), "")
+def fix_for(text: str) -> str:
+    """The fix for a fault that TensorRT describes in `text`; empty for an unknown fault."""
+    return next((fix for pattern, fix in _FIXES if re.search(pattern, text)), "")
 
 
 def parser_error(model: Path, faults: Sequence[Mapping[str, Any]], log: Path) -> DiffcError:
@@ -78,14 +78,14 @@ def parser_error(model: Path, faults: Sequence[Mapping[str, Any]], log: Path) ->
         where = f"node {fault['node']!r} ({fault['op']})" if fault["op"] else "the graph"
         lines.append(f"  {where}: [{fault['code']}] {_clean(fault['text'])}")
     everything = " ".join(f"{f['code']} {f['text']}" for f in faults)
-    return DiffcError("\n".join(lines), fix=mend_for(everything) or f"read the log: {log}")
+    return DiffcError("\n".join(lines), fix=fix_for(everything) or f"read the log: {log}")
 
 
 def builder_error(model: Path, messages: Sequence[str], log: Path) -> DiffcError:
-    """The error for a network that parses and does not build, with what the builder logged as errors."""
+    """The error for a network that the builder rejects, with the errors that it logged."""
     said = [_clean(m) for m in messages if _clean(m)] or ["it gave no reason"]
     what = "\n  ".join([f"TensorRT cannot build {model}:", *said])
-    return DiffcError(what, fix=mend_for(what) or f"read the log: {log}")
+    return DiffcError(what, fix=fix_for(what) or f"read the log: {log}")
 
 
 def crash_error(model: Path, returncode: int, log: Path) -> DiffcError:
@@ -94,7 +94,7 @@ def crash_error(model: Path, returncode: int, log: Path) -> DiffcError:
     how, fix = _CRASHES.get(code, ("ended without an answer", ""))
     tail = "\n".join(f"  | {line}" for line in _tail(log))
     what = f"the builder process for {model} {how} ({code}). Its log, {log}, ends with:\n{tail}"
-    return DiffcError(what, fix=fix or mend_for(tail) or _CRASH_MEND)
+    return DiffcError(what, fix=fix or fix_for(tail) or _CRASH_FIX)
 
 
 def _name_of(returncode: int) -> str:

@@ -28,7 +28,7 @@ MOST = 9
 
 @dataclass(frozen=True)
 class _Survey(Pass):
-    """Makes every tensor that crosses from segment to segment an output, and notes the chain."""
+    """Makes every tensor that crosses from segment to segment an output, and keeps the chain that it found."""
 
     name: ClassVar[str] = "survey-segments"
     changes_interface: ClassVar[bool] = True
@@ -36,7 +36,7 @@ class _Survey(Pass):
     seen: list[Chain] = field(default_factory=list)
 
     def run(self, graph: gs.Graph) -> PassResult:
-        """Cut, on paper."""
+        """Find the segments; the graph itself is not cut."""
         chain = Chain(graph, [Group.parse(text) for text in self.groups])
         self.seen.append(chain)
         there = {id(tensor) for tensor in graph.outputs}
@@ -58,7 +58,7 @@ def cut_chain(model: onnx.ModelProto, plan: ResolvedCache, source: ModelSource) 
     if len(chain.segments) > MOST:
         raise DiffcError(
             f"the cache plan {plan.name} cuts the backbone into {len(chain.segments)} segments, and {MOST} are the"
-            " most: its blocks are no rows",
+            " most: its blocks do not follow each other",
             fix="take --cache-layout full+reduced, or name blocks that follow each other",
         )
     names = {id(t): t.name for t in (*chain.crossing, *chain.graph.inputs, *chain.graph.outputs)}
@@ -78,8 +78,9 @@ def cut_chain(model: onnx.ModelProto, plan: ResolvedCache, source: ModelSource) 
 def crossing_dims(
     whole: onnx.ModelProto, names: Sequence[str], source: ModelSource
 ) -> dict[str, tuple[str | int, ...]]:
-    """The sizes of the outputs `names` of `whole` in terms of the dynamic dimensions. Raises DiffcError for one that is
-    no multiple of a product of dimensions, nor that and a dimension.
+    """The sizes of the outputs `names` of `whole` in terms of the dynamic dimensions.
+
+    Raises DiffcError for a size that is neither a multiple of a product of dimensions nor that plus a dimension.
     """
     spec = source.family
     sizes = [spec.sizes(shape) for shape in telling_shapes(spec.pixel_multiple(source.config))]
@@ -95,7 +96,7 @@ def crossing_dims(
 
 
 def _size(name: str, values: Sequence[int], sizes: Sequence[Sizes]) -> str | int:
-    """`values`, one for each of `sizes`: a number, a product of dimensions, or such a product more than a dimension."""
+    """The text of a size with `values` at `sizes`: a number, a product of dimensions, or that plus a dimension."""
     if len(set(values)) == 1:
         return values[0]
     if (text := product_of(values, sizes)) is not None:
@@ -104,4 +105,6 @@ def _size(name: str, values: Sequence[int], sizes: Sequence[Sizes]) -> str | int
         rest = [value - s[dim] for value, s in zip(values, sizes, strict=True)]
         if min(rest) > 0 and (text := product_of(rest, sizes)) is not None:
             return f"{dim}+{text}"
-    raise DiffcError(f"a size of {name} is no product of dimensions", fix="take --cache-layout full+reduced")
+    raise DiffcError(
+        f"a size of {name} is not a product of dimensions", fix="take --cache-layout full+reduced"
+    )

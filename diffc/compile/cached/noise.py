@@ -1,8 +1,8 @@
-"""Whether quantization and a cache plan are at odds: rounding noise of what is kept, beside how fast it changes.
+"""Measures whether quantization harms a cache plan: the rounding noise of kept tensors beside their change by step.
 
-A kept tensor is off by how far the backbone has moved on since, and by the rounding noise of the step that made it.
-Noise that every step draws anew partly cancels over the steps; kept noise enters each of them with the same sign.
-Where it is the larger of the two, it is measured whether the blocks left unquantized have less, and said.
+A kept tensor has two errors: the backbone has moved on since it was kept, and it holds the rounding noise of the step
+that made it. Noise that every step draws anew partly cancels over the steps; kept noise enters each step with the same
+sign. Where noise is the larger error, the block is measured again without quantization, and the user reads what helps.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ Call = Mapping[str, Any]
 
 
 class _Enough(Exception):
-    """The calls that are wanted were seen; the rest of the pipeline need not run."""
+    """Stops the pipeline when the wanted calls were seen."""
 
 
 @dataclass(frozen=True)
 class BlockNoise:
     """A block of a plan between two neighbouring steps; all figures relative to the L2 norm of what is kept.
 
-    `change` of the kept tensors without rounding; `noise`, what rounding of activations moves them by; `redrawn`, the
-    part of the noise that is another in the next step (independent noise: all of it); `kept`, `redrawn` when the
-    block itself is not quantized, measured where it matters.
+    `change`: how far the kept tensors move without rounding. `noise`: how far rounding of activations moves them.
+    `redrawn`: the part of the noise that the next step draws anew (of independent noise, all). `kept`: `redrawn` with
+    the block left unquantized, measured where noise is the larger error, else None.
     """
 
     block: str
@@ -58,12 +58,12 @@ class BlockNoise:
 
     @property
     def fights(self) -> bool:
-        """Whether noise that would be drawn anew is larger than the change that caching neglects."""
+        """Whether the noise that would be drawn anew is larger than the change that caching neglects."""
         return self.redrawn > self.change
 
     @property
     def helped(self) -> bool:
-        """Whether leaving the block unquantized takes at least a fifth of the noise away."""
+        """Whether leaving the block unquantized removes at least a fifth of the noise."""
         return self.kept is not None and self.kept < HELPS * self.redrawn
 
     @property
@@ -81,7 +81,7 @@ class CacheNoise:
     blocks: tuple[BlockNoise, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, `keep` the patterns that were measured to help where noise is the larger."""
+        """Plain JSON values; `keep` lists the patterns that were measured to help."""
         patterns = [block.pattern for block in self.blocks if block.helped]
         return {**asdict(self), "blocks": [asdict(b) for b in self.blocks], "keep": patterns}
 
@@ -109,7 +109,7 @@ def measure_noise(
 
 
 def neighbouring_calls(source: ModelSource, run: PipelineRun, steps: int) -> list[Call]:
-    """What the pipeline calls its backbone with in the two steps in the middle of `steps`, in float32 on the CPU."""
+    """The arguments of the backbone in the two middle steps of a run with `steps` steps, in float32 on the CPU."""
     family = source.family
     calls: list[Call] = []
 
@@ -213,7 +213,7 @@ def _noise(exact: Sequence[Kept], rounded: Sequence[Kept], path: str) -> float:
 
 
 def _redrawn(exact: Sequence[Kept], rounded: Sequence[Kept], path: str) -> float:
-    """Half of the variance of the difference of two independent draws is that of one."""
+    """The noise that the steps do not share: a difference of two independent draws has twice the variance of one."""
     first, second = ([q - e for e, q in zip(exact[i][path], rounded[i][path], strict=True)] for i in range(2))
     apart = _norm(b - a for a, b in zip(first, second, strict=True))
     return apart / 2**0.5 / _norm(exact[1][path])
@@ -225,7 +225,7 @@ def _norm(tensors: Iterable[Tensor]) -> float:
 
 
 def describe(found: CacheNoise) -> list[str]:
-    """What a user should read of it: a line for all, and one for every block where noise is the larger."""
+    """The lines for the user: one for all blocks, and one for every block where noise is the larger error."""
     changes, noises = ([getattr(b, name) for b in found.blocks] for name in ("change", "redrawn"))
     lines = [
         f"from step {found.step - 1} to {found.step} of {found.steps} kept tensors change by {_range(changes)},"
@@ -235,7 +235,7 @@ def describe(found: CacheNoise) -> list[str]:
 
 
 def _advice(block: BlockNoise) -> str:
-    """What is wrong with a block, and what helps, as measured."""
+    """The line for a block: what is wrong, and what was measured to help."""
     wrong = (
         f"{block.block} changes by {block.change:.2%} and its rounding noise of {block.redrawn:.2%} is kept"
     )

@@ -1,6 +1,7 @@
 """What a graph costs at given sizes: the shapes of its tensors, and its floating-point operations.
 
-ONNX infers few shapes behind dynamic dimensions. Here these have numbers, and what is computed from them is folded.
+ONNX infers few shapes downstream of dynamic dimensions. Here dimensions get numbers, and what a graph computes from
+them is folded.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 def count_operations(model: onnx.ModelProto, sizes: Mapping[str, int], kept: Dims) -> Counter[str]:
     """Multiplications and additions of the matrix products in a canonical `model`, by kind of node.
 
-    `sizes` are those of the dynamic dimensions, `kept` the dims of the kept tensors among the inputs. Counted are
-    MatMul, Gemm, Conv and Attention, two operations for each product of two numbers, as torch's FlopCounterMode
-    does. Raises DiffcError where a shape is not known.
+    `sizes` are those of the dynamic dimensions, `kept` the dims of the kept tensors among the inputs. MatMul, Gemm,
+    Conv and Attention count, with two operations for each product of two numbers, as in torch's FlopCounterMode. Raises
+    DiffcError where a shape is not known.
     """
     folded = at_sizes(model, sizes, kept)
     shapes = known_shapes(folded)
@@ -40,7 +41,7 @@ def count_operations(model: onnx.ModelProto, sizes: Mapping[str, int], kept: Dim
 
 
 def at_sizes(model: onnx.ModelProto, sizes: Mapping[str, int], kept: Dims) -> onnx.ModelProto:
-    """`model` with numbers for its dynamic dimensions, what is computed from them folded, and types inferred."""
+    """A copy of `model` at `sizes`: dimensions are numbers, what follows from them is folded, types are inferred."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     for value in fixed.graph.input:
@@ -53,7 +54,9 @@ def at_sizes(model: onnx.ModelProto, sizes: Mapping[str, int], kept: Dims) -> on
         value.type.tensor_type.ClearField("shape")
     del fixed.graph.value_info[:]
     for node in fixed.graph.node:
-        if node.op_type == "GroupNormalization":  # ONNX infers no shape behind it; it has that of its input
+        if (
+            node.op_type == "GroupNormalization"
+        ):  # ONNX infers no shape for it; the output has that of the input
             node.op_type = "Identity"
             del node.input[1:], node.attribute[:]
     return infer_types(Pipeline([FoldConstants()]).run(fixed).model)

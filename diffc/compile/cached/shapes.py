@@ -27,8 +27,9 @@ Seen = Mapping[str, Sequence[tuple[int, ...]]]
 
 
 def kept_dims(model: onnx.ModelProto, backbone: FakeBackbone) -> dict[str, tuple[str | int, ...]]:
-    """The sizes of every kept tensor that `model`, the one that runs all, returns. Raises DiffcError for one that is
-    no multiple of a product of dimensions.
+    """The sizes of every kept tensor that `model`, the one that runs all blocks, returns.
+
+    Raises DiffcError for a size that is not a multiple of a product of dimensions.
     """
     source = backbone.source
     spec = source.family
@@ -45,13 +46,13 @@ def kept_dims(model: onnx.ModelProto, backbone: FakeBackbone) -> dict[str, tuple
 
 
 def telling_shapes(multiple: int, batch: int | None = None) -> list[Shape]:
-    """Shapes whose sizes have nothing in common, so that no product is taken for another; all of `batch`, if given."""
+    """Shapes at which no two products of dimensions have equal sizes; all have `batch`, where it is given."""
     rows = ((2, 4, 6, 20), (3, 4, 10, 36), (1, 6, 14, 44))
     return [Shape(batch or n, height * multiple, width * multiple, text) for n, height, width, text in rows]
 
 
 def seen_shapes(backbone: FakeBackbone, shapes: Sequence[Shape]) -> list[dict[str, list[tuple[int, ...]]]]:
-    """For each shape, what every module of the backbone gives: the shapes of the tensors in its output, by path."""
+    """For each shape: the shapes of the tensors in every module's output, by module path."""
     family, config, runs = backbone.source.family, backbone.source.config, []
     with backbone.mode, torch.no_grad():
         for shape in shapes:
@@ -81,7 +82,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _makers(model: onnx.ModelProto) -> dict[str, str]:
-    """For every kept tensor the path of the module that makes it."""
+    """The path of the module that computes each kept tensor."""
     nodes = {name: node for node in model.graph.node for name in node.output}
     kept = (v.name for v in model.graph.output if v.name.startswith("cached_"))
     return {name: nodes[nodes[name].input[0]].name.partition("/")[0] for name in kept}
@@ -90,9 +91,9 @@ def _makers(model: onnx.ModelProto) -> dict[str, str]:
 def _dims_of(
     dims: Sequence[int | str], module: str, seen: Sequence[Seen], sizes: Sequence[Sizes]
 ) -> tuple[str | int, ...]:
-    """The dims with those that the graph forgot, from what `module`, or one around it, gives.
+    """`dims` with the sizes that the graph does not name, taken from the outputs of `module` or of a module around it.
 
-    A size that is a dimension by itself the graph never forgets: such an output is another one.
+    The graph always names a size that is one dimension alone. An output that would need such a size is another tensor.
     """
     parts = module.split(".")
     for length in range(len(parts), -1, -1):
@@ -107,7 +108,7 @@ def _dims_of(
 def _completed(
     dims: Sequence[int | str], shapes: Sequence[tuple[int, ...]], sizes: Sequence[Sizes]
 ) -> tuple[str | int, ...] | None:
-    """`dims` completed by one output's shapes in every run; None where it is not the one."""
+    """`dims` completed from the shapes of one output in every run; None where they are of another tensor."""
     if any(len(shape) != len(dims) for shape in shapes):
         return None
     found: list[str | int] = []

@@ -19,7 +19,7 @@ from passes.cache.split_cache import SplitCache
 def split(
     model: onnx.ModelProto, plan: ResolvedCache, backbone: FakeBackbone, layout: Layout = "full+reduced"
 ) -> CacheBuild:
-    """The models of a plan for a canonical `model`; none where no step uses anything again.
+    """The models of a cache plan, cut out of the canonical `model`; none where no step uses anything again.
 
     Raises PassError where a group of the plan cannot be cut out.
     """
@@ -34,7 +34,7 @@ def split(
 
     reduced = [cut(sorted(reuse)) for reuse in sets]
     wanted = {v.name for m in reduced for v in m.graph.input if v.name.startswith("cached_")}
-    models = [cut((), sorted(wanted)), *(_returning(m, wanted) for m in reduced)]
+    models = [cut((), sorted(wanted)), *(_without_unread(m, wanted) for m in reduced)]
     dims = kept_dims(models[0], backbone)
     for item in models:
         name_dims(item, dims)
@@ -43,8 +43,8 @@ def split(
     return CacheBuild(plan, tuple(map(Variant, keys, suffixes, models)), dims, whole=models[0])
 
 
-def _returning(model: onnx.ModelProto, wanted: set[str]) -> onnx.ModelProto:
-    """Without the kept outputs that no variant takes. The nodes behind them stay: other blocks need them."""
+def _without_unread(model: onnx.ModelProto, wanted: set[str]) -> onnx.ModelProto:
+    """Remove the kept outputs that no variant reads, in place. What computes them stays: other blocks read it."""
     unread = {v.name for v in model.graph.output if v.name.startswith("cached_")} - wanted
     for values in (model.graph.output, model.graph.node):
         for item in [i for i in values if i.name in unread]:

@@ -1,4 +1,4 @@
-"""A compiled cached run against the torch cached run of the same plan: two steps, the second uses the first."""
+"""Compare a compiled cached run with torch's under the same plan: two steps, of which the second uses the first."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ _EARLIER = 1.25
 
 
 class TwoSteps(nn.Module):
-    """A backbone that is given the second of two steps, makes up the first, and uses the groups `reuse` of it."""
+    """A torch backbone that runs two steps: a first one that it makes up, and the one that it is given.
+
+    The second step uses what the groups `reuse` kept in the first.
+    """
 
     def __init__(self, backbone: nn.Module, plan: ResolvedCache, reuse: Sequence[int]):
         super().__init__()
@@ -52,7 +55,7 @@ class TwoSteps(nn.Module):
 
 
 class TwoStepSession:
-    """The same with compiled models: the one that runs all, then the one that uses what it kept."""
+    """The two steps in compiled models: one that runs all blocks, then one that uses what the first kept."""
 
     def __init__(self, full: onnx.ModelProto, reduced: onnx.ModelProto, opened: Sequence[OrtSession]):
         self._models, self._sessions = (full, reduced), opened
@@ -65,7 +68,7 @@ class TwoStepSession:
 
 
 class TwoStepChain:
-    """The same with a chain of segments, of which the second step leaves out those of the groups `reuse`."""
+    """The two steps in a chain of segments; the second step leaves out those of the groups `reuse`."""
 
     def __init__(
         self,
@@ -84,7 +87,9 @@ class TwoStepChain:
         self._step(first_step(given), held, frozenset())
         flow = self._step(given, held, self._reuse)
         assert self._build.whole is not None
-        name = self._build.whole.graph.output[0].name  # a backbone has one; what crosses comes behind it
+        name = self._build.whole.graph.output[
+            0
+        ].name  # the backbone's only one; tensors that cross come after it
         return {name: flow[name]}
 
     def _step(
@@ -99,7 +104,7 @@ class TwoStepChain:
 
 
 def first_step(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Other latents at an earlier time, the rest as given; exact in every type."""
+    """The inputs of an earlier step: other latents (negated and mirrored, exact in every type), a larger time."""
     earlier = dict(given)
     name = "sample" if "sample" in given else "hidden_states"
     latents = given[name]
@@ -110,7 +115,7 @@ def first_step(given: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Case:
-    """An arithmetic, and in it the model without a plan and those that run the two steps."""
+    """An arithmetic, its limit, and the models in it: the one without a plan, and those that run the two steps."""
 
     arithmetic: str
     models: tuple[onnx.ModelProto, ...]
@@ -119,7 +124,7 @@ class _Case:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What runs the two steps: the files of a pair, or of a chain, and what the reports call them."""
+    """The files that run the two steps, a pair or a chain, and what reports call them."""
 
     name: str
     reuse: frozenset[int]
@@ -158,7 +163,7 @@ def _validate(
 
 
 def _subjects(build: CacheBuild) -> Iterator[_Subject]:
-    """The pairs or chains of files that targets take, each once."""
+    """The pairs or chains of files that targets run; each once, though targets share them."""
     seen = set()
     for target in build.variants[0].files:
         for number, reuse in enumerate(build.plan.reuse_sets(), 1):
@@ -169,14 +174,14 @@ def _subjects(build: CacheBuild) -> Iterator[_Subject]:
                 reduced = next(v for v in build.variants[1:] if frozenset(v.reuse) == reuse)
                 files = (build.variants[0].files[target], reduced.files[target])
                 name = files[1]
-            if (files, reuse) not in seen:  # another target's, and the same
+            if (files, reuse) not in seen:
                 seen.add((files, reuse))
                 yield _Subject(name, reuse, files)
 
 
 def _cases(models: tuple[onnx.ModelProto, ...], reference: TorchReference, format: str) -> list[_Case]:
-    twins = tuple(float32_copy(m) if reference.dtype != "float32" else m for m in models)
-    cases = [_Case("float32", twins, tolerance_of(format, "float32"))]
+    copies = tuple(float32_copy(m) if reference.dtype != "float32" else m for m in models)
+    cases = [_Case("float32", copies, tolerance_of(format, "float32"))]
     if reference.quantized:
         cases.insert(0, _Case(UNROUNDED, tuple(map(unrounded_copy, models)), UNROUNDED_REL_L2))
     if reference.dtype == "float16" and all(runs_on_cpu(m) for m in models):

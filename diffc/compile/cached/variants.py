@@ -1,6 +1,7 @@
-"""The models of a cached artifact: one that runs all and returns what is kept, one for each set that is used again.
+"""The models of a cached artifact, checked against each other.
 
-Or, in the layout `segments`, a chain (`diffc.cache.chain`).
+Layout `full+reduced`: a model that runs all blocks and returns what is kept, and one for each set of groups that is
+used again. Layout `segments`: a chain (`diffc.cache.chain`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from passes.cache.regions import Group
 
 @dataclass(frozen=True)
 class Variant:
-    """The model for steps that use the groups `reuse` again. `suffix` sets its files apart.
+    """One model of a cached artifact; the names of its files end in `suffix`.
 
-    Or a segment, which steps that use `group` again leave out (None: no step does). `legalized` is what targets
-    take, by file name, and `files` which of them each target does.
+    Layout `full+reduced`: the model for steps that use the groups `reuse` again. Layout `segments`: a segment, which
+    steps that use `group` again leave out (None: no step leaves it out). `legalized` holds the graphs that targets
+    take, by file name, and `files` the file name of each target.
     """
 
     reuse: tuple[int, ...]
@@ -44,10 +46,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class CacheBuild:
-    """A plan, its models (none where nothing is kept) and the sizes of kept and crossing tensors.
+    """The models of a plan (none where nothing is kept), and `dims`, the sizes of tensors that models hand over.
 
-    Of `full+reduced` the model that runs all comes first; `segments` are in the order in which they run. `whole` runs
-    all and returns everything that goes from one model to another.
+    In `full+reduced` the model that runs all blocks comes first; `segments` are in the order in which they run. `whole`
+    runs all blocks and returns everything that one model hands to another.
     """
 
     plan: ResolvedCache
@@ -58,7 +60,7 @@ class CacheBuild:
     whole: onnx.ModelProto | None = None
 
     def manifest(self) -> dict[str, Any]:
-        """What manifest.json says of it: enough to run the schedule."""
+        """The entry of manifest.json: enough to run the schedule."""
         chain = self.layout == "segments"
         models = [
             ({"group": v.group} if chain else {"reuse": list(v.reuse)})
@@ -81,7 +83,7 @@ def group_texts(plan: ResolvedCache) -> tuple[str, ...]:
 
 
 def name_dims(model: onnx.ModelProto, dims: Dims) -> None:
-    """Give the kept tensors of a graph their sizes; those that are computed get names of their own."""
+    """Write the sizes of kept tensors into a graph; a size that is computed gets a name of its own."""
     for value in (*model.graph.input, *model.graph.output):
         for axis, size in enumerate(dims.get(value.name, ())):
             dim = value.type.tensor_type.shape.dim[axis]
@@ -92,11 +94,11 @@ def name_dims(model: onnx.ModelProto, dims: Dims) -> None:
 
 
 def check_variants(build: CacheBuild, arrays: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`arrays`, inputs of the model that runs all, and with them what it returns for them beside its output.
+    """`arrays`, inputs of the model that runs all blocks, each with what that model returns for them.
 
-    A model that uses what was kept in the very same step, or a segment that is given what crosses, must give what the
-    run of all gives, and tensors between models must have the sizes that are noted of them; raises PassCheckError
-    otherwise. Activations are not rounded.
+    Raises PassCheckError unless every other model, given values that were kept in the very same step, gives what the
+    model that runs all blocks gives, and unless tensors between models have the sizes in `dims`. Activations are not
+    rounded.
     """
     assert build.whole is not None
     full = unrounded_copy(build.whole)
@@ -108,10 +110,10 @@ def check_variants(build: CacheBuild, arrays: Sequence[Mapping[str, Any]]) -> li
     for variant in build.variants:
         if variant.model is build.whole:
             continue
-        twin = unrounded_copy(variant.model)
-        with cpu_session(twin) as session:
+        copy = unrounded_copy(variant.model)
+        with cpu_session(copy) as session:
             for values, expected in zip(inputs, results, strict=True):
-                found = session.run(feed(twin, values))
+                found = session.run(feed(copy, values))
                 for row in compare({name: expected[name] for name in found}, found, PASS_REL_L2):
                     if not row.passed:
                         raise PassCheckError(f"split-cache, model{variant.suffix}: {row.name!r} {row.reason}")

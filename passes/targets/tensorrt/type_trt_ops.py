@@ -13,6 +13,7 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from passes.base import Pass, PassError, PassResult, Refusal, register, walk
 from passes.graph.inference import shell, walk_protos
+from passes.graph.match import STANDARD
 from passes.graph.to_onnx import export_model
 from passes.graph.trt_ops import TRT_OPS, Output, is_trt, trt_op
 from passes.weights.recipe import dtype_of
@@ -34,9 +35,9 @@ class TypeTrtOps(Pass):
     For this, a copy in which standard operators of the same types and shapes stand in goes through ONNX's inference
     once, so the cost is linear. Subgraphs too.
 
-    Not for a tensor whose type ONNX cannot know (operators of other domains, those behind them, and those behind
-    inputs that contradict each other: match-types fixes these): refused, by node. Raises PassError where an axis
-    is not whole blocks.
+    Declines, by node, when: ONNX cannot know a type (operators of other domains, what follows from them, and what
+    follows from inputs that contradict each other, which match-types fixes). Raises PassError where an axis is not
+    whole blocks.
     """
 
     name: ClassVar[str] = "type-trt-ops"
@@ -117,7 +118,7 @@ def _forget_types(body: GraphProto) -> None:
         maker = makers.get(value.name)
         if maker is None or not value.type.HasField("tensor_type"):
             continue
-        if maker.domain in ("", "ai.onnx") or _is_trt(maker):
+        if maker.domain in STANDARD or _is_trt(maker):
             value.type.tensor_type.elem_type = onnx.TensorProto.UNDEFINED
     for value in body.value_info:
         if value.name in makers and _is_trt(makers[value.name]):

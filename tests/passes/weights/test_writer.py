@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from passes.base import PassError
 from passes.storage import save, save_all
 from passes.weights import journal as journal_module
-from passes.weights import writer
+from passes.weights import layout, writer
 from passes.weights.evaluate import Task, tasks
 from passes.weights.journal import Journal
 from passes.weights.recipe import Recipe, Source
@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_not_taken(
     elif damage == "recipe":
         recipes["plain0"] = recipes["plain0"].transpose((1, 0))
     elif damage == "code":
-        monkeypatch.setattr(writer, "code_version", lambda: "another")
+        monkeypatch.setattr(layout, "code_version", lambda: "another")
     (tmp_path / "fresh").mkdir()
     save(model(recipes), tmp_path / "fresh" / "m.onnx")
     counted.clear()

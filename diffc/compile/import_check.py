@@ -1,0 +1,143 @@
+"""The check of a graph from elsewhere: every pass in numbers, as far as ONNX Runtime's CPU provider runs it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+
+from diffc.artifact.describe import NOT_COMPARED
+from diffc.validate.compare import compare
+from diffc.validate.float32 import cpu_session, feed, float32_copy, unrounded_copy
+from diffc.validate.passes import NUMERIC_LIMIT, check_quantized_weights
+from diffc.validate.tolerances import PASS_REL_L2
+from diffc.validate.trial_inputs import Sizes, TrialInputs
+from passes import Pass, PassCheckError, Pipeline
+from passes.graph.check import check_structure
+from passes.graph.types import FLOATS
+from passes.importing.rewrite_opset import RewriteOpset
+from passes.storage import weight_bytes
+
+_RAISE = Pipeline([RewriteOpset()])
+"""The functions that stand for TensorRT's operators in ONNX Runtime need opset 21."""
+_NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\((\d+)\)")
+Outputs = dict[str, npt.NDArray[Any]]
+
+
+@dataclass
+class ImportCheck:
+    """The runner's check of a graph that another tool wrote, also while it is still becoming valid.
+
+    Exports often are no valid ONNX: `strict` says from which pass on the graph must be. Outputs are compared
+    across every pass that starts from a graph which ONNX Runtime can run and which says what it means (see
+    `marks`); the line says so where it does not, and why. Weights over `NUMERIC_LIMIT` are not run.
+
+    `given` are sizes of the dynamic dimensions that the user named. A graph that runs nowhere is never refused.
+    """
+
+    given: Sequence[Sizes] = ()
+    numbers: bool = True
+    strict: bool = False
+    seed: int = 0
+    _trial: TrialInputs | None = None
+    _cache: list[tuple[onnx.ModelProto, bool, list[Outputs] | str]] = field(default_factory=list)
+
+    def __call__(self, before: onnx.ModelProto | None, after: onnx.ModelProto, step: Pass | None) -> str:
+        """One line on what was checked. Raises PassCheckError."""
+        self._trial = self._trial or TrialInputs(after, self.given, self.seed)
+        line = self._structure(before, after, step)
+        if not self.numbers or before is None or step is None:
+            return line
+        if max(weight_bytes(before), weight_bytes(after)) > NUMERIC_LIMIT:
+            return f"{line}; {NOT_COMPARED} (weights over {NUMERIC_LIMIT >> 20} MiB)"
+        if self.strict and (count := check_quantized_weights(before, after)):
+            line += f"; {count} quantized weights within half a step"
+        return f"{line}; {self._compare(before, after, step)}"
+
+    def _structure(self, before: onnx.ModelProto | None, after: onnx.ModelProto, step: Pass | None) -> str:
+        try:
+            return check_structure(before, after, step)
+        except PassCheckError:
+            if self.strict:
+                raise
+            return "not valid yet"
+
+    def _compare(self, before: onnx.ModelProto, after: onnx.ModelProto, step: Pass) -> str:
+        rounded = any(node.op_type in _ALWAYS_ROUNDED for node in before.graph.node)
+        old = self._outputs(before, rounded)
+        if isinstance(old, str):
+            return f"{NOT_COMPARED}: before it, {old}"
+        new = self._outputs(after, rounded)
+        if isinstance(new, str):
+            raise PassCheckError(f"pass {step.name!r}: ONNX Runtime ran the graph before it; after it, {new}")
+        limit = step.tolerance + PASS_REL_L2
+        rows = [row for a, b in zip(old, new, strict=True) for row in compare(a, b, limit)]
+        for row in (row for row in rows if not row.passed):
+            raise PassCheckError(f"pass {step.name!r} changed output {row.name!r}: {row.reason}")
+        return f"outputs within {max(row.rel_l2 or 0.0 for row in rows):.1e} (limit {limit:.1e})"
+
+    def _outputs(self, model: onnx.ModelProto, rounded: bool) -> list[Outputs] | str:
+        """Outputs of the float32 copy for all inputs, unrounded unless `rounded`; or why there are none."""
+        for known, how, outputs in self._cache:
+            if known is model and how == rounded:
+                return outputs
+        found = marks(model)
+        made: list[Outputs] | str
+        if found:
+            made = f"{len(found)} nodes only marked what should be quantized, such as {found[0]!r}"
+        else:
+            made = self._run(model, rounded)
+        self._cache = [*self._cache[-1:], (model, rounded, made)]
+        return made
+
+    def _run(self, model: onnx.ModelProto, rounded: bool) -> list[Outputs] | str:
+        assert self._trial is not None
+        try:
+            raised = _RAISE.run(model, check=lambda before, after, step: "").model
+            copy = float32_copy(raised) if rounded else unrounded_copy(raised)
+            with cpu_session(copy) as session:
+                return self._trial.run(lambda values: session.run(feed(copy, values)))
+        except Exception as error:  # ONNX Runtime's are of many classes; the caller decides what it means
+            return _reason(error, model)
+
+
+def _reason(error: Exception, model: onnx.ModelProto) -> str:
+    """Why a graph did not run, in one line."""
+    missing = _NO_KERNEL.search(str(error))
+    if missing is not None:
+        domain = next((n.domain for n in model.graph.node if n.op_type == missing[1]), "")
+        name = f"{domain}::{missing[1]}" if domain else f"{missing[1]} of opset {missing[2]}"
+        return f"it did not run (ONNX Runtime's CPU provider has no kernel for {name})"
+    lines = str(error).splitlines() or [type(error).__name__]
+    return f"it did not run ({lines[0].strip()[:240]})"
+
+
+def marks(model: onnx.ModelProto) -> list[str]:
+    """Names of nodes that stand for a quantizer which the exporter should have put there.
+
+    They are dequantizers of what was never quantized: a float weight (INT4), or any float tensor (MXFP8).
+    """
+    quantized = {t.name for t in model.graph.initializer if t.data_type not in FLOATS}
+    quantized |= {name for n in model.graph.node if n.op_type.endswith(_QUANTIZERS) for name in n.output}
+    moved = {name: n.input[0] for n in model.graph.node if n.op_type in _MOVES for name in n.output}
+
+    def source(name: str) -> str:
+        while name in moved:
+            name = moved[name]
+        return name
+
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type.endswith("DequantizeLinear") and source(node.input[0]) not in quantized
+    ]
+
+
+# Quantizers that drop-rounding does not know: graphs that have them are compared with all their roundings.
+_ALWAYS_ROUNDED = ("TRT_FP8QuantizeLinear", "TRT_INT4QuantizeLinear", "TRT_FP4QDQ")
+_QUANTIZERS = ("QuantizeLinear", "DynamicQuantize", "Constant")
+_MOVES = frozenset({"Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})

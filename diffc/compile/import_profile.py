@@ -1,0 +1,52 @@
+"""`--profile` of an ONNX file: sizes of its dynamic dimensions by name, and what an engine is built for."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+import onnx
+
+from diffc.backends.profile import Profile
+from diffc.backends.target import Target
+from diffc.errors import DiffcError
+from diffc.models.profiles import parse_sizes
+from diffc.validate.trial_inputs import dynamic_names, followers, named_dimensions
+
+Ranges = Mapping[str, tuple[int, int, int]]
+"""Smallest, usual and largest size by dimension."""
+
+
+def given_sizes(model: onnx.ModelProto, text: str) -> dict[str, tuple[int, int, int]]:
+    """The ranges that `--profile` gives, in the file's own names; a dimension that follows the batch takes its range.
+
+    Raises DiffcError for a dimension that the file does not have.
+    """
+    sizes = parse_sizes(text, dynamic_names(model))
+    follows = {name: batch for name, batch in followers(model).items() if name not in sizes}
+    return sizes | {name: sizes[batch] for name, batch in follows.items() if batch in sizes}
+
+
+def trial_sizes(ranges: Ranges) -> list[dict[str, int]]:
+    """The smallest and the usual sizes of a profile, at which a graph is tried first."""
+    return [{name: sizes[index] for name, sizes in ranges.items()} for index in (0, 1)] if ranges else []
+
+
+def profile_of(model: onnx.ModelProto, text: str, targets: Sequence[Target]) -> tuple[Profile, ...]:
+    """The engine's shapes from `--profile dim=min:opt:max,...`, by the names of the file's dynamic dimensions.
+
+    Empty when no dimension is dynamic or no target builds an engine. Raises DiffcError that lists what is
+    missing or unknown; a dimension that follows the batch need not be given.
+    """
+    known, sizes = dynamic_names(model), given_sizes(model, text)
+    if not known or not any(target.is_engine for target in targets):
+        return ()
+    asked = [name for name in known if name not in followers(model)]
+    if missing := [name for name in asked if name not in sizes]:
+        raise DiffcError(
+            f"the file has dynamic dimensions without a range: {', '.join(missing)}",
+            fix=f"give --profile {shlex.quote(','.join(f'{name}=min:opt:max' for name in missing))}",
+        )
+
+    bounds = [{name: size[index] for name, size in sizes.items()} for index in range(3)]
+    return (Profile.of_dims(named_dimensions(model), *bounds),)
