@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from diffc.cli.main import run
 from diffc.models.embedded.catalogue import EMBEDDED, materialize
 from diffc.quantize.formats import FORMATS
 from tests.cli_helpers import RTX, Capture, compile_arguments, refusal
@@ -194,3 +195,17 @@ def test_an_output_that_exists_is_kept(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "file").write_text("x")
     arguments = ["compile", "tiny-sd3", "-o", str(tmp_path / "file" / "out")]
     assert "cannot write" in refusal(arguments, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("model", ["tiny-sd3", "model.onnx"])
+def test_a_dry_run_checks_says_what_would_be_made_and_writes_nothing(
+    model: str, tmp_path: Path, capsys: Capture
+) -> None:
+    assert run(compile_arguments(tmp_path, "--dry-run", model=model)) == 0
+    printed = capsys.readouterr().out
+    assert "Would compile" in printed
+    assert "Nothing was written" in printed
+    assert list(tmp_path.iterdir()) == []
+    refusal(
+        compile_arguments(tmp_path, "--dry-run", "--target", "none", model=model), tmp_path, capsys, code=2
+    )
