@@ -57,7 +57,7 @@ class Pass:
     `name` is verb-first kebab-case and equals the file name. `tolerance` is the relative L2 error that the
     rewrite may cause in a model output, 0.0 when it only moves or folds (then outputs agree to rounding).
     `changes_types`: graph inputs and outputs may get other element types. `changes_interface`: the pass adds
-    outputs behind those there are, adds inputs, and may drop inputs.
+    outputs after those there are, adds inputs, and may drop inputs.
     """
 
     name: ClassVar[str] = ""

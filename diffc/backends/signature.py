@@ -1,4 +1,4 @@
-"""What a compiled graph takes and gives, and whether tensors fit: names, types, sizes and ranges, before it runs."""
+"""The inputs and outputs of a compiled graph, and the check that tensors fit them before it runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs and outputs in graph order, the limits of the dynamic dimensions, and the profiles to stay within.
+    """Inputs and outputs in graph order, the limits of the dynamic dimensions, and the profiles that shapes must fit.
 
     `profiles` is empty where the runtime takes every size (ONNX Runtime's own providers).
     """
@@ -51,7 +51,7 @@ class Signature:
         limits: Sequence[DimSpec] = (),
         profiles: Sequence[Profile] = (),
     ) -> Signature:
-        """The signature that a manifest.json tells of. Raises DiffcError for a type that torch lacks."""
+        """The signature in a manifest.json. Raises DiffcError for a type that torch lacks."""
         return cls(
             tuple(_value(entry) for entry in manifest["inputs"]),
             tuple(_value(entry) for entry in manifest["outputs"]),
@@ -98,7 +98,7 @@ def pick_profile(profiles: Sequence[Profile], shapes: Mapping[str, tuple[int, ..
 
 
 def _outside(profile: Profile, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The first input that `profile` does not hold."""
+    """The first input whose shape is outside of `profile`; None where all are inside."""
     for name, sizes in profile.inputs.items():
         rows = zip(sizes.min, shapes[name], sizes.max, strict=True)
         if not all(low <= size <= high for low, size, high in rows):

@@ -1,7 +1,7 @@
-"""Tells generations apart: which denoising step a call of the backbone is, and what it may use again.
+"""Tells generations apart: which denoising step a call of the backbone is, and which kept values it may use.
 
-A backbone is called step by step and never told where a generation begins. It begins anew when time does not
-go down, or when prompt or shape are others than in the call before; then nothing kept is used.
+A pipeline calls the backbone step by step and never says where a generation begins. A new one begins when time does
+not go down, or when prompt or shape differ from those of the call before. It uses nothing that was kept earlier.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass
 class Generation:
-    """One run of the denoising loop, or of one branch of guidance in it: its kept values and where it is."""
+    """One run of the denoising loop, or of one branch of guidance in it: its kept values and its current step."""
 
     time: float
     shapes: tuple[tuple[int, ...], ...]
@@ -28,7 +28,7 @@ class Generation:
 
 @dataclass
 class _Thread(threading.local):
-    """What a thread has under way: threads never see each other's generations, and take theirs along when they end."""
+    """The generations of one thread. Threads never see each other's; those of a thread end with it."""
 
     count: int | None
     branch: str = ""
@@ -39,7 +39,7 @@ class _Thread(threading.local):
 class Generations:
     """The generations of one backbone, a set for each thread and in it one for each branch of guidance.
 
-    A generation has `count` steps where `reset` tells nothing else; None: nobody knows.
+    A generation has `count` steps unless `reset` gives another number; None: the number is not known.
     """
 
     def __init__(self, count: int | None = None) -> None:
@@ -48,7 +48,7 @@ class Generations:
 
     @property
     def count(self) -> int | None:
-        """The number of denoising steps of this thread's generation, None where nobody told."""
+        """The number of denoising steps of this thread's generation, None where it is not known."""
         return self._thread.count
 
     def advance(
@@ -75,12 +75,12 @@ class Generations:
         return new
 
     def reset(self, count: int | None = None) -> None:
-        """Forget what this thread has kept; it goes on with step 0 of a generation of `count` steps."""
+        """Forget what this thread has kept. Its next call is step 0 of a generation of `count` steps."""
         self._thread.count = count if count is not None else self._thread.count
         self._thread.generations.clear()
 
     def forget(self) -> None:
-        """Forget what all threads have kept, each with its next call."""
+        """Forget what all threads have kept; each thread does so at its next call."""
         self._epoch += 1
         self._thread.generations.clear()
 

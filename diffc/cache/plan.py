@@ -1,4 +1,4 @@
-"""A cache plan as data: which blocks are used again, in which steps, and what of them is kept.
+"""A cache plan as data: the outputs of which blocks are used again, in which steps, and what is kept of them.
 
 JSON and YAML hold the same mapping:
 
@@ -26,9 +26,10 @@ Blocks = tuple[str, ...] | Callable[[str], bool]
 class Steps:
     """In which steps of a generation, counted from 0, a block's kept value is used again.
 
-    Steps from `start` to before `stop` (None: the last), and of those all but every `every`-th (0: all). `listed`
-    steps instead, or `by_count`, the steps for a number of steps. Negative `start`, `stop` and `listed` count from
-    the end; a fraction between 0 and 1 is a share of the steps. Step 0 never uses anything again.
+    The steps from `start` to before `stop` (None: to the end), except every `every`-th of them (0: no exception).
+    `listed` gives the steps one by one instead; `by_count` gives them for each number of steps. Negative `start`,
+    `stop` and `listed` count from the end; a fraction between 0 and 1 is a share of the steps. Step 0 never uses a kept
+    value.
     """
 
     every: int = 0
@@ -53,8 +54,9 @@ class Steps:
         return self.by_count is not None or any(end < 0 or end != int(end) for end in ends)
 
     def reuses(self, step: int, count: int | None) -> bool:
-        """Whether `step` of a generation of `count` steps uses the kept value. Raises DiffcError without a count
-        that it needs.
+        """Whether `step` of a generation of `count` steps uses the kept value.
+
+        Raises DiffcError when `count` is None and the choice depends on it.
         """
         if step == 0:
             return False
@@ -86,8 +88,10 @@ def _absolute(step: float, count: int | None) -> int:
 
 @dataclass(frozen=True)
 class Entry:
-    """Blocks that share a decision. `keep`: a block's output, its output minus its input ("residual"), or, with
-    "auto", the residual wherever a block has inputs and outputs of one shape.
+    """Blocks that share a decision.
+
+    `keep`: a block's "output", its output minus its input ("residual"), or "auto": the residual of blocks that add to
+    their input (`diffc.cache.streams`), the output of others.
     """
 
     blocks: Blocks

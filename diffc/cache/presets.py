@@ -17,7 +17,7 @@ Arguments = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Preset:
-    """A plan that fits itself to a backbone. `defaults` are its arguments."""
+    """A plan that `make` builds for a backbone from arguments, of which `defaults` are the usual values."""
 
     summary: str
     defaults: Arguments
@@ -25,7 +25,7 @@ class Preset:
 
 
 def _deepcache(backbone: nn.Module, given: Arguments) -> tuple[Entry, ...]:
-    """DeepCache (arXiv:2312.00858): skip connections stay fresh in the outer levels, all below is kept."""
+    """DeepCache (arXiv:2312.00858): the outer levels of a UNet run in every step, all levels below are kept."""
     levels, every = int(given["levels"]), Steps(every=int(given["every"]))
     last = len([name for name in block_names(backbone) if name.startswith("up_blocks.")]) - 1
     if not 1 <= levels <= last:
@@ -47,7 +47,7 @@ def _blocks(backbone: nn.Module, given: Arguments) -> tuple[Entry, ...]:
 
 
 def _tgate(backbone: nn.Module, given: Arguments) -> tuple[Entry, ...]:
-    """T-Gate (arXiv:2404.02747): cross attention is settled after some steps, and kept from there on."""
+    """T-Gate (arXiv:2404.02747): cross attention changes little after some steps, and is kept from there on."""
     found = [path for path, m in backbone.named_modules() if type(m).__name__ == "BasicTransformerBlock"]
     names = tuple(f"{path}.attn2" for path in found if backbone.get_submodule(path).attn2 is not None)
     if not names:

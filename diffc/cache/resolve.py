@@ -1,4 +1,4 @@
-"""A plan on a backbone: every pattern and predicate becomes a list of blocks, grouped by what decides of them."""
+"""Resolves a plan on a backbone: patterns and predicates become lists of blocks, one group for each decision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffc.cache.streams import streams_of
 from diffc.errors import DiffcError
 
 _LONGEST = 150
-"""Numbers of steps that compiled models are made for; a longer generation takes the nearest set that exists."""
+"""The most steps that compiled models are made for; a longer generation takes the nearest set that exists."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Group:
 
 @dataclass(frozen=True)
 class ResolvedCache:
-    """The groups of a plan on one backbone. `notes` says what a user should know of how it was read."""
+    """The groups of a plan on one backbone. `notes` tell the user how ambiguous parts were read."""
 
     name: str
     groups: tuple[Group, ...]
@@ -77,7 +77,7 @@ class ResolvedCache:
 
 
 def resolve(plan: CachePlan, backbone: nn.Module) -> ResolvedCache:
-    """The plan on `backbone` (whose tensors may be fake). Later entries override earlier ones, which notes say.
+    """The plan on `backbone` (whose tensors may be fake). Later entries override earlier ones, and notes say so.
 
     Raises DiffcError for a pattern that matches no module, for a block inside another, and for a residual of a
     block that has none.
@@ -137,7 +137,7 @@ def _runs(numbers: Sequence[str]) -> list[list[str]]:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether a module path is of a pattern: `*`, `?` and `[...]` within a part between dots, `2-7` for numbers,
+    """Whether a module path matches a pattern: `*`, `?` and `[...]` within a part between dots, `2-7` for numbers,
     `**` for any parts.
     """
     return _match(pattern.split("."), path.split("."))

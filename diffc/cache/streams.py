@@ -1,4 +1,4 @@
-"""Which blocks add to what they are given: for them the sum can be kept, and the input stay fresh."""
+"""Which blocks add something to their input: of these, what they add can be kept while the input stays fresh."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ STREAMS: Mapping[str, tuple[str, ...]] = {
 
 
 def streams_of(module: nn.Module) -> tuple[str, ...] | None:
-    """The arguments that the outputs of a block add to, in the order of its outputs; None where they do not."""
+    """The argument that each output of a block adds to, in the order of outputs; None for a block that adds to none."""
     return STREAMS.get(type(module).__name__)
 
 
 def kept_tensors(
     block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any, *, residual: bool
 ) -> list[Tensor]:
-    """What a plan keeps of one call of `block`: the tensors of its output, with `residual` less its input."""
+    """What a plan keeps of one call of `block`: the tensors of its output, minus those of its input with `residual`."""
     values = output if isinstance(output, tuple) else (output,)
     if residual and (streams := streams_of(block)) is not None:
         given = inspect.signature(block.forward).bind(*args, **kwargs).arguments

@@ -1,4 +1,4 @@
-"""A cache plan on a torch backbone, so that it can be tried before anything is compiled."""
+"""Runs a cache plan on a torch backbone, so that a plan can be tried before anything is compiled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Step = tuple[Generation, frozenset[int]]
 
 @dataclass
 class AppliedCache:
-    """A plan at work on a backbone. `remove` (or the end of its `with` block) makes the backbone what it was.
+    """A plan that runs on a backbone. `remove`, or the end of its `with` block, restores the backbone.
 
     `generations.reset(count)` starts a generation anew, where no pipeline does it.
     """
@@ -36,7 +36,7 @@ class AppliedCache:
     _undo: ExitStack
 
     def remove(self) -> None:
-        """Take the plan off. Harmless a second time."""
+        """Restore the backbone; a second call does nothing."""
         self._undo.close()
 
     def __enter__(self) -> AppliedCache:
@@ -88,7 +88,7 @@ def backbone_of(target: Any) -> nn.Module:
 
 
 def _set(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
-    """Give the object an attribute that hides its class's, until `undo`."""
+    """Give `owner` an attribute of its own that hides the class's, until `undo` runs."""
     before = vars(owner).get(name, owner)
     object.__setattr__(owner, name, value)
     undo.callback(_restore, owner, name, before)
@@ -104,7 +104,7 @@ def _restore(owner: Any, name: str, before: Any) -> None:
 def _counting(
     backbone: nn.Module, plan: ResolvedCache, generations: Generations, current: ContextVar[Step | None]
 ) -> Callable[..., Any]:
-    """The backbone's forward, which finds out what step it is before the blocks run."""
+    """A forward of the backbone that finds the current step before the blocks run."""
     forward, signature = backbone.forward, inspect.signature(backbone.forward)
 
     @functools.wraps(forward)
@@ -123,7 +123,7 @@ def _counting(
 def _keeping(
     block: nn.Module, path: str, number: int, group: Group, current: ContextVar[Step | None]
 ) -> Callable[..., Any]:
-    """The block's forward, which gives what was kept where the plan says so."""
+    """A forward of the block that returns the kept value where the plan says so, and keeps it elsewhere."""
     forward, signature = block.forward, inspect.signature(block.forward)
     streams = streams_of(block) if group.keep == "residual" else None
 
@@ -144,7 +144,7 @@ def _keeping(
 
 
 def _add(values: Any, given: list[Tensor], sign: int) -> Any:
-    """`values` plus or minus the inputs of their streams; None (a stream that ends) stays."""
+    """`values` plus or minus the inputs that they add to; a value of None (a stream that ends) stays."""
     if isinstance(values, Tensor):
         return values + given[0] if sign > 0 else values - given[0]
     pairs = zip(values, given, strict=True)
@@ -152,7 +152,7 @@ def _add(values: Any, given: list[Tensor], sign: int) -> Any:
 
 
 def _telling(scheduler: Any, generations: Generations) -> Callable[..., Any]:
-    """The scheduler's set_timesteps, which every pipeline calls before its loop: a generation begins."""
+    """The scheduler's set_timesteps, which also starts a generation: every pipeline calls it before its loop."""
     original = scheduler.set_timesteps
 
     @functools.wraps(original)  # pipelines look at its parameters

@@ -289,7 +289,7 @@ def compile_command(
     """Compile a backbone into a validated ONNX model and engines."""
     from diffc.backends.sm import parse_sm
     from diffc.backends.target import EngineOptions
-    from diffc.cli.tables import compiled, planned
+    from diffc.cli.tables import compiled, planned, planned_from_file
     from diffc.compile.plan import check
     from diffc.compile.request import CompileRequest, parse_component_dtype, read_prompts
     from diffc.quantize.options import QuantOptions
@@ -329,6 +329,11 @@ def compile_command(
         force=force,
         dump=dump,
     )
+    if dry_run and model.endswith(".onnx"):
+        from diffc.compile.onnx_model import check_request
+
+        planned_from_file(request, check_request(request), terminal)
+        return
     if dry_run:
         planned(check(request), terminal)
         return

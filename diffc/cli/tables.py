@@ -15,9 +15,11 @@ from diffc.terminal_text import cell, styled
 
 if TYPE_CHECKING:
     from diffc.artifact.folder import Artifact
+    from diffc.backends.target import Target
     from diffc.cli.terminal import Terminal
     from diffc.commands.generate import GenerateRequest, Painted
     from diffc.compile.plan import Plan
+    from diffc.compile.request import CompileRequest
     from diffc.compile.spine import CompileResult
     from diffc.models.sources.locate import ModelSource
     from diffc.validate.modules import ModuleReport
@@ -58,6 +60,15 @@ def compiled(result: CompileResult, seconds: float, terminal: Terminal) -> None:
     terminal.result(
         {"folder": str(folder), "seconds": seconds, "peak_memory": peak, "manifest": dict(manifest)}
     )
+
+
+def planned_from_file(request: CompileRequest, targets: Sequence[Target], terminal: Terminal) -> None:
+    """What a compile of an .onnx file would make."""
+    sms = "".join(f" SM{sm}" for sm in request.sms)
+    names = ", ".join(target.name for target in targets)
+    terminal.line(f"Would compile {request.model} as it is quantized, for {names}{sms}")
+    terminal.line(f"Nothing was written to {request.output}")
+    terminal.result({"model": request.model, "targets": [target.name for target in targets]})
 
 
 def planned(plan: Plan, terminal: Terminal) -> None:

@@ -1,4 +1,4 @@
-"""The module that takes the place of `pipe.transformer` or `pipe.unet`: torch in and out, a compiled graph inside."""
+"""The module that replaces `pipe.transformer` or `pipe.unet`: torch in and out, a compiled graph inside."""
 
 from __future__ import annotations
 

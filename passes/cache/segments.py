@@ -87,7 +87,7 @@ class Chain:
         return known | constant
 
     def _number(self) -> dict[int, Place]:
-        """Levels: a node is in that of its makers where they share a group, behind it where not."""
+        """Levels: a node is in that of its makers where they share a group, one level above where not."""
         at: dict[int, Place | None] = {}
         for node in self.graph.nodes:
             color = self._colors[id(node)]
@@ -110,7 +110,7 @@ class Chain:
         return places
 
     def _members(self, place: Place, places: dict[int, Place]) -> frozenset[int]:
-        """The nodes of a place, and the floating ones behind them."""
+        """The nodes of a place, and the floating ones that they read."""
         todo = [node for node in self.graph.nodes if places.get(id(node)) == place]
         found = {id(node) for node in todo}
         while todo:

@@ -1,4 +1,4 @@
-"""split-cache: a graph that returns what blocks leave behind, or one that takes it and leaves the blocks out."""
+"""split-cache: a graph that returns what blocks computed, or one that takes it and leaves the blocks out."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _give(graph: gs.Graph, item: Kept) -> None:
 def _take(graph: gs.Graph, item: Kept) -> tuple[gs.Node, gs.Node]:
     """Take a kept tensor as an input, in the place of the tensor that the group's blocks would make.
 
-    Gives the node that made the tensor, and the one that makes it now, which belongs behind it.
+    Gives the node that made the tensor, and the one that makes it now, which belongs after the first.
     """
     kept = gs.Variable(item.name, item.tensor.dtype, item.tensor.shape)
     inputs = [kept] if item.source is None else [item.source, kept]
@@ -106,11 +106,11 @@ def _take(graph: gs.Graph, item: Kept) -> tuple[gs.Node, gs.Node]:
 
 
 def _append(graph: gs.Graph, pairs: Sequence[tuple[gs.Node, gs.Node]]) -> None:
-    """Insert the second node of every pair behind the first, in one sweep."""
-    behind: dict[int, list[gs.Node]] = {}
+    """Insert the second node of every pair after the first, in one sweep."""
+    followers: dict[int, list[gs.Node]] = {}
     for maker, node in pairs:
-        behind.setdefault(id(maker), []).append(node)
-    graph.nodes = [item for node in graph.nodes for item in (node, *behind.get(id(node), ()))]
+        followers.setdefault(id(maker), []).append(node)
+    graph.nodes = [item for node in graph.nodes for item in (node, *followers.get(id(node), ()))]
 
 
 def _prune(graph: gs.Graph) -> int:

@@ -44,9 +44,12 @@ class FoldConstants(Pass):
        Transpose that permutes nothing, Concat of one tensor -> a wire.
     5. CastLike to a tensor of known type -> Cast.
 
+    before: Reshape(x, Concat(Gather(Shape(x), 0), [8]))      after: Reshape(x, [2, 8]) where x is [2, 4, 2]
+
     Folding makes more dimensions static, so types are inferred again until nothing folds.
 
-    Never: recipes, quantize and dequantize nodes, a node that makes a graph output.
+    Declines when: an input is a recipe or is not known; the operator quantizes, or has a body; the node makes an
+    output of the graph or of a body.
     """
 
     name: ClassVar[str] = "fold-constants"

@@ -27,9 +27,12 @@ class FoldWeightLayout(Pass):
     2. recipe -> DequantizeLinear -> Transpose, Reshape or Identity: the same, in front of the
        DequantizeLinear, whose axis (and block scales) move along.
 
-    Not when the readers of the weight want different layouts (it would be stored twice), a Cast widens
-    (it would be stored larger) or follows DequantizeLinear (other rounding), a Reshape mixes the
-    quantized axis with another, or the moved tensor is a graph output.
+        before: MatMul(x, Transpose(DequantizeLinear(w, s, axis=0)))
+        after:  MatMul(x, DequantizeLinear(w transposed, s, axis=1))
+
+    Declines when: the readers of the weight want different layouts (it would be stored twice); a Cast widens (it would
+    be stored larger) or follows DequantizeLinear (other rounding); a Reshape mixes the quantized axis with another; the
+    moved tensor is an output.
     """
 
     name: ClassVar[str] = "fold-weight-layout"

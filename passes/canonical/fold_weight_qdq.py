@@ -37,10 +37,12 @@ class FoldWeightQdq(Pass):
        does; it is not done for storage, since the first type is the smaller one. A Transpose between the two
        goes along (fuse-qdq puts it there).
 
+        before: DequantizeLinear(QuantizeLinear(w, s, z), s, z)      after: DequantizeLinear(w_q, s, z)
+
     Two QuantizeLinear nodes that ask for the same bytes share one constant.
 
-    Not when the zero point is not zero or not constant, the scale is not constant, the type has no recipe
-    (UINT8, FLOAT8E5M2 ...), or something other than DequantizeLinear reads the quantized weight.
+    Declines when: the zero point is not a constant zero; the scale is not constant; the type has no recipe (UINT8,
+    FLOAT8E5M2 ...); anything but DequantizeLinear reads the quantized weight.
     """
 
     name: ClassVar[str] = "fold-weight-qdq"
@@ -117,7 +119,7 @@ class _Work:
             return f"no recipe quantizes to {TensorProto.DataType.Name(_target(node))}"
         if len(node.inputs) < 3 or node.inputs[2].is_empty():
             return ""
-        zero_point = _array_behind(node.inputs[2])
+        zero_point = _constant_array(node.inputs[2])
         if zero_point is None:
             return "the zero point is not an inline constant"
         return "the zero point is not zero" if np.any(zero_point.astype(np.float32)) else ""
@@ -141,7 +143,7 @@ def _dynamic_reason(
     return "" if size and weight.shape[-1] % size == 0 else f"{weight.shape} is not whole blocks of {size}"
 
 
-def _array_behind(tensor: gs.Tensor) -> Array | None:
+def _constant_array(tensor: gs.Tensor) -> Array | None:
     """The values of an inline constant or of a Constant node."""
     node = producer(tensor)
     return array_of(node.attrs["value"] if node is not None and "value" in node.attrs else tensor)
@@ -155,7 +157,7 @@ def _target(node: gs.Node) -> int:
 
 
 def _resolve(tensor: gs.Tensor, deep: bool = False) -> tuple[str, Recipe] | None:
-    """Name and recipe of the constant behind a tensor, through Identity and Cast; None when there is none.
+    """Name and recipe of the constant that reaches a tensor through Identity and Cast; None when there is none.
 
     With `deep`, through DequantizeLinear and Transpose as well.
     """
@@ -174,7 +176,7 @@ def _resolve(tensor: gs.Tensor, deep: bool = False) -> tuple[str, Recipe] | None
 
 
 def _dequantized(node: gs.Node) -> tuple[str, Recipe] | None:
-    """The weight behind a DequantizeLinear whose inputs are all constant."""
+    """What a DequantizeLinear gives whose inputs are all constant."""
     weight, scale = _resolve(node.inputs[0]), _resolve(node.inputs[1])
     if weight is None or scale is None:
         return None

@@ -27,15 +27,17 @@ class FuseQdq(Pass):
     1. Quantizers, dequantizers (`trt` ones too), casts and moves that compute the same from the same are one.
     2. DQ -> moves -> Q with the same scale, zero point and type: only the moves stay, on quantized data.
        All codes of the type are tried against the scale, so that no code comes back as another.
-    3. Two Q of one tensor with the same grid, one of them or both behind moves: one Q in front of the moves,
+    3. Two Q of one tensor with the same grid, one of them or both after moves: one Q before the moves,
        unless that would quantize more elements than now.
-    4. Q -> DQ -> move -> MatMul, Gemm, Conv, ConvTranspose or Attention: the pair moves behind the move where
+    4. Q -> DQ -> move -> MatMul, Gemm, Conv, ConvTranspose or Attention: the pair moves after the move where
        nothing else reads it (Concat: of all its inputs). Otherwise, where ONNX and its runtimes have the move
        for the quantized type, only the DQ does, and the move works on quantized data.
 
     A scale per channel follows its axis through Transpose and reshapes that keep it whole, and through Slice,
-    Split and Concat of other axes. Not with blocks, with scales that differ (see share-scales), for weights (see
-    fold-weight-layout), or where a graph output would get another type.
+    Split and Concat of other axes.
+
+    Declines when: there are blocks; scales differ (share-scales makes them equal); the data is a weight
+    (fold-weight-layout moves these); an output of the graph would get another type.
     """
 
     name: ClassVar[str] = "fuse-qdq"

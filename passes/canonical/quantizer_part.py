@@ -91,7 +91,7 @@ class Part:
         return outputs
 
     def settle(self) -> None:
-        """Drop Q, DQ, casts and moves that nothing reads, and put every node behind what it reads."""
+        """Drop Q, DQ, casts and moves that nothing reads, and put every node after what it reads."""
         dead: set[int] = set()
         self.graph.nodes = list(_in_order(self.graph.nodes))
         for node in reversed(self.graph.nodes):

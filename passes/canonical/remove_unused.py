@@ -21,8 +21,8 @@ class RemoveUnused(Pass):
     1. Node none of whose outputs leads to a graph output -> gone, with the initializers that only it read.
     2. Inline constants with the same type, shape and bytes -> one (the first keeps its name).
 
-    Never: graph inputs and outputs (callers feed and read them by name), recipes (their names are kept
-    for refitting), unused outputs of a node that stays, model-local functions.
+    What stays: inputs and outputs of the graph (callers feed and read them by name), recipes (refitting needs their
+    names), unused outputs of a node that stays, functions.
     """
 
     name: ClassVar[str] = "remove-unused"

@@ -23,15 +23,17 @@ class ShareScales(Pass):
     """Give the quantizers in front of a Concat or Add the largest of their scales. Changes numbers.
 
     Fires on an operator of `at` all of whose inputs are dequantized, per tensor, without zero point and of one type,
-    directly or behind moves of data, with scales that differ. Both nodes of each pair get the largest scale, so
+    directly or after moves of data, with scales that differ. Both nodes of each pair get the largest scale, so
     that nothing saturates that did not; pairs that meet in several places get one scale for all of them.
 
-    With one scale the Concat or Add can work on quantized data, and fuse-qdq can let a pair behind a Concat take
-    the place of those in front of it. The steps of the other inputs become coarser, by the ratio of
+    With one scale the Concat or Add can work on quantized data, and fuse-qdq can let a pair after a Concat take
+    the place of those before it. The steps of the other inputs become coarser, by the ratio of
     the scales with INT8; with FP8 only values near zero are rounded more.
 
-    Not for scales per channel or in blocks, scales that are not known (computed), weights, or a
-    quantized tensor that something other than DequantizeLinear with the same scale reads.
+        before: Add(DQ(Q(x, 0.1), 0.1), DQ(Q(y, 0.2), 0.2))      after: Add(DQ(Q(x, 0.2), 0.2), DQ(Q(y, 0.2), 0.2))
+
+    Declines when: scales are per channel, in blocks or computed; the data is a weight; anything but DequantizeLinear
+    with the same scale reads the quantized tensor.
     """
 
     name: ClassVar[str] = "share-scales"
@@ -56,7 +58,7 @@ class ShareScales(Pass):
 
 @dataclass(frozen=True)
 class _Pair:
-    """A QuantizeLinear and all DequantizeLinear nodes that read it, directly or behind moves."""
+    """A QuantizeLinear and all DequantizeLinear nodes that read it, directly or after moves."""
 
     quantizer: gs.Node
     dequantizers: tuple[gs.Node, ...]
@@ -118,7 +120,7 @@ def _join(node: gs.Node, groups: _Groups, outputs: set[int]) -> list[Refusal]:
 
 
 def _maker(tensor: gs.Tensor, op: str) -> gs.Node | None:
-    """The `op` that computes a tensor, behind moves of data; None when it is another operator."""
+    """The `op` that computes a tensor, before moves of data; None when it is another operator."""
     node = producer(tensor)
     while node is not None and is_move(node) and node.op != "Concat":
         node = producer(node.inputs[0])
@@ -140,7 +142,7 @@ def _pair(dequantizer: gs.Node, outputs: set[int]) -> _Pair | str:
 
 
 def _readers(tensor: gs.Tensor, outputs: set[int]) -> list[gs.Node] | None:
-    """The DequantizeLinear nodes behind a quantized tensor; None when others read it."""
+    """The DequantizeLinear nodes that read a quantized tensor, directly or after moves; None when others read it."""
     found, pending = list[gs.Node](), [tensor]
     while pending:
         current = pending.pop()

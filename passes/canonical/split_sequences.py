@@ -27,9 +27,10 @@ class SplitSequences(Pass):
     3. SequenceAt with a constant index on 1 or 2 -> a wire to the piece; SequenceLength -> a constant.
     4. ConcatFromSequence on 1 or 2 -> Concat (with `new_axis=1` after an Unsqueeze of each piece).
 
-    Not when the index is not constant, the number of pieces is unknown (a dynamic axis in equal pieces, a
-    list of sizes of unknown length), or another operator reads the sequence: then all nodes on that
-    sequence stay, and a refusal says why.
+        before: SequenceAt(SplitToSequence(x, 4), 1)      after: the second output of Split(x)
+
+    Declines when: an index is not constant; the number of pieces is not known (a dynamic axis in equal pieces, a list
+    of sizes of unknown length); another operator reads the sequence. Then all nodes on that sequence stay.
     """
 
     name: ClassVar[str] = "split-sequences"

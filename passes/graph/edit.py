@@ -138,7 +138,7 @@ class Edit:
         `match` gives a reason, a str, where the pattern is there and must stay. `unit`: what the note counts.
         """
         changed, refusals = 0, list[Refusal]()
-        for part in walk(self._graph):
+        for part in self.view.parts:
             self.made.clear()
             for node in part.nodes:
                 found = match(node, self.view)
@@ -158,7 +158,7 @@ class Edit:
     ) -> PassResult:
         """Find all that `match` finds in a graph or subgraph, then let `rewrite` make one of each `group`."""
         changed, refusals = 0, list[Refusal]()
-        for part in walk(self._graph):
+        for part in self.view.parts:
             answers = [(node, match(node, self.view)) for node in part.nodes]
             refusals += [Refusal(node.name, found) for node, found in answers if isinstance(found, str)]
             members = [found for _, found in answers if found is not None and not isinstance(found, str)]
@@ -169,7 +169,7 @@ class Edit:
 
     def apply(self) -> None:
         """Insert the new nodes and drop those that go."""
-        for part in walk(self._graph) if self._before or self._after else ():
+        for part in self.view.parts if self._before or self._after else ():
             part.nodes = [
                 item
                 for node in part.nodes

@@ -31,12 +31,13 @@ class View:
     """What answers depend on beyond a node and its neighbours, computed once per graph.
 
     `outputs`: the `id()` of the outputs of the graph and its subgraphs. These must keep their values and names.
-    `opset`: the version of ONNX's own operators.
+    `parts`: the graph and its subgraphs, outermost first. `opset`: the version of ONNX's own operators.
     """
 
     def __init__(self, graph: gs.Graph):
-        self.outputs, self.opset = output_ids(graph), int(graph.opset)
-        self._graph = graph
+        self.parts = list(walk(graph))
+        self.outputs = {id(tensor) for part in self.parts for tensor in part.outputs}
+        self.opset = int(graph.opset)
 
     def is_sole(self, tensor: gs.Tensor) -> bool:
         """Whether one node alone reads the tensor, once, and no caller does."""
@@ -49,7 +50,7 @@ class View:
 
     @cached_property
     def _places(self) -> dict[int, tuple[int, int]]:
-        parts = enumerate(walk(self._graph))
+        parts = enumerate(self.parts)
         return {id(node): (number, i) for number, part in parts for i, node in enumerate(part.nodes)}
 
 

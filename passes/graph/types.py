@@ -1,6 +1,6 @@
 """Element types of all tensors from the operators' schemas, in one sweep: for graphs that ONNX's own inference refuses.
 
-ONNX infers nothing behind a node whose inputs disagree, which is where types are needed most.
+ONNX infers nothing after a node whose inputs disagree, which is where types are needed most.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class Recipe:
         return self._then("subtract_product", args, self.dtype, self.shape)
 
     def append(self, others: Sequence[Recipe]) -> Recipe:
-        """The rows of this and, behind them, of `others`, which have its type and its rows' shape; else PassError."""
+        """The rows of this, then those of `others`, which have its type and its rows' shape; else PassError."""
         rows = [(o.dtype, o.shape[1:]) for o in (self, *others)]
         if not self.shape or set(rows) != {rows[0]} or bits_of(self.dtype) < 8:
             raise PassError(f"weights of shapes {[o.shape for o in (self, *others)]} have no rows in common")

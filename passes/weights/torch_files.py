@@ -211,6 +211,6 @@ def _recipe(path: Path, name: str, tensor: _Tensor, place: tuple[int, int]) -> R
         )
     begin, length = tensor.offset * dtype.itemsize, math.prod(shape) * dtype.itemsize
     if begin + length > place[1]:
-        raise PassError(f"{path}: tensor {name!r} ends behind its storage of {place[1]} bytes")
+        raise PassError(f"{path}: tensor {name!r} ends after its storage of {place[1]} bytes")
     source = Source("raw", str(path), onnx_dtype(dtype), shape, name, place[0] + begin, length)
     return Recipe.of_source(source).transpose(tuple(order.index(i) for i in range(len(order))))

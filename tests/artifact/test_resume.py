@@ -29,7 +29,7 @@ class Killed(BaseException):
 
 
 class Deadly(Silent):
-    """Kills in the stage whose title begins so, at its n-th update."""
+    """Kills in the stage whose title contains `title`, at its n-th update."""
 
     def __init__(self, title: str, update: int, kill: Callable[[], None]) -> None:
         self.title, self.update, self.kill = title, update, kill
@@ -39,8 +39,8 @@ class Deadly(Silent):
     def stage(self, title: str) -> Iterator[Callable[[int, int], None]]:
         def update(done: int, total: int) -> None:
             del done, total
-            self.count += title.startswith(self.title)
-            if title.startswith(self.title) and self.count == self.update:
+            self.count += self.title in title
+            if self.title in title and self.count == self.update:
                 self.kill()
 
         yield update

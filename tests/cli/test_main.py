@@ -39,9 +39,12 @@ def quick(traced: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 def test_compile_says_what_it_did_and_force_replaces_an_artifact(tmp_path: Path, capsys: Capture) -> None:
     assert run(compile_arguments(tmp_path)) == 0
-    printed = capsys.readouterr().out
-    assert "Compiled tiny-sd3 to none" in printed
-    assert "model.onnx_data" in printed
+    printed = capsys.readouterr()
+    assert "Compiled tiny-sd3 to none" in printed.out
+    assert "model.onnx_data" in printed.out
+    assert "of the original's" in printed.out
+    assert "Next: diffc generate" in printed.out
+    assert re.search(r"\[2/4\] rewrite the graph \.\.\.\n[\s\S]*\[4/4\] validate model.onnx", printed.err)
     first = (tmp_path / "out" / "manifest.json").read_bytes()
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
     assert "exists" in refusal(compile_arguments(tmp_path), tmp_path, capsys)

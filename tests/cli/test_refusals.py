@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from diffc.cli.main import run
 from diffc.models.embedded.catalogue import EMBEDDED, materialize
 from diffc.quantize.formats import FORMATS
 from tests.cli_helpers import RTX, Capture, compile_arguments, refusal
@@ -25,9 +26,9 @@ from tests.cli_helpers import RTX, Capture, compile_arguments, refusal
         (RTX, r"'trt-rtx' builds for named GPUs[\s\S]*--sm 89 --sm 120"),
         (["--sm", "89"], r"--sm is given, and no target builds for named GPUs[\s\S]*--target trt-rtx"),
         (["--profile", "depth=3"], r"unknown axis 'depth'. Known: batch, height, width, text"),
-        (["--profile", "batch=many"], r"'batch=many' is not a size[\s\S]*min:opt:max"),
-        (["--profile", "batch=4:2:1"], r"'batch=4:2:1' is not a size[\s\S]*in that order"),
-        (["--profile", "batch=1:2"], r"'batch=1:2' is not a size"),
+        (["--profile", "batch=many"], r"'many' is not a size[\s\S]*MIN:OPT:MAX"),
+        (["--profile", "batch=4:2:1"], r"'4:2:1' is not a size, nor three in ascending order"),
+        (["--profile", "batch=1:2"], r"'1:2' is not a size"),
         (["--profile", "batch=0"], r"a size below 1"),
         (["--profile", "height=100"], r"height 100 px does not fit sd3[\s\S]*multiple of 16"),
         (["--profile", "height=64:128:4096"], r"this model ends at"),
@@ -194,3 +195,17 @@ def test_an_output_that_exists_is_kept(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "file").write_text("x")
     arguments = ["compile", "tiny-sd3", "-o", str(tmp_path / "file" / "out")]
     assert "cannot write" in refusal(arguments, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("model", ["tiny-sd3", "model.onnx"])
+def test_a_dry_run_checks_says_what_would_be_made_and_writes_nothing(
+    model: str, tmp_path: Path, capsys: Capture
+) -> None:
+    assert run(compile_arguments(tmp_path, "--dry-run", model=model)) == 0
+    printed = capsys.readouterr().out
+    assert "Would compile" in printed
+    assert "Nothing was written" in printed
+    assert list(tmp_path.iterdir()) == []
+    refusal(
+        compile_arguments(tmp_path, "--dry-run", "--target", "none", model=model), tmp_path, capsys, code=2
+    )

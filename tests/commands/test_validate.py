@@ -27,7 +27,8 @@ def test_an_artifact_that_was_just_made_is_within_all_limits(fp8: Cell, capsys: 
     assert run(arguments) == 0
     out = capsys.readouterr().out
     assert "ort against torch" in out
-    assert out.count("all within their limit") == 2
+    models = len(list(fp8.folder.glob("model*.onnx")))  # ONNX Runtime takes another graph than TensorRT-RTX
+    assert out.count("all within their limit") == 2 * models
     assert "FAILED" not in out
 
 
@@ -58,7 +59,9 @@ def test_another_artifact_or_file_can_be_the_reference(fp8: Cell, tmp_path: Path
     assert all(r.passed and r.rows[0].rel_l2 == 0 for r in good.reports if r.arithmetic != "float16")
     bad = validate(copy, against=str(fp8.folder))
     assert first(bad) == "transformer_blocks.1.ff.net.2"
-    assert not any(r.passed for r in bad.reports if r.arithmetic == UNROUNDED)
+    damaged_model = [r for r in bad.reports if r.model == "model.onnx" and r.arithmetic == UNROUNDED]
+    assert damaged_model
+    assert not any(r.passed for r in damaged_model)
 
 
 def test_what_came_from_a_file_is_held_against_the_file(fp8: Cell, tmp_path: Path, capsys: Capture) -> None:
@@ -77,9 +80,8 @@ def test_what_came_from_a_file_is_held_against_the_file(fp8: Cell, tmp_path: Pat
 
 def test_onnx_runtime_as_users_run_it(fp8: Cell) -> None:
     reports = validate_artifact(ValidateRequest(fp8.folder, against="ort", shapes=(SMALL,))).reports
-    assert [r.arithmetic for r in reports] == ["ort, float16"]
-    assert reports[0].passed
-    assert reports[0].rows[0].rel_l2 != 0
+    assert {r.arithmetic for r in reports} == {"ort, float16"}
+    assert all(r.passed and r.rows[0].rel_l2 for r in reports)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,13 @@ def x(dtype: torch.dtype) -> torch.Tensor:
 
 
 def trace(name: str, dtype: torch.dtype) -> Made:
+    """A layer with calibrated quantizers, and its graph, which the caller may change."""
+    made = traced_once(name, dtype)
+    return replace(made, model=onnx.ModelProto.FromString(made.model.SerializeToString()))
+
+
+@cache
+def traced_once(name: str, dtype: torch.dtype) -> Made:
     layer = calibrated(name, dtype)
     quantizers = enabled_quantizers(layer)
     amax = {path: getattr(q, "_amax", None) for path, q in quantizers.items()}

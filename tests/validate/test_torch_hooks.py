@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffc.validate.torch_hooks import _attention
+from diffc.validate.torch_hooks import _attention, counted_calls
 
 MODULE = SimpleNamespace(
     **{name: torch.nn.Identity() for name in ("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer")},
@@ -40,3 +40,17 @@ def test_masks_by_position_are_refused() -> None:
     x = drawn(2, torch.Generator().manual_seed(1))
     with pytest.raises(NotImplementedError, match="masks"):
         _attention(MODULE, x, x, x, is_causal=True, softmax_scale=1.0 / 448)
+
+
+def test_modules_that_ran_are_counted_once() -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 4), torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    )
+    seen: list[tuple[int, int]] = []
+    with counted_calls(model, lambda done, total: seen.append((done, total))):
+        for _ in range(2):
+            model(torch.randn(3, 4, generator=torch.Generator().manual_seed(2)))
+    assert [done for done, _ in seen] == [1, 2, 3, 4, 5, *[5] * 5]
+    assert {total for _, total in seen} == {5}
+    model(torch.ones(1, 4))
+    assert len(seen) == 10, "the hooks are gone"

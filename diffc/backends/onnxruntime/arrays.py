@@ -1,4 +1,4 @@
-"""An ONNX Runtime session that says what is wrong with a feed, and never falls back to another provider."""
+"""An ONNX Runtime session over numpy arrays: errors name the wrong input, and no other provider is ever taken."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def profile_text(profile: Profile, bound: str) -> str:
 
 
 def _build_key(model: ModelFile) -> str:
-    """Changes with everything that decides what a TensorRT provider builds."""
+    """A hash of everything that decides what a TensorRT provider builds."""
     import onnxruntime
 
     versions = sorted(

@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider with its launches recorded: a CUDA graph for each shape, over memory of its own."""
+"""ONNX Runtime's CUDA provider with recorded launches: a CUDA graph for each shape, in memory of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the graph of one shape reads and writes, and the number that ONNX Runtime knows it by."""
+    """The recorded launches of one shape: their inputs, outputs and binding, and ONNX Runtime's number for them."""
 
     number: int
     inputs: Mapping[str, Tensor]
@@ -34,8 +34,8 @@ class RecordedOrt(OrtModel):
     reads them, outputs from where it writes. One run at a time: threads take turns.
     """
 
-    def __init__(self, plan: SessionOptions, signature: Signature):
-        super().__init__(replace(plan, options={**plan.options, "enable_cuda_graph": "1"}), signature)
+    def __init__(self, wanted: SessionOptions, signature: Signature):
+        super().__init__(replace(wanted, options={**wanted.options, "enable_cuda_graph": "1"}), signature)
         self._lock = threading.Lock()
         self._recorded: dict[Shapes, Recorded] = {}
 

@@ -49,14 +49,14 @@ class OrtModel:
     by it: any stream may call. Raises DiffcError when the model is broken or the provider does not come up.
     """
 
-    def __init__(self, plan: SessionOptions, signature: Signature):
-        plan.target.require()
-        self._device = plan.device
+    def __init__(self, wanted: SessionOptions, signature: Signature):
+        wanted.target.require()
+        self._device = wanted.device
         self._types = {v.name: v.dtype for v in signature.outputs}
         self._stream: torch.cuda.Stream | None = None
-        if plan.device.type == "cuda":
-            self._stream = torch.cuda.Stream(plan.device)  # type: ignore[no-untyped-call]  # torch does not type it
-        self._session: Any = _open(plan, self._stream)
+        if wanted.device.type == "cuda":
+            self._stream = torch.cuda.Stream(wanted.device)  # type: ignore[no-untyped-call]  # torch does not type it
+        self._session: Any = _open(wanted, self._stream)
 
     @property
     def device(self) -> torch.device:
@@ -125,30 +125,35 @@ def options_for(target: Target, types: Set[int]) -> Any:
     return options
 
 
-def _open(plan: SessionOptions, stream: torch.cuda.Stream | None) -> Any:
+def _open(wanted: SessionOptions, stream: torch.cuda.Stream | None) -> Any:
     import onnxruntime as ort
 
-    reason, fix = why_not(plan.target)
+    reason, fix = why_not(wanted.target)
     if reason:
-        raise DiffcError(f"target {plan.target.name!r} does not run here: {reason}", fix=fix)
-    options = options_for(plan.target, element_types(read(plan.model)))
-    settings = dict(plan.options)
+        raise DiffcError(f"target {wanted.target.name!r} does not run here: {reason}", fix=fix)
+    options = options_for(wanted.target, element_types(read(wanted.model)))
+    settings = dict(wanted.options)
     if stream is not None:
-        settings |= {"device_id": str(plan.device.index or 0), "user_compute_stream": str(stream.cuda_stream)}
+        settings |= {
+            "device_id": str(wanted.device.index or 0),
+            "user_compute_stream": str(stream.cuda_stream),
+        }
     try:
-        if is_plugin(plan.target):
+        if is_plugin(wanted.target):
             devices = plugin_devices()
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            options.add_provider_for_devices([devices[plan.device.index or 0]], settings)
-            model = plan.model if plan.context is None else _compiled(plan.model, plan.context, options)
+            options.add_provider_for_devices([devices[wanted.device.index or 0]], settings)
+            model = (
+                wanted.model if wanted.context is None else _compiled(wanted.model, wanted.context, options)
+            )
             session = ort.InferenceSession(str(model), sess_options=options)
             expected = devices[0].ep_name
         else:
-            expected = plan.target.provider
-            wanted = _with_helpers(expected, settings)
-            session = ort.InferenceSession(str(plan.model), sess_options=options, providers=wanted)
+            expected = wanted.target.provider
+            providers = _with_helpers(expected, settings)
+            session = ort.InferenceSession(str(wanted.model), sess_options=options, providers=providers)
     except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
-        raise DiffcError(f"ONNX Runtime rejects {plan.model}: {error}") from error
+        raise DiffcError(f"ONNX Runtime rejects {wanted.model}: {error}") from error
     session.disable_fallback()
     if session.get_providers()[0] != expected:
         # ONNX Runtime warns and goes on when a provider's libraries do not load.

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX engines: check what can be checked, then build in a process of its own.
+"""Builds TensorRT and TensorRT-RTX engines: checks everything first, then builds in a process of its own.
 
 The builder is native code that can crash, fill the memory or print anywhere; none of it may reach the user's
 process or terminal. What it prints is `<engine>.log`; the parsed network is `<engine>.network.json`.
@@ -132,7 +132,7 @@ def _message(target: Target, request: EngineRequest, partial: Path) -> dict[str,
 def _listen(
     process: subprocess.Popen[str], message: Mapping[str, Any], log: Path, on_progress: OnProgress
 ) -> dict[str, Any]:
-    """The worker's "done" event, with "inspector" where there was one. Raises DiffcError instead."""
+    """The worker's "done" event, with the inspector's account where there is one. Raises DiffcError for its errors."""
     model, answer = Path(message["model"]), None
     for event in events(process, message):
         if event["event"] == "progress":

@@ -1,4 +1,4 @@
-"""From what TensorRT or the operating system says to an error that names the node and the fix."""
+"""Turns what TensorRT or the operating system says into an error that names the node and the fix."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _CRASH_FIX = "find the layer by building parts of the model; read the log, and r
 
 
 def fix_for(text: str) -> str:
-    """What fixes the fault that a text of TensorRT describes; empty when it is not a known one."""
+    """The fix for a fault that TensorRT describes in `text`; empty for an unknown fault."""
     return next((fix for pattern, fix in _FIXES if re.search(pattern, text)), "")
 
 
@@ -82,7 +82,7 @@ def parser_error(model: Path, faults: Sequence[Mapping[str, Any]], log: Path) ->
 
 
 def builder_error(model: Path, messages: Sequence[str], log: Path) -> DiffcError:
-    """The error for a network that parses and does not build, with what the builder logged as errors."""
+    """The error for a network that the builder rejects, with the errors that it logged."""
     said = [_clean(m) for m in messages if _clean(m)] or ["it gave no reason"]
     what = "\n  ".join([f"TensorRT cannot build {model}:", *said])
     return DiffcError(what, fix=fix_for(what) or f"read the log: {log}")

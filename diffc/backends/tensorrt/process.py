@@ -1,4 +1,4 @@
-"""Starting `engine_worker`, talking to it, and ending it, whatever happens on either side."""
+"""Starts the process of `worker.py`, talks to it, and ends it, whatever happens on either side."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _POLL_SECONDS = 0.2  # between looks for Ctrl-C, which Windows does not deliver 
 
 @contextlib.contextmanager
 def worker(log_file: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
-    """The worker process, ended whatever happens."""
+    """The worker process; it ends with the block."""
     root = str(Path(__file__).resolve().parents[3])
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
@@ -43,7 +43,7 @@ def worker(log_file: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
 
 
 def events(process: subprocess.Popen[str], message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the worker says, in order, until it ends."""
+    """The worker's events, in order, until it ends."""
     lines: queue.Queue[str | None] = queue.Queue()
     thread = threading.Thread(target=_pump, args=(process, json.dumps(message), lines), daemon=True)
     thread.start()

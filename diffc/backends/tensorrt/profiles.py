@@ -1,4 +1,4 @@
-"""Whether profiles fit a model's inputs, said before the builder starts instead of by it."""
+"""Checks that profiles fit a model's inputs, before the builder starts."""
 
 from __future__ import annotations
 

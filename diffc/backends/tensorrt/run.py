@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX engines over torch tensors: bound where they lie, on the caller's stream.
+"""Runs TensorRT and TensorRT-RTX engines over torch tensors, in place, on the caller's stream.
 
 An engine's scratch memory is allocated once, for its largest profile, and one run at a time uses it: threads take
 turns on the processor, and runs of different streams are put in order on the GPU by an event.
@@ -34,7 +34,7 @@ class EngineFile:
     from which an engine built without its weights is filled.
     """
 
-    file: Path
+    path: Path
     target: Target
     device: torch.device
     profiles: tuple[Profile, ...]
@@ -46,31 +46,31 @@ class EngineFile:
 class Engine:
     """A `Session` of TensorRT or TensorRT-RTX. Raises DiffcError when the engine does not load on this GPU."""
 
-    def __init__(self, plan: EngineFile, signature: Signature):
-        self._plan = plan
+    def __init__(self, file: EngineFile, signature: Signature):
+        self._file = file
         self._types = {v.name: v.dtype for v in signature.outputs}
         self._lock = threading.Lock()
-        trt = _module(plan.target)
-        with torch.cuda.device(plan.device):
-            self._runtime, self._engine = deserialize(trt, plan.file)
-            if plan.weights is not None:
-                refit(trt, self._runtime[0], self._engine, plan.weights)
-            self._cache, self._context = _context(trt, self._engine, plan)
+        trt = _module(file.target)
+        with torch.cuda.device(file.device):
+            self._runtime, self._engine = deserialize(trt, file.path)
+            if file.weights is not None:
+                refit(trt, self._runtime[0], self._engine, file.weights)
+            self._cache, self._context = _context(trt, self._engine, file)
             size = int(self._engine.device_memory_size_v2)
-            self._memory = torch.empty(max(size, 1), dtype=torch.uint8, device=plan.device)
+            self._memory = torch.empty(max(size, 1), dtype=torch.uint8, device=file.device)
             self._context.set_device_memory(self._memory.data_ptr(), size)
             self._last = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch does not type it
 
     @property
     def device(self) -> torch.device:
         """Where inputs and outputs live."""
-        return self._plan.device
+        return self._file.device
 
     def run(
         self, inputs: Mapping[str, Tensor], output_shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, Tensor]:
         """The outputs by name, in new tensors, queued on the current stream. Raises DiffcError on failure."""
-        device = self._plan.device
+        device = self._file.device
         with self._lock, torch.cuda.device(device):
             if self._context is None:
                 raise DiffcError(
@@ -84,7 +84,7 @@ class Engine:
             stream.wait_event(self._last)  # the scratch memory may still serve a run of another stream
             self._bind(inputs, outputs, stream)
             if not self._context.execute_async_v3(stream.cuda_stream):
-                raise DiffcError(f"TensorRT failed to run {self._plan.file.name}; its log is on stderr")
+                raise DiffcError(f"TensorRT failed to run {self._file.path.name}; its log is on stderr")
             self._last.record(stream)
             self._memory.record_stream(stream)
         return outputs
@@ -94,9 +94,9 @@ class Engine:
         with self._lock:
             if self._context is None:
                 return
-            if self._cache is not None and self._plan.cache is not None:
-                _keep(self._plan.cache, bytes(self._cache.serialize()))
-            torch.cuda.synchronize(self._plan.device)
+            if self._cache is not None and self._file.cache is not None:
+                _keep(self._file.cache, bytes(self._cache.serialize()))
+            torch.cuda.synchronize(self._file.device)
             # In this order: each belongs to the one after it.
             self._context = None
             self._cache = self._engine = self._runtime = None
@@ -106,16 +106,16 @@ class Engine:
         self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], stream: torch.cuda.Stream
     ) -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-        profile = pick_profile(self._plan.profiles, shapes) if self._plan.profiles else 0
+        profile = pick_profile(self._file.profiles, shapes) if self._file.profiles else 0
         if self._context.active_optimization_profile != profile:
             self._context.set_optimization_profile_async(profile, stream.cuda_stream)
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
-                raise DiffcError(f"{self._plan.file.name} takes no {name} of shape {list(shape)}")
+                raise DiffcError(f"{self._file.path.name} takes no {name} of shape {list(shape)}")
         for name, tensor in (*inputs.items(), *outputs.items()):
             if not self._context.set_tensor_address(name, tensor.data_ptr()):
                 raise DiffcError(
-                    f"{self._plan.file.name} has no input or output {name!r}", fix="compile again"
+                    f"{self._file.path.name} has no input or output {name!r}", fix="compile again"
                 )
 
 
@@ -201,25 +201,25 @@ def _module(target: Target) -> Any:
     return importlib.import_module(target.module)
 
 
-def _context(trt: Any, engine: Any, plan: EngineFile) -> tuple[Any, Any]:
-    """The runtime cache (None without one) and an execution context whose memory is ours to give."""
+def _context(trt: Any, engine: Any, file: EngineFile) -> tuple[Any, Any]:
+    """The runtime cache (None without one) and an execution context that runs in memory of ours."""
     ours = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    if plan.target.name != "trt-rtx":
+    if file.target.name != "trt-rtx":
         return None, engine.create_execution_context(ours)
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(ours)
-    if plan.cuda_graph:
+    if file.cuda_graph:
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
     cache = None
-    if plan.cache is not None:
+    if file.cache is not None:
         cache = config.create_runtime_cache()
-        if plan.cache.is_file():
-            cache.deserialize(plan.cache.read_bytes())
+        if file.cache.is_file():
+            cache.deserialize(file.cache.read_bytes())
         config.set_runtime_cache(cache)
     return cache, engine.create_execution_context(config)
 
 
 def _keep(file: Path, content: bytes) -> None:
-    """Write a cache that other processes may read at any time; one that cannot be written is done without."""
+    """Write a cache whole, since other processes read it; where it cannot be written, there is none."""
     with suppress(OSError, PassError):
         write_bytes(file, content)

@@ -1,4 +1,4 @@
-"""The process that holds TensorRT: `python -m diffc.backends.tensorrt.worker`, see `engine_process`.
+"""The process that holds TensorRT: `python -m diffc.backends.tensorrt.worker`, see `process.py`.
 
 A request comes as JSON on stdin; events leave as JSON lines on stdout: "progress", then "error", or "done"
 and "inspected". It then waits until stdin ends, so that the parent can rename the file, and removes what is
@@ -28,7 +28,7 @@ _FLAGS = os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "
 
 
 class Rejected(Exception):
-    """The parser or the builder says no. `kind` is "parser" or "builder"."""
+    """The parser or the builder, named by `kind`, rejects the model."""
 
     def __init__(self, kind: str, faults: list[Any]):
         super().__init__(kind)
@@ -208,7 +208,7 @@ def _serialize(
 
 
 def _inspect(trt: Any, logger: Any, engine: Path) -> Any:
-    """The inspector's account of the engine, or None: only a machine whose GPU fits can load it."""
+    """The inspector's account of the engine; None where no GPU here can load it."""
     loaded = trt.Runtime(logger).deserialize_cuda_engine(engine.read_bytes())
     if loaded is None:
         return None

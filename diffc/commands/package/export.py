@@ -32,8 +32,8 @@ MAX_REL_L2 = {"float32": 1e-4, "float16": 1e-2}
 def export(graph: Graph) -> onnx.ModelProto:
     """The graph at opset 23, weights as recipes over the module's memory, rewritten as TensorRT-RTX wants it.
 
-    That form is plain ONNX, which ONNX Runtime runs on every provider: attention that has no fused kernel there
-    (float32, the wide heads of a VAE) is taken apart.
+    That form is plain ONNX, which ONNX Runtime runs on every provider: attention without a fused kernel there
+    (float32, the wide heads of a VAE) is decomposed.
     """
     with quiet_exporter(), torch.no_grad():
         exported = torch.export.export(
@@ -95,7 +95,7 @@ def _dynamic(graph: Graph) -> dict[int, Any]:
 
 
 def _name(model: ir.Model, graph: Graph) -> None:
-    """The contract's names; between input and output only the dimensions that the input names are known."""
+    """Give the graph the names of the contract. Inner values keep only dimensions that the input names."""
     name_nodes(model.graph)
     (feed,) = model.graph.inputs
     known = {str(old): new for old, new in zip(feed.shape or (), graph.dims, strict=True)}
@@ -110,7 +110,7 @@ def _name(model: ir.Model, graph: Graph) -> None:
 
 
 def _keep_weights(model: ir.Model) -> None:
-    """Large initializers become recipes over the module's own memory; the protobuf would hold them twice."""
+    """Replace large initializers by recipes over the module's own memory, so that the protobuf holds no copy."""
     for name, value in _large(model):
         array: Any = value.const_value
         value.const_value = ir.serde.TensorProtoTensor(keep(array.numpy()).to_tensor(name))

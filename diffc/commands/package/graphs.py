@@ -1,4 +1,4 @@
-"""The graphs of an optimum folder beside the backbone: what they take and give, as torch modules to export.
+"""The graphs of an optimum folder beside the backbone, as torch modules to export, with their inputs and outputs.
 
 The contract is that of optimum-onnx 0.1.0 (`optimum/onnxruntime/modeling_diffusion.py`): names are looked up by string,
 every input must be one that the pipeline feeds, and a dimension of an output is a name of an input's, or arithmetic
@@ -27,8 +27,8 @@ _MOST_IMAGES = 63  # from batch 64 on, diffusers' Upsample2D takes another path,
 class Graph:
     """A graph to export: `module` takes `feed` (one tensor) and gives `outputs`, by name with their dimensions.
 
-    `dims` are those of the feed. A name is dynamic, of at most `most[name]`; "8 * height" is a multiple of a dynamic
-    one. `config` is what config.json beside the graph says.
+    `dims` are the dimensions of the feed: an int is fixed, a name is dynamic with a size of at most `most[name]`, and
+    "8 * height" is a multiple of a dynamic one. `config` is the content of config.json beside the graph.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Graph:
 
 
 class _Call(nn.Module):
-    """A function of a module's tensors as a module of its own, which is what torch exports."""
+    """A function of a module and a tensor, as a module: torch exports modules only."""
 
     def __init__(self, owner: nn.Module, call: Callable[[Any, Tensor], Any]):
         super().__init__()
         self.owner, self.call = owner, call
 
     def forward(self, x: Tensor) -> Any:
-        """What the function gives."""
+        """The result of the function."""
         return self.call(self.owner, x)
 
 

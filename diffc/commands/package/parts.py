@@ -1,4 +1,4 @@
-"""Where the parts of a package beside its backbone come from: a pipeline folder, or an export of optimum-cli."""
+"""Finds everything in a package but its backbone: in a pipeline folder, or in an export of optimum-cli."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Parts:
     """What to take from `folder`, whose model_index.json is `index`.
 
     `graphs`: components to export, name -> class. `exported`: folders that hold a model.onnx already. `taken`: folders
-    without a graph.
+    to copy, which have no graph.
     """
 
     folder: Path

@@ -28,8 +28,8 @@ class AddTrtFunctions(Pass):
 
     The nodes stay as they are. ONNX Runtime on CPU has no FLOAT4E2M1: `emulate-fp4` before this pass.
 
-    Not when a node's attributes ask for what the body does not do: blocks along another axis than the last,
-    block scales of another type. Raises PassError below opset 21.
+    Declines when: a node's attributes ask for what the function does not do, which are blocks along another axis than
+    the last and block scales of another type. Raises PassError below opset 21.
     """
 
     name: ClassVar[str] = "add-trt-functions"

@@ -23,10 +23,10 @@ class CastIo(Pass):
     """Give graph inputs and outputs other element types; the graph inside keeps its own.
 
     `values` are `name:type` pairs, types float32, float16, bfloat16, int32 and int64.
-    1. Input of another type -> input of that type, of the same name, with a Cast behind it.
-    2. Output of another type -> a Cast in front of an output of that type, of the same name.
+    1. Input of another type -> input of that type, of the same name, followed by a Cast.
+    2. Output of another type -> a Cast that makes an output of that type, of the same name.
 
-    Not where an input is an output, which a Cast would make two of: a refusal says so. Exact when the type holds
+    Declines when: an input is an output as well, which a Cast would make two of. Exact when the type holds
     every value that passes (positions as int64, bfloat16 as float32); otherwise it rounds once at the border, which
     is the tolerance.
     """

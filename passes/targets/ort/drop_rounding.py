@@ -34,7 +34,7 @@ class DropRounding(Pass):
     wrong scale, weight or wire still shows, and nothing else does. For validation only: quantized weights
     stay as they are.
 
-    Not for scales that are not one number, or zero points that are not zero.
+    Declines when: the scale is not one number; the zero point is not zero.
     """
 
     name: ClassVar[str] = "drop-rounding"

@@ -49,7 +49,7 @@ class GuardSlices(Pass):
 
 
 def _guarded(node: gs.Node, fires: bool, names: Names) -> list[gs.Node]:
-    """The node, and behind it the Concat when the pass fires."""
+    """The node, followed by the Concat when the pass fires."""
     if not fires:
         return [node]
     (value,) = node.outputs

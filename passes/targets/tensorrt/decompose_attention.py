@@ -34,8 +34,10 @@ class DecomposeAttention(Pass):
     6. Softmax, in softmax_precision when given; a row with everything masked gives zeros, as ONNX says.
     7. MatMul with V.
 
-    Not with a cache (past_key, past_value, nonpad_kv_seqlen), a sliding window, the qk_matmul_output, a mask
-    that is shorter than the keys, or where type, rank or the needed head counts and sizes are unknown.
+        before: Attention(q, k, v, mask)      after: MatMul(Softmax(Add(Mul(MatMul(q, k transposed), scale), mask)), v)
+
+    Declines when: there is a cache (past_key, past_value, nonpad_kv_seqlen) or a sliding window; qk_matmul_output is
+    read; the mask is shorter than the keys; type, rank, head counts or sizes that are needed are not known.
     """
 
     name: ClassVar[str] = "decompose-attention"

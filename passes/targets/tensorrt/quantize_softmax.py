@@ -44,8 +44,11 @@ class QuantizeSoftmax(Pass):
     TensorRT-RTX 1.7 fuses this for SM 89 and 120, float16 and bfloat16, head sizes 8 to 256, where the profile's
     usual sequence is long enough to gain by it (128 tokens are, 80 are not).
 
-    Not with softcap, softmax_precision or a second output, heads above `max_head_dim`, and where
-    decompose-attention cannot either.
+        before: Attention(DQ(Q(q)), DQ(Q(k)), DQ(Q(v)))
+        after:  MatMul(DQ(Q(Softmax(MatMul(DQ(Q(q)), DQ(Q(k transposed)))))), DQ(Q(v)))
+
+    Declines when: there is softcap, softmax_precision or a second output; a head is larger than `max_head_dim`; only
+    some of q, k, v are quantized; decompose-attention would decline.
     """
 
     name: ClassVar[str] = "quantize-softmax"

@@ -35,9 +35,9 @@ class TypeTrtOps(Pass):
     For this, a copy in which standard operators of the same types and shapes stand in goes through ONNX's inference
     once, so the cost is linear. Subgraphs too.
 
-    Not for a tensor whose type ONNX cannot know (operators of other domains, those behind them, and those behind
-    inputs that contradict each other: match-types fixes these): refused, by node. Raises PassError where an axis
-    is not whole blocks.
+    Declines, by node, when: ONNX cannot know a type (operators of other domains, what follows from them, and what
+    follows from inputs that contradict each other, which match-types fixes). Raises PassError where an axis is not
+    whole blocks.
     """
 
     name: ClassVar[str] = "type-trt-ops"
