@@ -105,7 +105,7 @@ def test_a_family_a_format_and_a_reader_compile_together(diffc: Diffc, tmp_path:
     done = diffc("compile", pointer, "--format", "int8_linear", "--calibrate", "synthetic", "--image-size", "64",
                  "-o", tmp_path / "artifact")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "auraflow" in done.stdout
+    assert "(auraflow) to int8_linear" in done.stderr
     assert "QuantizeLinear" in ops(tmp_path / "artifact" / "model.onnx")
 
 
@@ -117,8 +117,9 @@ def test_a_command_is_listed_and_runs(diffc: Diffc, model: Path) -> None:
 
 def test_doctor_names_what_is_broken_and_nothing_else_breaks(diffc: Diffc) -> None:
     said = diffc("doctor").stdout
-    (line,) = [text for text in said.splitlines() if "plugin broken of diffc-example 1.2.0" in text]
-    assert "no" in line
+    row, fix = (text for text in said.splitlines() if "plugin broken of diffc-example 1.2.0" in text)
+    assert " no " in row
+    assert "update or uninstall the package" in fix
     assert "diffc_example.not_there:FORMAT cannot be imported: ModuleNotFoundError" in said
     assert "plugin cancel-negation of diffc-example 1.2.0" in said
     assert "int8_linear" in diffc("formats").stdout
