@@ -297,10 +297,10 @@ def _count(number: int) -> str:
 
 
 def _model(source: ModelSource, terminal: Terminal) -> None:
-    from diffc.models.profiles import default_profile
+    from diffc.models.profiles import default_profile, painted_size
     from diffc.quantize.formats import FORMATS
 
-    profile = asdict(default_profile(source.family, source.config))
+    profile = asdict(default_profile(source.family, source.config, painted_size(source.pipeline_dir)))
     count, size = source.parameters, megabytes(source.nbytes).strip()
     terminal.line((source.name, "bold"), f", family {source.family}, {source.family.backbone_class}")
     terminal.line(f"  backbone {source.path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError, UsageError
 from diffc.models.embedded.digits import WORDS
+from diffc.models.profiles import ShapeProfile
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource, locate
@@ -92,7 +93,7 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
     with_torch = TORCH in request.compare
     with ui.stage("load the pipeline") as update:
         pipe = _pipeline(source, artifact, device, update, with_backbone=with_torch)
-    request = _sized(request, pipe, source)
+    request = _sized(request, pipe, source, usual_size(artifact.manifest, pipe.vae.config.sample_size))
     painted: list[Painted] = []
     for name, backbone in _variants(folders, with_torch, pipe, source, request):
         setattr(pipe, source.family.component, backbone)
@@ -108,10 +109,23 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
     return painted
 
 
-def _sized(request: GenerateRequest, pipe: Any, source: ModelSource) -> GenerateRequest:
+def usual_size(manifest: Mapping[str, Any], painted: int) -> tuple[int, int]:
+    """Height and width of images without --height and --width, in pixels.
+
+    They are `painted`, the size of the pipeline's VAE. Where the artifact has engines that do not take it, they are
+    those of the shape that the engines are best at.
+    """
+    profile = ShapeProfile.of_manifest(manifest["profile"])
+    best = profile.optimum
+    fits = profile.holds(replace(best, height=painted, width=painted))
+    return (painted, painted) if fits or not manifest["engines"] else (best.height, best.width)
+
+
+def _sized(
+    request: GenerateRequest, pipe: Any, source: ModelSource, usual: tuple[int, int]
+) -> GenerateRequest:
     """The request with the size of the images. Raises DiffcError for what the model cannot paint."""
-    usual = int(pipe.vae.config.sample_size)
-    height, width = request.height or usual, request.width or usual
+    height, width = request.height or usual[0], request.width or usual[1]
     source.family.check(source.config, Shape(request.batch, height, width, 1))
     if request.negative_prompt is not None and "negative_prompt" not in signature(pipe.__call__).parameters:
         raise UsageError(f"{type(pipe).__name__} takes no negative prompt", fix="leave --negative-prompt out")

@@ -210,7 +210,7 @@ def _comparisons(
     for name in files:
         model = load(artifact.folder / name)
         format, dtype = format_and_dtype(artifact, model)
-        shapes = shapes_of(artifact, model, request.shapes)
+        shapes = shapes_of(artifact, model, request.shapes, request.target)
         reference: TorchReference | GraphReference
         if against == "torch":
             with (

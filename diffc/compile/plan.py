@@ -11,11 +11,12 @@ from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, find_ta
 from diffc.backends.tensorrt.device import check_stripping
 from diffc.compile.request import DTYPES, CompileRequest
 from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
-from diffc.models.profiles import ShapeProfile, parse_profile
+from diffc.models.profiles import ShapeProfile, painted_size, parse_profile
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.spec import Shape
 from diffc.quantize.formats import Format, find_format
+from diffc.validate.shapes import usual_shapes
 
 VALIDATION_BYTES = 16
 """Memory per parameter while validating: torch's float32 weights, and ONNX Runtime's, each twice while loading."""
@@ -40,6 +41,13 @@ class Plan:
     def rounds_activations(self) -> bool:
         """Whether the compiled backbone rounds activations, and not weights alone."""
         return self.format.input is not None or self.request.options.quantizes_attention
+
+    @property
+    def validation_shapes(self) -> tuple[Shape, ...]:
+        """The shapes of validation: small ones, inside the profile where a target builds an engine for it."""
+        engines = any(target.is_engine for target in self.targets)
+        profile = self.profile if engines else None
+        return usual_shapes(self.source.family, self.source.config, self.profile.batch, profile)
 
     @property
     def no_measurement(self) -> str:
@@ -86,7 +94,7 @@ def check(request: CompileRequest) -> Plan:
             "TensorRT has no attention in float32, so none that runs in FP8 beside it",
             fix="give --dtype float16 or bfloat16, or leave out --quantize-mha",
         )
-    profile = parse_profile(request.profile, source.family, source.config)
+    profile = parse_profile(request.profile, source.family, source.config, painted_size(source.pipeline_dir))
     streams = not request.skip_validation and not _fits_memory(source)
     return Plan(request, source, fmt, targets, dtype, profile, streams)
 

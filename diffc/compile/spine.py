@@ -198,20 +198,22 @@ def validate(
         ui.note("not validated, as --skip-validation asks")
         return ()
     models = {name: folder / name for name in graphs.models}
-    name, seed = plan.format.name, plan.request.seed + 1
+    name, seed, shapes = plan.format.name, plan.request.seed + 1, plan.validation_shapes
     variants = graphs.cache is not None and graphs.cache.variants
     if plan.streams_validation:
         with ui.stage("load the torch model, its weights left in their files"):
             streamed = StreamedReference(plan.source, plan.dtype, checkpoint)
-        reports = validate_by_layer(models, streamed, format=name, seed=seed, ui=ui)
+        reports = validate_by_layer(models, streamed, format=name, shape=shapes[0], seed=seed, ui=ui)
         if variants:
             ui.note("the cached steps are not validated: the model is too large to run it whole")
     else:
         with ui.stage("load the torch model") as update, estimated(update, loading_seconds(plan.source)):
             reference = TorchReference(plan.source, plan.dtype, checkpoint)
-        reports = validate_whole(models, reference, format=name, batch=plan.profile.batch, seed=seed, ui=ui)
+        reports = validate_whole(models, reference, format=name, shapes=shapes, seed=seed, ui=ui)
         if graphs.cache is not None and variants:
-            reports += validate_cached(folder, graphs.cache, reference, format=name, seed=seed, ui=ui)
+            reports += validate_cached(
+                folder, graphs.cache, reference, format=name, shapes=shapes, seed=seed, ui=ui
+            )
     save_reports(reports, folder / "validation")
     require_match(reports)
     return reports

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
+from diffc.models.spec import Shape
 from diffc.progress import Reporter
 from diffc.validate.modules import compare_modules, require_right_modules
 from diffc.validate.outputs import validate_model
 from diffc.validate.reports import NOT_WRITTEN, ShapeReport
 from diffc.validate.streamed import StreamedReference, validate_streamed
-from diffc.validate.torch_reference import TorchReference, validation_shapes
+from diffc.validate.torch_reference import TorchReference
 from passes.storage import load
 
 
@@ -22,16 +23,15 @@ def validate_whole(
     reference: TorchReference,
     *,
     format: str,
-    batch: int | None,
+    shapes: Sequence[Shape],
     seed: int,
     ui: Reporter,
 ) -> list[ShapeReport]:
-    """The model files, by name, against torch at two shapes of `batch` images (None: of several numbers of images).
+    """The model files, by name, against torch at the `shapes`.
 
     Raises MismatchError when a module is off whose fault roundings could hide in the outputs.
     """
     reports = []
-    shapes = validation_shapes(reference.source, batch)
     for name, path in models.items():
         with ui.stage(f"validate {name} against torch") as update:
             found = validate_model(
@@ -60,13 +60,21 @@ def _examine(
 
 
 def validate_by_layer(
-    models: Mapping[str, Path], reference: StreamedReference, *, format: str, seed: int, ui: Reporter
+    models: Mapping[str, Path],
+    reference: StreamedReference,
+    *,
+    format: str,
+    shape: Shape,
+    seed: int,
+    ui: Reporter,
 ) -> list[ShapeReport]:
     """The same for a model that is too large to be held at once: layer by layer on both sides, at one shape."""
     ui.note("too large to be validated at once in the memory that is free: layer by layer, at one shape")
     reports = []
     for name, path in models.items():
         with ui.stage(f"validate {name} against torch, layer by layer") as update:
-            found = validate_streamed(load(path), reference, format=format, seed=seed, update=update)
+            found = validate_streamed(
+                load(path), reference, format=format, shape=shape, seed=seed, update=update
+            )
         reports += [replace(report, model=name) for report in found]
     return reports

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from diffc.errors import UsageError
 from diffc.models.family import Family
+from diffc.models.sources.inside import inside
+from diffc.models.sources.json_files import read_json
 from diffc.models.spec import VAE_SCALE, Shape
 
 
@@ -24,13 +27,51 @@ class ShapeProfile:
         """The batch size where it is fixed; None for a range."""
         return self.minimum.batch if self.minimum.batch == self.maximum.batch else None
 
+    @classmethod
+    def of_manifest(cls, stated: Mapping[str, Mapping[str, int]]) -> ShapeProfile:
+        """The profile that a manifest.json holds under "profile"."""
+        return cls(*(Shape(**stated[name]) for name in ("minimum", "optimum", "maximum")))
+
+    def holds(self, shape: Shape) -> bool:
+        """Whether every axis of `shape` lies between the smallest and the largest shape."""
+        rows = zip(astuple(self.minimum), astuple(shape), astuple(self.maximum), strict=True)
+        return all(low <= size <= high for low, size, high in rows)
+
     def __str__(self) -> str:
         return f"{self.minimum} | {self.optimum} | {self.maximum}"
 
 
-def default_profile(family: Family, config: Mapping[str, Any]) -> ShapeProfile:
-    """Half to 1.5 times the native image size, one to twice the usual batch, short to double prompts."""
+def painted_size(pipeline: Path | None) -> int | None:
+    """Height and width, in pixels, that the VAE of a pipeline folder is made for; None where no VAE tells it.
+
+    Raises DiffcError when vae/config.json is there and cannot be read.
+    """
+    if pipeline is None or not (pipeline / "vae" / "config.json").is_file():
+        return None
+    size = read_json(inside(pipeline, "vae") / "config.json").get("sample_size")
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def native_shape(family: Family, config: Mapping[str, Any], painted: int | None = None) -> Shape:
+    """The shape that a pipeline paints by default.
+
+    A backbone whose config.json has no `sample_size` (FLUX) does not tell its image size: there `painted`, the size
+    of the pipeline's VAE, decides. Without a pipeline it is the size that the family was trained for.
+    """
     native, step = family.native(config), family.pixel_multiple(config)
+    if painted is None or "sample_size" in config:
+        return native
+    size = max(step, painted // step * step)
+    return replace(native, height=size, width=size)
+
+
+def default_profile(family: Family, config: Mapping[str, Any], painted: int | None = None) -> ShapeProfile:
+    """Half to 1.5 times the image size, one to twice the usual batch, short to double prompts.
+
+    The image size is that of `native_shape`. The range also holds `painted`, the size of the pipeline's VAE.
+    """
+    native, step = native_shape(family, config, painted), family.pixel_multiple(config)
+    painted = painted or native.height
     largest = {dim.name: dim.maximum for dim in family.dims(config)}
 
     def pixels(name: str, factor: float) -> int:
@@ -38,18 +79,21 @@ def default_profile(family: Family, config: Mapping[str, Any]) -> ShapeProfile:
         rows = largest.get(name)
         return max(step, wanted if rows is None else min(wanted, rows * VAE_SCALE))
 
-    minimum = Shape(1, pixels("height", 0.5), pixels("width", 0.5), max(1, native.text // 4))
-    maximum = Shape(2 * native.batch, pixels("height", 1.5), pixels("width", 1.5), 2 * native.text)
+    smallest, widest = min(0.5, painted / native.height), max(1.5, painted / native.height)
+    minimum = Shape(1, pixels("height", smallest), pixels("width", smallest), max(1, native.text // 4))
+    maximum = Shape(2 * native.batch, pixels("height", widest), pixels("width", widest), 2 * native.text)
     return ShapeProfile(minimum, native, maximum)
 
 
-def parse_profile(text: str, family: Family, config: Mapping[str, Any]) -> ShapeProfile:
+def parse_profile(
+    text: str, family: Family, config: Mapping[str, Any], painted: int | None = None
+) -> ShapeProfile:
     """The default profile with the axes of `text` replaced: `axis=size` or `axis=min:opt:max`, comma separated.
 
     Axes are batch, height, width (pixels) and text (tokens). Raises UsageError for anything else, for sizes out
     of order, and for shapes that the model cannot run.
     """
-    profile = default_profile(family, config)
+    profile = default_profile(family, config, painted)
     sizes = parse_sizes(text, [field.name for field in fields(Shape)])
     for axis, (low, middle, high) in sizes.items():
         profile = ShapeProfile(

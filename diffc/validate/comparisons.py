@@ -14,8 +14,10 @@ from diffc.artifact.describe import IMPORTED
 from diffc.artifact.files import listed
 from diffc.artifact.folder import Artifact
 from diffc.backends.onnx_graph import element_types
+from diffc.backends.target import RUNTIMES
 from diffc.errors import DiffcError, UsageError
 from diffc.models.inputs import random_inputs
+from diffc.models.profiles import ShapeProfile
 from diffc.models.registry import find_family
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, check_weights
 from diffc.models.sources.locate import locate
@@ -24,9 +26,9 @@ from diffc.quantize.checkpoint import Checkpoint
 from diffc.validate.onnx_reference import Draw, GraphReference, draw_by_graph
 from diffc.validate.outputs import Session, validate_model, validate_session
 from diffc.validate.reports import ShapeReport, Sizes
-from diffc.validate.shapes import fixed_batch, parse_graph_sizes, parse_shape
+from diffc.validate.shapes import fixed_batch, parse_graph_sizes, parse_shape, usual_shapes
 from diffc.validate.tolerances import tolerance_of
-from diffc.validate.torch_reference import TorchReference, usual_shapes
+from diffc.validate.torch_reference import TorchReference
 from passes.storage import load
 
 AGAINST = ("torch", "ort")
@@ -103,10 +105,12 @@ def format_and_dtype(artifact: Artifact, model: onnx.ModelProto) -> tuple[str, s
     return format, "float32"
 
 
-def shapes_of(artifact: Artifact, model: onnx.ModelProto, texts: Sequence[str]) -> Sequence[Sizes]:
+def shapes_of(
+    artifact: Artifact, model: onnx.ModelProto, texts: Sequence[str], target: str = "ort"
+) -> Sequence[Sizes]:
     """The shapes that `texts` (values of --shape) name; without any, the two of a compile.
 
-    Raises DiffcError for sizes that the model cannot run.
+    Raises DiffcError for sizes that the model cannot run, and for those that the engines of `target` do not take.
     """
     manifest = artifact.manifest
     if is_imported(artifact):
@@ -114,12 +118,20 @@ def shapes_of(artifact: Artifact, model: onnx.ModelProto, texts: Sequence[str]) 
         return [parse_graph_sizes(text, model, default) for text, default in wanted]
     spec, config = find_family(manifest["model"]["family"]), manifest["model"]["config"]
     batch = fixed_batch(model)
-    usual = usual_shapes(spec, config, batch)
+    profile = ShapeProfile.of_manifest(manifest["profile"])
+    usual = usual_shapes(spec, config, batch, profile if manifest["engines"] else None)
     shapes = tuple(parse_shape(text, spec, config, usual[0]) for text in texts) or usual
     if other := next((s for s in shapes if batch not in (None, s.batch)), None):
         raise UsageError(
             f"shape ({other}): {artifact.folder} was compiled for a batch of {batch}",
             fix=f"use --shape batch={batch},..., or compile with --profile batch=min:opt:max",
+        )
+    outside = next((s for s in shapes if not profile.holds(s)), None)
+    if outside is not None and RUNTIMES[target].takes_ranges:
+        raise UsageError(
+            f"shape ({outside}): {artifact.folder} was compiled for ({profile.minimum}) to ({profile.maximum})",
+            fix="choose a --shape inside, leave --target out to run the graph on the CPU, which takes every size, or"
+            " compile with a wider --profile",
         )
     return shapes
 

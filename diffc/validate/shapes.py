@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import onnx
 
 from diffc.errors import UsageError
 from diffc.models.family import Family
-from diffc.models.profiles import parse_sizes
+from diffc.models.profiles import ShapeProfile, parse_sizes
 from diffc.models.spec import Config, Shape
 from diffc.validate.reports import GraphSizes
+
+
+def usual_shapes(
+    spec: Family, config: Config, batch: int | None = None, profile: ShapeProfile | None = None
+) -> tuple[Shape, ...]:
+    """Two small shapes that differ in height, width, text length, and in batch unless the graph has a fixed one.
+
+    With a `profile` they lie inside it, so that an engine takes them: on each axis both sizes move up by the same
+    amount to its minimum, and end at its maximum. A profile of one single shape leaves one.
+    """
+    step = math.lcm(32, spec.pixel_multiple(config))
+    shapes = (Shape(batch or 1, 2 * step, 3 * step, 24), Shape(batch or 2, 4 * step, 2 * step, 40))
+    if profile is None:
+        return shapes
+    for axis in asdict(shapes[0]):
+        sizes = [getattr(shape, axis) for shape in shapes]
+        low, high = getattr(profile.minimum, axis), getattr(profile.maximum, axis)
+        up = max(0, low - min(sizes))
+        moved = [min(size + up, high) for size in sizes]
+        shapes = (replace(shapes[0], **{axis: moved[0]}), replace(shapes[1], **{axis: moved[1]}))
+    return tuple(dict.fromkeys(shapes))
 
 
 def parse_shape(text: str, spec: Family, config: Config, default: Shape) -> Shape:

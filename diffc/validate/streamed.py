@@ -85,11 +85,15 @@ def validate_streamed(
     *,
     format: str,
     seed: int,
+    shape: Shape | None = None,
     limit: int = PIECE_BYTES,
     update: Update = lambda done, total: None,
 ) -> list[ShapeReport]:
-    """One report, at the first validation shape; `limit` is the bytes of weights that a piece of the graph holds."""
-    shape = validation_shapes(reference.source, fixed_batch(model))[0]
+    """One report, at `shape` (None: the first validation shape).
+
+    `limit` is the bytes of weights that a piece of the graph holds.
+    """
+    shape = shape or validation_shapes(reference.source, fixed_batch(model))[0]
     unrounded = reference.quantized
     graph = unrounded_copy(model) if unrounded else float32_copy(model)
     tolerance = UNROUNDED_REL_L2 if unrounded else tolerance_of(format, "float32")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.sources.backbone import DTYPES, load_backbone
 from diffc.models.sources.locate import ModelSource
-from diffc.models.spec import Config, Shape
+from diffc.models.spec import Shape
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.validate.outputs import FLOOR_RUNS, Drawn, Outputs, as_float32
+from diffc.validate.shapes import usual_shapes
 from diffc.validate.torch_hooks import (
     noisy,
     quantize_twice_as_graphs_do,
@@ -28,15 +27,9 @@ from diffc.validate.torch_hooks import (
 )
 
 
-def validation_shapes(source: ModelSource, batch: int | None = None) -> tuple[Shape, Shape]:
-    """Two small shapes that differ in height, width, text length, and in batch unless the graph has a fixed one."""
+def validation_shapes(source: ModelSource, batch: int | None = None) -> tuple[Shape, ...]:
+    """`usual_shapes` of a model for which no engine is built."""
     return usual_shapes(source.family, source.config, batch)
-
-
-def usual_shapes(spec: Family, config: Config, batch: int | None = None) -> tuple[Shape, Shape]:
-    """The same for a backbone of `spec` with `config`."""
-    step = math.lcm(32, spec.pixel_multiple(config))
-    return Shape(batch or 1, 2 * step, 3 * step, 24), Shape(batch or 2, 4 * step, 2 * step, 40)
 
 
 def validation_arrays(

@@ -17,7 +17,7 @@ from diffc.artifact.folder import Artifact
 from diffc.commands.bench.sides import SIDES, Setup
 from diffc.commands.bench.worker import First, Memory, SideError, Worker
 from diffc.errors import DiffcError, UsageError, unknown_value
-from diffc.models.profiles import default_profile
+from diffc.models.profiles import ShapeProfile
 from diffc.models.registry import find_family
 from diffc.models.spec import Shape
 from diffc.progress import Reporter, Update, estimated
@@ -121,8 +121,7 @@ def plan(artifact: Artifact, request: BenchRequest) -> tuple[Setup, list[Shape]]
     if request.repeat < 1:
         raise UsageError(f"--repeat is {request.repeat}", fix="measure at least once")
     spec, config = find_family(manifest["model"]["family"]), manifest["model"]["config"]
-    saved = manifest["profile"]["optimum"]
-    usual = Shape(**saved) if saved else default_profile(spec, config).optimum
+    usual = ShapeProfile.of_manifest(manifest["profile"]).optimum
     shapes = [parse_shape(text, spec, config, usual) for text in request.shapes] or [usual]
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = request.model or manifest["request"]["model"]

@@ -19,13 +19,13 @@ from diffc.cache.plan import Steps
 from diffc.cache.resolve import ResolvedCache
 from diffc.cache.torch_apply import apply
 from diffc.compile.cached.variants import CacheBuild, Variant
+from diffc.models.spec import Shape
 from diffc.progress import Reporter
 from diffc.validate.float32 import cpu_session, feed, float32_copy, runs_on_cpu, unrounded_copy
 from diffc.validate.outputs import validate_session
 from diffc.validate.reports import UNROUNDED, ShapeReport
-from diffc.validate.shapes import fixed_batch
 from diffc.validate.tolerances import UNROUNDED_REL_L2, tolerance_of
-from diffc.validate.torch_reference import TorchReference, validation_shapes
+from diffc.validate.torch_reference import TorchReference
 from passes.storage import load
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -132,22 +132,35 @@ class _Subject:
 
 
 def validate_cached(
-    folder: Path, build: CacheBuild, reference: TorchReference, *, format: str, seed: int, ui: Reporter
+    folder: Path,
+    build: CacheBuild,
+    reference: TorchReference,
+    *,
+    format: str,
+    shapes: Sequence[Shape],
+    seed: int,
+    ui: Reporter,
 ) -> list[ShapeReport]:
     """Compare compiled cached steps with torch cached steps, for each set of groups that is used again.
 
-    At the two shapes and within the limits of a compile. The models' files are in `folder`. Reports are called after
+    At the `shapes` and within the limits of a compile. The models' files are in `folder`. Reports are called after
     the reduced model's file, or after the segments'.
     """
     reports: list[ShapeReport] = []
     with ui.stage("validate cached steps against torch"):
         for subject in _subjects(build):
-            reports += _validate(subject, folder, build, reference, format, seed)
+            reports += _validate(subject, folder, build, reference, format, shapes, seed)
     return reports
 
 
 def _validate(
-    subject: _Subject, folder: Path, build: CacheBuild, reference: TorchReference, format: str, seed: int
+    subject: _Subject,
+    folder: Path,
+    build: CacheBuild,
+    reference: TorchReference,
+    format: str,
+    shapes: Sequence[Shape],
+    seed: int,
 ) -> list[ShapeReport]:
     two_steps = TwoSteps(reference.model, build.plan, sorted(subject.reuse))
     stepping = TorchReference(reference.source, reference.dtype, None, model=two_steps)
@@ -157,7 +170,7 @@ def _validate(
     found = [
         report
         for case in _cases(models, reference, format)
-        for report in _run(case, build, subject.reuse, stepping, seed)
+        for report in _run(case, build, subject.reuse, stepping, shapes, seed)
     ]
     return [replace(report, model=subject.name) for report in found]
 
@@ -190,7 +203,12 @@ def _cases(models: tuple[onnx.ModelProto, ...], reference: TorchReference, forma
 
 
 def _run(
-    case: _Case, build: CacheBuild, reuse: frozenset[int], reference: TorchReference, seed: int
+    case: _Case,
+    build: CacheBuild,
+    reuse: frozenset[int],
+    reference: TorchReference,
+    shapes: Sequence[Shape],
+    seed: int,
 ) -> list[ShapeReport]:
     plain, *models = case.models
     with ExitStack() as stack:
@@ -206,6 +224,6 @@ def _run(
             session,
             reference,
             limit=case.limit,
-            shapes=validation_shapes(reference.source, fixed_batch(models[0])),
+            shapes=shapes,
             seed=seed,
         )
