@@ -3,6 +3,8 @@
 The folder is built beside its final place and renamed when it is complete. A compile that ends early, by an error,
 Ctrl-C or a crash, leaves nothing under the final name. A compile that was killed leaves the unfinished folder, and the
 next one of the same request takes it up.
+
+A copy for a deployment may lack files: those of the folders OPTIONAL, and what the manifest names under "left_out".
 """
 
 from __future__ import annotations
@@ -23,10 +25,14 @@ from diffc.artifact.files import check_files
 from diffc.artifact.resume import RESUME, take_up
 from diffc.errors import DiffcError
 from diffc.output_files import check_output_file
+from diffc.version import VERSION
 from passes.files.atomic import check_own_folder
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+"""The newest form of the manifest that this diffc reads and writes. It reads all older ones, from 1 on."""
+OPTIONAL = ("validation/", "checkpoint/", "engines/")
+"""Folders whose files a copy of an artifact may lack: no other file needs them to be loaded."""
 _CHUNK = 1 << 22
 
 
@@ -42,9 +48,33 @@ class Artifact:
         """The compiled ONNX model."""
         return self.folder / "model.onnx"
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The files of the compile that this copy lacks, by name."""
+        return tuple(name for name in self.manifest["files"] if not (self.folder / name).is_file())
+
+    @property
+    def engines(self) -> tuple[Mapping[str, Any], ...]:
+        """The entries of the manifest's engines whose files are here."""
+        missing = set(self.missing)
+        return tuple(e for e in self.manifest["engines"] if not missing & {e["file"], e.get("weights")})
+
+    def present(self, name: str) -> Path:
+        """The path of the file `name`. Raises DiffcError when this copy lacks it."""
+        if name in self.missing:
+            raise DiffcError(
+                f"{self.folder} has no {name}: it was left out of this copy",
+                fix="use the whole artifact, or copy it with that file: diffc slim",
+            )
+        return self.folder / name
+
     @classmethod
     def load(cls, folder: Path) -> Artifact:
-        """Open an artifact. Raises DiffcError when it is none, is of another schema, lacks files or names others'."""
+        """Open an artifact.
+
+        Raises DiffcError when it is none, was written by a newer diffc, lacks files that are not optional, or names
+        files outside its folder.
+        """
         path = folder / MANIFEST
         if not path.is_file():
             raise DiffcError(
@@ -55,20 +85,36 @@ class Artifact:
             schema, files = manifest["schema"], manifest["files"]
         except (ValueError, KeyError, TypeError) as error:
             raise DiffcError(f"{path} is corrupt ({error})", fix="compile again") from error
-        if schema != SCHEMA:
-            raise DiffcError(f"{path} has schema {schema}, this diffc reads {SCHEMA}", fix="compile again")
+        check_schema(path, schema)
         check_files(folder, manifest)
+        left_out = set(manifest.get("left_out", ()))
         for name, entry in files.items():
             file = folder / name
+            optional = name.startswith(OPTIONAL) or name in left_out
+            if optional and not file.exists():
+                continue
             if not file.is_file() or file.stat().st_size != entry["bytes"]:
                 raise DiffcError(f"{file} is missing or not {entry['bytes']} bytes long", fix="compile again")
         return cls(folder, manifest)
 
     def verify(self) -> None:
-        """Hash every file again. Raises DiffcError naming the first that was changed."""
+        """Hash every file that is here again. Raises DiffcError naming the first that was changed."""
+        missing = set(self.missing)
         for name, entry in self.manifest["files"].items():
-            if file_sha256(self.folder / name) != entry["sha256"]:
+            if name not in missing and file_sha256(self.folder / name) != entry["sha256"]:
                 raise DiffcError(f"{self.folder / name} was changed after the compile", fix="compile again")
+
+
+def check_schema(path: Path, schema: object) -> None:
+    """Raise DiffcError when this diffc does not read manifests of that schema; it reads every older one."""
+    if not isinstance(schema, int) or schema < 1:
+        raise DiffcError(f"{path} is corrupt (schema {schema!r})", fix="compile again")
+    if schema > SCHEMA:
+        raise DiffcError(
+            f"{path} was written by a newer diffc: it has schema {schema}, and this diffc ({VERSION}) reads up to"
+            f" {SCHEMA}",
+            fix="upgrade diffc: pip install --upgrade diffc",
+        )
 
 
 def file_sha256(path: Path) -> str:
@@ -171,7 +217,11 @@ def write_manifest(folder: Path, content: Mapping[str, Any], hashes: Mapping[str
     for path in sorted(p for p in found if p.name != MANIFEST):
         name = path.relative_to(folder).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": hashes.get(name) or file_sha256(path)}
-    manifest = {"schema": SCHEMA, **content, "files": files}
+    return save_manifest(folder, {"schema": SCHEMA, **content, "files": files})
+
+
+def save_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write `manifest` as manifest.json, and return it."""
     text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
     return manifest

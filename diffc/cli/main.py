@@ -25,6 +25,7 @@ from diffc.cli import (
     opt,
     package,
     passes,
+    slim,
     validate,
 )
 from diffc.cli.cache import cache_app
@@ -53,6 +54,7 @@ for name, function, text, panel in (
     ("import", import_.import_command, import_.EXAMPLES, _MAKE),
     ("opt", opt.opt_command, opt.EXAMPLES, _MAKE),
     ("package", package.package_command, package.EXAMPLES, _MAKE),
+    ("slim", slim.slim_command, slim.EXAMPLES, _MAKE),
     ("validate", validate.validate_command, validate.EXAMPLES, _CHECK),
     ("generate", generate.generate_command, generate.EXAMPLES, _CHECK),
     ("bench", bench.bench_command, bench.EXAMPLES, _CHECK),

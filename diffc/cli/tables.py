@@ -94,14 +94,15 @@ def planned(plan: Plan, terminal: Terminal) -> None:
 
 def file_rows(manifest: Mapping[str, Any]) -> list[str]:
     """A line for every graph, the weights and every engine, with its size."""
-    sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+    left_out = set(manifest.get("left_out", ()))
+    sizes = {name: entry["bytes"] for name, entry in manifest["files"].items() if name not in left_out}
     models = [name for name in sorted(sizes, key=len) if name.startswith("model") and name.endswith(".onnx")]
     rows = [f"  {name:32} {megabytes(sizes[name])}" for name in (*models, "model.onnx_data") if name in sizes]
     original = manifest["model"].get("bytes")
-    if original and "model.onnx_data" in sizes:
+    if original and models and "model.onnx_data" in sizes:
         share = sizes["model.onnx_data"] / original
         rows[-1] += f"   {share:.0%} of the original's {megabytes(original).strip()}"
-    for engine in manifest["engines"]:
+    for engine in (engine for engine in manifest["engines"] if engine["file"] in sizes):
         sms = " ".join(f"SM{sm}" for sm in engine["sms"]) or "this GPU"
         rows.append(
             f"  {engine['file']:32} {megabytes(sizes[engine['file']])}   built for {sms}, not run here"

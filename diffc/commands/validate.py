@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -196,8 +197,18 @@ def comparisons(request: ValidateRequest, ui: Reporter) -> Iterator[list[Compari
     files = _files(artifact, request.target)
     with ui.stage("hash the files"):
         artifact.verify()
+    if artifact.missing:
+        ui.note(f"not in this copy, and not checked: {', '.join(_by_folder(artifact.missing))}")
     with ExitStack() as stack:
         yield list(_comparisons(artifact, files, request, stack, ui))
+
+
+def _by_folder(names: Sequence[str]) -> list[str]:
+    """Names of files for people: those of one folder as the folder and their number."""
+    folders = Counter(str(PurePosixPath(name).parent) for name in names)
+    return [f"{folder}/ ({count} files)" for folder, count in folders.items() if folder != "."] + [
+        name for name in names if "/" not in name
+    ]
 
 
 def _comparisons(
@@ -208,7 +219,7 @@ def _comparisons(
     family = artifact.manifest["model"].get("family", "")
     torch_reference: TorchReference | None = None
     for name in files:
-        model = load(artifact.folder / name)
+        model = load(artifact.present(name))
         format, dtype = format_and_dtype(artifact, model)
         shapes = shapes_of(artifact, model, request.shapes, request.target)
         reference: TorchReference | GraphReference

@@ -113,13 +113,18 @@ def _why_not(artifact: Artifact, target: Target, device: torch.device | None) ->
     """Why `target` cannot be used here, on `device` if it is given, and what fixes it."""
     if device is not None and (device.type == "cpu") != target.on_cpu:
         return f"it does not run on {device}", ""
+    if not target.is_engine and (name := artifact.manifest["targets"][target.file_of]) in artifact.missing:
+        return (
+            f"{name} was left out of this copy",
+            "use the whole artifact, or copy it with that file: diffc slim",
+        )
     if target.on_cpu and artifact.manifest.get("dtype") == "bfloat16":
         return "ONNX Runtime's CPU kernels have no bfloat16", "compile with --dtype float16 or float32"
     reason, fix = runtime_of(target).why_not(target)
     if reason or not target.is_engine:
         return reason, fix
     try:
-        pick_engine(artifact.manifest["engines"], target.name, _sm(device))
+        pick_engine(artifact.engines, target.name, _sm(device))
     except DiffcError as error:
         return error.what, error.fix
     return "", ""
@@ -139,7 +144,7 @@ def _open(
         raise DiffcError(f"CUDA graphs are there for targets {recording}", fix="leave out cuda_graph=True")
     manifest, cache = artifact.manifest, partial(_cache, artifact)
     if target.is_engine:
-        entry = pick_engine(manifest["engines"], target.name, _sm(device))
+        entry = pick_engine(artifact.engines, target.name, _sm(device))
         weights = artifact.folder / entry["weights"] if "weights" in entry else None
         model = ModelFile(artifact.folder / entry["file"], target, device, cache, weights=weights)
     else:

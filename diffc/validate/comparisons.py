@@ -193,6 +193,12 @@ def torch_reference_of(artifact: Artifact, model: str | None = None) -> TorchRef
 def _checkpoint(artifact: Artifact, backbone: FakeBackbone) -> Checkpoint | None:
     """The calibration in the artifact, None for a format without one. Raises DiffcError when the weights differ."""
     folder = artifact.folder / "checkpoint"
+    if left_out := next((name for name in artifact.missing if name.startswith("checkpoint/")), None):
+        raise DiffcError(
+            f"{artifact.folder} has no {left_out}: the calibration was left out of this copy, and without it torch"
+            " does not compute what was compiled",
+            fix="validate the whole artifact, or compare with its own graph: --against ort",
+        )
     if not folder.is_dir():
         return None
     checkpoint = Checkpoint.load(folder)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from diffc.artifact import folder as folder_module
 from diffc.artifact.folder import MANIFEST, Artifact, check_output, file_sha256, staging, write_manifest
 from diffc.errors import DiffcError
 
@@ -73,7 +74,10 @@ def test_changes_after_the_compile_are_found(artifact: Path) -> None:
         ("{", "is corrupt"),
         ("[]", "is corrupt"),
         ('{"schema": 1}', "is corrupt"),
-        (json.dumps({"schema": 99, "files": {}}), "has schema 99, this diffc reads 1"),
+        (json.dumps({"schema": 99, "files": {}}), "was written by a newer diffc: it has schema 99"),
+        (json.dumps({"schema": 99, "files": {}}), "upgrade diffc"),
+        (json.dumps({"schema": 0, "files": {}}), r"is corrupt \(schema 0\)"),
+        (json.dumps({"schema": "1", "files": {}}), r"is corrupt \(schema '1'\)"),
     ],
 )
 def test_what_is_no_artifact_is_said(text: str | None, message: str, tmp_path: Path) -> None:
@@ -81,6 +85,40 @@ def test_what_is_no_artifact_is_said(text: str | None, message: str, tmp_path: P
         (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(DiffcError, match=message):
         Artifact.load(tmp_path)
+
+
+def test_older_manifests_are_read(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "SCHEMA", folder_module.SCHEMA + 1)
+    loaded = Artifact.load(artifact)
+    assert loaded.manifest["schema"] == folder_module.SCHEMA - 1
+    loaded.verify()
+
+
+@pytest.mark.parametrize("name", ["engines", "validation", "checkpoint"])
+def test_what_no_runtime_reads_may_be_removed_from_a_copy(name: str, tmp_path: Path) -> None:
+    with staging(tmp_path / "out", force=False) as folder:
+        for extra in ("validation", "checkpoint"):
+            (folder / extra).mkdir()
+            (folder / extra / "a.json").write_text("{}")
+        fill(folder, engines=[{"file": "engines/a.engine", "sms": [89]}])
+    assert len(Artifact.load(tmp_path / "out").engines) == 1
+    removed = [path for path in (tmp_path / "out" / name).iterdir() if path.unlink() is None]
+    loaded = Artifact.load(tmp_path / "out")
+    loaded.verify()
+    assert loaded.missing == (f"{name}/{removed[0].name}",)
+    assert len(loaded.engines) == (name != "engines")
+    with pytest.raises(DiffcError, match=f"has no {name}/.*left out of this copy"):
+        loaded.present(loaded.missing[0])
+
+
+def test_a_shortened_optional_file_and_a_missing_required_one_are_refused(artifact: Path) -> None:
+    (artifact / "engines" / "a.engine").write_bytes(b"eng")
+    with pytest.raises(DiffcError, match=r"a\.engine is missing or not 6 bytes"):
+        Artifact.load(artifact)
+    (artifact / "engines" / "a.engine").write_bytes(FILES["engines/a.engine"])
+    (artifact / "model.onnx").unlink()
+    with pytest.raises(DiffcError, match=r"model\.onnx is missing"):
+        Artifact.load(artifact)
 
 
 def test_an_error_leaves_nothing_and_keeps_the_old_one(artifact: Path) -> None:

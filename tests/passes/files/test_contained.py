@@ -197,6 +197,7 @@ DOORS: Mapping[str, Callable[[str], list[str]]] = {
     "package": lambda a: ["package", a, "-o", f"{a}-package"],
     "generate": lambda a: ["generate", a, "--prompt", "x", "-o", f"{a}.png"],
     "bench": lambda a: ["bench", a],
+    "slim": lambda a: ["slim", a, "-o", f"{a}-slim"],
     "against": lambda a: ["validate", f"{a}-good", "--against", a],
 }
 
@@ -231,14 +232,14 @@ def test_a_package_holds_weights_of_the_artifact_only(location: str, tmp_path: P
     found = Artifact.load(folder)
     (tmp_path / "out").mkdir()
     with pytest.raises((DiffcError, PassError), match=r"lies outside|lists no extra\.bin"):
-        backbone(found, found.model, tmp_path / "out" / "transformer")
+        backbone(found, found.model, tmp_path / "out" / "transformer", {})
     assert (tmp_path / "victim").read_bytes() == b"private"
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
 
 
 def test_a_package_of_an_honest_artifact(tmp_path: Path) -> None:
     found = Artifact.load(artifact(tmp_path / "a"))
-    backbone(found, found.model, tmp_path / "unet")
+    backbone(found, found.model, tmp_path / "unet", {})
     made = onnx.load(tmp_path / "unet" / "model.onnx")
     assert not numpy_helper.to_array(made.graph.initializer[0]).any()
     with pytest.raises(DiffcError, match=r"two files of the package would be config\.json"):
