@@ -18,7 +18,7 @@ from diffc.models.embedded.digits import WORDS
 from diffc.models.profiles import ShapeProfile
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.components import check_components
-from diffc.models.sources.locate import ModelSource, locate
+from diffc.models.sources.locate import ModelSource, locate_again
 from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.models.spec import Shape
 from diffc.output_files import check_output_file
@@ -156,7 +156,7 @@ def _source(artifact: Artifact, pipeline: str | None) -> ModelSource:
     if "family" not in model:
         raise DiffcError(f"{artifact.folder} was compiled from an ONNX file", fix="compile a diffusers model")
     try:
-        source = locate(pipeline or artifact.manifest["request"]["model"])
+        source = locate_again(artifact.manifest, pipeline)
     except DiffcError as error:
         raise DiffcError(
             error.what, fix="give the folder of the diffusers pipeline with --pipeline"

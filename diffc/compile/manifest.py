@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffc.artifact.describe import described_engines, described_passes, described_values, described_versions
 from diffc.compile.plan import Plan
+from diffc.models.sources.hub import pinned
 
 if TYPE_CHECKING:
     from diffc.backends.tensorrt.build import EngineReport
@@ -27,11 +28,13 @@ def manifest(
     """The content of manifest.json without the files, which `diffc.artifact.folder.write_manifest` adds."""
     request = asdict(replace(plan.request, output=Path(), force=False, dump=None))
     del request["output"], request["force"], request["dump"]
+    request["hub"] = pinned(plan.request.hub, plan.source).to_json()
     model = graphs.models["model.onnx"]
     return {
         **described_versions(),
         "model": {
             "name": plan.source.name,
+            **({"revision": plan.source.revision} if plan.source.revision else {}),
             "family": plan.source.family.name,
             "bytes": plan.source.nbytes,
             "config": dict(plan.source.config),

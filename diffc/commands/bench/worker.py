@@ -155,7 +155,7 @@ class _Side:
     def prepare(self, shape: Shape, seed: int, calls: int) -> First:
         import torch
 
-        source = locate(self._setup.model)
+        source = locate(self._setup.model, self._setup.hub)
         spec = source.family
         drawn = random_inputs(spec, source.config, shape, dtype=DTYPES[self._setup.dtype], seed=seed)
         values = {name: value.to(self._setup.device) for name, value in drawn.items()}

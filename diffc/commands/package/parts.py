@@ -11,7 +11,7 @@ from typing import Any
 from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError
 from diffc.models.sources.components import pipeline_variant
-from diffc.models.sources.locate import locate
+from diffc.models.sources.locate import locate_again
 from passes.files.contained import contained
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -52,7 +52,7 @@ def _compiled_pipeline(artifact: Artifact) -> tuple[Path, str | None]:
     model = artifact.manifest["request"]["model"]
     fix = "name it: --pipeline DIR, or give an optimum-cli export: --components DIR"
     try:
-        source = locate(model)
+        source = locate_again(artifact.manifest)
     except DiffcError as error:
         raise DiffcError(
             f"the pipeline that was compiled, {model}, cannot be read: {error.what}", fix=fix
