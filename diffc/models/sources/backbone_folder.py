@@ -10,6 +10,7 @@ from diffc.models.registry import family_of
 from diffc.models.sources.components import check_variant
 from diffc.models.sources.hub_cache import identity
 from diffc.models.sources.json_files import read_json
+from diffc.models.sources.misfit import quantized_config
 from diffc.models.sources.safetensors_files import file_names, folder_weights
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource, Reader
 from diffc.models.sources.weight_names import choose
@@ -24,6 +25,8 @@ def read_backbone(
     Raises UnsupportedError for a backbone of no known family, DiffcError for a folder that is not complete.
     """
     config = read_json(folder / "config.json")
+    if error := quantized_config(config, folder / "config.json"):
+        raise error
     family = family_of(config, folder / "config.json")
     weights = folder_weights(folder, variant)
     if pipeline is None:
