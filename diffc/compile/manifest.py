@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffc.artifact.describe import described_engines, described_passes, described_values, described_versions
+from diffc.artifact.model import remembered
 from diffc.compile.plan import Plan
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def manifest(
     """The content of manifest.json without the files, which `diffc.artifact.folder.write_manifest` adds."""
     request = asdict(replace(plan.request, output=Path(), force=False, dump=None))
     del request["output"], request["force"], request["dump"]
+    request["model"] = remembered(plan.request.model)
     model = graphs.models["model.onnx"]
     return {
         **described_versions(),
@@ -34,6 +36,7 @@ def manifest(
             "name": plan.source.name,
             "family": plan.source.family.name,
             "bytes": plan.source.nbytes,
+            "fingerprint": plan.source.fingerprint,
             "config": dict(plan.source.config),
         },
         "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from diffc.artifact.folder import Artifact
+from diffc.artifact.model import compiled_model
 from diffc.errors import DiffcError
-from diffc.models.sources.locate import locate
 from passes.files.contained import contained
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -46,17 +46,11 @@ def find_parts(artifact: Artifact, components: Path | None, pipeline: Path | Non
 
 def _compiled_pipeline(artifact: Artifact) -> Path:
     """The pipeline folder that was compiled. Raises DiffcError when it was a backbone alone, or is gone."""
-    model = artifact.manifest["request"]["model"]
-    fix = "name it: --pipeline DIR, or give an optimum-cli export: --components DIR"
-    try:
-        folder = locate(model).pipeline_dir
-    except DiffcError as error:
-        raise DiffcError(
-            f"the pipeline that was compiled, {model}, cannot be read: {error.what}", fix=fix
-        ) from error
-    if folder is None:
-        raise DiffcError(f"{model} is a backbone without its pipeline", fix=fix)
-    return folder
+    option = "--pipeline DIR, or give an optimum-cli export: --components DIR"
+    source = compiled_model(artifact, None, option)
+    if source.pipeline_dir is None:
+        raise DiffcError(f"{source.path} is a backbone without its pipeline", fix=f"name it: {option}")
+    return source.pipeline_dir
 
 
 def _exported(folder: Path) -> Parts:
