@@ -18,6 +18,7 @@ from diffc.errors import DiffcError, UsageError
 from diffc.models.embedded.digits import WORDS
 from diffc.models.profiles import ShapeProfile
 from diffc.models.sources.backbone import quiet_libraries
+from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource
 from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.models.spec import Shape
@@ -166,6 +167,7 @@ def _source(artifact: Artifact, pipeline: str | None) -> ModelSource:
             f"{source.pipeline_dir} is of family {source.family}, the artifact of {model['family']}",
             fix="give the --pipeline that the artifact was compiled from",
         )
+    check_components(source, without=(source.family.component,))
     return source
 
 

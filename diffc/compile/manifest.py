@@ -37,6 +37,7 @@ def manifest(
             "family": plan.source.family.name,
             "bytes": plan.source.nbytes,
             "fingerprint": plan.source.fingerprint,
+            **({} if plan.source.revision is None else {"revision": plan.source.revision}),
             "config": dict(plan.source.config),
         },
         "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},

@@ -12,6 +12,7 @@ from diffc.backends.tensorrt.device import check_stripping
 from diffc.compile.request import DTYPES, CompileRequest
 from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
 from diffc.models.profiles import ShapeProfile, painted_size, parse_profile
+from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.spec import Shape
 from diffc.quantize.formats import Format, find_format
@@ -57,6 +58,10 @@ class Plan:
             return "the model is too large to run it whole"
         if self.source.pipeline_dir is None or self.request.calibrate == "synthetic":
             return "there is no pipeline to run"
+        try:
+            check_components(self.source)
+        except DiffcError as error:
+            return f"the pipeline is not complete ({error.what})"
         return ""
 
 
@@ -150,6 +155,8 @@ def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource
             fix="give the pipeline's folder, --from-checkpoint with an earlier calibration, or, to try a compile,"
             " --calibrate synthetic",
         )
+    if request.from_checkpoint is None:
+        check_components(source)
 
 
 def describe(plan: Plan) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffc.models.sources.backbone import quiet_libraries
+from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import locate
 from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.progress import Reporter, estimated
@@ -17,6 +18,7 @@ def load_for_search(model: str, ui: Reporter) -> Any:
     import torch
 
     source = locate(model)
+    check_components(source)
     cuda = torch.cuda.is_available()
     dtype = getattr(torch, source.dtype) if cuda else torch.float32
     with (

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.sources.backbone import DTYPES, quiet_libraries
+from diffc.models.sources.components import component_variant
 
 Dims = tuple[str | int, ...]
 _MOST_IMAGES = 63  # from batch 64 on, diffusers' Upsample2D takes another path, which one graph cannot hold
@@ -52,14 +53,17 @@ class _Call(nn.Module):
         return self.call(self.owner, x)
 
 
-def component_graphs(pipeline: Path, name: str, kind: str, dtype: str) -> list[Graph]:
+def component_graphs(
+    pipeline: Path, name: str, kind: str, dtype: str, variant: str | None = None
+) -> list[Graph]:
     """The graphs of one component of a pipeline folder: one of a text encoder, two of a VAE.
 
-    `kind` is the component's class as model_index.json has it, `dtype` that of weights, inputs and outputs. A VAE
+    `kind` is the component's class as model_index.json has it, `dtype` that of weights, inputs and outputs. Files of
+    `variant` are read where the component has any, plain ones otherwise. A VAE
     whose config.json says `force_upcast` overflows in float16 and is float32 whatever `dtype` is.
     Raises UnsupportedError for a class that the optimum layout has no place for.
     """
-    makers: dict[str, Callable[[Path, str, str, str], list[Graph]]] = {
+    makers: dict[str, Callable[[Path, str, str, str, str | None], list[Graph]]] = {
         "CLIPTextModel": _clip,
         "CLIPTextModelWithProjection": _clip,
         "T5EncoderModel": _t5,
@@ -70,11 +74,12 @@ def component_graphs(pipeline: Path, name: str, kind: str, dtype: str) -> list[G
             f"{pipeline / name} is a {kind}; the optimum layout has graphs of {', '.join(makers)}"
         )
     with quiet_libraries():
-        return makers[kind](pipeline / name, name, kind, dtype)
+        found = component_variant(pipeline / name, variant)
+        return makers[kind](pipeline / name, name, kind, dtype, found)
 
 
-def _clip(folder: Path, name: str, kind: str, dtype: str) -> list[Graph]:
-    encoder, config = _text_encoder(folder, kind, dtype)
+def _clip(folder: Path, name: str, kind: str, dtype: str, variant: str | None) -> list[Graph]:
+    encoder, config = _text_encoder(folder, kind, dtype, variant)
     length = config["max_position_embeddings"]
     first = ("last_hidden_state", "pooler_output")
     if kind == "CLIPTextModelWithProjection":
@@ -94,8 +99,8 @@ def _clip(folder: Path, name: str, kind: str, dtype: str) -> list[Graph]:
     return [Graph(name, _Call(encoder, call), ("input_ids", ids), ("batch", "text"), outputs, most, config)]
 
 
-def _t5(folder: Path, name: str, kind: str, dtype: str) -> list[Graph]:
-    encoder, config = _text_encoder(folder, kind, dtype)
+def _t5(folder: Path, name: str, kind: str, dtype: str, variant: str | None) -> list[Graph]:
+    encoder, config = _text_encoder(folder, kind, dtype, variant)
     config.setdefault("num_decoder_layers", config["num_layers"])  # optimum reads it of every text encoder
     outputs: dict[str, Dims] = {"last_hidden_state": ("batch", "text", config["d_model"])}
 
@@ -107,12 +112,13 @@ def _t5(folder: Path, name: str, kind: str, dtype: str) -> list[Graph]:
     return [Graph(name, _Call(encoder, call), ("input_ids", ids), ("batch", "text"), outputs, {}, config)]
 
 
-def _vae(folder: Path, name: str, kind: str, dtype: str) -> list[Graph]:
+def _vae(folder: Path, name: str, kind: str, dtype: str, variant: str | None) -> list[Graph]:
     import diffusers
 
     config = _config(folder)
     dtype = "float32" if config.get("force_upcast", True) else dtype
-    vae = getattr(diffusers, kind).from_pretrained(folder, torch_dtype=DTYPES[dtype]).eval()
+    load = getattr(diffusers, kind).from_pretrained
+    vae = load(folder, torch_dtype=DTYPES[dtype], variant=variant, use_safetensors=True).eval()
     scale = 2 ** (len(config["block_out_channels"]) - 1)
     latent, pixels = int(config["latent_channels"]), int(config["in_channels"])
     image: Dims = ("batch", pixels, f"{scale} * height", f"{scale} * width")
@@ -138,11 +144,13 @@ def _vae(folder: Path, name: str, kind: str, dtype: str) -> list[Graph]:
     return [encode, decode]
 
 
-def _text_encoder(folder: Path, kind: str, dtype: str) -> tuple[nn.Module, dict[str, Any]]:
+def _text_encoder(
+    folder: Path, kind: str, dtype: str, variant: str | None
+) -> tuple[nn.Module, dict[str, Any]]:
     import transformers
 
     try:
-        model = getattr(transformers, kind).from_pretrained(folder, dtype=DTYPES[dtype])
+        model = getattr(transformers, kind).from_pretrained(folder, dtype=DTYPES[dtype], variant=variant)
     except (OSError, ValueError) as error:
         raise DiffcError(
             f"transformers cannot load {folder}: {error}", fix="download the pipeline completely"

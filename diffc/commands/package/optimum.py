@@ -175,7 +175,7 @@ def _components(
     for name, kind in parts.graphs.items():
         check_tree(parts.folder, name)
         with ui.stage(f"export {name}"):
-            for graph in component_graphs(parts.folder, name, kind, request.dtype):
+            for graph in component_graphs(parts.folder, name, kind, request.dtype, parts.variant):
                 write(graph, folder / graph.name)
                 if not request.skip_validation:
                     yield graph.name, check(graph, folder / graph.name / "model.onnx")

@@ -11,6 +11,7 @@ from typing import Any
 from diffc.artifact.folder import Artifact
 from diffc.artifact.model import compiled_model
 from diffc.errors import DiffcError
+from diffc.models.sources.components import pipeline_variant
 from passes.files.contained import contained
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -22,7 +23,7 @@ class Parts:
     """What to take from `folder`, whose model_index.json is `index`.
 
     `graphs`: components to export, name -> class. `exported`: folders that hold a model.onnx already. `taken`: folders
-    to copy, which have no graph.
+    to copy, which have no graph. `variant`: the word in the names of weight files, None for plain names.
     """
 
     folder: Path
@@ -30,27 +31,29 @@ class Parts:
     taken: tuple[str, ...]
     graphs: Mapping[str, str] = field(default_factory=dict)
     exported: tuple[str, ...] = ()
+    variant: str | None = None
 
 
 def find_parts(artifact: Artifact, components: Path | None, pipeline: Path | None) -> Parts:
     """The parts of an artifact's pipeline. Raises DiffcError that says which folder or file is missing."""
     if components is not None:
         return _exported(components)
-    folder = pipeline or _compiled_pipeline(artifact)
+    folder, variant = (pipeline, None) if pipeline else _compiled_pipeline(artifact)
     index = _index(folder, "a diffusers pipeline folder")
     named = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry[1]}
     graphs = {name: kind for name, kind in named.items() if name in (*TEXT_ENCODERS, "vae")}
     _all_there(folder, [name for name in (*graphs, *_AS_THEY_ARE) if name in named])
-    return Parts(folder, index, tuple(name for name in _AS_THEY_ARE if name in named), graphs)
+    taken = tuple(name for name in _AS_THEY_ARE if name in named)
+    return Parts(folder, index, taken, graphs, variant=variant or pipeline_variant(folder))
 
 
-def _compiled_pipeline(artifact: Artifact) -> Path:
-    """The pipeline folder that was compiled. Raises DiffcError when it was a backbone alone, or is gone."""
+def _compiled_pipeline(artifact: Artifact) -> tuple[Path, str | None]:
+    """The pipeline folder that was compiled, and its variant. Raises DiffcError for a backbone alone, or none."""
     option = "--pipeline DIR, or give an optimum-cli export: --components DIR"
     source = compiled_model(artifact, None, option)
     if source.pipeline_dir is None:
         raise DiffcError(f"{source.path} is a backbone without its pipeline", fix=f"name it: {option}")
-    return source.pipeline_dir
+    return source.pipeline_dir, source.variant
 
 
 def _exported(folder: Path) -> Parts:

@@ -7,6 +7,7 @@ from pathlib import Path
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.registry import components
 from diffc.models.sources.backbone_folder import folder_of, read_backbone
+from diffc.models.sources.components import pipeline_variant
 from diffc.models.sources.inside import inside
 from diffc.models.sources.json_files import read_json
 from diffc.models.sources.source import ModelSource, Reader
@@ -21,7 +22,8 @@ def _declines(model: str) -> str | None:
 
 def _open(model: str) -> ModelSource:
     folder = folder_of(model)
-    return read_backbone(_component(folder), name=folder.name, pipeline=folder)
+    backbone = _component(folder)
+    return read_backbone(backbone, name=folder.name, pipeline=folder, variant=pipeline_variant(folder))
 
 
 def _component(pipeline: Path) -> Path:

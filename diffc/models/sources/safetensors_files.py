@@ -13,19 +13,12 @@ from safetensors import SafetensorError, safe_open
 from diffc.errors import DiffcError
 from diffc.models.sources.inside import inside
 from diffc.models.sources.json_files import read_json
+from diffc.models.sources.weight_names import choose
 from passes.base import PassError
 from passes.weights.recipe import Recipe
 from passes.weights.sources import safetensors_tensors
 
-_STEM = "diffusion_pytorch_model"
-NAMES = (
-    f"{_STEM}.safetensors.index.json",
-    f"{_STEM}.safetensors",
-    f"{_STEM}.safetensors.index.fp16.json",
-    f"{_STEM}.fp16.safetensors.index.json",
-    f"{_STEM}.fp16.safetensors",
-)
-"""What diffusers writes, in the order in which we take it: full weights before a variant, index before file."""
+_EXPECTED = "diffusion_pytorch_model.safetensors, or its index diffusion_pytorch_model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _LFS_POINTER = b"version "
 """The first bytes of a Git LFS pointer; read as the length of a safetensors header they are 2 exabytes."""
@@ -33,12 +26,13 @@ _MAX_HEADER = 100_000_000
 """Bytes of a header, the format's own limit."""
 
 
-def folder_weights(folder: Path) -> dict[str, Recipe]:
+def folder_weights(folder: Path, variant: str | None = None) -> dict[str, Recipe]:
     """A recipe for every tensor of a backbone folder, from an index or a single file, all headers checked.
 
-    Raises DiffcError when there is no file, when several could be meant, and when one is damaged.
+    The files of `variant` are taken where there are any, the plain ones otherwise. Raises DiffcError when there is no
+    file, when several could be meant, and when one is damaged.
     """
-    path = _weights_file(folder)
+    path = _weights_file(folder, variant)
     if path.suffix == ".json":
         return _sharded(path)
     weights = file_weights(path)
@@ -92,18 +86,22 @@ def _check_length(path: Path, actual: int, expected: int, *, more: bool) -> None
         )
 
 
-def _weights_file(folder: Path) -> Path:
+def file_names(folder: Path) -> list[str]:
+    """The names of the files in a folder, sorted; none for a folder that does not exist."""
+    return sorted(p.name for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
+
+
+def _weights_file(folder: Path, variant: str | None) -> Path:
     """The index or the single safetensors file to read. Raises DiffcError when there is none, or several."""
-    for name in NAMES:
-        if (folder / name).is_file():
-            return folder / name
+    if chosen := choose(file_names(folder), variant):
+        return folder / chosen.name
     found = sorted(folder.glob("*.safetensors.index*.json")) or sorted(folder.glob("*.safetensors"))
     if len(found) == 1 and "-of-" not in found[0].name:
         return found[0]
     if found:
         names = ", ".join(p.name for p in found)
         raise DiffcError(
-            f"{folder}: several files could be the weights: {names}; expected one of {', '.join(NAMES)}",
+            f"{folder}: several files could be the weights: {names}; expected {_EXPECTED}",
             fix="keep one set of weights; shards need their index.json",
         )
     raise _no_safetensors(folder)

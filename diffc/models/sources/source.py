@@ -24,7 +24,10 @@ class ModelSource:
     """A backbone, checked: its config.json, its family and a recipe for every tensor, by the model's own names.
 
     `path` is the folder or file that holds the backbone. `pipeline_dir` is the folder of its pipeline, None for a
-    backbone alone. No weight is in memory: a recipe says where the bytes lie and what is computed from them.
+    backbone alone. No weight is in memory: a recipe says where the bytes lie and what is computed from them. `variant`
+    is the word in the names of the files taken ("fp16"), None for plain names; a component of the pipeline that has no
+    files of the variant has plain ones. `revision` is the commit of a model that lies in the cache of the Hugging Face
+    hub, whose `name` is its id there; None for every other model.
     """
 
     name: str
@@ -33,6 +36,8 @@ class ModelSource:
     config: Config
     family: Family
     weights: Mapping[str, Recipe]
+    variant: str | None = None
+    revision: str | None = None
 
     @cached_property
     def fingerprint(self) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from diffc.errors import DiffcError
+from diffc.models.embedded.catalogue import materialize
 from diffc.models.sources.locate import locate
 from diffc.models.sources.pipelines import open_pipeline
 
@@ -27,6 +28,8 @@ def test_a_backbone_alone_has_none() -> None:
 
 
 def test_what_diffusers_cannot_load_comes_with_the_fix(tmp_path: Path) -> None:
-    source = replace(locate("tiny-sd3"), pipeline_dir=tmp_path)
+    pipeline = Path(shutil.copytree(materialize("tiny-sd3"), tmp_path / "sd3"))
+    (pipeline / "scheduler" / "scheduler_config.json").write_text("{")
+    source = locate(str(pipeline))
     with pytest.raises(DiffcError, match=r"diffusers cannot load the pipeline in .*\n  Fix: download it"):
         open_pipeline(source, dtype=torch.float32, fix="download it")
