@@ -26,8 +26,8 @@ def manifest(
     noise: CacheNoise | None = None,
 ) -> dict[str, Any]:
     """The content of manifest.json without the files, which `diffc.artifact.folder.write_manifest` adds."""
-    request = asdict(replace(plan.request, output=Path(), force=False, dump=None))
-    del request["output"], request["force"], request["dump"]
+    request = asdict(replace(plan.request, output=Path(), force=False, dump=None, save_checkpoint=None))
+    del request["output"], request["force"], request["dump"], request["save_checkpoint"]
     request["model"] = remembered(plan.request.model)
     model = graphs.models["model.onnx"]
     return {
