@@ -1,8 +1,8 @@
 """The folder that a compile writes: model.onnx, its weights, engines, checks, and a manifest of them all.
 
 The folder is built beside its final place and renamed when it is complete. A compile that ends early, by an error,
-Ctrl-C or a crash, leaves nothing under the final name. A compile that was killed leaves the unfinished folder, and the
-next one of the same request takes it up.
+Ctrl-C or a crash, leaves nothing under the final name. A finished calibration stays in the unfinished folder, and the
+next compile of the same request takes it up (see `diffc.artifact.resume`).
 
 A copy for a deployment may lack files: those of the folders OPTIONAL, and what the manifest names under "left_out".
 """
@@ -13,7 +13,7 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from diffc.artifact.files import check_files
-from diffc.artifact.resume import RESUME, take_up
+from diffc.artifact.resume import RESUME, keep_calibration, take_up
 from diffc.errors import DiffcError
 from diffc.output_files import check_output_file
 from diffc.version import VERSION
@@ -127,10 +127,13 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def staging(output: Path, *, force: bool, key: str = "") -> Iterator[Path]:
+def staging(
+    output: Path, *, force: bool, key: str = "", note: Callable[[str], None] = lambda text: None
+) -> Iterator[Path]:
     """A folder to build an artifact in; it takes the place of `output` when the block ends without an error.
 
-    It is empty, or holds what a killed compile of the same `key` left (see `diffc.artifact.resume`).
+    It is empty, or holds what an unfinished compile of the same `key` left (see `diffc.artifact.resume`). When the
+    block ends by an error or Ctrl-C, a calibration in it is kept, and `note` is told so.
     Raises DiffcError before any work when `output` exists (unless `force` and it is an artifact), or when
     another process is writing it. A full disk inside the block becomes a DiffcError too.
     """
@@ -149,10 +152,17 @@ def staging(output: Path, *, force: bool, key: str = "") -> Iterator[Path]:
         raise DiffcError(
             f"cannot write to {output.parent}: {error.strerror}", fix="choose another -o"
         ) from error
+    kept = False
     try:
         partial.mkdir(exist_ok=True)
         take_up(partial, key)
-        yield partial
+        try:
+            yield partial
+        except (Exception, KeyboardInterrupt):
+            kept = keep_calibration(partial)
+            if kept:
+                note(f"the calibration is kept in {partial}: the same command goes on with it")
+            raise
         shutil.rmtree(partial / RESUME, ignore_errors=True)
         _swap(partial, output)
     except OSError as error:
@@ -162,7 +172,8 @@ def staging(output: Path, *, force: bool, key: str = "") -> Iterator[Path]:
             f"no space left on the disk of {output}", fix="free some space, or choose another -o"
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not kept:
+            shutil.rmtree(partial, ignore_errors=True)
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
 

@@ -1,8 +1,9 @@
-"""What a compile that was killed leaves, and when the next one may go on with it.
+"""What a compile that did not finish leaves, and when the next one may go on with it.
 
 The unfinished folder holds `.resume/request`, the key of its compile: a hash of all that decides the result (see
 `diffc.compile.request.request_key`). A compile with an equal key takes up calibration and weights. Any other starts
-anew.
+anew. A compile that was killed leaves both. One that ended by an error or Ctrl-C leaves its calibration, if it was
+finished, since that can have taken hours.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 RESUME = ".resume"
 """Folder, inside the unfinished artifact, of what only an unfinished one needs."""
 CHECKPOINT, WEIGHTS = "checkpoint", "model.onnx_data"
+_CALIBRATED, _REQUEST = "calibrated", "request"
 _KEPT = (RESUME, CHECKPOINT, WEIGHTS, f"{WEIGHTS}.partial")
 
 
@@ -21,7 +23,7 @@ def take_up(folder: Path, key: str) -> None:
 
     An empty key stands for a compile that nothing can go on with.
     """
-    note = folder / RESUME / "request"
+    note = folder / RESUME / _REQUEST
     if not key or _text(note) != key:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -31,6 +33,23 @@ def take_up(folder: Path, key: str) -> None:
     if key:
         note.parent.mkdir(exist_ok=True)
         note.write_text(key, encoding="utf-8")
+
+
+def mark_calibrated(folder: Path) -> None:
+    """Note that the checkpoint in the unfinished `folder` took a calibration, and is worth keeping."""
+    if (folder / RESUME).is_dir():
+        (folder / RESUME / _CALIBRATED).touch()
+
+
+def keep_calibration(folder: Path) -> bool:
+    """Remove all of an unfinished folder but its calibration and its key; False, and no change, without these."""
+    if not (folder / RESUME / _CALIBRATED).is_file() or not (folder / CHECKPOINT).is_dir():
+        return False
+    others = (path for path in folder.iterdir() if path.name not in (RESUME, CHECKPOINT))
+    journals = (path for path in (folder / RESUME).iterdir() if path.name not in (_REQUEST, _CALIBRATED))
+    for path in (*others, *journals):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return True
 
 
 def _text(path: Path) -> str:

@@ -193,6 +193,14 @@ def compile_command(
             rich_help_panel=_CALIBRATE,
         ),
     ] = None,
+    save_checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Save the calibration here too, as soon as it is finished.",
+            rich_help_panel=_CALIBRATE,
+        ),
+    ] = None,
     prompts_file: Annotated[
         Path | None,
         typer.Option(
@@ -348,6 +356,7 @@ def compile_command(
         dtype=dtype,
         profile=profile,
         from_checkpoint=from_checkpoint,
+        save_checkpoint=save_checkpoint and save_checkpoint.expanduser().absolute(),
         options=QuantOptions(
             quantize_mha,
             quant_level,

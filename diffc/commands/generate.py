@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from diffc.artifact.folder import Artifact
+from diffc.artifact.model import compiled_model
 from diffc.errors import DiffcError, UsageError
 from diffc.models.embedded.digits import WORDS
 from diffc.models.profiles import ShapeProfile
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.components import check_components
-from diffc.models.sources.locate import ModelSource, locate_again
+from diffc.models.sources.locate import ModelSource
 from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.models.spec import Shape
 from diffc.output_files import check_output_file
@@ -155,12 +156,7 @@ def _source(artifact: Artifact, pipeline: str | None) -> ModelSource:
     model = artifact.manifest["model"]
     if "family" not in model:
         raise DiffcError(f"{artifact.folder} was compiled from an ONNX file", fix="compile a diffusers model")
-    try:
-        source = locate_again(artifact.manifest, pipeline)
-    except DiffcError as error:
-        raise DiffcError(
-            error.what, fix="give the folder of the diffusers pipeline with --pipeline"
-        ) from error
+    source = compiled_model(artifact, pipeline, "--pipeline DIR")
     if source.pipeline_dir is None:
         raise DiffcError(
             f"{source.path} is a backbone alone, and painting takes the whole pipeline",

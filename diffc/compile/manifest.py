@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffc.artifact.describe import described_engines, described_passes, described_values, described_versions
+from diffc.artifact.model import remembered
 from diffc.compile.plan import Plan
 from diffc.models.sources.hub import pinned
 
@@ -26,17 +27,19 @@ def manifest(
     noise: CacheNoise | None = None,
 ) -> dict[str, Any]:
     """The content of manifest.json without the files, which `diffc.artifact.folder.write_manifest` adds."""
-    request = asdict(replace(plan.request, output=Path(), force=False, dump=None))
-    del request["output"], request["force"], request["dump"]
+    request = asdict(replace(plan.request, output=Path(), force=False, dump=None, save_checkpoint=None))
+    del request["output"], request["force"], request["dump"], request["save_checkpoint"]
+    request["model"] = remembered(plan.request.model)
     request["hub"] = pinned(plan.request.hub, plan.source).to_json()
     model = graphs.models["model.onnx"]
     return {
         **described_versions(),
         "model": {
             "name": plan.source.name,
-            **({"revision": plan.source.revision} if plan.source.revision else {}),
             "family": plan.source.family.name,
             "bytes": plan.source.nbytes,
+            "fingerprint": plan.source.fingerprint,
+            **({} if plan.source.revision is None else {"revision": plan.source.revision}),
             "config": dict(plan.source.config),
         },
         "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},

@@ -41,6 +41,7 @@ _FROM_FILE = {
     "format": "--format",
     "dtype": "--dtype",
     "from_checkpoint": "--from-checkpoint",
+    "save_checkpoint": "--save-checkpoint",
     "options": "the options of quantization",
     "prompts": "--prompts-file",
     "calib_size": "--calib-size",

@@ -15,6 +15,7 @@ from diffc.models.profiles import ShapeProfile, painted_size, parse_profile
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.spec import Shape
+from diffc.quantize.folder import check_place
 from diffc.quantize.formats import Format, find_format
 from diffc.validate.shapes import usual_shapes
 
@@ -41,6 +42,11 @@ class Plan:
     def rounds_activations(self) -> bool:
         """Whether the compiled backbone rounds activations, and not weights alone."""
         return self.format.input is not None or self.request.options.quantizes_attention
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the compile runs a calibration, which can take hours, instead of taking one that is there."""
+        return self.format.algorithm is not None and self.request.from_checkpoint is None
 
     @property
     def validation_shapes(self) -> tuple[Shape, ...]:
@@ -143,6 +149,12 @@ def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource
             raise unknown_value(f"dtype of component {name!r}", dtype, DTYPES)
     if request.calibrate not in ("pipeline", "synthetic"):
         raise unknown_value("way to calibrate", request.calibrate, ("pipeline", "synthetic"))
+    if request.save_checkpoint is not None:
+        if not fmt.quantizes:
+            raise UsageError(
+                "format 'none' has no calibration to save", fix="give --format, or no --save-checkpoint"
+            )
+        check_place(request.save_checkpoint)
     if not fmt.quantizes:
         if request.from_checkpoint is not None:
             raise UsageError("format 'none' takes no checkpoint", fix="give its --format, or leave it out")

@@ -36,6 +36,7 @@ class CompileRequest:
     says which of its files are read. `output`: the folder to write.
     `sms`: compute capabilities to build engines for, such as 89. `dtype` "auto" is the type in which the backbone's
     weights are stored. `profile`: the text of --profile. `from_checkpoint`: a calibration to take instead of a new one.
+    `save_checkpoint`: a folder to save the calibration in as well, as soon as it is finished.
     `prompts`: None for diffc's own. `calibrate` "synthetic" runs random inputs layer by layer instead of the pipeline
     on prompts. `calib_size`: how many prompts to use, None for all; more than there are repeat with other noise.
     `component_dtypes`: (component, type) pairs for calibration on a GPU; other components have the compute type.
@@ -55,6 +56,7 @@ class CompileRequest:
     dtype: str = "auto"
     profile: str = ""
     from_checkpoint: Path | None = None
+    save_checkpoint: Path | None = None
     options: QuantOptions = DEFAULT_OPTIONS
     prompts: tuple[str, ...] | None = None
     calib_size: int | None = None
@@ -132,7 +134,7 @@ def request_key(request: CompileRequest, files: Iterable[Path], weights: str = "
 
     # Where the result goes, and copies of graphs on the way, change nothing of it.
     hub = replace(request.hub, token=None)
-    wanted = asdict(replace(request, output=Path(), force=False, dump=None, hub=hub))
+    wanted = asdict(replace(request, output=Path(), force=False, dump=None, save_checkpoint=None, hub=hub))
     checkpoint = [request.from_checkpoint] if request.from_checkpoint else []
     content = {
         "request": wanted,

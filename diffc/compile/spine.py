@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx
 
 from diffc.artifact.folder import Artifact, staging, write_manifest
+from diffc.artifact.resume import CHECKPOINT, mark_calibrated
 from diffc.backends.tensorrt.build import EngineReport
 from diffc.cache.resolve import ResolvedCache
 from diffc.compile.cached.noise import CacheNoise, measure_noise
@@ -70,7 +71,7 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
     cache = resolve_cache(plan, backbone, ui)
     files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files]
     key = request_key(request, files, plan.source.fingerprint)
-    with staging(request.output, force=request.force, key=key) as folder:
+    with staging(request.output, force=request.force, key=key, note=ui.note) as folder:
         checkpoint = quantize(plan, backbone, folder, parts["quantize"])
         noise = measure(plan, cache, checkpoint, parts["quantize"])
         traced = trace(plan, backbone, checkpoint, parts["trace"])
@@ -110,14 +111,23 @@ def resolve_cache(plan: Plan, backbone: FakeBackbone, ui: Reporter) -> ResolvedC
 
 
 def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> Checkpoint | None:
-    """The calibrated checkpoint, saved in `folder`/checkpoint; None for a format that does not quantize."""
+    """The calibrated checkpoint, saved in `folder`/checkpoint and where --save-checkpoint says.
+
+    None for a format that does not quantize.
+    """
     if not plan.format.quantizes:
         return None
-    if (kept := kept_checkpoint(folder)) is not None:
+    checkpoint = kept_checkpoint(folder)
+    if checkpoint is not None:
         ui.note("calibration is taken over from a compile that was stopped")
-        return kept
-    checkpoint = calibrated(plan, backbone, ui)
-    checkpoint.save(folder / "checkpoint")
+    else:
+        checkpoint = calibrated(plan, backbone, ui)
+        checkpoint.save(folder / CHECKPOINT)
+        if plan.calibrates:
+            mark_calibrated(folder)
+    if plan.request.save_checkpoint is not None:
+        checkpoint.save(plan.request.save_checkpoint)
+        ui.note(f"the calibration is saved in {plan.request.save_checkpoint}")
     return checkpoint
 
 

@@ -27,11 +27,7 @@ def write(directory: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax
 
     Raises DiffcError when `directory` is something other than a checkpoint, and when it cannot be written.
     """
-    if directory.exists() and not (directory / RECORD).is_file() and not _is_empty(directory):
-        raise DiffcError(
-            f"{directory} exists and is not a checkpoint (it has no {RECORD}); it was not changed",
-            fix="name another folder",
-        )
+    check_place(directory)
     temporary = directory.with_name(f".{directory.name}-{uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
@@ -43,6 +39,15 @@ def write(directory: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_place(directory: Path) -> None:
+    """Raise DiffcError when `directory` is something other than a checkpoint or an empty folder."""
+    if directory.exists() and not (directory / RECORD).is_file() and not _is_empty(directory):
+        raise DiffcError(
+            f"{directory} exists and is not a checkpoint (it has no {RECORD}); it was not changed",
+            fix="name another folder",
+        )
 
 
 def _fill(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax]) -> None:

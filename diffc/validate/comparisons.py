@@ -13,6 +13,7 @@ import torch
 from diffc.artifact.describe import IMPORTED
 from diffc.artifact.files import listed
 from diffc.artifact.folder import Artifact
+from diffc.artifact.model import compiled_model
 from diffc.backends.onnx_graph import element_types
 from diffc.backends.target import RUNTIMES
 from diffc.errors import DiffcError, UsageError
@@ -20,7 +21,6 @@ from diffc.models.inputs import random_inputs
 from diffc.models.profiles import ShapeProfile
 from diffc.models.registry import find_family
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, check_weights
-from diffc.models.sources.locate import locate_again
 from diffc.progress import Update
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.validate.onnx_reference import Draw, GraphReference, draw_by_graph
@@ -178,7 +178,7 @@ def torch_reference_of(artifact: Artifact, model: str | None = None) -> TorchRef
     model, or another one.
     """
     manifest = artifact.manifest
-    source = locate_again(manifest, model)
+    source = compiled_model(artifact, model, "--model DIR")
     if dict(source.config) != dict(manifest["model"]["config"]):
         raise DiffcError(
             f"{source.path} is another model than the one that {artifact.folder} was compiled from:"

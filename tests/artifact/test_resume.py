@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from diffc.artifact.folder import staging
-from diffc.artifact.resume import RESUME
+from diffc.artifact.resume import RESUME, mark_calibrated
 from diffc.compile import spine
 from diffc.compile.calibration import kept_checkpoint
+from diffc.compile.plan import check
 from diffc.compile.request import CompileRequest, request_key
 from diffc.compile.spine import compile_model
+from diffc.errors import DiffcError
 from diffc.progress import Silent
 from passes.weights import journal
 
@@ -114,6 +117,83 @@ def test_only_an_equal_request_takes_up_what_is_left(tmp_path: Path, monkeypatch
         assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_an_error_keeps_a_finished_calibration_and_nothing_else(
+    calibrated: bool, error: BaseException, tmp_path: Path
+) -> None:
+    def end(key: str, notes: list[str], wanted: set[str]) -> None:
+        with (  # noqa: PT012  # the error ends the block
+            pytest.raises((type(error), DiffcError)),
+            staging(tmp_path / "out", force=False, key=key, note=notes.append) as folder,
+        ):
+            assert contents(folder).keys() - {f"{RESUME}/request", f"{RESUME}/calibrated"} == wanted
+            for name, text in {**FILES, f"{RESUME}/weights.journal": "x", "engines/a": "x"}.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_text(text)
+            if calibrated:
+                mark_calibrated(folder)
+            raise error
+
+    notes: list[str] = []
+    end("one", notes, set())
+    kept = {"checkpoint/checkpoint.json"} if calibrated else set()
+    assert not (tmp_path / "out").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ([".out.partial"] if calibrated else [])
+    marks = {f"{RESUME}/request", f"{RESUME}/calibrated"} if calibrated else set()
+    assert contents(tmp_path / ".out.partial").keys() == kept | marks
+    assert len(notes) == calibrated
+    assert all("the same command goes on with it" in note for note in notes)
+    end("one", notes, kept)
+    end("two", notes, set())
+    with staging(tmp_path / "out", force=False, key="three") as folder:
+        assert not contents(folder).keys() - {f"{RESUME}/request"}
+        (folder / "manifest.json").write_text("{}")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.compiles
+def test_ctrl_c_after_the_calibration_keeps_it_for_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = tmp_path / "saved"
+    request = CompileRequest(
+        "tiny-sd3",
+        tmp_path / "a",
+        "fp8",
+        calibrate="synthetic",
+        image_size=64,
+        batch_size=1,
+        save_checkpoint=saved,
+    )
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    first = Deadly("", -1, lambda: None)
+    monkeypatch.setattr(spine, "trace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compile_model(request, first)
+    assert any("the same command goes on with it" in note for note in first.notes)
+    assert contents(saved) == contents(tmp_path / ".a.partial" / "checkpoint") != {}
+    shutil.rmtree(saved)
+    second = Deadly("", -1, lambda: None)
+    monkeypatch.setattr(spine, "calibrated", lambda *_: pytest.fail("calibrated again"))
+    with pytest.raises(KeyboardInterrupt):
+        compile_model(request, second)
+    assert any("taken over" in note for note in second.notes)
+    assert contents(saved) == contents(tmp_path / ".a.partial" / "checkpoint")
+
+
+def test_a_place_that_cannot_take_the_calibration_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("x")
+    with pytest.raises(DiffcError, match="exists and is not a checkpoint"):
+        check(CompileRequest("tiny-sd3", tmp_path / "a", "fp8", save_checkpoint=tmp_path / "mine"))
+    with pytest.raises(DiffcError, match="format 'none' has no calibration to save"):
+        check(CompileRequest("tiny-sd3", tmp_path / "a", save_checkpoint=tmp_path / "new"))
+
+
 def test_a_calibration_that_was_damaged_is_made_again(tmp_path: Path) -> None:
     assert kept_checkpoint(tmp_path) is None
     (tmp_path / "checkpoint").mkdir()
@@ -131,7 +211,9 @@ def test_the_key_follows_all_that_the_result_depends_on(
         (folder / name).write_text(name)
     request = CompileRequest("m", tmp_path / "a", "fp8")
     key = request_key(request, [folder])
-    same = replace(request, output=tmp_path / "b", force=True, dump=tmp_path / "dump")
+    same = replace(
+        request, output=tmp_path / "b", force=True, dump=tmp_path / "dump", save_checkpoint=tmp_path
+    )
     assert request_key(same, [folder]) == key
     others = [replace(request, **{name: value}) for name, value in CHANGES.items()]
     keys = {request_key(other, [folder]) for other in others}

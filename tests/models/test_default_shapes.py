@@ -74,7 +74,7 @@ def defaults(plan: Plan) -> dict[str, list[Shape]]:
     return {
         "compile": list(plan.validation_shapes),
         "validate": list(shapes_of(artifact, model, ())),  # type: ignore[arg-type]  # a known family: Shape
-        "bench": bench_plan(artifact, BenchRequest(Path("out")))[1],
+        "bench": bench_plan(artifact, BenchRequest(Path("out"), against=("none",)))[1],
         "generate": [replace(usual, height=height, width=width)],
     }
 

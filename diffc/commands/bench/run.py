@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from diffc.artifact.describe import IMPORTED
 from diffc.artifact.folder import Artifact
+from diffc.artifact.model import compiled_model
 from diffc.commands.bench.sides import SIDES, Setup
 from diffc.commands.bench.worker import First, Memory, SideError, Worker
 from diffc.errors import DiffcError, UsageError, unknown_value
@@ -125,6 +126,8 @@ def plan(artifact: Artifact, request: BenchRequest) -> tuple[Setup, list[Shape]]
     usual = ShapeProfile.of_manifest(manifest["profile"]).optimum
     shapes = [parse_shape(text, spec, config, usual) for text in request.shapes] or [usual]
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if request.sides:
+        compiled_model(artifact, request.model, "--model DIR")
     model = request.model or manifest["request"]["model"]
     dtype = manifest["dtype"]
     hub = DEFAULT_HUB if request.model else HubOptions.from_json(manifest["request"].get("hub", {}))

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy.typing as npt
 
+from diffc.artifact.folder import Artifact
 from diffc.commands.bench.sides import Setup, load_side
 from diffc.memory import peak_rss
 from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.registry import find_family
 from diffc.models.sources.backbone import DTYPES
-from diffc.models.sources.locate import locate
 from diffc.models.spec import Shape
 
 MIB = 1 << 20
@@ -155,11 +156,11 @@ class _Side:
     def prepare(self, shape: Shape, seed: int, calls: int) -> First:
         import torch
 
-        source = locate(self._setup.model, self._setup.hub)
-        spec = source.family
-        drawn = random_inputs(spec, source.config, shape, dtype=DTYPES[self._setup.dtype], seed=seed)
+        model = Artifact.load(self._setup.artifact).manifest["model"]
+        spec, config = find_family(model["family"]), model["config"]
+        drawn = random_inputs(spec, config, shape, dtype=DTYPES[self._setup.dtype], seed=seed)
         values = {name: value.to(self._setup.device) for name, value in drawn.items()}
-        self._kwargs = forward_kwargs(spec, source.config, values) | {"return_dict": False}
+        self._kwargs = forward_kwargs(spec, config, values) | {"return_dict": False}
         with self._taken.counted():
             started = time.perf_counter()
             out: torch.Tensor = self._run()[0]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from diffc.artifact.folder import Artifact
+from diffc.artifact.model import compiled_model
 from diffc.errors import DiffcError
 from diffc.models.sources.components import pipeline_variant
-from diffc.models.sources.locate import locate_again
 from passes.files.contained import contained
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -49,16 +49,10 @@ def find_parts(artifact: Artifact, components: Path | None, pipeline: Path | Non
 
 def _compiled_pipeline(artifact: Artifact) -> tuple[Path, str | None]:
     """The pipeline folder that was compiled, and its variant. Raises DiffcError for a backbone alone, or none."""
-    model = artifact.manifest["request"]["model"]
-    fix = "name it: --pipeline DIR, or give an optimum-cli export: --components DIR"
-    try:
-        source = locate_again(artifact.manifest)
-    except DiffcError as error:
-        raise DiffcError(
-            f"the pipeline that was compiled, {model}, cannot be read: {error.what}", fix=fix
-        ) from error
+    option = "--pipeline DIR, or give an optimum-cli export: --components DIR"
+    source = compiled_model(artifact, None, option)
     if source.pipeline_dir is None:
-        raise DiffcError(f"{model} is a backbone without its pipeline", fix=fix)
+        raise DiffcError(f"{source.path} is a backbone without its pipeline", fix=f"name it: {option}")
     return source.pipeline_dir, source.variant
 
 

@@ -148,5 +148,6 @@ def _short(error: Exception) -> str:
 
 
 def pinned(options: HubOptions, source: ModelSource) -> HubOptions:
-    """The options that find the files of `source` again: at its commit, without the token."""
-    return replace(options, revision=source.revision or options.revision, token=None)
+    """The options that find the files of `source` again from any folder: at its commit, without the token."""
+    cache = options.cache_dir and options.cache_dir.expanduser().absolute()
+    return replace(options, revision=source.revision or options.revision, token=None, cache_dir=cache)

@@ -44,14 +44,12 @@ def locate(model: str, options: HubOptions = DEFAULT_HUB) -> ModelSource:
     raise DiffcError(f"nothing reads the model {model!r}{''.join(reasons)}", fix=f"give {expected}")
 
 
-def locate_again(manifest: Mapping[str, Any], model: str | None = None) -> ModelSource:
-    """The model of an artifact with this manifest: `model` where one is given, or the one that the compile found.
+def locate_again(manifest: Mapping[str, Any]) -> ModelSource:
+    """The model that the compile of an artifact with this manifest found.
 
     A model of the hub is found by its id and its commit when the folder of the compile is gone. Raises what `locate`
     raises.
     """
-    if model:
-        return locate(model)
     request, described = manifest["request"], manifest["model"]
     options = HubOptions.from_json(request.get("hub", {}))
     try:

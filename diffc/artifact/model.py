@@ -1,0 +1,44 @@
+"""The model that an artifact was compiled from: where it lay, whether it is there still, and whether it is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffc.artifact.folder import Artifact
+from diffc.errors import DiffcError
+from diffc.models.embedded.catalogue import EMBEDDED
+from diffc.models.sources.locate import ModelSource, locate, locate_again
+
+
+def remembered(model: str) -> str:
+    """What a manifest keeps of MODEL of the command line: a file or folder as an absolute path, a name as it is."""
+    place = Path(model).expanduser()
+    return model if model in EMBEDDED or not place.exists() else str(place.absolute())
+
+
+def compiled_model(artifact: Artifact, given: str | None, option: str) -> ModelSource:
+    """The model at `given`; None for where the compile found it. `option` is the command's way to name another place.
+
+    Raises DiffcError when no model is there. Where the compile found it, it must also have the weights of the compile:
+    another model may lie there by now.
+    """
+    if given is not None:
+        try:
+            return locate(given)
+        except DiffcError as error:
+            raise DiffcError(error.what, fix=f"name the folder of the model: {option}") from error
+    model = artifact.manifest["request"]["model"]
+    try:
+        source = locate_again(artifact.manifest)
+    except DiffcError as error:
+        raise DiffcError(
+            f"{artifact.folder} was compiled from {model}, and the model cannot be read there now: {error.what}",
+            fix=f"say where it lies now: {option}",
+        ) from error
+    weights = artifact.manifest["model"].get("fingerprint")  # artifacts of older versions have none
+    if weights is not None and weights != source.fingerprint:
+        raise DiffcError(
+            f"{model} is another model than the one that {artifact.folder} was compiled from: its weights differ",
+            fix=f"say where the model of the compile lies now: {option}, or compile again",
+        )
+    return source
