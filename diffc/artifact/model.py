@@ -7,7 +7,7 @@ from pathlib import Path
 from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import EMBEDDED
-from diffc.models.sources.locate import ModelSource, locate
+from diffc.models.sources.locate import ModelSource, locate, locate_again
 
 
 def remembered(model: str) -> str:
@@ -34,7 +34,7 @@ def compiled_model(artifact: Artifact, given: str | None, option: str) -> ModelS
             fix=f"say where the model lies now: {option}",
         )
     try:
-        source = locate(model)
+        source = locate_again(artifact.manifest)
     except DiffcError as error:
         raise DiffcError(
             f"{artifact.folder} was compiled from {model}, and the model cannot be read there now: {error.what}",

@@ -19,9 +19,11 @@ EXAMPLES = examples(
     "diffc compile digits-sd3 --format fp8 -o build/digits",
     "diffc compile PIPELINE --format fp8 --target trt-rtx --sm 89 --sm 120 -o build/fp8",
     "diffc compile PIPELINE --format nvfp4 --target trt-rtx --sm 120 --profile batch=1:2:4 -o build/nvfp4",
+    "diffc compile stabilityai/sdxl-turbo --variant fp16 --format fp8 -o build/turbo",
     "diffc compile exported.onnx --target trt-rtx --sm 89 -o build/imported",
 )
 _QUANTIZE, _CALIBRATE = "Quantization", "Calibration (of formats that need it)"
+_HUB = "Models of the Hugging Face hub, and variants"
 _CACHE, _ENGINES, _CHECK = "Cache diffusion", "Engines", "Checks and output"
 
 
@@ -30,7 +32,7 @@ def compile_command(
     model: Annotated[
         str,
         typer.Argument(
-            help="A pipeline or backbone folder, an .onnx file, or an embedded model.",
+            help="A pipeline or backbone folder, OWNER/NAME of the hub, an .onnx file, or an embedded model.",
             autocompletion=completed(choices.models),
         ),
     ],
@@ -74,6 +76,48 @@ def compile_command(
             show_default="half to 1.5 times the model's own size",
         ),
     ] = "",
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REVISION",
+            help="Branch, tag or commit.",
+            show_default="the main branch",
+            rich_help_panel=_HUB,
+        ),
+    ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORD",
+            help="Which weight files to read, such as fp16 for model.fp16.safetensors.",
+            show_default="plain names, or the variant that is there",
+            rich_help_panel=_HUB,
+        ),
+    ] = None,
+    subfolder: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the pipeline or backbone in the model.",
+            show_default=False,
+            rich_help_panel=_HUB,
+        ),
+    ] = "",
+    token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN",
+            help="For gated and private models.",
+            show_default="the one of `hf auth login`",
+            rich_help_panel=_HUB,
+        ),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Cache of downloads.", show_default="the hub's", rich_help_panel=_HUB
+        ),
+    ] = None,
     quantize_mha: Annotated[
         bool,
         typer.Option("--quantize-mha", help="Attention's q, k and v in FP8, too.", rich_help_panel=_QUANTIZE),
@@ -300,6 +344,7 @@ def compile_command(
     from diffc.cli.tables import compiled, planned, planned_from_file
     from diffc.compile.plan import check
     from diffc.compile.request import CompileRequest, parse_component_dtype, read_prompts
+    from diffc.models.sources.source import HubOptions
     from diffc.quantize.options import QuantOptions
 
     request = CompileRequest(
@@ -337,6 +382,7 @@ def compile_command(
         skip_validation=skip_validation,
         force=force,
         dump=dump,
+        hub=HubOptions(revision, variant, subfolder, token, cache_dir),
     )
     if dry_run and model.endswith(".onnx"):
         from diffc.compile.onnx_model import check_request

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffc.artifact.folder import MANIFEST, Artifact
 from diffc.errors import DiffcError
-from diffc.models.sources.locate import ModelSource, locate
+from diffc.models.sources.locate import ModelSource, locate, locate_again
 
 
 def inspect(what: str) -> Artifact | ModelSource:
@@ -28,7 +28,7 @@ def next_command(artifact: Artifact) -> str:
     folder = str(artifact.folder)
     model = artifact.manifest.get("request", {}).get("model")
     try:
-        paints = model is not None and locate(model).pipeline_dir is not None
+        paints = model is not None and locate_again(artifact.manifest).pipeline_dir is not None
     except DiffcError:
         paints = False
     if paints:

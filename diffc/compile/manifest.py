@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffc.artifact.describe import described_engines, described_passes, described_values, described_versions
 from diffc.artifact.model import remembered
 from diffc.compile.plan import Plan
+from diffc.models.sources.hub import pinned
 
 if TYPE_CHECKING:
     from diffc.backends.tensorrt.build import EngineReport
@@ -29,6 +30,7 @@ def manifest(
     request = asdict(replace(plan.request, output=Path(), force=False, dump=None, save_checkpoint=None))
     del request["output"], request["force"], request["dump"], request["save_checkpoint"]
     request["model"] = remembered(plan.request.model)
+    request["hub"] = pinned(plan.request.hub, plan.source).to_json()
     model = graphs.models["model.onnx"]
     return {
         **described_versions(),

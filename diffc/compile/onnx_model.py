@@ -48,6 +48,7 @@ _FROM_FILE = {
     "component_dtypes": "--component-dtype",
     "image_size": "--image-size",
     "cache_plan": "--cache-plan",
+    "hub": "options of the Hugging Face hub and variants",
 }
 
 

@@ -85,7 +85,7 @@ def check(request: CompileRequest) -> Plan:
     for target in targets:
         target.check_format(fmt.name)
     check_output(request.output, force=request.force)
-    source = locate(request.model)
+    source = locate(request.model, request.hub)
     _check_calibration(request, fmt, source)
     if request.image_size is not None:
         source.family.check(source.config, Shape(1, request.image_size, request.image_size, 1))

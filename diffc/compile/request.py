@@ -14,6 +14,7 @@ from diffc.artifact.describe import versions
 from diffc.artifact.folder import Artifact
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions
 from diffc.errors import DiffcError, UsageError
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.quantize.options import DEFAULT_OPTIONS, QuantOptions
 from passes import Pass, Pipeline
 from passes.weights.journal import code_version
@@ -31,7 +32,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 class CompileRequest:
     """Everything that a compile depends on; the defaults are those of the command line.
 
-    `model`: an embedded model, a pipeline or backbone folder, or an .onnx file. `output`: the folder to write.
+    `model`: an embedded model, a pipeline or backbone folder, an id of the Hugging Face hub, or an .onnx file; `hub`
+    says which of its files are read. `output`: the folder to write.
     `sms`: compute capabilities to build engines for, such as 89. `dtype` "auto" is the type in which the backbone's
     weights are stored. `profile`: the text of --profile. `from_checkpoint`: a calibration to take instead of a new one.
     `save_checkpoint`: a folder to save the calibration in as well, as soon as it is finished.
@@ -71,6 +73,7 @@ class CompileRequest:
     skip_validation: bool = False
     force: bool = False
     dump: Path | None = None
+    hub: HubOptions = DEFAULT_HUB
 
     @property
     def own_passes(self) -> tuple[Pass, ...]:
@@ -130,7 +133,8 @@ def request_key(request: CompileRequest, files: Iterable[Path], weights: str = "
     import torch
 
     # Where the result goes, and copies of graphs on the way, change nothing of it.
-    wanted = asdict(replace(request, output=Path(), force=False, dump=None, save_checkpoint=None))
+    hub = replace(request.hub, token=None)
+    wanted = asdict(replace(request, output=Path(), force=False, dump=None, save_checkpoint=None, hub=hub))
     checkpoint = [request.from_checkpoint] if request.from_checkpoint else []
     content = {
         "request": wanted,

@@ -20,6 +20,7 @@ from diffc.commands.bench.worker import First, Memory, SideError, Worker
 from diffc.errors import DiffcError, UsageError, unknown_value
 from diffc.models.profiles import ShapeProfile
 from diffc.models.registry import find_family
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.models.spec import Shape
 from diffc.progress import Reporter, Update, estimated
 from diffc.progress_bar import default_reporter
@@ -129,7 +130,8 @@ def plan(artifact: Artifact, request: BenchRequest) -> tuple[Setup, list[Shape]]
         compiled_model(artifact, request.model, "--model DIR")
     model = request.model or manifest["request"]["model"]
     dtype = manifest["dtype"]
-    return Setup(artifact.folder, model, dtype, device, request.target, request.cuda_graph), shapes
+    hub = DEFAULT_HUB if request.model else HubOptions.from_json(manifest["request"].get("hub", {}))
+    return Setup(artifact.folder, model, dtype, device, request.target, request.cuda_graph, hub), shapes
 
 
 class Sides:

@@ -11,6 +11,7 @@ import torch
 
 from diffc.models.sources.backbone import DTYPES, load_backbone
 from diffc.models.sources.locate import locate
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.runtime.load import load
 
 SIDES = ("eager", "compile")
@@ -22,7 +23,7 @@ Backbone = Callable[..., Any]
 class Setup:
     """What every side is given: the artifact, the torch model's place, the compute type, the device, the target.
 
-    `cuda_graph`: the compiled side's launches are recorded and replayed.
+    `cuda_graph`: the compiled side's launches are recorded and replayed. `hub`: which files of the model are read.
     """
 
     artifact: Path
@@ -31,6 +32,7 @@ class Setup:
     device: str
     target: str | None
     cuda_graph: bool = False
+    hub: HubOptions = DEFAULT_HUB
 
 
 def load_side(name: str, setup: Setup) -> Backbone:
@@ -40,7 +42,7 @@ def load_side(name: str, setup: Setup) -> Backbone:
             setup.artifact, target=setup.target, device=setup.device, cuda_graph=setup.cuda_graph
         )
         return backbone
-    model = load_backbone(locate(setup.model), DTYPES[setup.dtype]).to(setup.device)
+    model = load_backbone(locate(setup.model, setup.hub), DTYPES[setup.dtype]).to(setup.device)
     if name == "eager":
         return model
     # Shapes are fixed: what is measured is the kernel that torch makes for this shape.

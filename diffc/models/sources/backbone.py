@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.errors import DiffcError
 from diffc.models.family import Family
+from diffc.models.sources.misfit import misfit
 from diffc.models.sources.source import ModelSource
 from diffc.models.sources.torch_weights import tensor_of
 from diffc.models.spec import Config
@@ -82,20 +83,15 @@ def check_weights(backbone: FakeBackbone) -> None:
     """
     source = backbone.source
     wanted = {name: tuple(tensor.shape) for name, tensor in backbone.module.state_dict().items()}
-    fix = "check that config.json and the safetensors files belong together"
-    if lacking := [name for name in wanted if name not in source.weights]:
-        what = f"the weights of {source.name} have no tensor {lacking[0]!r}, which config.json asks for"
-        raise DiffcError(what, fix=fix)
-    if strange := sorted(set(source.weights) - set(wanted)):
-        what = (
-            f"the weights of {source.name} have a tensor {strange[0]!r}, which config.json does not ask for"
-        )
-        raise DiffcError(what, fix=fix)
+    lacking = [name for name in wanted if name not in source.weights]
+    strange = set(source.weights) - set(wanted)
+    if lacking or strange:
+        raise misfit(source.name, lacking, strange)
     for name, shape in wanted.items():
         stored = source.weights[name].shape
         if stored != shape:
             what = f"tensor {name!r} has shape {list(stored)}, and config.json asks for {list(shape)}"
-            raise DiffcError(what, fix=fix)
+            raise DiffcError(what, fix="check that config.json and the safetensors files belong together")
 
 
 def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:

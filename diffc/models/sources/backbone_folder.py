@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from diffc.models.registry import family_of
+from diffc.models.sources.components import check_variant
+from diffc.models.sources.hub_cache import identity
 from diffc.models.sources.json_files import read_json
+from diffc.models.sources.misfit import quantized_config
 from diffc.models.sources.safetensors_files import file_names, folder_weights
-from diffc.models.sources.source import ModelSource, Reader
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource, Reader
 from diffc.models.sources.weight_names import choose
 
 
@@ -20,6 +25,8 @@ def read_backbone(
     Raises UnsupportedError for a backbone of no known family, DiffcError for a folder that is not complete.
     """
     config = read_json(folder / "config.json")
+    if error := quantized_config(config, folder / "config.json"):
+        raise error
     family = family_of(config, folder / "config.json")
     weights = folder_weights(folder, variant)
     if pipeline is None:
@@ -28,21 +35,31 @@ def read_backbone(
     return ModelSource(name, folder, pipeline, config, family, weights, variant)
 
 
-def folder_of(model: str) -> Path:
-    """MODEL as a path: the user's home folder filled in, absolute."""
-    return Path(model).expanduser().absolute()
+def folder_of(model: str, subfolder: str = "") -> Path:
+    """MODEL as a path: the user's home folder filled in, absolute, with `subfolder` in it."""
+    return Path(model).expanduser().absolute() / subfolder
 
 
-def _declines(model: str) -> str | None:
-    folder = folder_of(model)
+def _declines(options: HubOptions, model: str) -> str | None:
+    folder = folder_of(model, options.subfolder)
     if not folder.is_dir():
         return f"{folder} is not a folder"
     return None if (folder / "config.json").is_file() else f"{folder} has no config.json"
 
 
-def _open(model: str) -> ModelSource:
-    folder = folder_of(model)
-    return read_backbone(folder, name=folder.name, pipeline=None)
+def _open(options: HubOptions, model: str) -> ModelSource:
+    folder = folder_of(model, options.subfolder)
+    if options.variant:
+        check_variant(folder, file_names(folder), options.variant)
+    name, revision = identity(folder)
+    source = read_backbone(folder, name=name, pipeline=None, variant=options.variant)
+    return replace(source, revision=revision)
 
 
-READER = Reader("backbone folder", "a backbone folder (config.json, safetensors)", _declines, _open)
+def reader(options: HubOptions) -> Reader:
+    """The reader of backbone folders; `options` give a subfolder and a variant."""
+    expects = "a backbone folder (config.json, safetensors)"
+    return Reader("backbone folder", expects, partial(_declines, options), partial(_open, options))
+
+
+READER = reader(DEFAULT_HUB)

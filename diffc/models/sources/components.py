@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from diffc.errors import DiffcError
@@ -10,7 +10,7 @@ from diffc.models.sources.inside import inside
 from diffc.models.sources.json_files import read_json
 from diffc.models.sources.safetensors_files import file_names
 from diffc.models.sources.source import ModelSource
-from diffc.models.sources.weight_names import WeightFile, choose, common_variant
+from diffc.models.sources.weight_names import WeightFile, choose, common_variant, weight_files
 
 _WHOLE = "download the whole pipeline"
 
@@ -23,10 +23,28 @@ def components_of(pipeline: Path) -> tuple[list[str], list[str]]:
     return present, [name for name in entries if name not in present]
 
 
-def pipeline_variant(pipeline: Path) -> str | None:
-    """The variant to ask diffusers for: one under which all components have weights, None for plain files."""
+def pipeline_variant(pipeline: Path, wanted: str | None = None) -> str | None:
+    """The variant to ask diffusers for: `wanted`, or one under which all components have weights, None for plain files.
+
+    Raises DiffcError when no component has files of the variant that is wanted.
+    """
     present, _ = components_of(pipeline)
-    return common_variant(file_names(pipeline / name) for name in present if _is_model(pipeline / name))
+    folders = [file_names(pipeline / name) for name in present if _is_model(pipeline / name)]
+    if wanted is None:
+        return common_variant(folders)
+    check_variant(pipeline, [name for names in folders for name in names], wanted)
+    return wanted
+
+
+def check_variant(folder: Path, names: Iterable[str], wanted: str) -> None:
+    """Raise DiffcError unless some of the files `names` are weights of the variant `wanted`."""
+    there = {file.variant for file in weight_files(names)}
+    if wanted not in there:
+        known = ", ".join(sorted(word or "plain files" for word in there)) or "no weights"
+        raise DiffcError(
+            f"{folder} has no weights of the variant {wanted!r}; it has: {known}",
+            fix="give --variant another of these, or leave it out",
+        )
 
 
 def component_variant(folder: Path, variant: str | None) -> str | None:

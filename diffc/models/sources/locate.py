@@ -2,31 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from diffc import plugins
-from diffc.errors import DiffcError
-from diffc.models.sources import backbone_folder, embedded_name, pipeline_folder
-from diffc.models.sources.source import ModelSource, Reader
+from diffc.errors import DiffcError, UsageError
+from diffc.models.sources import backbone_folder, embedded_name, hub, pipeline_folder
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource, Reader
 
-__all__ = ["READERS", "ModelSource", "locate"]
+__all__ = ["READERS", "ModelSource", "locate", "locate_again"]
 
-_OWN = (embedded_name.READER, pipeline_folder.READER, backbone_folder.READER)
-_ADDED = plugins.load("diffc.readers", Reader, [reader.name for reader in _OWN])
-READERS: tuple[Reader, ...] = (*_OWN, *_ADDED.values())
+
+def _readers(options: HubOptions) -> tuple[Reader, ...]:
+    own = (embedded_name.READER, pipeline_folder.reader(options), backbone_folder.reader(options))
+    last = hub.reader(options)
+    added = plugins.load("diffc.readers", Reader, [reader.name for reader in (*own, last)])
+    return (*own, *added.values(), last)
+
+
+READERS: tuple[Reader, ...] = _readers(DEFAULT_HUB)
 """In the order in which they are asked; the first that does not decline reads."""
 
 
-def locate(model: str) -> ModelSource:
-    """The backbone that `model` names, checked before anything heavy starts.
+def locate(model: str, options: HubOptions = DEFAULT_HUB) -> ModelSource:
+    """The backbone that `model` names, checked before anything heavy starts; a model of the hub is downloaded.
 
     Raises UnsupportedError for a class of backbone that diffc does not know, DiffcError for everything else
     that keeps the model from being read: missing, truncated or pickled weights, bad JSON; and, when no reader
     takes it, one that lists the readers and why each declined.
     """
     reasons = []
-    for reader in READERS:
+    for reader in _readers(options):
         reason = reader.declines(model)
         if reason is None:
-            return reader.open(model)
+            source = reader.open(model)
+            _check_revision(source, options)
+            return source
         reasons.append(f"\n  {reader.name}: {reason}")
     expected = "; ".join(reader.expects for reader in READERS)
     raise DiffcError(f"nothing reads the model {model!r}{''.join(reasons)}", fix=f"give {expected}")
+
+
+def locate_again(manifest: Mapping[str, Any]) -> ModelSource:
+    """The model that the compile of an artifact with this manifest found.
+
+    A model of the hub is found by its id and its commit when the folder of the compile is gone. Raises what `locate`
+    raises.
+    """
+    request, described = manifest["request"], manifest["model"]
+    options = HubOptions.from_json(request.get("hub", {}))
+    try:
+        return locate(request["model"], options)
+    except DiffcError:
+        if not described.get("revision") or request["model"] == described["name"]:
+            raise
+        return locate(described["name"], replace(options, revision=described["revision"]))
+
+
+def _check_revision(source: ModelSource, options: HubOptions) -> None:
+    if options.revision and source.revision is None:
+        raise UsageError(
+            f"--revision {options.revision} is given, and {source.path} is not of the Hugging Face hub",
+            fix="leave --revision out, or give OWNER/NAME",
+        )

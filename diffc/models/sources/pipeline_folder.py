@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.registry import components
 from diffc.models.sources.backbone_folder import folder_of, read_backbone
 from diffc.models.sources.components import pipeline_variant
+from diffc.models.sources.hub_cache import identity
 from diffc.models.sources.inside import inside
 from diffc.models.sources.json_files import read_json
-from diffc.models.sources.source import ModelSource, Reader
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource, Reader
 
 
-def _declines(model: str) -> str | None:
-    folder = folder_of(model)
+def _declines(options: HubOptions, model: str) -> str | None:
+    folder = folder_of(model, options.subfolder)
     if not folder.is_dir():
         return f"{folder} is not a folder"
     return None if (folder / "model_index.json").is_file() else f"{folder} has no model_index.json"
 
 
-def _open(model: str) -> ModelSource:
-    folder = folder_of(model)
-    backbone = _component(folder)
-    return read_backbone(backbone, name=folder.name, pipeline=folder, variant=pipeline_variant(folder))
+def _open(options: HubOptions, model: str) -> ModelSource:
+    folder = folder_of(model, options.subfolder)
+    backbone, (name, revision) = _component(folder), identity(folder)
+    variant = pipeline_variant(folder, options.variant)
+    source = read_backbone(backbone, name=name, pipeline=folder, variant=variant)
+    return replace(source, revision=revision)
 
 
 def _component(pipeline: Path) -> Path:
@@ -43,4 +48,10 @@ def _component(pipeline: Path) -> Path:
     return folder
 
 
-READER = Reader("pipeline folder", "a diffusers pipeline folder (model_index.json)", _declines, _open)
+def reader(options: HubOptions) -> Reader:
+    """The reader of pipeline folders; `options` give a subfolder and a variant."""
+    expects = "a diffusers pipeline folder (model_index.json)"
+    return Reader("pipeline folder", expects, partial(_declines, options), partial(_open, options))
+
+
+READER = reader(DEFAULT_HUB)

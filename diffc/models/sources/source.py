@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -59,6 +59,48 @@ class ModelSource:
     def nbytes(self) -> int:
         """Bytes of all tensors, as stored."""
         return sum(recipe.nbytes for recipe in self.weights.values())
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """Which files of a model to read, and how a model of the Hugging Face hub is found.
+
+    `revision`: branch, tag or commit, None for the main branch. `variant`: the word in the names of weight files, such
+    as "fp16"; None takes plain names where every component has them. `subfolder`: the pipeline's or backbone's folder
+    in the model. `token`: for gated and private models, None for the one that `hf auth login` stored; it is written
+    nowhere. `cache_dir`: None for the hub's own cache.
+    """
+
+    revision: str | None = None
+    variant: str | None = None
+    subfolder: str = ""
+    token: str | None = field(default=None, repr=False)
+    cache_dir: Path | None = None
+
+    def to_json(self) -> dict[str, str | None]:
+        """The options for a manifest, without the token."""
+        cache = None if self.cache_dir is None else str(self.cache_dir)
+        return {
+            "revision": self.revision,
+            "variant": self.variant,
+            "subfolder": self.subfolder,
+            "cache_dir": cache,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, str | None]) -> HubOptions:
+        """The options that `to_json` wrote; those that are not there have their defaults."""
+        cache = values.get("cache_dir")
+        return cls(
+            values.get("revision"),
+            values.get("variant"),
+            values.get("subfolder") or "",
+            cache_dir=Path(cache) if cache else None,
+        )
+
+
+DEFAULT_HUB = HubOptions()
+"""The options of a model that nothing is said about."""
 
 
 @dataclass(frozen=True)
