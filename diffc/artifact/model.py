@@ -28,6 +28,11 @@ def compiled_model(artifact: Artifact, given: str | None, option: str) -> ModelS
         except DiffcError as error:
             raise DiffcError(error.what, fix=f"name the folder of the model: {option}") from error
     model = artifact.manifest["request"]["model"]
+    if Path(model).is_absolute() and not Path(model).exists():
+        raise DiffcError(
+            f"{artifact.folder} was compiled from {model}, which is not there now",
+            fix=f"say where the model lies now: {option}",
+        )
     try:
         source = locate_again(artifact.manifest)
     except DiffcError as error:

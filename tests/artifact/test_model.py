@@ -69,7 +69,11 @@ def test_every_command_says_where_it_was_and_what_to_give(door: str, pipeline: P
     pipeline.rename(pipeline.with_name("moved"))
     with pytest.raises(DiffcError) as error:
         use(artifact)
-    assert f"art was compiled from {pipeline}, and the model cannot be read there now" in error.value.what
+    assert f"art was compiled from {pipeline}, which is not there now" in error.value.what
+    assert option in error.value.fix
+    pipeline.mkdir()
+    with pytest.raises(DiffcError, match="and the model cannot be read there now") as error:
+        use(artifact)
     assert option in error.value.fix
 
 

@@ -148,6 +148,7 @@ def _short(error: Exception) -> str:
 
 
 def pinned(options: HubOptions, source: ModelSource) -> HubOptions:
-    """The options that find the files of `source` again from any folder: at its commit, without the token."""
+    """The options that find the files of `source` again from any folder: commit and variant as read, no token."""
     cache = options.cache_dir and options.cache_dir.expanduser().absolute()
-    return replace(options, revision=source.revision or options.revision, token=None, cache_dir=cache)
+    variant = options.variant or source.variant
+    return replace(options, revision=source.revision, variant=variant, token=None, cache_dir=cache)

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub in its cache, whose layout is made here from an embedded pipeline; no network."""
+"""Models of the Hugging Face hub, from a cache whose layout is made here and from a hub on this machine."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from diffc.models.sources.hub import needed_files, pinned
 from diffc.models.sources.hub_cache import identity, snapshot
 from diffc.models.sources.locate import locate, locate_again
 from diffc.models.sources.source import HubOptions
+from tests.models.sources.hub_server import COMMIT, serving
 
 COMMITS = ("0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef")
 NAME = "acme/tiny"
@@ -152,3 +153,29 @@ def test_one_snapshot_serves_where_no_branch_is_noted(tmp_path: Path) -> None:
     (repository / "snapshots" / COMMITS[1]).mkdir()
     assert snapshot(repository, None) is None
     assert identity(tmp_path / "x") == ("x", None)
+
+
+def test_a_download_takes_the_variant_and_no_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    source = materialize("tiny-sd3")
+    paths = [path for path in source.rglob("*") if path.is_file()]
+    files = {path.relative_to(source).as_posix(): path.read_bytes() for path in paths}
+    weights = [name for name in files if name.endswith(".safetensors")]
+    for name in weights:
+        files[name.replace(".safetensors", ".fp16.safetensors")] = files[name]
+        files[name.replace(".safetensors", ".bin")] = files["single.safetensors"] = b"never read"
+    with serving(files) as (address, fetched):
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        found = locate(NAME, HubOptions(variant="fp16", cache_dir=tmp_path))
+        with pytest.raises(DiffcError, match=r"acme/absent is not a folder here .* RepositoryNotFoundError"):
+            locate("acme/absent", HubOptions(cache_dir=tmp_path))
+    check_components(found)
+    assert (found.name, found.revision, found.variant) == (NAME, COMMIT, "fp16")
+    assert not [name for name in fetched if name.endswith(".bin") or name in (*weights, "single.safetensors")]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert locate(NAME, HubOptions(cache_dir=tmp_path)).revision == COMMIT
