@@ -108,7 +108,7 @@ def parse_component_dtype(text: str) -> tuple[str, str]:
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """The prompts in a UTF-8 text file, one a line; a byte order mark is no part of them.
+    """The prompts in a UTF-8 text file, one a line; a byte order mark is left out.
 
     Raises DiffcError for a file that cannot be read, or holds none.
     """

@@ -151,7 +151,7 @@ def _is_known(node: NodeProto, opset: int, functions: set[tuple[str, str]]) -> b
 
 
 def _raise_ir_version(model: ModelProto) -> None:
-    """ModelOpt stamps a newer opset on a file and leaves its IR version behind; they came out together."""
+    """ModelOpt stamps a newer opset on a file and leaves its IR version as it was; the two were published together."""
     opset = default_opset(model.opset_import) or 0
     model.ir_version = max(model.ir_version, onnx.helper.OP_SET_ID_VERSION_MAP.get(("ai.onnx", opset), 0))
 

@@ -70,7 +70,7 @@ class Regions:
     def kept(self) -> list[Kept]:
         """The tensors that cross the border of a group outwards, in graph order, under the same names in every run.
 
-        Raises PassError where a residual is to be kept and the tensor is no sum of the group's input.
+        Raises PassError where a residual is to be kept and the tensor is not a sum of the group's input.
         """
         results = {id(tensor) for tensor in self.graph.outputs}
         kept, count = list[Kept](), [0] * len(self.groups)
@@ -126,7 +126,7 @@ class Regions:
             sources = [s for s in sources if list(s.shape or ()) == list(tensor.shape or ())]
         if len(sources) != 1:
             raise PassError(
-                f"{tensor.name!r} is no sum of one input of its blocks and something, so there is no residual"
+                f"{tensor.name!r} is not the sum of an input of its blocks and something else, so there is no residual"
                 " to keep. Keep the output"
             )
         return sources[0]

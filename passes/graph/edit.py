@@ -35,7 +35,7 @@ def inline(name: str, array: Array) -> gs.Constant:
 
 
 def joined_rows(tensors: Iterable[gs.Tensor]) -> Recipe:
-    """The rows of constants that have recipes, one behind another."""
+    """The rows of constants that have recipes, one after another."""
     first, *others = map(recipe_of_constant, tensors)
     return first.append(others)
 

@@ -40,7 +40,7 @@ class NormalizeQdq(Pass):
     3. A scale or zero point of shape [1] -> a scalar.
     4. TRT_FP4QDQ of a weight, the mark that an exporter should have replaced -> TRT_FP4DynamicQuantize, with
        scale amax / (6 * 448) of the weight, two DequantizeLinear, and a Cast to the weight's type.
-    5. TRT_MXFP8DequantizeLinear of a float tensor, the mark of a static quantizer -> the same behind
+    5. TRT_MXFP8DequantizeLinear of a float tensor, the mark of a static quantizer -> the same after
        TRT_MXFP8DynamicQuantize; its scale, always 1, goes. `output_dtype` becomes the compute type.
     6. TRT_FP4DynamicQuantize and TRT_MXFP8DynamicQuantize get their domain, default attributes and output types.
 
@@ -228,7 +228,7 @@ def _computes_float(tensor: gs.Tensor) -> bool:
 
 
 def _bytes_as(recipe: Recipe, dtype: int, node: gs.Node) -> Recipe:
-    """The same bytes as another one-byte type. Raises PassError for what is no plain stored tensor."""
+    """The same bytes as another one-byte type. Raises PassError for what is not a plain stored tensor."""
     if recipe.ops or bits_of(recipe.dtype) != bits_of(dtype):
         name = TensorProto.DataType.Name(recipe.dtype)
         raise PassError(

@@ -227,7 +227,7 @@ class Recipe:
 
 
 def _blocks(shape: tuple[int, ...], block_size: int) -> tuple[int, ...]:
-    """The shape of block scales along the last axis. Raises PassError when the axis is no whole blocks."""
+    """The shape of block scales along the last axis. Raises PassError when the axis does not divide into blocks."""
     if not shape or shape[-1] % block_size:
         raise PassError(f"a weight of shape {shape} has no whole blocks of {block_size} along its last axis")
     return (*shape[:-1], shape[-1] // block_size)

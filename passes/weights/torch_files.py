@@ -76,7 +76,7 @@ class _Tensor:
 
 
 class _Inert:
-    """Stands for any object that is no tensor: takes what the pickle gives it, and does nothing."""
+    """Stands for any object that is not a tensor: takes what the pickle gives it, and does nothing."""
 
     def __init__(self, *_: object, **__: object) -> None: ...
     def __setstate__(self, state: object) -> None: ...

@@ -52,7 +52,7 @@ Part = tuple[Place, memoryview, bool]
 def save(model: onnx.ModelProto, path: Path, progress: Progress | None = None) -> list[SavedFile]:
     """Write `path` and, for weights over 1 KiB, `path` + "_data".
 
-    Equal recipes are stored once. Raises PassError when the disk has no room; then nothing is left behind. After a
+    Equal recipes are stored once. Raises PassError when the disk has no room; then nothing is left on the disk. After a
     kill, the same call goes on where the killed one was.
     """
     return save_all({path: model}, progress)

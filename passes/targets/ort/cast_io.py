@@ -62,7 +62,7 @@ class CastIo(Pass):
 def _pair(text: str) -> tuple[str, int]:
     name, _, kind = text.rpartition(":")
     if not name or kind not in _TYPES:
-        raise PassError(f"cast-io: {text!r} is no name:type. Types: {', '.join(_TYPES)}")
+        raise PassError(f"cast-io: {text!r} is not written as name:type. Types: {', '.join(_TYPES)}")
     return name, _TYPES[kind]
 
 

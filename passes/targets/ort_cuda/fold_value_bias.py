@@ -62,7 +62,7 @@ class FoldValueBias(Pass):
     Declines when: the values are not such sums; something else reads the output than projections with constant weights
     and a bias [channels].
 
-    Changes numbers: what is left out is no longer rounded to 16 bits on the way. The new biases are computed in
+    Changes numbers: what is left out is not rounded any more to 16 bits on the way. The new biases are computed in
     float32 and rounded to the type of the old.
     """
 

@@ -26,7 +26,7 @@ class KeepFloat32(Pass):
     A session folds the Cast when it loads the model, to the same bits. But the model in float32 that validation runs
     gets the digits back that the rounded vector has lost: what is off there is the graph's fault, not rounding's.
 
-    Declines when: what was computed is no vector. Vectors of float32 are as wanted.
+    Declines when: what was computed is not a vector. Vectors of float32 are as wanted.
     """
 
     name: ClassVar[str] = "keep-float32"
