@@ -26,10 +26,10 @@ def check_plot(path: Path | None) -> None:
     """Raise DiffcError when a plot is asked for and cannot be drawn: before anything is measured."""
     if path is None:
         return
-    if importlib.util.find_spec("matplotlib") is None:
-        raise DiffcError("--plot needs matplotlib, which is not installed", fix="pip install matplotlib")
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UsageError(f"{path} is not the name of a plot", fix="end it in .png, .svg or .pdf")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise DiffcError("--plot needs matplotlib, which is not installed", fix="pip install matplotlib")
 
 
 def check_folder(path: Path | None) -> None:
