@@ -182,7 +182,7 @@ def test_sizes_of_what_crosses() -> None:
     assert _size("x", [6, 20], sizes) == "height*width/4"
     assert _size("x", [26, 56], sizes) == "text+height*width/4"
     assert [size_of("text+height*width/4", s) for s in sizes] == [26, 56]
-    with pytest.raises(DiffcError, match="a size of x is no product"):
+    with pytest.raises(DiffcError, match="a size of x is not a product"):
         _size("x", [5, 23], sizes)
 
 
