@@ -47,7 +47,7 @@ def test_it_was_validated_at_this_batch_and_can_be_again(compiled: tuple[Path, i
     shapes = {report.shape for report in found.reports}
     assert {s.batch for s in shapes if isinstance(s, Shape)} == {batch}
     assert len(shapes) == 2
-    assert not any(b.findings for name in found.bisections for b in found.bisections[name])
+    assert not any(report.wrong for reports in found.modules.values() for report in reports)
     error = refusal(["validate", str(folder), "--shape", f"batch={batch + 1}"], folder, capsys, code=2)
     assert f"was compiled for a batch of {batch}" in error
 
@@ -85,7 +85,7 @@ def test_at_a_large_size_images_are_computed_one_by_one(compiled: tuple[Path, in
         for node in graphs[0].node
     )
     found = validate_artifact(ValidateRequest(tmp_path / "out"), bisect=True)
-    assert not any(b.findings for name in found.bisections for b in found.bisections[name])
+    assert not any(report.wrong for reports in found.modules.values() for report in reports)
 
 
 def is_gated_weight(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
