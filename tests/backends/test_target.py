@@ -93,11 +93,11 @@ def test_element_types_are_found_wherever_they_hide():
     assert element_types(make([choice], [*ends[0], flag], ends[1])) == {FP16, FP8, TensorProto.BOOL}
 
 
-def test_a_missing_module_names_the_extra():
+def test_a_missing_module_is_named_and_doctor_knows_how_to_get_it():
     from dataclasses import replace
 
     absent = replace(find_target("trt-rtx"), module="no_such_module")
-    with pytest.raises(DiffcError, match=r'pip install "diffc\[rtx\]"'):
+    with pytest.raises(DiffcError, match=r"no_such_module[\s\S]*diffc doctor"):
         absent.require()
 
 

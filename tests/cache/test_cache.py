@@ -116,7 +116,10 @@ def test_a_predicate_becomes_a_list() -> None:
     [
         ((Entry(("transformer_block.0",)),), r"no module matches .*\n.*\(transformer_blocks.0-1\)"),
         ((Entry(("transformer_blocks.0", "**.ff")),), "transformer_blocks.0.ff, which is inside it"),
-        ((Entry(("transformer_blocks.0.ff",), keep="residual"),), "is a FeedForward, whose output is no sum"),
+        (
+            (Entry(("transformer_blocks.0.ff",), keep="residual"),),
+            "is a FeedForward, whose output is not its input plus something",
+        ),
         ((Entry(lambda path: False),), "takes no block"),
     ],
 )

@@ -132,7 +132,7 @@ def test_no_groups_change_nothing_and_twice_is_once() -> None:
         (("output:bloc",), (), "no node belongs"),
         (("all:block.0",), (), "group 'all:block.0' is none"),
         (("output:block.0",), (1,), "reuse names group 1, and there are 1"),
-        (("residual:block.0.linear",), (), "no sum of one input"),
+        (("residual:block.0.linear",), (), "not the sum of an input"),
     ],
 )
 def test_refusals(groups: tuple[str, ...], reuse: tuple[int, ...], says: str) -> None:

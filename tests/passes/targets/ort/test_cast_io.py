@@ -86,7 +86,8 @@ def test_a_value_that_is_input_and_output_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [("nosuch:int64", "Known: ids, unread, x, y, z"), ("ids:int8", "no name:type")]
+    ("value", "message"),
+    [("nosuch:int64", "Known: ids, unread, x, y, z"), ("ids:int8", "not written as name:type")],
 )
 def test_unknown_names_and_types_are_errors(value: str, message: str) -> None:
     with pytest.raises(PassError, match=message):
