@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffc.compile import calibration
 from diffc.compile.calibration import SYNTHETIC_TEXT
 from diffc.compile.plan import Plan, check
 from diffc.compile.request import CompileRequest
@@ -98,7 +99,7 @@ def test_no_more_than_a_layer_of_weights_is_held(tmp_path: Path, monkeypatch: py
         return run(empty, *rest)
 
     monkeypatch.setattr(synthetic, "_calibrate_layer", watched)
-    monkeypatch.setattr(synthetic, "calibrate_synthetic", kept)
+    monkeypatch.setattr(calibration, "calibrate_synthetic", kept)
     calibrated(plan, FakeBackbone(plan.source, plan.dtype), Silent())
     total = sum(p.numel() for p in models[0].parameters())
     assert len(seen) == 40
