@@ -26,7 +26,7 @@ INPUTS = (ROOT / "pyproject.toml", CONSTRAINTS)
 OUTPUT = ROOT / "build" / "digits-sd3-fp8"
 PICTURE = ROOT / "build" / "seven.png"
 
-DIFFC = ["-m", "diffc.cli.main"]
+DIFFC = ["-m", "diffc"]
 DEMO = [
     *(*DIFFC, "compile", "digits-sd3", "--format", "fp8", "--target", "trt-rtx", "--target", "ort"),
     *("--sm", "89", "--sm", "120", "--output", str(OUTPUT), "--force"),
