@@ -49,9 +49,3 @@ def _load(group: str, kind: type[Any], own: frozenset[str]) -> dict[str, Any]:
 def broken() -> tuple[Broken, ...]:
     """The plugins of all groups read so far that cannot be used, each with the reason."""
     return tuple(_broken[key] for key in sorted(_broken))
-
-
-def why_missing(group: str, name: str) -> str:
-    """Why the plugin of that name is left out, as a sentence that begins after a comma; empty when there is none."""
-    fault = _broken.get((group, name))
-    return "" if fault is None else f"; {' and '.join(fault.packages)} gives it, but {fault.reason}"
