@@ -27,6 +27,9 @@ from diffc.quantize.state import (
     settings_of,
     usable_amax,
 )
+from diffc.quantize.trained import changed_weights
+from passes.weights.recipe import Recipe
+from passes.weights.torch_files import torch_tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,12 +44,15 @@ class Found:
     amax: dict[str, Amax]
     scaling: Scaling
     version: str
+    weights: dict[str, Recipe]
 
 
-def read(path: Path, backbone: nn.Module) -> Found:
-    """The quantizers in the file at `path`.
+def read(path: Path, backbone: nn.Module, weights: Mapping[str, Recipe]) -> Found:
+    """The quantizers in the file at `path`, and the weights in it that are not equal to `weights`, the model's own.
 
-    `backbone` is the unquantized model that it is for; fake tensors do. Quantizers that ModelOpt's presets
+    `backbone` is the unquantized model that it is for; fake tensors do. The weight of a layer with channel factors or
+    a low-rank branch is the file's own in any case: ModelOpt stores it after both, and it may have been trained.
+    Quantizers that ModelOpt's presets
     put on norms by accident, and its softmax quantizers, which its scaled_dot_product_attention never runs,
     are left out. Raises DiffcError when the file is missing, damaged, holds objects that `weights_only`
     refuses, or is of another model; UnsupportedError for quantizers of a kind that diffc does not compile.
@@ -57,8 +63,8 @@ def read(path: Path, backbone: nn.Module) -> Found:
     enabled = {name: state for name, state in enabled.items() if "_num_bits" in state}  # not the sequences
     _refuse_unsupported(path, enabled)
     layers = set(weighted_layers(backbone))
-    weights = [layer_of(name) for name in enabled if role_of(name) == "weight_quantizer"]
-    _check_model(path, backbone, list(dict.fromkeys(weights)), layers, tensors)
+    quantized = [layer_of(name) for name in enabled if role_of(name) == "weight_quantizer"]
+    _check_model(path, backbone, list(dict.fromkeys(quantized)), layers, tensors)
     attention = set(attention_layers(backbone))
     kept = [name for name in enabled if _is_used(name, layers, attention)]
     settings: dict[str, Settings] = {name: settings_of(enabled[name]) for name in kept}
@@ -70,7 +76,21 @@ def read(path: Path, backbone: nn.Module) -> Found:
         for name in kept
         if (kind := kind_of(settings[name])).has_amax
     }
-    return Found(format, settings, amax, scaling, str(content["modelopt_state"].get("modelopt_version")))
+    version = str(content["modelopt_state"].get("modelopt_version"))
+    return Found(format, settings, amax, scaling, version, _weights(path, backbone, weights, scaling))
+
+
+def _weights(
+    path: Path, backbone: nn.Module, own: Mapping[str, Recipe], scaling: Scaling
+) -> dict[str, Recipe]:
+    """The backbone's tensors in the file that are not equal to the model's `own`; values stay in the file."""
+    prefix, wanted = "model_state_dict.", set(backbone.state_dict())
+    stored = {
+        name.removeprefix(prefix): r for name, r in torch_tensors(path).items() if name.startswith(prefix)
+    }
+    scaled = {f"{layer_of(name.rpartition('.')[0])}.weight" for name in scaling}
+    theirs = {name: recipe for name, recipe in stored.items() if name in wanted}
+    return changed_weights(theirs, {name: r for name, r in own.items() if name not in scaled}, str(path))
 
 
 def _is_used(name: str, layers: set[str], attention: set[str]) -> bool:
