@@ -53,7 +53,9 @@ class Calls:
 
     def __getitem__(self, number: int) -> Batch:
         """A whole call, its tensors in the types that they were recorded in."""
-        values = {name: _tensor(self.folder / f"{key}.safetensors") for name, key in self.index[number].items()}
+        values = {
+            name: _tensor(self.folder / f"{key}.safetensors") for name, key in self.index[number].items()
+        }
         target = values.pop(ANSWER)
         return Batch(values, target)
 
@@ -64,7 +66,9 @@ class Calls:
         if rows >= count:
             return whole
         chosen = torch.randperm(count, generator=generator)[:rows]
-        inputs = {name: value[chosen] if name in self.by_row else value for name, value in whole.inputs.items()}
+        inputs = {
+            name: value[chosen] if name in self.by_row else value for name, value in whole.inputs.items()
+        }
         return Batch(inputs, whole.target[chosen])
 
     def spread(self, count: int) -> Iterator[Batch]:
