@@ -116,4 +116,5 @@ def rows_of(family: Family, config: Config) -> frozenset[str]:
 
 @lru_cache(maxsize=_KEPT)
 def _tensor(path: Path) -> Tensor:
-    return load_file(path)["x"]
+    tensor: Tensor = load_file(path)["x"]
+    return tensor

@@ -210,7 +210,7 @@ def _guidance_is_an_input(source: ModelSource) -> bool:
 
 
 def _is_sigma(items: Sequence[Any], time: str) -> bool:
-    return next(item.sample for item in items if item.name == time) == "sigma"
+    return any(item.name == time and item.sample == "sigma" for item in items)
 
 
 def _tokens(source: ModelSource, call: Mapping[str, Any]) -> int:

@@ -228,7 +228,7 @@ def _save(record: Record, student: nn.Module, optimizer: Any, average: _Average,
 
 
 def _resumed(student: nn.Module, optimizer: Any, average: _Average, folder: Path | None) -> Record:
-    """What `_save` has left in `folder`, put back into the student, the optimizer and the average; else a new record."""
+    """What `_save` has left in `folder`, put back into student, optimizer and average; else a new record."""
     if folder is None or not (folder / _PROGRESS).is_file():
         return Record()
     content = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))

@@ -49,8 +49,8 @@ class Noising:
         kept, kind = getattr(scheduler, "alphas_cumprod", None), config.get("prediction_type")
         if kept is None or kind not in ("epsilon", "v_prediction", "sample"):
             raise UnsupportedError(
-                f"training on data knows flow matching, epsilon, v and sample prediction, and {type(scheduler).__name__}"
-                f" is none of these (prediction_type {kind!r})",
+                f"training on data knows flow matching, epsilon, v and sample prediction, and"
+                f" {type(scheduler).__name__} is none of these (prediction_type {kind!r})",
                 fix="give --method qad, which asks the unquantized backbone instead",
             )
         return cls(kind, 1.0, kept.float().cpu(), is_sigma, times)

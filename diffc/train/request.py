@@ -110,7 +110,7 @@ class TrainPlan:
         wanted = asdict(
             replace(self.request, output=Path(), force=False, hub=replace(self.request.hub, token=None))
         )
-        content = {"request": wanted, "weights": self.source.fingerprint, "diffc": VERSION}
+        content: dict[str, Any] = {"request": wanted, "weights": self.source.fingerprint, "diffc": VERSION}
         if self.request.from_checkpoint is not None:
             record = self.request.from_checkpoint
             record = record / "checkpoint.json" if record.is_dir() else record

@@ -146,7 +146,8 @@ class Training:
             put_state(self.student, record.weights)
             weights = trained_weights(self.student, self.plan.source)
             assert record.best is not None
-            after = replace(record.best, **dict(zip(("snr", "seen"), self.judge(self.student), strict=True)))
+            snr, seen = self.judge(self.student)
+            after = replace(record.best, snr=snr, seen=seen)
             told = {"method": request.method, "steps": after.step, "rate": after.rate, "data": request.data}
             if after.snr > before.snr:
                 calibration = {**checkpoint.calibration, "training": told}
