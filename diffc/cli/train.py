@@ -179,7 +179,7 @@ def train_command(
         ),
     ] = False,
     every: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="COUNT",
             help="Steps between two judgements, from each of which a stopped training goes on.",
@@ -187,7 +187,7 @@ def train_command(
             min=1,
             rich_help_panel=_RUN,
         ),
-    ] = 0,
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(
@@ -215,7 +215,7 @@ def train_command(
         accumulate=accumulate,
         rank=rank,
         ema=ema,
-        every=every,
+        every=every or 0,
         optimizer=optimizer,
         precision=mixed_precision,
         gradient_checkpointing=gradient_checkpointing,
