@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from onnx import TensorProto
+
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.quantize.convert import (
     attention_layers,
@@ -27,7 +30,7 @@ from diffc.quantize.state import (
     settings_of,
     usable_amax,
 )
-from diffc.quantize.trained import changed_weights
+from diffc.quantize.trained import changed_weights, nearly_equal
 from passes.weights.recipe import Recipe
 from passes.weights.torch_files import torch_tensors
 
@@ -77,20 +80,48 @@ def read(path: Path, backbone: nn.Module, weights: Mapping[str, Recipe]) -> Foun
         if (kind := kind_of(settings[name])).has_amax
     }
     version = str(content["modelopt_state"].get("modelopt_version"))
-    return Found(format, settings, amax, scaling, version, _weights(path, backbone, weights, scaling))
+    carried = _weights(path, backbone, weights, {layer_of(name.rpartition(".")[0]) for name in scaling})
+    return Found(format, settings, amax, scaling, version, carried)
 
 
 def _weights(
-    path: Path, backbone: nn.Module, own: Mapping[str, Recipe], scaling: Scaling
+    path: Path, backbone: nn.Module, own: Mapping[str, Recipe], scaled: set[str]
 ) -> dict[str, Recipe]:
-    """The backbone's tensors in the file that are not equal to the model's `own`; values stay in the file."""
+    """The backbone's tensors in the file that are not equal to the model's `own`; values stay in the file.
+
+    `scaled` are the layers whose channel factors or branches diffc applies.
+    """
     prefix, wanted = "model_state_dict.", set(backbone.state_dict())
     stored = {
         name.removeprefix(prefix): r for name, r in torch_tensors(path).items() if name.startswith(prefix)
     }
-    scaled = {f"{layer_of(name.rpartition('.')[0])}.weight" for name in scaling}
     theirs = {name: recipe for name, recipe in stored.items() if name in wanted}
-    return changed_weights(theirs, {name: r for name, r in own.items() if name not in scaled}, str(path))
+    plain = {name: recipe for name, recipe in own.items() if name.rpartition(".")[0] not in scaled}
+    for name in list(theirs):
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight" and layer not in scaled and (whole := _unscaled(layer, stored)) is not None:
+            if name in plain and nearly_equal(whole, plain.pop(name)):
+                del theirs[name]
+            else:
+                theirs[name] = whole
+    return changed_weights(theirs, plain, str(path))
+
+
+def _unscaled(layer: str, stored: Mapping[str, Recipe]) -> Recipe | None:
+    """The weight of a layer with its channel factors and its branch taken back; None where it has neither.
+
+    ModelOpt's scripts calibrate every layer and then switch the quantizers of some off. Such a layer still multiplies
+    its input by the factors and adds the branch, which in diffc it does not: (W + B A) * factor is the same.
+    """
+    weight, branch = stored[f"{layer}.weight"], f"{layer}.weight_quantizer._svdquant_lora_"
+    factor = stored.get(f"{layer}.input_quantizer._pre_quant_scale")
+    if factor is None and f"{branch}a" not in stored:
+        return None
+    if f"{branch}a" in stored:
+        minus = Recipe.of_array(np.float32(-1).reshape(1, 1))
+        outer = stored[f"{branch}b"].cast(TensorProto.FLOAT).multiply(minus)
+        weight = weight.subtract_product(outer, stored[f"{branch}a"].cast(TensorProto.FLOAT))
+    return weight if factor is None else weight.multiply(factor.cast(TensorProto.FLOAT).reshape((1, -1)))
 
 
 def _is_used(name: str, layers: set[str], attention: set[str]) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import ml_dtypes
 import numpy as np
 
 from diffc.errors import DiffcError
@@ -17,6 +18,7 @@ from diffc.quantize.state import fake_mode_of
 from diffc.tensors import tensor_of
 from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Array, Recipe
+from passes.weights.sources import np_dtype
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,6 +53,19 @@ def _equal(one: Recipe, other: Recipe) -> bool:
         return False
     pairs = zip(_pieces(evaluate(one)), _pieces(evaluate(other.cast(one.dtype))), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def nearly_equal(one: Recipe, other: Recipe) -> bool:
+    """Whether two weights differ by no more than the roundings of a multiplication and a sum in the type of `one`.
+
+    An element may be off by two units in the last place of the largest in its tensor that the sum has, which is
+    taken to be its row's.
+    """
+    if one.shape != other.shape:
+        return False
+    a, b = (evaluate(recipe).astype(np.float32).reshape(one.shape[0], -1) for recipe in (one, other))
+    step = float(ml_dtypes.finfo(np_dtype(one.dtype)).eps)
+    return bool((np.abs(a - b) <= 2 * step * np.abs(b).max(axis=1, keepdims=True)).all())
 
 
 def _pieces(array: Array) -> Iterator[Array]:

@@ -73,9 +73,10 @@ class Training:
     ui: Reporter
 
     def forward(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The output of a model for graph inputs by name."""
+        """The output of a model for graph inputs by name, which a teacher on a GPU has recorded in 16 bits."""
         source = self.plan.source
-        kwargs = forward_kwargs(source.family, source.config, dict(inputs))
+        wide = {name: x.float() if x.is_floating_point() else x for name, x in inputs.items()}
+        kwargs = forward_kwargs(source.family, source.config, wide)
         output: Tensor = model(**kwargs, return_dict=False)[0]
         return output
 

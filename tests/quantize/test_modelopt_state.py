@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import modelopt.torch.opt as mto
-import modelopt.torch.quantization as mtq
 import pytest
 import torch
 from torch import nn
@@ -89,5 +88,3 @@ def test_modules_that_are_left_alone_keep_their_class() -> None:
     assert kept == [name for name, module in plain.named_modules() if type(module) is nn.LayerNorm]
     assert all(not ours.get_submodule(name).input_quantizer.is_enabled for name in kept)
     assert kept
-    with redirect_stdout(StringIO()), pytest.raises(AssertionError):
-        mtq.quantize(ours, mtq.FP8_DEFAULT_CFG)  # ModelOpt sees that it is quantized
