@@ -69,7 +69,7 @@ def test_the_descent_descends() -> None:
     record = run(student := network(), None)
     assert [j.step for j in record.curve] == [3, 6, 9, 12]
     losses = [j.loss or 0.0 for j in record.curve]
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
     assert record.best is not None
     assert record.best.snr == max(j.snr for j in record.curve)
     assert record.weights is not None
