@@ -121,7 +121,11 @@ def _unscaled(layer: str, stored: Mapping[str, Recipe]) -> Recipe | None:
         minus = Recipe.of_array(np.float32(-1).reshape(1, 1))
         outer = stored[f"{branch}b"].cast(TensorProto.FLOAT).multiply(minus)
         weight = weight.subtract_product(outer, stored[f"{branch}a"].cast(TensorProto.FLOAT))
-    return weight if factor is None else weight.multiply(factor.cast(TensorProto.FLOAT).reshape((1, *factor.shape)))
+    return (
+        weight
+        if factor is None
+        else weight.multiply(factor.cast(TensorProto.FLOAT).reshape((1, *factor.shape)))
+    )
 
 
 def _is_used(name: str, layers: set[str], attention: set[str]) -> bool:
