@@ -25,6 +25,7 @@ from diffc.progress import Update
 from diffc.train.calls import Batch, rows_of
 from diffc.train.digits import digit_pictures
 from diffc.train.noising import Noising
+from passes.files.contained import contained
 
 DROPPED = 0.1
 """Share of prompts that are left out of a batch, so that guidance still has its other half."""
@@ -95,8 +96,6 @@ def read_pictures(data: str, pixels: int, seed: int) -> list[Picture]:
 
 
 def _listed(folder: Path) -> list[tuple[Path, str]]:
-    from passes.files.contained import contained
-
     pairs = []
     lines = (folder / "metadata.jsonl").read_text(encoding="utf-8-sig").splitlines()
     for number, line in enumerate(lines, 1):

@@ -1,4 +1,4 @@
-"""A ModelOpt file whose weights were trained: what is compiled, and what it is compared with, is what the file holds."""
+"""A ModelOpt file whose weights were trained: these are compiled, and torch has them in the comparison."""
 
 from __future__ import annotations
 

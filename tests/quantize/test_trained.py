@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.errors import DiffcError
 from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.convert import layer_of
 from diffc.quantize.trained import changed_weights
 from diffc.tensors import recipe_of_tensor, tensor_of
 from passes.weights.recipe import Recipe
@@ -77,8 +78,13 @@ def test_a_trained_file_of_modelopt_is_taken_with_its_weights(format: str, tmp_p
     loaded = Checkpoint.load(tmp_path / "c")
     ours = backbone_of("flux")
     loaded.apply(ours, "flux")
+    quantized = {layer_of(name) for name in loaded.settings}
     for name, parameter in ours.named_parameters():
-        assert torch.equal(parameter, theirs.get_parameter(name)), name
+        layer = name.rpartition(".")[0]
+        scaled = hasattr(getattr(theirs.get_submodule(layer), "input_quantizer", None), "_pre_quant_scale")
+        # ModelOpt's scripts scale all layers and then switch some off, where diffc has the product of both.
+        if layer in quantized or not scaled:
+            assert torch.equal(parameter, theirs.get_parameter(name)), name
     found, expected = forward(ours, "flux"), forward(theirs, "flux")
     # amax become portable: a grid up to 1/128 wider moves values by a part of a step.
     assert float((found - expected).norm() / expected.norm()) < 0.03

@@ -16,6 +16,7 @@ from diffc.errors import DiffcError
 from diffc.models.sources.locate import locate
 from diffc.progress import Silent
 from diffc.quantize.checkpoint import Checkpoint
+from diffc.tensors import tensor_of
 from diffc.train import run as train_run
 from diffc.train.request import TrainRequest, TrainResult
 from diffc.train.workspace import place_of
@@ -83,7 +84,7 @@ class StopAt(Silent):
             def __exit__(self, *error: Any) -> Any:
                 return inner.__exit__(*error)
 
-            def update(self, done: int, total: int) -> None:
+            def update(self, done: int, _: int) -> None:
                 if title.startswith(reporter.title) and done == reporter.step:
                     raise KeyboardInterrupt
 
@@ -119,7 +120,5 @@ def test_what_is_trained_compiles_with_one_command(trained: TrainResult, tmp_pat
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     name = "time_text_embed.timestep_embedder.linear_1.bias"
     values = onnx.numpy_helper.to_array(stored[name]).astype(np.float32)
-    from diffc.tensors import tensor_of
-
     expected = tensor_of(carried[name]).numpy().astype(np.float16).astype(np.float32)
     assert np.array_equal(values, expected)
