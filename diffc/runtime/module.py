@@ -148,12 +148,11 @@ class CompiledBackbone(nn.Module):
     def _tensors(self, given: Mapping[str, Any]) -> dict[str, Tensor]:
         """In graph order and of the graph's types, contiguous, on the device."""
         tensors = {}
+        batch = len(given[self._signature.inputs[0].name])
         for value in self._signature.inputs:
             tensor = torch.as_tensor(given[value.name])
-            if not value.dims and tensor.numel() == 1:
-                tensor = tensor.reshape(
-                    ()
-                )  # as UNet2DConditionModel takes times: a number, or one of any rank
+            if len(value.dims) < 2:
+                tensor = _as_times(tensor, value.dims, batch)
             if tensor.device != self.device:
                 if tensor.numel() != 1:
                     raise DiffcError(
@@ -163,6 +162,20 @@ class CompiledBackbone(nn.Module):
                 tensor = tensor.to(self.device)
             tensors[value.name] = tensor.to(value.dtype).contiguous()
         return tensors
+
+
+def _as_times(tensor: Tensor, dims: tuple[str | int, ...], batch: int) -> Tensor:
+    """A time as the graph takes it: one number, or one for each image.
+
+    Pipelines give a number, one of any rank, or one for each image. What does not fit is left as it is, and refused.
+    """
+    if not dims and tensor.numel() == 1:
+        return tensor.reshape(())
+    if len(dims) == 1 and tensor.numel() == 1:
+        return tensor.reshape(1).expand(1 if dims[0] == 1 else batch)
+    if dims == (1,) and tensor.ndim == 1 and bool((tensor == tensor[0]).all()):
+        return tensor[:1]
+    return tensor
 
 
 def _empty(value: Any) -> bool:
