@@ -15,12 +15,12 @@ import pytest
 
 from tests import ROOT
 
-_BASICS = "errors progress progress_bar plugins memory version output_files terminal_text passes"
+_BASICS = "errors progress progress_bar plugins memory version output_files terminal_text requirements passes"
 _MODELS = f"models quantize cache {_BASICS}"
 
 # Room: the rooms that it may import from, from top to bottom. "passes" stands for any room of that package.
 DIFFC: Mapping[str, str] = {
-    "": "runtime version",  # diffc/__init__.py: `diffc.load`
+    "": "runtime errors version",  # diffc/__init__.py: `diffc.load`
     "__main__": "cli",
     "cli": f"commands compile runtime validate artifact backends frontend quality {_MODELS}",
     "commands": f"compile runtime validate artifact backends frontend quality {_MODELS}",
@@ -40,6 +40,7 @@ DIFFC: Mapping[str, str] = {
     "memory": "",
     "version": "",
     "output_files": "errors passes",
+    "requirements": "errors",
     "terminal_text": "",
     "progress_bar": "progress terminal_text",
 }

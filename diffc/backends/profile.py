@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from diffc.cache.layout import Sizes, size_of
 from diffc.errors import DiffcError
+from diffc.models.sizes import Sizes, size_of
 
 
 class ShapeRange(NamedTuple):
@@ -40,7 +40,7 @@ class Profile:
     def of_dims(
         cls, dims: Mapping[str, Sequence[str | int]], minimum: Sizes, optimum: Sizes, maximum: Sizes
     ) -> Profile:
-        """The profile of inputs whose `dims` are sizes in terms of dynamic dimensions (see `diffc.cache.layout`).
+        """The profile of inputs whose `dims` are sizes in terms of dynamic dimensions (see `diffc.models.sizes`).
 
         `minimum`, `optimum` and `maximum` are the sizes of these dimensions.
         """

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FunctionType
 
 import psutil
-from packaging.requirements import Requirement
 
 from diffc.backends.probes import DRIVER, Probe
 from diffc.backends.sm import KNOWN_SMS
@@ -28,6 +27,7 @@ from diffc.models.sources.locate import READERS
 from diffc.plugins import broken, load
 from diffc.progress import Reporter, Silent
 from diffc.quantize.formats import FORMATS
+from diffc.requirements import COMPILE, requirements
 from passes.base import all_passes, broken_plugins
 from passes.plugins import named, package_of
 
@@ -96,10 +96,8 @@ def require_able(findings: Sequence[Finding]) -> None:
 
 def _libraries() -> Iterator[Finding]:
     """Each requirement of diffc against the version that is installed."""
-    for requirement in _requirements():
+    for requirement in (*requirements(), *requirements(COMPILE)):
         version = _version(requirement.name)
-        if requirement.marker is not None:
-            continue  # of an extra, which a target's own check looks at
         wanted = f"{requirement.name}{requirement.specifier}"
         if version is None:
             yield Finding(requirement.name, False, "is not installed", f'pip install "{wanted}"', needed=True)
@@ -117,25 +115,11 @@ def _libraries() -> Iterator[Finding]:
         )
 
 
-def _requirements() -> list[Requirement]:
-    return [Requirement(text) for text in metadata.requires("diffc") or ()]
-
-
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _install(extra: str) -> str:
-    """The command that installs the packages of an extra: diffc itself is on no index."""
-    wanted = [
-        f'"{r.name}{r.specifier}"'
-        for r in _requirements()
-        if r.marker is not None and r.marker.evaluate({"extra": extra})
-    ]
-    return f"pip install {' '.join(wanted)}"
 
 
 _GPUS = """
@@ -194,9 +178,16 @@ def _targets() -> Iterator[Finding]:
             yield _target(target, target.probe)
 
 
+def _install(target: Target) -> str:
+    """The command that installs what runs a target; what compiles has findings of its own."""
+    compiles = {requirement.name for requirement in requirements(COMPILE)}
+    wanted = [r for r in requirements(target.extra) if r.name not in compiles]
+    return "pip install " + " ".join(f'"{r.name}{r.specifier}"' for r in wanted)
+
+
 def _target(target: Target, probe: Probe) -> Finding:
     """Whether a target works here, by its own probe."""
-    what, install = f"target {target.name}", _install(target.extra)
+    what, install = f"target {target.name}", _install(target)
     if importlib.util.find_spec(target.module) is None:
         return Finding(what, False, f"{target.module} is not installed", install, target.needed)
     if probe.package and importlib.util.find_spec(probe.package) is None:

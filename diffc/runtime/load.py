@@ -13,9 +13,10 @@ import torch
 
 from diffc.artifact.folder import Artifact
 from diffc.backends.session import ModelFile, Session, runtime_of
-from diffc.backends.signature import TORCH_TYPES, Signature
+from diffc.backends.signature import Signature
 from diffc.backends.target import RUNTIMES, Target
 from diffc.backends.tensorrt.run import pick_engine
+from diffc.backends.torch_types import TORCH_TYPES
 from diffc.errors import DiffcError, unknown_value
 from diffc.models.family import Family, misfits
 from diffc.models.registry import find_family

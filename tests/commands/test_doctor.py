@@ -14,6 +14,7 @@ from diffc.cli.main import run
 from diffc.commands import doctor
 from diffc.errors import DiffcError
 from diffc.quantize.formats import FORMATS
+from diffc.requirements import install_command
 from tests.cli_helpers import Capture
 
 
@@ -70,5 +71,5 @@ def test_a_gpu_is_told_what_to_compile_for(sm: int, works: bool) -> None:
 
 
 def test_extras_are_installed_by_the_names_of_their_packages() -> None:
-    assert doctor._install("rtx").startswith('pip install "tensorrt-rtx==')
-    assert doctor._install("plot").startswith('pip install "matplotlib')
+    assert doctor._install(TARGETS["trt-rtx"]).startswith('pip install "tensorrt-rtx==')
+    assert install_command("plot").startswith('pip install "matplotlib')

@@ -89,7 +89,7 @@ def test_generate_bench_and_validate_run_it(foreign: Foreign, tmp_path: Path, ca
     assert max(first["psnr"] or 0, second["psnr"] or 0) > 60  # dB: they are the same picture
     shape = ["--shape", "batch=2,height=64,width=64,text=8"]
     assert run(["bench", folder, *shape, "--repeat", "2"]) == 0
-    assert "without --model DIR there is no torch model" in capsys.readouterr().out
+    assert "without --model DIR there is no torch model" in capsys.readouterr().err
     assert "where its torch model is" in refusal(
         ["bench", folder, "--against", "eager"], tmp_path / "x", capsys
     )
