@@ -25,6 +25,11 @@ class Profile:
     inputs: Mapping[str, ShapeRange]
 
     @classmethod
+    def of_json(cls, entry: Mapping[str, Mapping[str, Sequence[Sequence[int]]]]) -> Profile:
+        """A profile as a manifest holds it: `dataclasses.asdict` of one."""
+        return cls({name: ShapeRange(*map(tuple, ranges)) for name, ranges in entry["inputs"].items()})
+
+    @classmethod
     def of_shapes(
         cls,
         minimum: Mapping[str, Sequence[int]],

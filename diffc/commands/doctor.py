@@ -6,7 +6,6 @@ Each check imports what a user would run, in a process of its own where native c
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import psutil
 from diffc.backends.probes import DRIVER, Probe
 from diffc.backends.sm import KNOWN_SMS
 from diffc.backends.target import TARGETS, Target
+from diffc.commands.doctor_run.machine import gpus
 from diffc.errors import DiffcError
 from diffc.models.registry import FAMILIES
 from diffc.models.sources.locate import READERS
@@ -122,30 +122,17 @@ def _version(name: str) -> str | None:
         return None
 
 
-_GPUS = """
-import json, pynvml as n
-n.nvmlInit()
-text = lambda x: x.decode() if isinstance(x, bytes) else x
-handles = [n.nvmlDeviceGetHandleByIndex(i) for i in range(n.nvmlDeviceGetCount())]
-print(json.dumps({"driver": text(n.nvmlSystemGetDriverVersion()), "gpus": [
-    [text(n.nvmlDeviceGetName(h)), *n.nvmlDeviceGetCudaComputeCapability(h), n.nvmlDeviceGetMemoryInfo(h).total]
-    for h in handles]}))
-"""
-
-
 def _gpus() -> Iterator[Finding]:
     """The driver, and of each GPU its --sm and the formats that it has."""
-    status, text = _run(_GPUS)
-    if status:
+    driver, found = gpus()
+    if not driver:
         yield Finding("NVIDIA driver", False, "is not installed: compiles for a GPU elsewhere still work")
         return
-    found = json.loads(text)
-    driver = str(found["driver"])
     new = int(driver.partition(".")[0]) >= DRIVER
     detail = driver if new else f"{driver}; targets with CUDA 13 need {DRIVER} or newer"
     yield Finding("NVIDIA driver", new, detail, "" if new else "install a newer driver from nvidia.com")
-    for name, major, minor, memory in found["gpus"]:
-        yield gpu(name, 10 * major + minor, memory)
+    for each in found:
+        yield gpu(each["name"], each["sm"], each["memory"])
 
 
 def gpu(name: str, sm: int, memory: int) -> Finding:

@@ -12,6 +12,7 @@ from uuid import uuid4
 import torch
 
 from diffc.artifact.folder import Artifact
+from diffc.backends.profile import Profile
 from diffc.backends.session import ModelFile, Session, runtime_of
 from diffc.backends.signature import Signature
 from diffc.backends.target import RUNTIMES, Target
@@ -64,14 +65,7 @@ def load(
     spec = find_family(model["family"])
     chosen, where = resolve(found, target, device)
     full = _config_for(found, spec, config)
-    signature, interface = (
-        Signature.of(found.manifest, spec.dims(full)),
-        Interface.of_manifest(found.manifest),
-    )
-    if interface is not None:
-        signature = interface.with_dims(signature, spec, full)
-    if chosen.takes_ranges:
-        signature = replace(signature, profiles=(profile_of(found.manifest, spec, signature),))
+    signature, interface = signature_of(found, chosen, full), Interface.of_manifest(found.manifest)
     models = found.manifest.get("cache", {}).get("models", ())
     if models and (cache or chosen.is_engine):  # no engine of theirs is without kept outputs
         session: Session = open_cached(
@@ -98,6 +92,27 @@ def _config_for(artifact: Artifact, spec: Family, given: Mapping[str, Any] | Non
             fix="give the pipeline that the artifact was made of",
         )
     return {**stated, **given}
+
+
+def signature_of(
+    artifact: Artifact, target: Target, config: Mapping[str, Any] | None = None, model: Artifact | None = None
+) -> Signature:
+    """What the graph or engine of a target takes, under the graph's own names.
+
+    `model`: the artifact with one model of its cache plan. Dimensions are the family's where it is known.
+    """
+    described, inner = artifact.manifest["model"], (model or artifact).manifest
+    if "family" not in described:
+        ranges = artifact.manifest["profile"] if target.takes_ranges else ()
+        return Signature.of(inner, (), [Profile.of_json(entry) for entry in ranges])
+    spec, full = find_family(described["family"]), config or described["config"]
+    signature = Signature.of(inner, spec.dims(full))
+    interface = Interface.of_manifest(artifact.manifest)
+    if interface is not None:
+        signature = interface.with_dims(signature, spec, full)
+    if target.takes_ranges:
+        signature = replace(signature, profiles=(profile_of(artifact.manifest, spec, signature),))
+    return signature
 
 
 def resolve(
@@ -129,7 +144,7 @@ def _choose(artifact: Artifact, target: str | None, device: torch.device | None)
         )
     reasons = {}
     for name in there if target is None else [target]:
-        reason, fix = _why_not(artifact, RUNTIMES[name], device)
+        reason, fix = why_not(artifact, RUNTIMES[name], device)
         if not reason:
             return RUNTIMES[name]
         reasons[name] = f"{reason} ({fix})" if fix else reason
@@ -140,7 +155,7 @@ def _choose(artifact: Artifact, target: str | None, device: torch.device | None)
     )
 
 
-def _why_not(artifact: Artifact, target: Target, device: torch.device | None) -> tuple[str, str]:
+def why_not(artifact: Artifact, target: Target, device: torch.device | None) -> tuple[str, str]:
     """Why `target` cannot be used here, on `device` if it is given, and what fixes it."""
     if device is not None and (device.type == "cpu") != target.on_cpu:
         return f"it does not run on {device}", ""

@@ -86,7 +86,7 @@ def test_the_artifact_is_checked_first(artifact: Path) -> None:
         ({"targets": {"ort": "/etc/model.onnx"}}, "outside the artifact"),
         ({"targets": {"ort": "other.onnx"}}, "lists no other.onnx"),
         ({"schema": 99}, "schema 99"),
-        ({"model": {"name": "x.onnx"}}, "tells no diffusers backbone"),
+        ({"model": {"name": "x.onnx"}}, "those of no family that diffc knows"),
     ):
         before = (artifact / "manifest.json").read_text()
         edit(artifact, **change)
