@@ -1,4 +1,4 @@
-"""`diffc doctor --run`: what can run here runs and is compared, what cannot is named, and a crash is a line of the report."""
+"""`diffc doctor --run`: what can run here runs and is compared, what cannot is named, a crash is a line of the report."""
 
 from __future__ import annotations
 
@@ -88,7 +88,10 @@ def served(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: 
     return run_case(tmp_path, CASE, [SAMPLE], tmp_path, gpu=0, repeat=1, timeout=timeout)
 
 
-CRASH = "print('{\"doing\": \"load\"}', file=notes, flush=True); import ctypes; print('hello', flush=True); ctypes.string_at(0)"
+CRASH = (
+    "print('{\"doing\": \"load\"}', file=notes, flush=True); "
+    "import ctypes; print('hello', flush=True); ctypes.string_at(0)"
+)
 
 
 def test_a_crash_of_native_code_is_told_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
