@@ -29,6 +29,6 @@ def __getattr__(name: str) -> Any:
             raise
         raise DiffcError(
             "diffc.load makes a torch module, and torch is not installed",
-            fix="pip install torch, or run the artifact over numpy arrays: diffc.session(ARTIFACT)",
+            fix="pip install torch==2.13.0, or run the artifact over numpy arrays: diffc.session(ARTIFACT)",
         ) from error
     return load

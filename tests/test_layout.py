@@ -15,7 +15,7 @@ import pytest
 
 from tests import ROOT
 
-_BASICS = "errors progress progress_bar plugins memory version output_files terminal_text requirements passes"
+_BASICS = "errors progress progress_bar plugins memory version output_files terminal_text passes"
 _MODELS = f"models quantize cache {_BASICS}"
 
 # Room: the rooms that it may import from, from top to bottom. "passes" stands for any room of that package.
@@ -40,7 +40,6 @@ DIFFC: Mapping[str, str] = {
     "memory": "",
     "version": "",
     "output_files": "errors passes",
-    "requirements": "errors",
     "terminal_text": "",
     "progress_bar": "progress terminal_text",
 }

@@ -127,8 +127,8 @@ def _report(error: Exception, debug: bool) -> int:
     """Print an error that the user can fix and return its code; anything else is our bug and goes on."""
     from typer.exceptions import TyperException
 
+    from diffc.backends.install import missing
     from diffc.errors import DiffcError
-    from diffc.requirements import missing
     from diffc.terminal_text import block, error_text, line
     from passes.base import PassCheckError, PassError
 

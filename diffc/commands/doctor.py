@@ -17,6 +17,7 @@ from types import FunctionType
 
 import psutil
 
+from diffc.backends.install import COMPILE, CUDA_TORCH, install_command, requirements
 from diffc.backends.probes import DRIVER, Probe
 from diffc.backends.sm import KNOWN_SMS
 from diffc.backends.target import TARGETS, Target
@@ -27,7 +28,6 @@ from diffc.models.sources.locate import READERS
 from diffc.plugins import broken, load
 from diffc.progress import Reporter, Silent
 from diffc.quantize.formats import FORMATS
-from diffc.requirements import COMPILE, requirements
 from passes.base import all_passes, broken_plugins
 from passes.plugins import named, package_of
 
@@ -151,12 +151,14 @@ def _torch() -> Iterator[Finding]:
         "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
     )
     if code:
-        yield Finding("torch on a GPU", False, _last(text), 'pip install "torch"')
+        wanted = next((f"{r.name}{r.specifier}" for r in requirements() if r.name == "torch"), "torch")
+        yield Finding("torch on a GPU", False, _last(text), f'pip install --force-reinstall "{wanted}"')
     elif text.strip():
         yield Finding("torch on a GPU", True, text.strip())
     else:
         why = "torch sees no CUDA device: calibration runs on the CPU, in float32"
-        yield Finding("torch on a GPU", False, why)
+        has_gpu = bool(gpus()[0])
+        yield Finding("torch on a GPU", False, why, CUDA_TORCH if has_gpu else "")
 
 
 def _targets() -> Iterator[Finding]:
@@ -165,16 +167,9 @@ def _targets() -> Iterator[Finding]:
             yield _target(target, target.probe)
 
 
-def _install(target: Target) -> str:
-    """The command that installs what runs a target; what compiles has findings of its own."""
-    compiles = {requirement.name for requirement in requirements(COMPILE)}
-    wanted = [r for r in requirements(target.extra) if r.name not in compiles]
-    return "pip install " + " ".join(f'"{r.name}{r.specifier}"' for r in wanted)
-
-
 def _target(target: Target, probe: Probe) -> Finding:
     """Whether a target works here, by its own probe."""
-    what, install = f"target {target.name}", _install(target)
+    what, install = f"target {target.name}", install_command(target.extra)
     if importlib.util.find_spec(target.module) is None:
         return Finding(what, False, f"{target.module} is not installed", install, target.needed)
     if probe.package and importlib.util.find_spec(probe.package) is None:

@@ -1,4 +1,4 @@
-"""`diffc doctor --run`: what can run here runs and is compared, what cannot is named, a crash is a line of the report."""
+"""`diffc doctor --run`: what can run here is run and compared, the rest is named, a crash is a line of the report."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def served(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: 
 
 
 CRASH = (
-    "print('{\"doing\": \"load\"}', file=notes, flush=True); "
+    'print(\'{"doing": "load"}\', file=notes, flush=True); '
     "import ctypes; print('hello', flush=True); ctypes.string_at(0)"
 )
 
