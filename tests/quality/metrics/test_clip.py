@@ -40,7 +40,7 @@ def theirs(folder: Path) -> Any:
         def __init__(self) -> None:
             self.tokenizer, self.image_processor = tokenizer, pixels
 
-        def __call__(self, text: Any = None, images: Any = None, **kwargs: Any) -> Any:
+        def __call__(self, text: Any = None, images: Any = None, **_: Any) -> Any:
             given: dict[str, Any] = {}
             if text is not None:
                 given |= tokenizer(text, return_tensors="pt", padding=True)
@@ -99,5 +99,5 @@ def test_what_is_not_here_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DiffcError, match="is not here and cannot be fetched[\\s\\S]*--clip-model"):
+    with pytest.raises(DiffcError, match=r"is not here and cannot be fetched[\s\S]*--clip-model"):
         Clip("nobody/no-such-clip")
