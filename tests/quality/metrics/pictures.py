@@ -153,5 +153,5 @@ def vocabulary(folder: Path) -> tuple[Path, int]:
     words += ["hand", "##written"]
     folder.mkdir(exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(folder)
     return folder, len(words)
