@@ -13,7 +13,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from tools.site.reference import commands_page, passes_page
+from tools.pages.reference import commands_page, passes_page
 
 ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
@@ -50,4 +50,5 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links between docs/ and the project's folder lead to the pages of the site, which has one folder."""
     if page.file.src_uri in ELSEWHERE:
         return re.sub(r"\]\(docs/", "](", markdown)
-    return re.sub(r"\]\(\.\./(?=(?:%s)\b)" % "|".join(map(re.escape, ELSEWHERE)), "](", markdown)
+    names = "|".join(map(re.escape, ELSEWHERE))
+    return re.sub(rf"\]\(\.\./(?=(?:{names})\b)", "](", markdown)
