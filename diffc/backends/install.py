@@ -28,11 +28,14 @@ def requirements() -> list[Requirement]:
 
 
 def packages_of(extra: str) -> list[str]:
-    """The packages of an extra with their versions, such as ["tensorrt-rtx==1.7.1.116"]."""
+    """The libraries of an extra with their versions, such as ["tensorrt-rtx==1.7.1.116"].
+
+    An extra may name other extras of diffc, which no index has: what is in them is checked by itself.
+    """
     return [
         f"{r.name}{r.specifier}"
         for r in requirements()
-        if r.marker is not None and r.marker.evaluate({"extra": extra})
+        if r.name != "diffc" and r.marker is not None and r.marker.evaluate({"extra": extra})
     ]
 
 

@@ -100,8 +100,17 @@ def test_a_command_that_would_fail_is_found(command: str, fault: str) -> None:
 
 
 def test_extras_are_installed_by_the_names_of_their_packages() -> None:
-    assert packages_of("rtx") == EXTRAS["rtx"]
-    assert install_command("cpu", "rtx") == f'pip install "{EXTRAS["cpu"][0]}" "{EXTRAS["rtx"][0]}"'
+    cpu, rtx = (
+        [text for text in EXTRAS[extra] if Requirement(text).name != "diffc"] for extra in ("cpu", "rtx")
+    )
+    assert packages_of("rtx") == rtx
+    assert install_command("cpu", "rtx") == f'pip install "{cpu[0]}" "{rtx[0]}"'
+
+
+def test_an_extra_of_extras_is_the_libraries_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ['diffc[compile]; extra == "rtx"', 'tensorrt-rtx==1.7.1.116; extra == "rtx"', "onnx==1.23.2"]
+    monkeypatch.setattr(install.metadata, "requires", lambda name: wanted)
+    assert packages_of("rtx") == ["tensorrt-rtx==1.7.1.116"]
 
 
 def test_an_uninstalled_diffc_has_no_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
