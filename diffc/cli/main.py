@@ -26,6 +26,7 @@ from diffc.cli import (
     package,
     passes,
     slim,
+    train,
     validate,
 )
 from diffc.cli.cache import cache_app
@@ -51,6 +52,7 @@ app = typer.Typer(
 _MAKE, _CHECK, _LISTS = "Make", "Check and use", "Look up"
 for name, function, text, panel in (
     ("compile", compile.compile_command, compile.EXAMPLES, _MAKE),
+    ("train", train.train_command, train.EXAMPLES, _MAKE),
     ("import", import_.import_command, import_.EXAMPLES, _MAKE),
     ("opt", opt.opt_command, opt.EXAMPLES, _MAKE),
     ("package", package.package_command, package.EXAMPLES, _MAKE),
