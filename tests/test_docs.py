@@ -8,6 +8,7 @@ test runs those of minutes, too.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Path(name).parent.mkdir(exist_ok=True)
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11), name)
     Path("prompts.txt").write_text("a handwritten seven\na handwritten three\n", encoding="utf-8")
+    images = {name: f"{name}.png" for name in ("bf16", "nvfp4")}
+    for index, file in enumerate(images.values()):
+        Image.new("RGB", (32, 32), (90, 40 * index, 7)).save(file)
+    entries = [{"prompt": prompt, "images": images} for prompt in ("a seven", "a three")]
+    Path("pictures.json").write_text(json.dumps(entries), encoding="utf-8")
     Path("build").mkdir()
     return tmp_path
 
