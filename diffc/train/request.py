@@ -74,6 +74,12 @@ class TrainRequest:
     force: bool = False
     hub: HubOptions = DEFAULT_HUB
 
+    def __post_init__(self) -> None:
+        """Take paths as text, too."""
+        object.__setattr__(self, "output", Path(self.output))
+        if self.from_checkpoint is not None:
+            object.__setattr__(self, "from_checkpoint", Path(self.from_checkpoint))
+
     @property
     def low_rank(self) -> bool:
         """Whether only low-rank additions to the weights are trained."""
