@@ -15,7 +15,7 @@ import pytest
 
 from tests import ROOT
 
-_BASICS = "errors progress progress_bar plugins memory version output_files terminal_text passes"
+_BASICS = "errors progress progress_bar plugins memory version output_files paths terminal_text passes"
 _MODELS = f"models quantize cache {_BASICS}"
 
 # Room: the rooms that it may import from, from top to bottom. "passes" stands for any room of that package.
@@ -39,6 +39,7 @@ DIFFC: Mapping[str, str] = {
     "progress": "",
     "memory": "",
     "version": "",
+    "paths": "",
     "output_files": "errors passes",
     "terminal_text": "",
     "progress_bar": "progress terminal_text",

@@ -8,6 +8,7 @@ from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.models.sources.locate import ModelSource, locate, locate_again
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 
 
 def remembered(model: str) -> str:
@@ -16,15 +17,19 @@ def remembered(model: str) -> str:
     return model if model in EMBEDDED or not place.exists() else str(place.absolute())
 
 
-def compiled_model(artifact: Artifact, given: str | None, option: str) -> ModelSource:
+def compiled_model(
+    artifact: Artifact, given: str | None, option: str, hub: HubOptions = DEFAULT_HUB
+) -> ModelSource:
     """The model at `given`; None for where the compile found it. `option` is the command's way to name another place.
+
+    `hub` says which files of it are read; where the compile found it, in the place of what the compile said.
 
     Raises DiffcError when no model is there. Where the compile found it, it must also have the weights of the compile:
     another model may lie there by now.
     """
     if given is not None:
         try:
-            return locate(given)
+            return locate(given, hub)
         except DiffcError as error:
             raise DiffcError(error.what, fix=f"name the folder of the model: {option}") from error
     model = artifact.manifest["request"]["model"]
@@ -34,7 +39,7 @@ def compiled_model(artifact: Artifact, given: str | None, option: str) -> ModelS
             fix=f"say where the model lies now: {option}",
         )
     try:
-        source = locate_again(artifact.manifest)
+        source = locate_again(artifact.manifest, hub)
     except DiffcError as error:
         raise DiffcError(
             f"{artifact.folder} was compiled from {model}, and the model cannot be read there now: {error.what}",

@@ -40,17 +40,26 @@ SYNTHETIC_PIXELS, SYNTHETIC_TEXT = 256, 64
 class PipelineRun:
     """How a pipeline is run on prompts, for calibration and for measuring rounding noise.
 
-    `prompts` None: those of `diffc.quantize.calibrate`. `size`: pixels, None for the model's own. `dtype`: the compute
-    type on a GPU ("float16", ...), with other types for some components in `component_dtypes`; float32 on the CPU.
+    `prompts` None: those of `diffc.quantize.calibrate`. `height`, `width`: pixels, None for the model's own. `guidance`
+    None is the family's. `dtype`: the compute type on a GPU ("float16", ...), with other types for some components in
+    `component_dtypes`; float32 on the CPU.
     """
 
     prompts: tuple[str, ...] | None
     steps: int
     batch_size: int
-    size: int | None
+    height: int | None
+    width: int | None
     seed: int
     dtype: str
     component_dtypes: tuple[tuple[str, str], ...] = ()
+    guidance: float | None = None
+    negative_prompt: str = ""
+
+    def size(self, pipe: Any) -> tuple[int, int]:
+        """Height and width of the images, in pixels: those asked for, or the size of the pipeline's VAE."""
+        usual = pipe.vae.config.sample_size
+        return self.height or usual, self.width or usual
 
     def open(self, source: ModelSource) -> Any:
         """The diffusers pipeline of `source`, offline, on the GPU if there is one."""
@@ -123,9 +132,10 @@ def calibrate_on_prompts(
         estimated(update, pipeline_seconds(source)),
     ):
         pipe = run.open(source)
-    size = run.size or pipe.vae.config.sample_size
-    call = dict(family.calibration) | {"height": size, "width": size}
-    title = f"calibrate {format.name} on {len(prompts)} prompts, {run.steps} steps, {size} px"
+    height, width = run.size(pipe)
+    usual = dict(family.calibration)
+    guidance = usual.get("guidance_scale") if run.guidance is None else run.guidance
+    title = f"calibrate {format.name} on {len(prompts)} prompts, {run.steps} steps, {_pixels(height, width)}"
     with quiet_libraries(), ui.stage(title) as update:
         calibrate(
             pipe,
@@ -136,12 +146,30 @@ def calibrate_on_prompts(
             steps=run.steps,
             seed=run.seed,
             batch_size=run.batch_size,
-            call_args=call,
+            height=height,
+            width=width,
+            usual=usual,
+            guidance=run.guidance,
+            negative_prompt=run.negative_prompt,
             progress=update,
             options=options,
         )
-    record = {"prompts": list(prompts), "steps": run.steps, "seed": run.seed, "options": asdict(options)}
-    return _checkpoint(getattr(pipe, family.component), source, format, {**record, **call})
+    record = {
+        "prompts": list(prompts),
+        "steps": run.steps,
+        "seed": run.seed,
+        "options": asdict(options),
+        **usual,
+        "guidance_scale": guidance,
+        "height": height,
+        "width": width,
+        **({"negative_prompt": run.negative_prompt} if run.negative_prompt else {}),
+    }
+    return _checkpoint(getattr(pipe, family.component), source, format, record)
+
+
+def _pixels(height: int, width: int) -> str:
+    return f"{height} px" if height == width else f"{height}x{width} px"
 
 
 def _checkpoint(

@@ -43,6 +43,7 @@ def manifest(
             "config": dict(plan.source.config),
         },
         "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},
+        **_sampling(plan),
         "format": plan.format.name,
         "dtype": plan.dtype,
         "targets": dict(graphs.files),
@@ -54,6 +55,14 @@ def manifest(
         "engines": described_engines(engines),
         **({} if graphs.cache is None else {"cache": graphs.cache.manifest() | _noise(noise)}),
     }
+
+
+def _sampling(plan: Plan) -> dict[str, Any]:
+    """The steps and the guidance of a calibration on prompts, as they were in the end."""
+    if not plan.calibrates or plan.request.calibrate != "pipeline":
+        return {}
+    sampling = plan.sampling
+    return {"sampling": {"steps": sampling.steps, "guidance": sampling.guidance}}
 
 
 def _noise(noise: CacheNoise | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from diffc.artifact.folder import check_output
 from diffc.backends.sm import check_format_sms
@@ -12,6 +13,7 @@ from diffc.backends.tensorrt.device import check_stripping
 from diffc.compile.request import DTYPES, CompileRequest
 from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
 from diffc.models.profiles import ShapeProfile, painted_size, parse_profile
+from diffc.models.sampling import Sampling, sampling_of
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.spec import Shape
@@ -47,6 +49,14 @@ class Plan:
     def calibrates(self) -> bool:
         """Whether the compile runs a calibration, which can take hours, instead of taking one that is there."""
         return self.format.algorithm is not None and self.request.from_checkpoint is None
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """Denoising steps and guidance of calibration: those asked for, otherwise those that the pipeline tells."""
+        usual, request = sampling_of(self.source), self.request
+        asked = request.steps is not None or request.guidance is not None
+        guidance = usual.guidance if request.guidance is None else request.guidance
+        return Sampling(request.steps or usual.steps, guidance, "" if asked else usual.why)
 
     @property
     def validation_shapes(self) -> tuple[Shape, ...]:
@@ -87,8 +97,7 @@ def check(request: CompileRequest) -> Plan:
     check_output(request.output, force=request.force)
     source = locate(request.model, request.hub)
     _check_calibration(request, fmt, source)
-    if request.image_size is not None:
-        source.family.check(source.config, Shape(1, request.image_size, request.image_size, 1))
+    _check_images(request, source)
     dtype = source.dtype if request.dtype == "auto" else request.dtype
     if dtype != "float16" and 75 in request.sms:
         raise UnsupportedError(
@@ -141,6 +150,14 @@ def _check_sms(targets: Sequence[Target], sms: Sequence[int]) -> None:
         raise UsageError(f"target {ahead[0]!r} builds for named GPUs", fix="name them: --sm 89 --sm 120")
     if sms and not ahead:
         raise UsageError("--sm is given, and no target builds for named GPUs", fix="add --target trt-rtx")
+
+
+def _check_images(request: CompileRequest, source: ModelSource) -> None:
+    """Raise UsageError for a size of calibration images that the model cannot paint."""
+    height, width = (size or request.image_size for size in (request.height, request.width))
+    usual = source.family.pixel_multiple(source.config)
+    if height or width:
+        source.family.check(source.config, Shape(1, height or usual, width or usual, 1))
 
 
 def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource) -> None:

@@ -149,13 +149,26 @@ def calibrated(plan: Plan, backbone: FakeBackbone, ui: Reporter) -> Checkpoint:
             seed=request.seed,
         )
     run = pipeline_run(plan)
+    if plan.sampling.why:
+        ui.note(str(plan.sampling))
     return calibrate_on_prompts(plan.source, plan.format, request.options, run, ui, count=request.calib_size)
 
 
 def pipeline_run(plan: Plan) -> PipelineRun:
     """How the request wants the pipeline to be run."""
-    r = plan.request
-    return PipelineRun(r.prompts, r.steps, r.batch_size, r.image_size, r.seed, plan.dtype, r.component_dtypes)
+    r, sampling = plan.request, plan.sampling
+    return PipelineRun(
+        r.prompts,
+        sampling.steps,
+        r.batch_size,
+        r.height or r.image_size,
+        r.width or r.image_size,
+        r.seed,
+        plan.dtype,
+        r.component_dtypes,
+        sampling.guidance,
+        r.negative_prompt,
+    )
 
 
 def measure(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffc.backends.session import Session
 from diffc.backends.signature import Signature
+from diffc.cache.generations import CacheReport
 from diffc.errors import DiffcError
 from diffc.models.family import Family
 from diffc.runtime.cached import CachedSession
@@ -21,6 +22,10 @@ _HOOKS = ("_hf_hook", "_diffusers_hook")
 _NO_OFFLOAD = (
     "a compiled backbone cannot be offloaded: its weights belong to the runtime, and stay where they are"
 )
+
+
+class NotCompiledError(DiffcError, AttributeError):
+    """What a torch backbone has and a compiled one cannot have; `hasattr` is False for an attribute."""
 
 
 class CompiledBackbone(nn.Module):
@@ -49,6 +54,7 @@ class CompiledBackbone(nn.Module):
         for path, value in spec.attributes(config).items():
             _set_at(self, path, value)
         self.eval()
+        self._backbone_class = spec.backbone_class
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,6 +97,10 @@ class CompiledBackbone(nn.Module):
         if isinstance(self._session, CachedSession):
             self._session.generations.reset(steps)
 
+    def cache_report(self) -> CacheReport:
+        """How many steps ran so far, and how many of them used kept values; none did without a cache plan."""
+        return self._session.generations.report if isinstance(self._session, CachedSession) else CacheReport()
+
     def close(self) -> None:
         """Free the session: weights, memory and caches. A closed module runs no more."""
         self._session.close()
@@ -110,6 +120,24 @@ class CompiledBackbone(nn.Module):
                 fix="call pipe.remove_all_hooks(), then move the other components with pipe.to(device)",
             )
         super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuse what diffusers can do to a torch backbone and nobody can to a compiled one, with the way out."""
+        kind = self.__dict__.get("_backbone_class", "")
+        if not kind or name.startswith("_") or not hasattr(_class_of(kind), name):
+            return super().__getattr__(name)
+        error = NotCompiledError(
+            f"a compiled backbone has no {name}: its weights and operators are those of the compile",
+            fix="do it to the torch model (for a LoRA: load_lora_weights, fuse_lora, unload_lora_weights),"
+            " save_pretrained, and compile that",
+        )
+        if not callable(getattr(_class_of(kind), name)):
+            raise error
+
+        def refused(*_: Any, **__: Any) -> Any:
+            raise error
+
+        return refused
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompiledBackbone:
         """What .to(), .half(), .cuda() and their like come down to."""
@@ -170,14 +198,20 @@ def _empty(value: Any) -> bool:
     return value is None or (isinstance(value, Mapping | list | tuple) and not value)
 
 
+def _class_of(name: str) -> Any:
+    """The diffusers class of a backbone."""
+    import diffusers
+
+    return getattr(diffusers, name)
+
+
 def _full_config(spec: Family, config: Mapping[str, Any]) -> Any:
     """The config as diffusers' FrozenDict, with the defaults of what an older config.json leaves out."""
     import inspect
 
-    import diffusers
     from diffusers.configuration_utils import FrozenDict
 
-    parameters = inspect.signature(getattr(diffusers, spec.backbone_class).__init__).parameters.values()
+    parameters = inspect.signature(_class_of(spec.backbone_class).__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return FrozenDict(defaults | dict(config))
 

@@ -21,6 +21,7 @@ from diffc.models.inputs import random_inputs
 from diffc.models.profiles import ShapeProfile
 from diffc.models.registry import find_family
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, check_weights
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.progress import Update
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.validate.onnx_reference import Draw, GraphReference, draw_by_graph
@@ -171,14 +172,16 @@ def _model_file(path: Path) -> Path:
     )
 
 
-def torch_reference_of(artifact: Artifact, model: str | None = None) -> TorchReference:
+def torch_reference_of(
+    artifact: Artifact, model: str | None = None, hub: HubOptions = DEFAULT_HUB
+) -> TorchReference:
     """The fake-quantized torch model that the artifact was compiled from, rebuilt from its manifest.
 
     `model` is where the torch model lies now, None for where the compile found it. Raises DiffcError when there is no
     model, or another one.
     """
     manifest = artifact.manifest
-    source = compiled_model(artifact, model, "--model DIR")
+    source = compiled_model(artifact, model, "--model DIR", hub)
     if dict(source.config) != dict(manifest["model"]["config"]):
         raise DiffcError(
             f"{source.path} is another model than the one that {artifact.folder} was compiled from:"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from diffc.models.profiles import ShapeProfile
 from diffc.models.registry import find_family
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.models.spec import Shape
+from diffc.paths import AnyPath, Converted, as_path, as_text_or_none, as_texts
 from diffc.progress import Reporter, Update, estimated
 from diffc.progress_bar import default_reporter
 from diffc.validate.shapes import parse_shape
@@ -39,17 +40,19 @@ class BenchRequest:
 
     `model` is where the torch model lies now, None for where the compile found it; `target` None is the one that
     `diffc.load` takes. `device` None is the GPU if there is one. `cuda_graph` is that of `diffc.load`.
+    `hub` says which files of the torch model are read.
     """
 
-    artifact: Path
-    against: tuple[str, ...] = SIDES
+    artifact: Converted[AnyPath, Path] = Converted(as_path)
+    against: Converted[str | Iterable[str], tuple[str, ...]] = Converted(as_texts, SIDES)
     target: str | None = None
     device: str | None = None
-    model: str | None = None
+    model: Converted[AnyPath | None, str | None] = Converted(as_text_or_none, None)
     shapes: tuple[str, ...] = ()
     repeat: int = 20
     seed: int = 0
     cuda_graph: bool = False
+    hub: HubOptions = DEFAULT_HUB
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -127,10 +130,11 @@ def plan(artifact: Artifact, request: BenchRequest) -> tuple[Setup, list[Shape]]
     shapes = [parse_shape(text, spec, config, usual) for text in request.shapes] or [usual]
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if request.sides:
-        compiled_model(artifact, request.model, "--model DIR")
+        compiled_model(artifact, request.model, "--model DIR", request.hub)
     model = request.model or manifest["request"]["model"]
     dtype = manifest["dtype"]
-    hub = DEFAULT_HUB if request.model else HubOptions.from_json(manifest["request"].get("hub", {}))
+    recorded = DEFAULT_HUB if request.model else HubOptions.from_json(manifest["request"].get("hub", {}))
+    hub = request.hub.over(recorded)
     return Setup(artifact.folder, model, dtype, device, request.target, request.cuda_graph, hub), shapes
 
 

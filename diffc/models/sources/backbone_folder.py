@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from diffc.models.registry import family_of
 from diffc.models.sources.components import check_variant
@@ -24,15 +26,25 @@ def read_backbone(
     `variant` is that of the pipeline; None for a backbone alone takes plain files before any variant.
     Raises UnsupportedError for a backbone of no known family, DiffcError for a folder that is not complete.
     """
-    config = read_json(folder / "config.json")
+    config: Mapping[str, Any] = read_json(folder / "config.json")
     if error := quantized_config(config, folder / "config.json"):
         raise error
     family = family_of(config, folder / "config.json")
+    config = family.completed(config, _index(folder, pipeline))
     weights = folder_weights(folder, variant)
     if pipeline is None:
         chosen = choose(file_names(folder), variant)
         variant = chosen.variant if chosen else None
     return ModelSource(name, folder, pipeline, config, family, weights, variant)
+
+
+def _index(folder: Path, pipeline: Path | None) -> dict[str, Any] | None:
+    """model_index.json of the pipeline, also where the folder of its backbone was given; None where there is none."""
+    place = pipeline or folder.parent
+    if not (place / "model_index.json").is_file():
+        return None
+    index = read_json(place / "model_index.json")
+    return index if pipeline is not None or folder.name in index else None
 
 
 def folder_of(model: str, subfolder: str = "") -> Path:

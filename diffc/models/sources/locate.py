@@ -44,20 +44,20 @@ def locate(model: str, options: HubOptions = DEFAULT_HUB) -> ModelSource:
     raise DiffcError(f"nothing reads the model {model!r}{''.join(reasons)}", fix=f"give {expected}")
 
 
-def locate_again(manifest: Mapping[str, Any]) -> ModelSource:
-    """The model that the compile of an artifact with this manifest found.
+def locate_again(manifest: Mapping[str, Any], options: HubOptions = DEFAULT_HUB) -> ModelSource:
+    """The model that the compile of an artifact with this manifest found; `options` replace those of the compile.
 
     A model of the hub is found by its id and its commit when the folder of the compile is gone. Raises what `locate`
     raises.
     """
     request, described = manifest["request"], manifest["model"]
-    options = HubOptions.from_json(request.get("hub", {}))
+    found = options.over(HubOptions.from_json(request.get("hub", {})))
     try:
-        return locate(request["model"], options)
+        return locate(request["model"], found)
     except DiffcError:
         if not described.get("revision") or request["model"] == described["name"]:
             raise
-        return locate(described["name"], replace(options, revision=described["revision"]))
+        return locate(described["name"], replace(found, revision=options.revision or described["revision"]))
 
 
 def _check_revision(source: ModelSource, options: HubOptions) -> None:

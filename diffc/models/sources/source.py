@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -76,6 +76,11 @@ class HubOptions:
     subfolder: str = ""
     token: str | None = field(default=None, repr=False)
     cache_dir: Path | None = None
+
+    def over(self, recorded: HubOptions) -> HubOptions:
+        """`recorded`, with what these options say in its place."""
+        said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        return replace(recorded, **said)
 
     def to_json(self) -> dict[str, str | None]:
         """The options for a manifest, without the token."""
