@@ -25,7 +25,7 @@ def inspect_command(
         str,
         typer.Argument(
             metavar="ARTIFACT|MODEL",
-            help="What `diffc compile` wrote, a pipeline or backbone folder, OWNER/NAME of the hub, or a model by name.",
+            help="What `diffc compile` wrote, a pipeline or backbone folder, OWNER/NAME of the hub, or a known name.",
             autocompletion=completed(choices.models),
         ),
     ],

@@ -114,6 +114,7 @@ def list_models(terminal: Terminal) -> None:
     """The embedded models, and the real ones that `diffc models make --random-weights` writes."""
     from diffc.models.embedded.catalogue import EMBEDDED
     from diffc.models.embedded.real import REAL
+    from diffc.models.sources.released_name import RELEASED
 
     table = plain_table("name", "family", "stored in", "what it is")
     rows = [(m.name, m.family, m.dtype, m.description) for m in EMBEDDED.values()]
@@ -124,8 +125,17 @@ def list_models(terminal: Terminal) -> None:
     for row in (*rows, *real):
         table.add_row(*map(cell, row))
     terminal.print(table)
-    terminal.line("(*) the configuration alone. A compile takes the downloaded folder of such a model;")
+    terminal.line(
+        "(*) not here: `diffc compile NAME` downloads it from the Hugging Face hub, gated ones with --token;"
+    )
     terminal.line("    one of the same size with random weights: diffc models make NAME DIR --random-weights")
+    terminal.line("")
+    table = plain_table(
+        "short name", "on the Hugging Face hub", title="Names that MODEL can be, as in ModelOpt's scripts"
+    )
+    for name, identity in RELEASED.items():
+        table.add_row(cell(name), cell(identity))
+    terminal.print(table)
     keys = ("name", "family", "dtype", "description")
     terminal.result([dict(zip(keys, row, strict=True)) for row in (*rows, *real)])
 

@@ -28,6 +28,7 @@ from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
 from diffc.quantize.checkpoint import LIBRARIES, Checkpoint
 from diffc.quantize.convert import insert_quantizers
 from diffc.quantize.fingerprint import backbone_config
+from diffc.quantize.folder import RECORD
 from diffc.quantize.formats import Format
 from diffc.quantize.options import QuantOptions
 from diffc.quantize.synthetic import calibrate_synthetic
@@ -87,11 +88,12 @@ def kept_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def load_checkpoint(path: Path, format: Format, backbone: FakeBackbone) -> Checkpoint:
-    """The checkpoint at `path`: a folder that diffc wrote, or a `.pt` file of ModelOpt's `mto.save`.
+    """The checkpoint at `path`: a folder that diffc wrote, a `.pt` file of ModelOpt's `mto.save`, or its folder.
 
     Raises DiffcError when it belongs to another model or holds another format than was asked for.
     """
     source = backbone.source
+    path = modelopt_checkpoint(path, source.family.component)
     if path.is_file():
         with quiet_libraries():
             checkpoint = Checkpoint.from_modelopt(path, backbone.copy(), family=source.family.name)
@@ -104,6 +106,25 @@ def load_checkpoint(path: Path, format: Format, backbone: FakeBackbone) -> Check
             fix=f"give --format {shlex.quote(str(checkpoint.format))}, or leave --from-checkpoint out",
         )
     return checkpoint
+
+
+def modelopt_checkpoint(path: Path, component: str) -> Path:
+    """The file in a folder that ModelOpt's `--quantized-torch-ckpt-save-path` made; any other `path` itself.
+
+    The folder, often called NAME.pt, has a file for each backbone: `component`.pt. Raises DiffcError where it has
+    several and none of that name.
+    """
+    if not path.is_dir() or (path / RECORD).is_file():
+        return path
+    files = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".pth"))
+    own = [file for file in files if file.stem == component]
+    if len(files) > 1 and not own:
+        raise DiffcError(
+            f"{path} has several checkpoints, and none is called {component}.pt:"
+            f" {', '.join(file.name for file in files)}",
+            fix="give the file itself",
+        )
+    return next(iter(own or files), path)
 
 
 def uncalibrated(format: Format, options: QuantOptions, backbone: FakeBackbone) -> Checkpoint:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 from diffc import plugins
 from diffc.errors import DiffcError, UsageError
-from diffc.models.sources import backbone_folder, embedded_name, hub, pipeline_folder
+from diffc.models.embedded.catalogue import EMBEDDED
+from diffc.models.sources import backbone_folder, embedded_name, hub, pipeline_folder, released_name
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource, Reader
 
 __all__ = ["READERS", "ModelSource", "locate", "locate_again"]
@@ -16,9 +18,9 @@ __all__ = ["READERS", "ModelSource", "locate", "locate_again"]
 
 def _readers(options: HubOptions) -> tuple[Reader, ...]:
     own = (embedded_name.READER, pipeline_folder.reader(options), backbone_folder.reader(options))
-    last = hub.reader(options)
-    added = plugins.load("diffc.readers", Reader, [reader.name for reader in (*own, last)])
-    return (*own, *added.values(), last)
+    last = (released_name.reader(options), hub.reader(options))
+    added = plugins.load("diffc.readers", Reader, [reader.name for reader in (*own, *last)])
+    return (*own, *added.values(), *last)
 
 
 READERS: tuple[Reader, ...] = _readers(DEFAULT_HUB)
@@ -41,7 +43,9 @@ def locate(model: str, options: HubOptions = DEFAULT_HUB) -> ModelSource:
             return source
         reasons.append(f"\n  {reader.name}: {reason}")
     expected = "; ".join(reader.expects for reader in READERS)
-    raise DiffcError(f"nothing reads the model {model!r}{''.join(reasons)}", fix=f"give {expected}")
+    close = get_close_matches(model.lower(), [*EMBEDDED, *released_name.RELEASED], 1)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    raise DiffcError(f"nothing reads the model {model!r}.{meant}{''.join(reasons)}", fix=f"give {expected}")
 
 
 def locate_again(manifest: Mapping[str, Any], options: HubOptions = DEFAULT_HUB) -> ModelSource:
