@@ -33,6 +33,11 @@ def compiled_model(
         except DiffcError as error:
             raise DiffcError(error.what, fix=f"name the folder of the model: {option}") from error
     model = artifact.manifest["request"]["model"]
+    if "object" in artifact.manifest["model"]:
+        raise DiffcError(
+            f"{artifact.folder} was compiled from a {model}",
+            fix=f"save that with save_pretrained, and say where it lies: {option}",
+        )
     if Path(model).is_absolute() and not Path(model).exists():
         raise DiffcError(
             f"{artifact.folder} was compiled from {model}, which is not there now",

@@ -90,7 +90,7 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
     ui = ui or default_reporter()
     check_output_file(request.output)
     artifact = Artifact.load(request.artifact)
-    source = _source(artifact, request)
+    source = _source(artifact, request.pipeline, request.hub)
     _, device = resolve(artifact, request.target, request.device)
     names = (name for name in dict.fromkeys(request.compare) if name != TORCH)
     folders = [request.artifact, *(Path(name).expanduser().absolute() for name in names)]
@@ -154,12 +154,12 @@ def verdict(painted: Painted, prompt: str) -> str:
     return f"reads as {read}: {right} of {len(painted.read)} right"
 
 
-def _source(artifact: Artifact, request: GenerateRequest) -> ModelSource:
+def _source(artifact: Artifact, pipeline: str | None, hub: HubOptions = DEFAULT_HUB) -> ModelSource:
     """The diffusers pipeline of the compile, or the one that is given."""
     model = artifact.manifest["model"]
     if "family" not in model:
         raise DiffcError(f"{artifact.folder} was compiled from an ONNX file", fix="compile a diffusers model")
-    source = compiled_model(artifact, request.pipeline, "--pipeline DIR", request.hub)
+    source = compiled_model(artifact, pipeline, "--pipeline DIR", hub)
     if source.pipeline_dir is None:
         raise DiffcError(
             f"{source.path} is a backbone alone, and painting takes the whole pipeline",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from inspect import cleandoc
-from pathlib import Path
 
 from diffc.artifact.folder import check_model_output
 from diffc.errors import unknown_value
+from diffc.paths import AnyPath, as_path, as_path_or_none
 from diffc.progress import Reporter
 from diffc.progress_bar import default_reporter
 from diffc.validate.passes import NumericCheck, random_feeds
@@ -20,12 +20,12 @@ CHECKS = ("structure", "numeric")
 
 
 def optimize(
-    model: Path,
+    model: AnyPath,
     passes: str,
-    output: Path,
+    output: AnyPath,
     *,
     check: str = "structure",
-    dump: Path | None = None,
+    dump: AnyPath | None = None,
     force: bool = False,
     ui: Reporter | None = None,
 ) -> PipelineResult:
@@ -34,6 +34,7 @@ def optimize(
     `check` "numeric" also runs the model before and after each pass in ONNX Runtime on random inputs. Raises
     PassError for what the passes cannot take, DiffcError when `output` exists and `force` is not given.
     """
+    model, output, dump = as_path(model), as_path(output), as_path_or_none(dump)
     if check not in CHECKS:
         raise unknown_value("check", check, CHECKS)
     check_model_output(output, model=model, force=force)

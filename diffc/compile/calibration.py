@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import cycle, islice
@@ -16,6 +17,7 @@ import torch
 from accelerate import init_empty_weights
 
 from diffc.artifact.resume import CHECKPOINT
+from diffc.compile.live import unquantized_backbone
 from diffc.errors import DiffcError
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, build_backbone, quiet_libraries
@@ -62,8 +64,20 @@ class PipelineRun:
         usual = pipe.vae.config.sample_size
         return self.height or usual, self.width or usual
 
-    def open(self, source: ModelSource) -> Any:
-        """The diffusers pipeline of `source`, offline, on the GPU if there is one."""
+    @contextmanager
+    def opened(self, source: ModelSource, *, shares: bool = True) -> Iterator[Any]:
+        """The diffusers pipeline of `source`, whose backbone may be changed; one in memory is as before at the end.
+
+        `shares`: the weights of a backbone in memory are not written to.
+        """
+        if source.pipeline is None:
+            yield self._open(source)
+            return
+        with unquantized_backbone(source, shares=shares) as pipe:
+            yield pipe
+
+    def _open(self, source: ModelSource) -> Any:
+        """The pipeline in a folder, offline, on the GPU if there is one."""
         cuda = torch.cuda.is_available()
         dtype: Any = DTYPES[self.dtype] if cuda else torch.float32
         if cuda and self.component_dtypes:
@@ -99,7 +113,7 @@ def load_checkpoint(path: Path, format: Format, backbone: FakeBackbone) -> Check
             checkpoint = Checkpoint.from_modelopt(path, backbone.copy(), family=source.family.name)
     else:
         checkpoint = Checkpoint.load(path)
-        checkpoint.check(backbone.module, source.family.name, source.fingerprint)
+        checkpoint.check(backbone.module, source.family.name, source.fingerprint_like(checkpoint.source))
     if checkpoint.format != format.name:
         raise DiffcError(
             f"the checkpoint {path} was calibrated for {checkpoint.format}, and {format.name} is asked for",
@@ -147,46 +161,49 @@ def calibrate_on_prompts(
     """Calibrate by running the diffusers pipeline on `count` prompts (None: each once), on the GPU if there is one."""
     family = source.family
     prompts = _repeated(run.prompts or DEFAULT_PROMPTS, count)
-    with (
-        ui.stage("load the pipeline") as update,
-        quiet_libraries(),
-        estimated(update, pipeline_seconds(source)),
-    ):
-        pipe = run.open(source)
-    height, width = run.size(pipe)
-    usual = dict(family.calibration)
-    guidance = usual.get("guidance_scale") if run.guidance is None else run.guidance
-    title = f"calibrate {format.name} on {len(prompts)} prompts, {run.steps} steps, {_pixels(height, width)}"
-    with quiet_libraries(), ui.stage(title) as update:
-        calibrate(
-            pipe,
-            family.component,
-            format,
-            family.unquantized,
-            prompts=prompts,
-            steps=run.steps,
-            seed=run.seed,
-            batch_size=run.batch_size,
-            height=height,
-            width=width,
-            usual=usual,
-            guidance=run.guidance,
-            negative_prompt=run.negative_prompt,
-            progress=update,
-            options=options,
+    # Other methods than max write to the weights.
+    with ExitStack() as stack:
+        with (
+            ui.stage("load the pipeline") as update,
+            quiet_libraries(),
+            estimated(update, pipeline_seconds(source)),
+        ):
+            pipe = stack.enter_context(run.opened(source, shares=format.algorithm == "max"))
+        height, width = run.size(pipe)
+        usual = dict(family.calibration)
+        title = (
+            f"calibrate {format.name} on {len(prompts)} prompts, {run.steps} steps, {_pixels(height, width)}"
         )
-    record = {
-        "prompts": list(prompts),
-        "steps": run.steps,
-        "seed": run.seed,
-        "options": asdict(options),
-        **usual,
-        "guidance_scale": guidance,
-        "height": height,
-        "width": width,
-        **({"negative_prompt": run.negative_prompt} if run.negative_prompt else {}),
-    }
-    return _checkpoint(getattr(pipe, family.component), source, format, record)
+        with quiet_libraries(), ui.stage(title) as update:
+            calibrate(
+                pipe,
+                family.component,
+                format,
+                family.unquantized,
+                prompts=prompts,
+                steps=run.steps,
+                seed=run.seed,
+                batch_size=run.batch_size,
+                height=height,
+                width=width,
+                usual=usual,
+                guidance=run.guidance,
+                negative_prompt=run.negative_prompt,
+                progress=update,
+                options=options,
+            )
+        guidance = {} if run.guidance is None else {"guidance_scale": run.guidance}
+        negative = {"negative_prompt": run.negative_prompt} if run.negative_prompt else {}
+        record = {
+            "prompts": list(prompts),
+            "steps": run.steps,
+            "seed": run.seed,
+            "options": asdict(options),
+            **{**usual, **guidance, **negative},
+            "height": height,
+            "width": width,
+        }
+        return _checkpoint(getattr(pipe, family.component), source, format, record)
 
 
 def _pixels(height: int, width: int) -> str:

@@ -40,6 +40,7 @@ def manifest(
             "bytes": plan.source.nbytes,
             "fingerprint": plan.source.fingerprint,
             **({} if plan.source.revision is None else {"revision": plan.source.revision}),
+            **({} if plan.source.origin is None else {"object": dict(plan.source.origin)}),
             "config": dict(plan.source.config),
         },
         "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},

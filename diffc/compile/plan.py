@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from diffc.artifact.folder import check_output
 from diffc.backends.sm import check_format_sms
@@ -21,6 +22,9 @@ from diffc.quantize.folder import check_place
 from diffc.quantize.formats import Format, find_format
 from diffc.validate.shapes import usual_shapes
 
+if TYPE_CHECKING:
+    from diffc.quantize.checkpoint import Checkpoint
+
 VALIDATION_BYTES = 16
 """Memory per parameter while validating: torch's float32 weights, and ONNX Runtime's, each twice while loading."""
 
@@ -29,7 +33,8 @@ VALIDATION_BYTES = 16
 class Plan:
     """A request whose every part was found and fits together.
 
-    `streams_validation`: the model is too large to be validated whole, see `diffc.validate.streamed`.
+    `streams_validation`: the model is too large to be validated whole, see `diffc.validate.streamed`. `checkpoint` is
+    the calibration of a model that was quantized in memory.
     """
 
     request: CompileRequest
@@ -39,6 +44,7 @@ class Plan:
     dtype: str
     profile: ShapeProfile
     streams_validation: bool = False
+    checkpoint: Checkpoint | None = None
 
     @property
     def rounds_activations(self) -> bool:
@@ -48,7 +54,11 @@ class Plan:
     @property
     def calibrates(self) -> bool:
         """Whether the compile runs a calibration, which can take hours, instead of taking one that is there."""
-        return self.format.algorithm is not None and self.request.from_checkpoint is None
+        return (
+            self.format.algorithm is not None
+            and self.request.from_checkpoint is None
+            and self.checkpoint is None
+        )
 
     @cached_property
     def sampling(self) -> Sampling:
@@ -72,7 +82,7 @@ class Plan:
             return "as --skip-validation asks"
         if self.streams_validation:
             return "the model is too large to run it whole"
-        if self.source.pipeline_dir is None or self.request.calibrate == "synthetic":
+        if not self.source.has_pipeline or self.request.calibrate == "synthetic":
             return "there is no pipeline to run"
         try:
             check_components(self.source)
@@ -81,8 +91,13 @@ class Plan:
         return ""
 
 
-def check(request: CompileRequest) -> Plan:
-    """Everything that can be refused is refused here, before any expensive work."""
+def check(
+    request: CompileRequest, source: ModelSource | None = None, checkpoint: Checkpoint | None = None
+) -> Plan:
+    """Everything that can be refused is refused here, before any expensive work.
+
+    `source` is the model where it is in memory, and `checkpoint` its calibration where it was quantized there.
+    """
     fmt = find_format(request.format)
     targets = tuple(find_target(name) for name in dict.fromkeys(request.targets))
     request.options.check(fmt)
@@ -95,8 +110,8 @@ def check(request: CompileRequest) -> Plan:
     for target in targets:
         target.check_format(fmt.name)
     check_output(request.output, force=request.force)
-    source = locate(request.model, request.hub)
-    _check_calibration(request, fmt, source)
+    source = source or locate(request.model, request.hub)
+    _check_calibration(request, fmt, source, calibrated=checkpoint is not None)
     _check_images(request, source)
     dtype = source.dtype if request.dtype == "auto" else request.dtype
     if dtype != "float16" and 75 in request.sms:
@@ -109,9 +124,17 @@ def check(request: CompileRequest) -> Plan:
             "TensorRT has no attention in float32, so none that runs in FP8 beside it",
             fix="give --dtype float16 or bfloat16, or leave out --quantize-mha",
         )
-    profile = parse_profile(request.profile, source.family, source.config, painted_size(source.pipeline_dir))
+    profile = parse_profile(request.profile, source.family, source.config, _painted(source))
     streams = not request.skip_validation and not _fits_memory(source)
-    return Plan(request, source, fmt, targets, dtype, profile, streams)
+    return Plan(request, source, fmt, targets, dtype, profile, streams, checkpoint)
+
+
+def _painted(source: ModelSource) -> int | None:
+    """The image size of the pipeline's VAE, in pixels; None where there is no VAE."""
+    if source.pipeline is None:
+        return painted_size(source.pipeline_dir)
+    config = getattr(getattr(source.pipeline, "vae", None), "config", None)
+    return getattr(config, "sample_size", None)
 
 
 def _fits_memory(source: ModelSource) -> bool:
@@ -160,7 +183,9 @@ def _check_images(request: CompileRequest, source: ModelSource) -> None:
         source.family.check(source.config, Shape(1, height or usual, width or usual, 1))
 
 
-def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource) -> None:
+def _check_calibration(
+    request: CompileRequest, fmt: Format, source: ModelSource, *, calibrated: bool
+) -> None:
     for name, dtype in request.component_dtypes:
         if dtype not in DTYPES:
             raise unknown_value(f"dtype of component {name!r}", dtype, DTYPES)
@@ -176,9 +201,9 @@ def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource
         if request.from_checkpoint is not None:
             raise UsageError("format 'none' takes no checkpoint", fix="give its --format, or leave it out")
         return
-    if fmt.algorithm is None or request.calibrate == "synthetic":
+    if calibrated or fmt.algorithm is None or request.calibrate == "synthetic":
         return  # no pipeline is needed
-    if request.from_checkpoint is None and source.pipeline_dir is None:
+    if request.from_checkpoint is None and not source.has_pipeline:
         raise DiffcError(
             f"{source.path} is a backbone alone, and calibration runs the whole pipeline on prompts",
             fix="give the pipeline's folder, --from-checkpoint with an earlier calibration, or, to try a compile,"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from diffc.models.sources.inside import inside
@@ -45,20 +44,29 @@ _BY_NAME: Mapping[str, tuple[int, float]] = {
 
 def sampling_of(source: ModelSource) -> Sampling:
     """The usual steps and guidance of a model: read off its pipeline's scheduler, or known by the model's name."""
-    if (pipeline := source.pipeline_dir) is not None and (found := _by_scheduler(source, pipeline)):
+    if found := _by_scheduler(source, _scheduler(source)):
         return found
-    place = source.name if source.pipeline_dir is None else f"{source.name} {source.pipeline_dir.name}"
+    loaded_from = (source.origin or {}).get("loaded_from", "")
+    place = f"{source.name} {source.pipeline_dir.name if source.pipeline_dir else loaded_from}"
     for pattern, (steps, guidance) in _BY_NAME.items():
         if match := re.search(pattern, place, re.IGNORECASE):
             return Sampling(steps, guidance, f"as {match[0]} models are sampled")
     return Sampling(STEPS, None)
 
 
-def _by_scheduler(source: ModelSource, pipeline: Path) -> Sampling | None:
-    """What scheduler_config.json tells; None for a scheduler that suits models with many steps."""
-    if not (pipeline / "scheduler" / "scheduler_config.json").is_file():
-        return None
-    config: Mapping[str, Any] = read_json(inside(pipeline, "scheduler") / "scheduler_config.json")
+def _scheduler(source: ModelSource) -> Mapping[str, Any]:
+    """The config of the pipeline's scheduler with the name of its class; empty where there is none."""
+    if source.pipeline is not None and hasattr(source.pipeline, "scheduler"):
+        scheduler = source.pipeline.scheduler
+        return {**scheduler.config, "_class_name": type(scheduler).__name__}
+    pipeline = source.pipeline_dir
+    if pipeline is None or not (pipeline / "scheduler" / "scheduler_config.json").is_file():
+        return {}
+    return read_json(inside(pipeline, "scheduler") / "scheduler_config.json")
+
+
+def _by_scheduler(source: ModelSource, config: Mapping[str, Any]) -> Sampling | None:
+    """What the config of a scheduler tells; None for one that suits models with many steps."""
     kind = config.get("_class_name")
     if kind == "LCMScheduler":
         # LCM models take guidance as an input; models with an LCM-LoRA merged take none.

@@ -51,7 +51,11 @@ def read(path: Path, backbone: nn.Module) -> Found:
     are left out. Raises DiffcError when the file is missing, damaged, holds objects that `weights_only`
     refuses, or is of another model; UnsupportedError for quantizers of a kind that diffc does not compile.
     """
-    content = _load(path)
+    return found_in(str(path), _load(path), backbone)
+
+
+def found_in(path: str, content: Mapping[str, Any], backbone: nn.Module) -> Found:
+    """The same for the dict that `mto.save` writes; `path` is its name in messages."""
     states, tensors = _quantizer_states(path, content), content["model_state_dict"]
     enabled = {name: state for name, state in states.items() if not state.get("_disabled", True)}
     enabled = {name: state for name, state in enabled.items() if "_num_bits" in state}  # not the sequences
@@ -109,11 +113,11 @@ def _load(path: Path) -> dict[str, Any]:
             f"{path} is damaged, or not a file of torch.save ({error})", fix="copy it again"
         ) from error
     if not isinstance(content, dict) or not {"modelopt_state", "model_state_dict"} <= content.keys():
-        raise _not_mto(path)
+        raise _not_mto(str(path))
     return content
 
 
-def _not_mto(path: Path) -> DiffcError:
+def _not_mto(path: str) -> DiffcError:
     return DiffcError(
         f"{path} is not a checkpoint of a model that ModelOpt quantized: expected the dict of mto.save with"
         " 'modelopt_state' and 'model_state_dict'",
@@ -121,7 +125,7 @@ def _not_mto(path: Path) -> DiffcError:
     )
 
 
-def _quantizer_states(path: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _quantizer_states(path: str, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The state of every quantizer by module path, as the last mode that was applied left it."""
     try:
         modes = [mode["metadata"] for _, mode in content["modelopt_state"]["modelopt_state_dict"]]
@@ -133,7 +137,7 @@ def _quantizer_states(path: Path, content: Mapping[str, Any]) -> dict[str, dict[
     return dict(found[-1])
 
 
-def _refuse_unsupported(path: Path, enabled: Mapping[str, Any]) -> None:
+def _refuse_unsupported(path: str, enabled: Mapping[str, Any]) -> None:
     for name, state in enabled.items():
         if not state.get("_fake_quant", True):
             raise UnsupportedError(
@@ -143,7 +147,7 @@ def _refuse_unsupported(path: Path, enabled: Mapping[str, Any]) -> None:
 
 
 def _check_model(
-    path: Path, backbone: nn.Module, quantized: list[str], layers: set[str], tensors: Mapping[str, Any]
+    path: str, backbone: nn.Module, quantized: list[str], layers: set[str], tensors: Mapping[str, Any]
 ) -> None:
     """Raises DiffcError unless every quantized layer exists in `backbone` with a weight of the same shape."""
     if not quantized:
@@ -159,7 +163,7 @@ def _check_model(
             )
 
 
-def _check_blocks(path: Path, backbone: nn.Module, settings: Mapping[str, Settings]) -> None:
+def _check_blocks(path: str, backbone: nn.Module, settings: Mapping[str, Settings]) -> None:
     """Raises UnsupportedError for a weight that is not whole blocks: ModelOpt pads it, which no kernel does."""
     for name, value in settings.items():
         size = block_size_of(value)
@@ -173,7 +177,7 @@ def _check_blocks(path: Path, backbone: nn.Module, settings: Mapping[str, Settin
             )
 
 
-def _format_of(path: Path, settings: Mapping[str, Settings], tensors: Mapping[str, Any]) -> str:
+def _format_of(path: str, settings: Mapping[str, Settings], tensors: Mapping[str, Any]) -> str:
     """The format whose quantizers have these settings. Raises UnsupportedError when there is none."""
     own = {name: value for name, value in settings.items() if not role_of(name).endswith(_ATTENTION)}
     scaled = any(name.endswith("._pre_quant_scale") for name in tensors)

@@ -16,6 +16,7 @@ from diffc.backends.target import RUNTIMES, Target
 from diffc.backends.tensorrt.run import pick_engine
 from diffc.errors import DiffcError, unknown_value
 from diffc.models.registry import find_family
+from diffc.paths import AnyPath, as_path
 from diffc.runtime.cached import open_cached
 from diffc.runtime.module import CompiledBackbone
 from diffc.runtime.profile import profile_of
@@ -24,7 +25,7 @@ from passes.files.contained import why_outside
 
 
 def load(
-    artifact: str | Path,
+    artifact: AnyPath,
     *,
     target: str | None = None,
     device: str | torch.device | None = None,
@@ -44,7 +45,7 @@ def load(
     artifact is damaged, was compiled for none of what runs here, or the target does not come up; nothing falls
     back.
     """
-    found = Artifact.load(Path(artifact).expanduser().absolute())
+    found = Artifact.load(as_path(artifact).absolute())
     if verify:
         found.verify()
     model = found.manifest["model"]

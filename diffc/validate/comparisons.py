@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,7 @@ def torch_reference_of(
     """
     manifest = artifact.manifest
     source = compiled_model(artifact, model, "--model DIR", hub)
-    if dict(source.config) != dict(manifest["model"]["config"]):
+    if _own_entries(source.config) != _own_entries(manifest["model"]["config"]):
         raise DiffcError(
             f"{source.path} is another model than the one that {artifact.folder} was compiled from:"
             " its config.json differs",
@@ -191,6 +191,11 @@ def torch_reference_of(
     backbone = FakeBackbone(source, manifest["dtype"])
     check_weights(backbone)
     return TorchReference(source, manifest["dtype"], _checkpoint(artifact, backbone))
+
+
+def _own_entries(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without where it was loaded from and by which diffusers it was written."""
+    return {k: v for k, v in config.items() if k not in ("_name_or_path", "_diffusers_version")}
 
 
 def _checkpoint(artifact: Artifact, backbone: FakeBackbone) -> Checkpoint | None:
@@ -206,5 +211,5 @@ def _checkpoint(artifact: Artifact, backbone: FakeBackbone) -> Checkpoint | None
         return None
     checkpoint = Checkpoint.load(folder)
     source = backbone.source
-    checkpoint.check(backbone.module, source.family.name, source.fingerprint)
+    checkpoint.check(backbone.module, source.family.name, source.fingerprint_like(checkpoint.source))
     return checkpoint

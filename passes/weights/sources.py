@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ SAFETENSORS_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-_MEMORY: dict[str, Array] = {}
+_MEMORY: dict[str, Array | Callable[[], Array]] = {}
 
 
 def np_dtype(dtype: int) -> np.dtype[Any]:
@@ -130,7 +130,19 @@ def _read_inline(source: Source) -> Array:
 def _read_memory(source: Source) -> Array:
     if source.key not in _MEMORY:
         raise PassError("a weight kept in memory is gone: the model was loaded in another process")
-    return _MEMORY[source.key]
+    kept = _MEMORY[source.key]
+    array = kept() if callable(kept) else kept
+    # Weights of equal bytes share a key: zeros of any shape, and of types of one size.
+    return (
+        array
+        if array.dtype == np_dtype(source.dtype) and array.shape == source.shape
+        else _as_source(array, source)
+    )
+
+
+def _as_source(array: Array, source: Source) -> Array:
+    """The bytes of `array` in the type and shape of `source`."""
+    return np.ascontiguousarray(array).reshape(-1).view(np_dtype(source.dtype)).reshape(source.shape)
 
 
 def keep(array: Array) -> Recipe:
@@ -138,6 +150,25 @@ def keep(array: Array) -> Recipe:
     key = hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()
     _MEMORY[key] = array
     return Recipe.of_source(Source("memory", "", onnx_dtype(array.dtype), array.shape, key))
+
+
+def keep_lazily(
+    key: str, load: Callable[[], Array], dtype: np.dtype[Any] | type[Any], shape: tuple[int, ...]
+) -> Recipe:
+    """A recipe over values that `load` gives whenever they are read; `key` is the SHA-256 of their bytes."""
+    _MEMORY.setdefault(key, load)
+    return Recipe.of_source(Source("memory", "", onnx_dtype(dtype), shape, key))
+
+
+def kept_keys() -> frozenset[str]:
+    """The keys of all arrays that recipes of this process read from its memory."""
+    return frozenset(_MEMORY)
+
+
+def forget(keys: Iterable[str]) -> None:
+    """Let go of arrays that no recipe will be read from any more."""
+    for key in keys:
+        _MEMORY.pop(key, None)
 
 
 READERS: dict[str, Callable[[Source], Array]] = {

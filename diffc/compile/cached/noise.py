@@ -121,8 +121,7 @@ def neighbouring_calls(source: ModelSource, run: PipelineRun, steps: int) -> lis
         if len(calls) > steps // 2:
             raise _Enough
 
-    with quiet_libraries():
-        pipe = run.open(source)
+    with quiet_libraries(), run.opened(source) as pipe:
         pipe.set_progress_bar_config(disable=True)
         height, width = (min(size, MOST_PIXELS) for size in run.size(pipe))
         handle = getattr(pipe, family.component).register_forward_pre_hook(note, with_kwargs=True)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from onnx import TensorProto
 
 from diffc.models.family import Family
-from diffc.models.sources.fingerprint import hash_weights
+from diffc.models.sources.fingerprint import CONTENT, hash_values, hash_weights
 from diffc.models.spec import Config
 from passes.weights.recipe import Recipe
 
@@ -27,7 +28,8 @@ class ModelSource:
     backbone alone. No weight is in memory: a recipe says where the bytes lie and what is computed from them. `variant`
     is the word in the names of the files taken ("fp16"), None for plain names; a component of the pipeline that has no
     files of the variant has plain ones. `revision` is the commit of a model that lies in the cache of the Hugging Face
-    hub, whose `name` is its id there; None for every other model.
+    hub, whose `name` is its id there; None for every other model. A model in memory has `origin`, which says what it is
+    (`diffc.models.sources.live`), and `pipeline` where a whole pipeline was given; its `path` is no file.
     """
 
     name: str
@@ -38,11 +40,24 @@ class ModelSource:
     weights: Mapping[str, Recipe]
     variant: str | None = None
     revision: str | None = None
+    pipeline: Any = field(default=None, repr=False, compare=False)
+    origin: Mapping[str, Any] | None = None
 
     @cached_property
     def fingerprint(self) -> str:
-        """`hash_weights` of the weights, computed once."""
-        return hash_weights(self.weights)
+        """`hash_weights` of the weights, of a model in memory `hash_values`; computed once."""
+        return hash_weights(self.weights) if self.origin is None else hash_values(self.weights)
+
+    def fingerprint_like(self, recorded: str) -> str:
+        """The fingerprint of the kind that `recorded` is; empty where this model has none of that kind."""
+        if recorded.startswith(CONTENT):
+            return self.fingerprint if self.origin is not None else hash_values(self.weights)
+        return self.fingerprint if self.origin is None else ""
+
+    @property
+    def has_pipeline(self) -> bool:
+        """Whether the backbone has its pipeline around it, in a folder or in memory."""
+        return self.pipeline_dir is not None or self.pipeline is not None
 
     @property
     def dtype(self) -> str:
