@@ -18,6 +18,7 @@ from accelerate import init_empty_weights
 
 from diffc.artifact.resume import CHECKPOINT
 from diffc.compile.live import unquantized_backbone
+from diffc.compile.pipeline_step import checked_first_call
 from diffc.errors import DiffcError
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, build_backbone, quiet_libraries
@@ -174,7 +175,8 @@ def calibrate_on_prompts(
         title = (
             f"calibrate {format.name} on {len(prompts)} prompts, {run.steps} steps, {_pixels(height, width)}"
         )
-        with quiet_libraries(), ui.stage(title) as update:
+        checked = checked_first_call(getattr(pipe, family.component), source)
+        with quiet_libraries(), ui.stage(title) as update, checked:
             calibrate(
                 pipe,
                 family.component,

@@ -60,7 +60,7 @@ def manifest(
 
 def _sampling(plan: Plan) -> dict[str, Any]:
     """The steps and the guidance of a calibration on prompts, as they were in the end."""
-    if not plan.calibrates or plan.request.calibrate != "pipeline":
+    if not plan.runs_pipeline:
         return {}
     sampling = plan.sampling
     return {"sampling": {"steps": sampling.steps, "guidance": sampling.guidance}}

@@ -60,6 +60,11 @@ class Plan:
             and self.checkpoint is None
         )
 
+    @property
+    def runs_pipeline(self) -> bool:
+        """Whether the compile runs the pipeline on prompts to calibrate."""
+        return self.calibrates and self.request.calibrate == "pipeline"
+
     @cached_property
     def sampling(self) -> Sampling:
         """Denoising steps and guidance of calibration: those asked for, otherwise those that the pipeline tells."""

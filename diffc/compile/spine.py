@@ -40,6 +40,7 @@ from diffc.compile.graphs import Graphs, canonicalize, legalize, write
 from diffc.compile.live import LiveModel, is_model_object, read_live
 from diffc.compile.manifest import manifest
 from diffc.compile.onnx_model import compile_onnx
+from diffc.compile.pipeline_step import check_step
 from diffc.compile.plan import Plan, check, check_targets, describe
 from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.compile.validation import validate_by_layer, validate_whole
@@ -126,6 +127,7 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     cache = resolve_cache(plan, backbone, ui)
     files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files]
     key = request_key(request, files, plan.source.fingerprint)
+    hold_interface(plan, ui)
     with staging(request.output, force=request.force, key=key, note=ui.note) as folder:
         checkpoint = quantize(plan, backbone, folder, parts["quantize"])
         noise = measure(plan, cache, checkpoint, parts["quantize"])
@@ -139,6 +141,19 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     artifact = Artifact(request.output, written)
     moved = [engine.moved(request.output / "engines") for engine in engines]
     return CompileResult(artifact, graphs.records, validation, moved)
+
+
+def hold_interface(plan: Plan, ui: Reporter) -> None:
+    """Hold the graph's inputs against one step of the pipeline, where no calibration runs it anyway.
+
+    Raises UnsupportedError where they differ.
+    """
+    if plan.request.skip_validation or not plan.source.has_pipeline or plan.runs_pipeline:
+        return
+    with ui.stage("one step of the pipeline, to see what it gives the backbone"):
+        reason = check_step(plan.source)
+    if reason:
+        ui.note(f"the graph's inputs are not held against the pipeline: {reason}")
 
 
 def part_names(plan: Plan) -> tuple[str, ...]:

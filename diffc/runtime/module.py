@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from types import SimpleNamespace, TracebackType
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from diffc.backends.signature import Signature
 from diffc.cache.generations import CacheReport
 from diffc.errors import DiffcError
 from diffc.models.family import Family
+from diffc.models.stand_in import class_of, full_config, take_attributes
 from diffc.runtime.cached import CachedSession
 
 _HOOKS = ("_hf_hook", "_diffusers_hook")
@@ -47,12 +48,11 @@ class CompiledBackbone(nn.Module):
     ):
         super().__init__()
         self.target, self._spec, self._signature = target, spec, signature
-        self.config = _full_config(spec, config)
+        self.config = full_config(spec, config)
         self._session, self._dtype = session, dtype
         self._paths = {item.path or (item.name,): item.name for item in spec.inputs(config)}
         self._positions = [path[0] for path in self._paths if len(path) == 1]
-        for path, value in spec.attributes(config).items():
-            _set_at(self, path, value)
+        take_attributes(self, spec, config)
         self.eval()
         self._backbone_class = spec.backbone_class
 
@@ -124,14 +124,14 @@ class CompiledBackbone(nn.Module):
     def __getattr__(self, name: str) -> Any:
         """Refuse what diffusers can do to a torch backbone and nobody can to a compiled one, with the way out."""
         kind = self.__dict__.get("_backbone_class", "")
-        if not kind or name.startswith("_") or not hasattr(_class_of(kind), name):
+        if not kind or name.startswith("_") or not hasattr(class_of(kind), name):
             return super().__getattr__(name)
         error = NotCompiledError(
             f"a compiled backbone has no {name}: its weights and operators are those of the compile",
             fix="do it to the torch model (for a LoRA: load_lora_weights, fuse_lora, unload_lora_weights),"
             " save_pretrained, and compile that",
         )
-        if not callable(getattr(_class_of(kind), name)):
+        if not callable(getattr(class_of(kind), name)):
             raise error
 
         def refused(*_: Any, **__: Any) -> Any:
@@ -198,36 +198,7 @@ def _empty(value: Any) -> bool:
     return value is None or (isinstance(value, Mapping | list | tuple) and not value)
 
 
-def _class_of(name: str) -> Any:
-    """The diffusers class of a backbone."""
-    import diffusers
-
-    return getattr(diffusers, name)
-
-
-def _full_config(spec: Family, config: Mapping[str, Any]) -> Any:
-    """The config as diffusers' FrozenDict, with the defaults of what an older config.json leaves out."""
-    import inspect
-
-    from diffusers.configuration_utils import FrozenDict
-
-    parameters = inspect.signature(_class_of(spec.backbone_class).__init__).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return FrozenDict(defaults | dict(config))
-
-
 def _output_class(spec: Family) -> Any:
     """The class of what diffusers' forward() returns."""
     module, _, name = spec.output_class.partition(":")
     return getattr(import_module(module), name)
-
-
-def _set_at(owner: Any, path: str, value: Any) -> None:
-    """Give `owner` the attribute at a dotted path, with empty objects on the way to it."""
-    first, _, rest = path.partition(".")
-    if not rest:
-        setattr(owner, first, value)
-        return
-    if not hasattr(owner, first):
-        setattr(owner, first, SimpleNamespace())
-    _set_at(getattr(owner, first), rest, value)
