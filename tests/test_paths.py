@@ -20,6 +20,8 @@ def test_a_request_takes_text_paths_and_single_values() -> None:
     given = CompileRequest(Path("m"), "out", targets="ort-cuda", sms=89, dump="d", cache_plan=Path("p.json"))
     assert (given.model, given.output, given.targets, given.sms) == ("m", Path("out"), ("ort-cuda",), (89,))
     assert (given.dump, given.cache_files) == (Path("d"), (Path("p.json"),))
+    assert CompileRequest("m", "o", sms=["8.9", 120], prompts="a fox").sms == (89, 120)
+    assert CompileRequest("m", "o", prompts="a fox").prompts == ("a fox",)
     assert given == CompileRequest(
         "m", Path("out"), targets=["ort-cuda"], sms=[89], dump=Path("d"), cache_plan="p.json"
     )

@@ -46,7 +46,7 @@ def list_passes(rows: Sequence[tuple[str, str, str]], terminal: Terminal, *, sho
 def list_formats(terminal: Terminal) -> None:
     """The formats: what they store, which GPUs have them, what each target does with them, and the reasons."""
     from diffc.backends.target import TARGETS
-    from diffc.quantize.formats import FORMATS
+    from diffc.quantize.formats import FORMAT_ALIASES, FORMATS
 
     table = plain_table("format", "weights", "inputs", "GPUs", "what it is")
     for fmt in FORMATS.values():
@@ -59,6 +59,9 @@ def list_formats(terminal: Terminal) -> None:
         )
     terminal.print(table)
     terminal.line("(+) attention in FP8 as well, with --quantize-mha; needs float16 or bfloat16")
+    for name in FORMATS:
+        if others := [alias for alias, meant in FORMAT_ALIASES.items() if meant == name]:
+            terminal.line(f"{name} is also called {', '.join(others)}")
     table = plain_table("format", *TARGETS, title="What each target does with it")
     for name in FORMATS:
         table.add_row(name, *(_taken(name, target) for target in TARGETS.values()))

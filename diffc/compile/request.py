@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from diffc.artifact.describe import versions
 from diffc.artifact.folder import Artifact
+from diffc.backends.sm import parse_sm
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions
 from diffc.errors import DiffcError, UsageError
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.paths import (
     AnyPath,
     Converted,
-    as_numbers,
     as_path,
     as_path_or_none,
     as_text,
@@ -54,6 +54,17 @@ def dtype_name(name: str) -> str:
     return spelled if spelled in ("auto", *DTYPES) else name
 
 
+def _as_sms(value: int | str | Iterable[int | str]) -> tuple[int, ...]:
+    """Compute capabilities: 89, "8.9" or "sm_89", one or several."""
+    values = (value,) if isinstance(value, int | str) else value
+    return tuple(one if isinstance(one, int) else parse_sm(one) for one in values)
+
+
+def _as_prompts(value: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    """Prompts, a single one too; None stays."""
+    return None if value is None else as_texts(value)
+
+
 @dataclass(frozen=True)
 class CompileRequest:
     """Everything that a compile depends on; the defaults are those of the command line.
@@ -81,13 +92,13 @@ class CompileRequest:
     output: Converted[AnyPath, Path] = Converted(as_path)
     format: Converted[str, str] = Converted(format_name, "none")
     targets: Converted[str | Iterable[str], tuple[str, ...]] = Converted(as_texts, ("ort",))
-    sms: Converted[int | Iterable[int], tuple[int, ...]] = Converted(as_numbers, ())
+    sms: Converted[int | str | Iterable[int | str], tuple[int, ...]] = Converted(_as_sms, ())
     dtype: Converted[str, str] = Converted(dtype_name, "auto")
     profile: str = ""
     from_checkpoint: Converted[AnyPath | None, Path | None] = Converted(as_path_or_none, None)
     save_checkpoint: Converted[AnyPath | None, Path | None] = Converted(as_path_or_none, None)
     options: QuantOptions = DEFAULT_OPTIONS
-    prompts: tuple[str, ...] | None = None
+    prompts: Converted[str | Iterable[str] | None, tuple[str, ...] | None] = Converted(_as_prompts, None)
     calib_size: int | None = None
     calibrate: str = "pipeline"
     component_dtypes: tuple[tuple[str, str], ...] = ()
