@@ -100,7 +100,7 @@ def _with_recorder(source: ModelSource) -> Iterator[Any]:
 
 
 def _paint_step(pipe: Any, source: ModelSource) -> None:
-    """Begin to paint a small picture, in one step."""
+    """Begin to paint a small picture; the first call of the backbone stops it."""
     pipe.set_progress_bar_config(disable=True)
     size = source.family.pixel_multiple(source.config) * 2
     pipe(
@@ -108,7 +108,7 @@ def _paint_step(pipe: Any, source: ModelSource) -> None:
             pipe.__call__,
             ["a fox"],
             seeds=[0],
-            steps=1,
+            steps=2,  # some schedulers have no grid of one step
             height=size,
             width=size,
             usual=source.family.calibration,

@@ -12,6 +12,7 @@ from diffc.models.embedded.real import REAL
 from diffc.models.sources.locate import locate
 from diffc.models.sources.released_name import RELEASED, id_of
 from diffc.models.sources.source import HubOptions
+from tests.models.sources.test_hub import COMMITS, NAME, in_cache
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +37,11 @@ def test_a_name_that_is_not_in_the_cache_says_what_it_stands_for(tmp_path: Path)
         locate("sdxl-1.0", HubOptions(cache_dir=tmp_path))
 
 
-def test_a_name_is_found_in_the_cache(tmp_path: Path) -> None:
-    from tests.models.sources.test_hub import COMMITS, in_cache
-
-    in_cache(tmp_path, COMMITS[0]).rename(tmp_path / "models--stabilityai--stable-diffusion-3.5-medium")
-    source = locate("sd3.5-medium", HubOptions(cache_dir=tmp_path))
-    assert (source.name, source.revision) == ("stabilityai/stable-diffusion-3.5-medium", COMMITS[0])
+def test_a_name_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_cache(tmp_path, COMMITS[0])
+    monkeypatch.setitem(RELEASED, "sd3.5-medium", NAME)  # type: ignore[arg-type]
+    source = locate("SD3.5-medium", HubOptions(cache_dir=tmp_path))
+    assert (source.name, source.revision) == (NAME, COMMITS[0])
 
 
 def test_a_misspelt_name_is_guessed() -> None:
