@@ -16,7 +16,7 @@ from diffc.models.sources.live import backbone_in, is_model_object, live_source,
 from diffc.models.sources.source import ModelSource
 from diffc.progress import Reporter
 from diffc.quantize.checkpoint import Checkpoint
-from passes.weights.sources import forget, kept_keys
+from passes.weights.sources import memory_of_its_own
 
 __all__ = ["LiveModel", "is_model_object", "read_live", "unquantized_backbone"]
 
@@ -36,13 +36,10 @@ def read_live(model: Any, ui: Reporter) -> Iterator[LiveModel]:
     A model that mtq.quantize has calibrated brings its quantizers. Raises DiffcError and UnsupportedError as
     `live_source` does, and for quantized weights that cannot be had back.
     """
-    before = kept_keys()
-    try:
+    with memory_of_its_own():
         with ui.stage("hash the weights in memory") as update:
             source = live_source(model, update)
         yield LiveModel(source, _calibration(model, source))
-    finally:
-        forget(kept_keys() - before)
 
 
 def _calibration(model: Any, source: ModelSource) -> Checkpoint | None:

@@ -85,9 +85,10 @@ def _with_recorder(source: ModelSource) -> Iterator[Any]:
     """The pipeline with a Recorder in the backbone's place; one in memory is as before at the end."""
     component = source.family.component
     if source.pipeline is None:
-        stand_in = Recorder(source)
-        fix = "download the whole pipeline"
-        yield open_pipeline(source, dtype=torch.float32, fix=fix, **{component: stand_in})
+        without: dict[str, Any] = {component: None}
+        loaded = open_pipeline(source, dtype=torch.float32, fix="download the whole pipeline", **without)
+        setattr(loaded, component, Recorder(source))
+        yield loaded
         return
     pipe = source.pipeline
     original, bar = getattr(pipe, component), getattr(pipe, "_progress_bar_config", None)

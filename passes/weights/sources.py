@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -155,20 +156,23 @@ def keep(array: Array) -> Recipe:
 def keep_lazily(
     key: str, load: Callable[[], Array], dtype: np.dtype[Any] | type[Any], shape: tuple[int, ...]
 ) -> Recipe:
-    """A recipe over values that `load` gives whenever they are read; `key` is the SHA-256 of their bytes."""
-    _MEMORY.setdefault(key, load)
+    """A recipe over values that `load` gives whenever they are read; `key` is the SHA-256 of their bytes.
+
+    The newest array of a key is read: an earlier one may have been written to since.
+    """
+    _MEMORY[key] = load
     return Recipe.of_source(Source("memory", "", onnx_dtype(dtype), shape, key))
 
 
-def kept_keys() -> frozenset[str]:
-    """The keys of all arrays that recipes of this process read from its memory."""
-    return frozenset(_MEMORY)
-
-
-def forget(keys: Iterable[str]) -> None:
-    """Let go of arrays that no recipe will be read from any more."""
-    for key in keys:
-        _MEMORY.pop(key, None)
+@contextmanager
+def memory_of_its_own() -> Iterator[None]:
+    """Arrays that are kept while this is open are let go at its end; recipes over them are read no more."""
+    earlier = dict(_MEMORY)
+    try:
+        yield
+    finally:
+        _MEMORY.clear()
+        _MEMORY.update(earlier)
 
 
 READERS: dict[str, Callable[[Source], Array]] = {
