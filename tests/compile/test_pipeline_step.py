@@ -67,16 +67,15 @@ def pipeline(folder: Path, **changed: Any) -> str:
 
 def test_pipelines_are_run_without_their_backbone(tmp_path: Path) -> None:
     assert check_step(locate(pipeline(tmp_path / "lcm", time_cond_proj_dim=16))) == ""
+    other = locate(pipeline(tmp_path / "other", cross_attention_dim=96))
+    with pytest.raises(UnsupportedError, match=r"StableDiffusionXLPipeline .* of shape \[2, 77, 128\], and"):
+        check_step(other)
     painting = pipeline(tmp_path / "inpaint", in_channels=9)
-    with pytest.raises(
-        UnsupportedError, match=r"StableDiffusionXLPipeline .* gives sample of shape \[2, 4, "
-    ):
-        check_step(locate(painting))
     index = json.loads((tmp_path / "inpaint" / "model_index.json").read_text())
     index["_class_name"] = "StableDiffusionXLInpaintPipeline"
     (tmp_path / "inpaint" / "model_index.json").write_text(json.dumps(index))
     assert check_step(locate(painting)) == ""
-    (tmp_path / "lcm" / "scheduler" / "scheduler_config.json").write_text("{}")
+    shutil.rmtree(tmp_path / "lcm" / "tokenizer")
     assert "does not run here" in check_step(locate(str(tmp_path / "lcm")))
 
 
@@ -87,7 +86,7 @@ def test_the_first_call_of_a_calibration_is_checked_and_no_other() -> None:
     wrong = given | {"timestep": given["timestep"][:1].expand(1, 1)}
     with torch.no_grad(), checked_first_call(backbone, source):
         backbone(**given)
-        with pytest.raises(RuntimeError):  # torch's own, since this is the second call
+        with pytest.raises(AssertionError, match="1d-array"):  # torch's own: this is the second call
             backbone(**wrong)
     with pytest.raises(UnsupportedError, match="timestep of shape"), checked_first_call(backbone, source):
         backbone(**wrong)
