@@ -64,6 +64,11 @@ def as_texts(value: str | Iterable[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
+def as_texts_or_none(value: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    """Several names; a single one is a list of one, and None stays."""
+    return None if value is None else as_texts(value)
+
+
 def as_numbers(value: int | Iterable[int]) -> tuple[int, ...]:
     """Several numbers; a single one is a list of one."""
     return (value,) if isinstance(value, int) else tuple(value)

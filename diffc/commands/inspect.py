@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 
+from diffc.artifact.describe import is_imported
 from diffc.artifact.folder import MANIFEST, Artifact
 from diffc.errors import DiffcError
 from diffc.models.sources.locate import ModelSource, locate, locate_again
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.paths import AnyPath, as_path, as_text
+
+_PROMPT = ("--prompt", "a red fox", "-o", "fox.png")
 
 
 def inspect(what: AnyPath, hub: HubOptions = DEFAULT_HUB) -> Artifact | ModelSource:
@@ -36,5 +39,7 @@ def next_command(artifact: Artifact) -> str:
     except DiffcError:
         paints = False
     if paints:
-        return shlex.join(["diffc", "generate", folder, "--prompt", "a red fox", "-o", "fox.png"])
+        return shlex.join(["diffc", "generate", folder, *_PROMPT])
+    if is_imported(artifact) and "family" in artifact.manifest["model"]:
+        return shlex.join(["diffc", "generate", folder, "--pipeline", "DIR", *_PROMPT])
     return shlex.join(["diffc", "inspect", folder])

@@ -10,9 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffc.errors import DiffcError, UnsupportedError
+from diffc.errors import DiffcError
 from diffc.models.sources.backbone import build_backbone, quiet_libraries
-from diffc.models.sources.live import backbone_in, is_model_object, live_source, live_tensors
+from diffc.models.sources.live import (
+    backbone_in,
+    is_model_object,
+    live_source,
+    live_tensors,
+    recipe_of_tensor,
+)
 from diffc.models.sources.source import ModelSource
 from diffc.progress import Reporter
 from diffc.quantize.checkpoint import Checkpoint
@@ -34,7 +40,7 @@ def read_live(model: Any, ui: Reporter) -> Iterator[LiveModel]:
     """The model object as a source whose weights are recipes, while this is open; they are let go at its end.
 
     A model that mtq.quantize has calibrated brings its quantizers. Raises DiffcError and UnsupportedError as
-    `live_source` does, and for quantized weights that cannot be had back.
+    `live_source` does, and for quantizers of a kind that diffc does not compile.
     """
     with memory_of_its_own():
         with ui.stage("hash the weights in memory") as update:
@@ -49,17 +55,16 @@ def _calibration(model: Any, source: ModelSource) -> Checkpoint | None:
         return None
     import modelopt.torch.opt as mto
 
-    content = {"modelopt_state": mto.modelopt_state(backbone), "model_state_dict": backbone.state_dict()}
+    state = backbone.state_dict()
+    content = {"modelopt_state": mto.modelopt_state(backbone), "model_state_dict": state}
+    own = (name for name, value in state.items() if name not in source.weights and torch.is_tensor(value))
+    stored = {**source.weights, **{name: recipe_of_tensor(state[name]) for name in own}}
     with quiet_libraries(), torch.device("meta"):
         plain = build_backbone(source.family, source.config, torch.float32)
-    found = Checkpoint.from_modelopt_content(source.name, content, plain, family=source.family.name)
-    if found.scaling:
-        raise UnsupportedError(
-            f"the weights of {source.name} were changed by the calibration to {found.format} (channel scales or a"
-            " low-rank branch), and the weights before it are not in memory",
-            fix="give the model before mtq.quantize, with from_checkpoint=FILE.pt of mto.save or with"
-            f" format={found.format!r}",
-        )
+    name, family = source.name, source.family.name
+    found = Checkpoint.from_modelopt_object(
+        name, content, stored, plain, family=family, weights=source.weights
+    )
     return found.of_source(source.fingerprint)
 
 

@@ -23,6 +23,7 @@ from diffc.paths import (
     as_path_or_none,
     as_text,
     as_texts,
+    as_texts_or_none,
 )
 from diffc.quantize.formats import format_name
 from diffc.quantize.options import DEFAULT_OPTIONS, QuantOptions
@@ -60,11 +61,6 @@ def _as_sms(value: int | str | Iterable[int | str]) -> tuple[int, ...]:
     return tuple(one if isinstance(one, int) else parse_sm(one) for one in values)
 
 
-def _as_prompts(value: str | Iterable[str] | None) -> tuple[str, ...] | None:
-    """Prompts, a single one too; None stays."""
-    return None if value is None else as_texts(value)
-
-
 @dataclass(frozen=True)
 class CompileRequest:
     """Everything that a compile depends on; the defaults are those of the command line.
@@ -98,7 +94,7 @@ class CompileRequest:
     from_checkpoint: Converted[AnyPath | None, Path | None] = Converted(as_path_or_none, None)
     save_checkpoint: Converted[AnyPath | None, Path | None] = Converted(as_path_or_none, None)
     options: QuantOptions = DEFAULT_OPTIONS
-    prompts: Converted[str | Iterable[str] | None, tuple[str, ...] | None] = Converted(_as_prompts, None)
+    prompts: Converted[str | Iterable[str] | None, tuple[str, ...] | None] = Converted(as_texts_or_none, None)
     calib_size: int | None = None
     calibrate: str = "pipeline"
     component_dtypes: tuple[tuple[str, str], ...] = ()

@@ -17,11 +17,28 @@ def class_of(name: str) -> Any:
     return getattr(diffusers, name)
 
 
-def full_config(spec: Family, config: Mapping[str, Any]) -> Any:
-    """The config as diffusers' FrozenDict, with the defaults of what an older config.json leaves out."""
-    from diffusers.configuration_utils import FrozenDict
+class PlainConfig(dict[str, Any]):
+    """A config whose entries are attributes as well, as diffusers' FrozenDict has them, for use without it."""
 
-    parameters = inspect.signature(class_of(spec.backbone_class).__init__).parameters.values()
+    def __getattr__(self, name: str) -> Any:
+        """The entry of that name."""
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def full_config(family: Family, config: Mapping[str, Any]) -> Any:
+    """The config as diffusers' FrozenDict, with the defaults of what an older config.json leaves out.
+
+    Without diffusers it is what config.json has.
+    """
+    try:
+        from diffusers.configuration_utils import FrozenDict
+
+        parameters = inspect.signature(class_of(family.backbone_class).__init__).parameters.values()
+    except ImportError:
+        return PlainConfig(config)
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return FrozenDict(defaults | dict(config))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffc.backends.session import Session
 from diffc.backends.signature import Signature
+from diffc.backends.torch_types import TORCH_TYPES
 from diffc.cache.generations import CacheReport
 from diffc.errors import DiffcError
 from diffc.models.family import Family
@@ -176,12 +177,11 @@ class CompiledBackbone(nn.Module):
     def _tensors(self, given: Mapping[str, Any]) -> dict[str, Tensor]:
         """In graph order and of the graph's types, contiguous, on the device."""
         tensors = {}
+        batch = len(given[self._signature.inputs[0].name])
         for value in self._signature.inputs:
             tensor = torch.as_tensor(given[value.name])
-            if not value.dims and tensor.numel() == 1:
-                tensor = tensor.reshape(
-                    ()
-                )  # as UNet2DConditionModel takes times: a number, or one of any rank
+            if len(value.dims) < 2:
+                tensor = _as_times(tensor, value.dims, batch)
             if tensor.device != self.device:
                 if tensor.numel() != 1:
                     raise DiffcError(
@@ -189,8 +189,22 @@ class CompiledBackbone(nn.Module):
                         fix=f'pipe.to("{self.device}")',
                     )
                 tensor = tensor.to(self.device)
-            tensors[value.name] = tensor.to(value.dtype).contiguous()
+            tensors[value.name] = tensor.to(TORCH_TYPES[value.dtype]).contiguous()
         return tensors
+
+
+def _as_times(tensor: Tensor, dims: tuple[str | int, ...], batch: int) -> Tensor:
+    """A time as the graph takes it: one number, or one for each image.
+
+    Pipelines give a number, one of any rank, or one for each image. What does not fit is left as it is, and refused.
+    """
+    if not dims and tensor.numel() == 1:
+        return tensor.reshape(())
+    if len(dims) == 1 and tensor.numel() == 1:
+        return tensor.reshape(1).expand(1 if dims[0] == 1 else batch)
+    if dims == (1,) and tensor.ndim == 1 and bool((tensor == tensor[0]).all()):
+        return tensor[:1]
+    return tensor
 
 
 def _empty(value: Any) -> bool:
@@ -199,6 +213,9 @@ def _empty(value: Any) -> bool:
 
 
 def _output_class(spec: Family) -> Any:
-    """The class of what diffusers' forward() returns."""
+    """The class of what diffusers' forward() returns; without diffusers, one that has the attribute alone."""
     module, _, name = spec.output_class.partition(":")
-    return getattr(import_module(module), name)
+    try:
+        return getattr(import_module(module), name)
+    except ImportError:
+        return SimpleNamespace
