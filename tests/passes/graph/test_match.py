@@ -239,6 +239,6 @@ def test_optional_inputs_and_orders_of_axes() -> None:
     assert input_of(clip, 1) is input_of(clip, 3) is None
     assert input_of(clip, 2) is graph.inputs[1]
     x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    ran = run_ort(model(text), {"x": x, "m": np.float32(50)})
+    ran = run_ort(model(text), {"x": x, "m": np.array(50, np.float32)})
     for name, got in zip("zt", ran[1:], strict=True):
         assert np.array_equal(x.transpose(permutation(made_by(graph, name), 3)), got)
