@@ -12,9 +12,9 @@ import torch
 from diffc.artifact.folder import Artifact
 from diffc.backends.session import ModelFile, Session, runtime_of
 from diffc.backends.signature import TORCH_TYPES, Signature
-from diffc.backends.target import RUNTIMES, Target
+from diffc.backends.target import RUNTIMES, Target, named_target
 from diffc.backends.tensorrt.run import pick_engine
-from diffc.errors import DiffcError, unknown_value
+from diffc.errors import DiffcError
 from diffc.models.registry import find_family
 from diffc.runtime.cached import open_cached
 from diffc.runtime.module import CompiledBackbone
@@ -87,8 +87,8 @@ def _device(device: torch.device) -> torch.device:
 
 def _choose(artifact: Artifact, target: str | None, device: torch.device | None) -> Target:
     """The runtime target. Raises DiffcError that tells why each one that the artifact has cannot be used."""
-    if target is not None and target not in RUNTIMES:
-        raise unknown_value("runtime target", target, RUNTIMES)
+    if target is not None:
+        named_target("runtime target", target, RUNTIMES)
     compiled = artifact.manifest["targets"]
     there = [name for name, known in RUNTIMES.items() if known.file_of in compiled]
     if target is not None and target not in there:
