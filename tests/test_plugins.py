@@ -46,7 +46,7 @@ def diffc(tmp_path_factory: pytest.TempPathFactory) -> Diffc:
 
     def run(*arguments: object, paths: tuple[Path, ...] = ()) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join(map(str, (*paths, folder, ROOT)))
-        environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200"}
+        environment = {**os.environ, "PYTHONPATH": path}
         command = [sys.executable, "-m", "diffc", *map(str, arguments)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
