@@ -214,8 +214,12 @@ def format_name(name: str) -> str:
 
 
 def find_format(name: str) -> Format:
-    """The format that `name` means (see `format_name`). Raises UsageError that lists the known ones."""
-    found = FORMATS.get(format_name(name))
-    if found is None:
-        raise unknown_value("format", name, FORMATS, fix="choose one of these with --format")
-    return found
+    """The format that `name` means (see `format_name`).
+
+    Raises UsageError that lists the known ones, or that names the packages of a plugin which cannot be used.
+    """
+    key = format_name(name)
+    if key in FORMATS:
+        return FORMATS[key]
+    unusable = plugins.unusable("diffc.formats", "format", key.replace("-", "_"))
+    raise unusable or unknown_value("format", name, FORMATS, fix="choose one of these with --format")

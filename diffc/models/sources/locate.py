@@ -42,6 +42,7 @@ def locate(model: str, options: HubOptions = DEFAULT_HUB) -> ModelSource:
             _check_revision(source, options)
             return source
         reasons.append(f"\n  {reader.name}: {reason}")
+    reasons.append(plugins.unusable_ones("diffc.readers", "reader"))
     expected = "; ".join(reader.expects for reader in READERS)
     close = get_close_matches(model.lower(), [*EMBEDDED, *released_name.RELEASED], 1)
     meant = f" Did you mean {close[0]}?" if close else ""
