@@ -69,11 +69,12 @@ def offloaded(source: ModelSource, dtype: str, checkpoint: Checkpoint | None) ->
 
     with quiet_libraries(), init_empty_weights(include_buffers=False):
         model = build_backbone(source.family, source.config, torch.float32)
-    weights: Mapping[str, torch.Tensor] = TorchWeights(source.weights, DTYPES[dtype])
+    weights: Mapping[str, torch.Tensor] = TorchWeights(source.weights, DTYPES[dtype], source.exact)
     fill_buffers(model, weights, DTYPES[dtype])
     if checkpoint is not None:
         checkpoint.apply(model, source.family.name)
-        weights = ScaledWeights(weights, checkpoint.scaling, DTYPES[dtype])
+        if checkpoint.scales_weights:
+            weights = ScaledWeights(weights, checkpoint.scaling, DTYPES[dtype])
         quantize_twice_as_graphs_do(model, DTYPES[dtype])
     cpu_offload(model, execution_device=torch.device("cpu"), state_dict=weights)
     return model
