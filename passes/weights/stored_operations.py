@@ -57,7 +57,7 @@ def _unpack(args: Mapping[str, Any], shape: Shape, _: Evaluate) -> Step:
 
     def run(x: Array, _: slice) -> Array:
         pair = (x >> 4, x & 15) if args["high_first"] else (x & 15, x >> 4)
-        return _codes(np.stack(pair, axis=-1).reshape(*x.shape[:-1], -1), args)
+        return _codes(np.stack(pair, axis=-1).reshape(*x.shape[:-1], 2 * x.shape[-1]), args)
 
     return Step(run, stored_shape("unpack", args, shape), by_rows=len(shape) > 1)
 

@@ -28,14 +28,16 @@ def decode_folder(folder: Path, config: Mapping[str, Any], weights: Mapping[str,
 
     Raises DiffcError for a folder that another library quantized, or whose state holds objects that could run code.
     """
-    said = config.get(ENTRY) or {}
-    if said and (not isinstance(said, dict) or said.get("quant_method") != "modelopt"):
-        error = quantized_config(config, folder / "config.json")
-        assert error is not None  # there is an entry
+    said: Any = config.get(ENTRY) or {}
+    error = quantized_config(config, folder / "config.json")
+    if error and (not isinstance(said, dict) or said.get("quant_method") != "modelopt"):
         raise error
     algorithm = str(said.get("quant_algo", ""))
     layers = _bits(folder, weights, str(said.get("quant_type", "")))
-    return decode(weights, Statement(algorithm, layers, comfyui=False), folder)
+    found = decode(weights, Statement(algorithm, layers, comfyui=False), folder)
+    if error and not found.held:  # it says so, and no tensor has a scale
+        raise error
+    return found
 
 
 def _bits(folder: Path, weights: Mapping[str, Recipe], kind: str) -> dict[str, Mapping[str, Any]]:
