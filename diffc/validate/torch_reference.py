@@ -14,10 +14,10 @@ import torch
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.sources.backbone import DTYPES, load_backbone
 from diffc.models.sources.locate import ModelSource
-from diffc.models.sources.torch_weights import tensor_of
 from diffc.models.spec import Shape
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.simulate import cpu_block_quant
+from diffc.tensors import tensor_of
 from diffc.validate.outputs import FLOOR_RUNS, Drawn, Outputs, as_float32
 from diffc.validate.shapes import usual_shapes
 from diffc.validate.torch_hooks import (

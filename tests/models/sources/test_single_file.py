@@ -12,7 +12,7 @@ from safetensors.numpy import save_file as save_arrays
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.sources.json_files import read_json
 from diffc.models.sources.locate import locate
-from diffc.models.sources.torch_weights import tensor_of
+from diffc.tensors import tensor_of
 from tests.models.single.releases import backbone, released, save
 
 MODELS = ("tiny-flux", "tiny-sd3", "tiny-sd35", "tiny-sdxl")
