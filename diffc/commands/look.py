@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,8 +51,6 @@ def _command(source: ModelSource) -> str:
 
 def layer_rule(names: list[str]) -> str:
     """Names of layers in few words: those that differ in numbers alone are one, with a star."""
-    import re
-
     rules: dict[str, int] = {}
     for name in names:
         rule = re.sub(r"\d+", "*", name)

@@ -56,6 +56,24 @@ def unswizzle(recipe: Recipe, rows: int, columns: int) -> Recipe:
     return _then(recipe, "unswizzle", rows=rows, columns=columns)
 
 
+def pack(recipe: Recipe, *, high_first: bool = False) -> Recipe:
+    """4-bit codes [.., 2n] as bytes [.., n]."""
+    return _then(recipe, "pack", high_first=high_first, to=int(TensorProto.UINT8))
+
+
+def pack_rows(recipe: Recipe) -> Recipe:
+    """4-bit codes [2n, ..] as bytes [n, ..], two rows to a byte. Raises PassError for an odd number of rows."""
+    if recipe.shape[0] % 2:
+        raise PassError(f"{recipe.shape[0]} rows do not go two to a byte")
+    return _then(recipe, "pack_rows", to=int(TensorProto.UINT8))
+
+
+def swizzle(recipe: Recipe) -> Recipe:
+    """Block scales [rows, columns] in cuBLAS tiles, padded with zeros to whole ones."""
+    rows, columns = (-(-n // t) * t for n, t in zip(recipe.shape, (TILE_ROWS, TILE_COLUMNS), strict=True))
+    return _then(recipe, "swizzle", rows=rows, columns=columns)
+
+
 def power_of_two(recipe: Recipe) -> Recipe:
     """E8M0 bytes (an exponent + 127) as that power of two, float32."""
     return _then(recipe, "exponent", to=int(TensorProto.FLOAT))

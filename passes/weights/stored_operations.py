@@ -30,7 +30,11 @@ def stored_shape(name: str, args: Mapping[str, Any], shape: Shape) -> Shape:
         return (*shape[:-1], 2 * shape[-1])
     if name == "unpack_rows":
         return (2 * shape[0], *shape[1:])
-    if name == "unswizzle":
+    if name == "pack":
+        return (*shape[:-1], shape[-1] // 2)
+    if name == "pack_rows":
+        return (shape[0] // 2, *shape[1:])
+    if name in ("swizzle", "unswizzle"):
         return args["rows"], args["columns"]
     if name in ("gguf_values", "gguf_codes", "gguf_scales"):
         return (*shape[:-1], args["columns"])
@@ -94,6 +98,32 @@ def swizzled(scales: Array) -> Array:
     padded[: scales.shape[0], : scales.shape[1]] = scales
     tiles = padded.reshape(rows // TILE_ROWS, 4, 32, columns // TILE_COLUMNS, TILE_COLUMNS)
     return np.ascontiguousarray(tiles.transpose(0, 3, 2, 1, 4)).reshape(rows, columns)
+
+
+def _pack(args: Mapping[str, Any], shape: Shape, _: Evaluate) -> Step:
+    """Codes of 4 bits [.., 2n] -> bytes [.., n]; `high_first`: the first of two in the upper half."""
+
+    def run(x: Array, _: slice) -> Array:
+        codes = np.ascontiguousarray(x).view(np.uint8) & 15
+        first, second = codes[..., 0::2], codes[..., 1::2]
+        return first << 4 | second if args["high_first"] else first | second << 4
+
+    return Step(run, stored_shape("pack", args, shape), by_rows=len(shape) > 1)
+
+
+def _pack_rows(args: Mapping[str, Any], shape: Shape, _: Evaluate) -> Step:
+    """Codes of 4 bits [2n, ..] -> bytes [n, ..]: row 2i in the lower half, row 2i + 1 in the upper."""
+
+    def run(x: Array, _: slice) -> Array:
+        codes = np.ascontiguousarray(x).view(np.uint8) & 15
+        return codes[0::2] | codes[1::2] << 4
+
+    return Step(run, stored_shape("pack_rows", args, shape), by_rows=False)
+
+
+def _swizzle(args: Mapping[str, Any], shape: Shape, _: Evaluate) -> Step:
+    """The inverse of `unswizzle`, padded with zeros."""
+    return Step(lambda x, _: swizzled(x), stored_shape("swizzle", args, shape), by_rows=False)
 
 
 def _exponent(args: Mapping[str, Any], shape: Shape, _: Evaluate) -> Step:
@@ -163,6 +193,9 @@ STORED_BINDERS: dict[str, Callable[[Mapping[str, Any], Shape, Evaluate], Step]] 
     "unpack": _unpack,
     "unpack_rows": _unpack_rows,
     "unswizzle": _unswizzle,
+    "pack": _pack,
+    "pack_rows": _pack_rows,
+    "swizzle": _swizzle,
     "exponent": _exponent,
     "reciprocal": _reciprocal,
     "bits": _bits,
