@@ -15,6 +15,7 @@ Inputs have `input_quantizer._amax`, and `_pre_quant_scale` where channels are s
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from onnx import TensorProto
 
@@ -37,8 +38,15 @@ _INPUT_OF = {"fp8": "fp8", "int8": "int8", "int4": "fp8", "nvfp4": "nvfp4"}
 """What ModelOpt's presets quantize an input to where they do, by the kind of the weight."""
 
 
+def is_idle(own: Collection[str]) -> bool:
+    """Whether there are ranges of inputs and outputs alone: ModelOpt puts quantizers on norms, which diffc leaves out."""
+    return "weight" not in own and all(key.startswith((_INPUT, "output_quantizer.")) for key in own)
+
+
 def read(layer: Layer) -> Held | Recipe:
-    """The layer as it is held. Raises UnsupportedError for NF4, and for weights of which only the range is kept."""
+    """The layer as it is held; its plain weight where that has no quantizer. Raises UnsupportedError for NF4, and for weights of which only the range is kept."""
+    if not any(key.startswith(_WEIGHT) for key in layer.own):
+        return layer.weight
     kind, weight = _weight(layer)
     return Held(kind, weight, _input(layer, kind), layer.own.get(f"{_INPUT}_pre_quant_scale"), _branch(layer))
 

@@ -57,6 +57,8 @@ def decode(tensors: Mapping[str, Recipe], said: Statement, where: object) -> Dec
     said = _with_marker(plain, said)
     weights, held = dict(plain), dict[str, Held]()
     for name, own in layers.items():
+        if compressed.is_idle(own):
+            continue
         layer = Layer(
             name, own, plain.get(f"{name}.bias"), said.algorithm, _told(name, own, said), said.comfyui
         )
