@@ -39,12 +39,15 @@ _INPUT_OF = {"fp8": "fp8", "int8": "int8", "int4": "fp8", "nvfp4": "nvfp4"}
 
 
 def is_idle(own: Collection[str]) -> bool:
-    """Whether there are ranges of inputs and outputs alone: ModelOpt puts quantizers on norms, which diffc leaves out."""
+    """Whether there are ranges of inputs and outputs alone: ModelOpt has quantizers on norms, which diffc leaves out."""
     return "weight" not in own and all(key.startswith((_INPUT, "output_quantizer.")) for key in own)
 
 
 def read(layer: Layer) -> Held | Recipe:
-    """The layer as it is held; its plain weight where that has no quantizer. Raises UnsupportedError for NF4, and for weights of which only the range is kept."""
+    """The layer as it is held; its plain weight where that has no quantizer.
+
+    Raises UnsupportedError for NF4, and for weights of which only the range is kept.
+    """
     if not any(key.startswith(_WEIGHT) for key in layer.own):
         return layer.weight
     kind, weight = _weight(layer)
