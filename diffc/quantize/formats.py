@@ -194,19 +194,13 @@ STORED = Format(
 
 
 def find_format(name: str) -> Format:
-<<<<<<< HEAD
-    """The format of that name, with "-" for "_" if you like. Raises DiffcError that lists the known ones."""
-    found = STORED if name == STORED.name else FORMATS.get(name.replace("-", "_"))
-    if found is None:
-        raise unknown_value("format", name, FORMATS, fix="choose one of these with --format")
-    return found
-=======
     """The format of that name, with "-" for "_" if you like. Raises DiffcError that lists the known ones, or
     that names the packages of a plugin which cannot be used.
     """
     key = name.replace("-", "_")
+    if key == STORED.name:
+        return STORED
     if key in FORMATS:
         return FORMATS[key]
     unusable = plugins.unusable("diffc.formats", "format", key)
     raise unusable or unknown_value("format", name, FORMATS, fix="choose one of these with --format")
->>>>>>> main
