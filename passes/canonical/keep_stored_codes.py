@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graph.edit import Names, insert_before, replace_uses
-from passes.graph.match import output_ids
+from passes.base import Pass, PassResult, register
+from passes.graph.edit import Edit, Names
 from passes.graph.trt_ops import DOMAIN
 from passes.weights.moves import split_at_dequantize
 from passes.weights.recipe import Op, Recipe, constant, dtype_of, recipe_of
@@ -44,46 +43,29 @@ class KeepStoredCodes(Pass):
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Visit every constant that has a recipe."""
-        work = _Work(Names(graph), output_ids(graph))
-        for part in walk(graph):
-            new: dict[int, list[gs.Node]] = {}
+        edit, changed = Edit(graph), 0
+        for part in edit.view.parts:
             for tensor in list(part.tensors().values()):
                 recipe = recipe_of(tensor)
-                if recipe is not None and tensor.outputs and id(tensor) not in work.outputs:
-                    work.visit(part, tensor, recipe, new)
-            insert_before(part, new)
-        notes = (f"{work.changed} weights kept as stored codes",) if work.changed else ()
-        return PassResult(work.changed, notes, tuple(work.refusals))
+                if recipe is not None and tensor.outputs and id(tensor) not in edit.view.outputs:
+                    changed += _visit(part, tensor, recipe, edit)
+        return edit.finish({"weights kept as stored codes": changed})
 
 
-@dataclass
-class _Work:
-    """One sweep: fresh names, outputs of the graph, how many weights were changed, what was refused."""
-
-    names: Names
-    outputs: set[int]
-    changed: int = 0
-    refusals: list[Refusal] = field(default_factory=list)
-
-    def visit(
-        self, part: gs.Graph, weight: gs.Constant, recipe: Recipe, new: dict[int, list[gs.Node]]
-    ) -> None:
-        """Put the nodes that give `weight` in front of its first reader."""
-        found = split_at_dequantize(recipe)
-        if found is None:
-            return
-        codes, op, after = found
-        reason = _reason(codes, after)
-        if reason:
-            self.refusals.append(Refusal(weight.outputs[0].name, f"weight {weight.name!r}: {reason}"))
-            return
-        nodes = _Nodes(weight, self.names)
-        out = nodes.dequantized(codes, op, after)
-        readers = {id(node) for node in weight.outputs}
-        place = next(node for node in part.nodes if id(node) in readers)
-        replace_uses(weight, out)
-        new.setdefault(id(place), []).extend(nodes.made)
-        self.changed += 1
+def _visit(part: gs.Graph, weight: gs.Constant, recipe: Recipe, edit: Edit) -> bool:
+    """Put the nodes that give `weight` in front of its first reader; whether it has codes."""
+    found = split_at_dequantize(recipe)
+    if found is None:
+        return False
+    codes, op, after = found
+    if reason := _reason(codes, after):
+        edit.decline(weight, reason)
+        return False
+    readers = {id(node) for node in weight.outputs}
+    place = next(node for node in part.nodes if id(node) in readers)
+    nodes = _Nodes(weight, edit.names, edit.at(place).nodes)
+    edit.replace_uses(weight, nodes.dequantized(codes, op, after))
+    return True
 
 
 def _reason(codes: Recipe, after: tuple[Op, ...]) -> str:
@@ -100,7 +82,7 @@ class _Nodes:
 
     weight: gs.Constant
     names: Names
-    made: list[gs.Node] = field(default_factory=list)
+    made: list[gs.Node]
 
     def dequantized(self, codes: Recipe, op: Op, after: tuple[Op, ...]) -> gs.Tensor:
         scale, blocks = Recipe.from_json(op.args["scale"]), int(op.args["block_size"])

@@ -39,7 +39,7 @@ _INPUT_OF = {"fp8": "fp8", "int8": "int8", "int4": "fp8", "nvfp4": "nvfp4"}
 
 
 def is_idle(own: Collection[str]) -> bool:
-    """Whether there are ranges of inputs and outputs alone: ModelOpt quantizes norms as well, which diffc leaves out."""
+    """Whether it has ranges of inputs and outputs alone: ModelOpt quantizes norms as well, which diffc leaves out."""
     return "weight" not in own and all(key.startswith((_INPUT, "output_quantizer.")) for key in own)
 
 

@@ -8,10 +8,9 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graph.edit import drop_nodes
-from passes.graph.grids import is_weight
-from passes.graph.match import is_op, output_ids
+from passes.base import Pass, PassResult, register
+from passes.graph.edit import Edit
+from passes.graph.match import View, is_op, is_weight, producer
 from passes.weights.recipe import dtype_of
 
 _WIDE, _NARROW = TensorProto.FLOAT, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -36,32 +35,24 @@ class FoldScaleCast(Pass):
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Visit every Cast on a dequantized constant."""
-        outputs, dead, refusals = output_ids(graph), set[int](), list[Refusal]()
-        for part in walk(graph):
-            for node in part.nodes:
-                wide = node.inputs[0].inputs[0] if is_op(node, "Cast") and node.inputs[0].inputs else None
-                if not is_op(wide, "DequantizeLinear") or not is_weight(wide.inputs[0]):
-                    continue
-                if int(node.attrs["to"]) not in _NARROW or dtype_of(wide.inputs[1]) != _WIDE:
-                    continue
-                if dtype_of(wide.inputs[0]) not in _STORED:
-                    continue
-                if reason := _reason(wide, outputs):
-                    refusals.append(Refusal(wide.name, reason))
-                    continue
-                wide.attrs["output_dtype"] = int(node.attrs["to"])
-                wide.outputs = list(node.outputs)
-                node.outputs.clear()
-                dead.add(id(node))
-        drop_nodes(graph, dead)
-        notes = (f"{len(dead)} casts folded into DequantizeLinear",) if dead else ()
-        return PassResult(len(dead), notes, tuple(refusals))
+        return Edit(graph).rewrite_each(_wide, _fold, "casts folded into DequantizeLinear")
 
 
-def _reason(wide: gs.Node, outputs: set[int]) -> str:
-    """Why the Cast must stay, or nothing."""
+def _wide(cast: gs.Node, view: View) -> gs.Node | str | None:
+    """The DequantizeLinear of a stored weight that a Cast to 16 bits reads; a reason where the two must stay."""
+    wide = producer(cast.inputs[0]) if is_op(cast, "Cast") else None
+    if not is_op(wide, "DequantizeLinear") or not is_weight(wide.inputs[0]):
+        return None
+    if int(cast.attrs["to"]) not in _NARROW or dtype_of(wide.inputs[1]) != _WIDE:
+        return None
+    if dtype_of(wide.inputs[0]) not in _STORED:
+        return None
     if wide.attrs.get("block_size"):
         return "its scales are of blocks"
-    if len(wide.outputs[0].outputs) != 1 or id(wide.outputs[0]) in outputs:
-        return "its float32 result has another reader"
-    return ""
+    return wide if view.is_sole(wide.outputs[0]) else "its float32 result has another reader"
+
+
+def _fold(wide: gs.Node, edit: Edit) -> None:
+    (cast,) = wide.outputs[0].outputs
+    wide.attrs["output_dtype"] = int(cast.attrs["to"])
+    wide.outputs = edit.release(cast)
