@@ -12,6 +12,7 @@ import pytest
 
 from diffc.cli.main import run
 from diffc.commands.validate import ValidateRequest, validate_artifact
+from tests import polygraphy_cli
 from tests.cli_helpers import Capture, refusal
 from tests.conftest import Cell, Cells
 from tests.validate.damage import SMALL
@@ -48,6 +49,34 @@ def polygraphy(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["sh", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
+
+
+def test_an_rtx_pc_gets_a_script_that_builds_and_compares(
+    fp8: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "script"
+    file = fp8.artifact.manifest["targets"].get("trt-rtx")
+    validate_artifact(ValidateRequest(fp8.folder), script=folder)
+    for path in (*folder.glob("*.sh"), *folder.glob("*.py")):
+        assert b"\r" not in path.read_bytes()
+    for path in folder.glob("*.bat"):
+        text = path.read_bytes()
+        assert text.count(b"\n") == text.count(b"\r\n") > 3
+        assert text.startswith(b'@echo off\r\ncd /d "%~dp0"\r\n')
+    batch, shell = ((folder / f"run.{kind}").read_text() for kind in ("bat", "sh"))
+    assert batch.count("|| exit /b 1") == shell.count("polygraphy run ") > 0
+    if file is None:
+        return
+    assert "export POLYGRAPHY_USE_TENSORRT_RTX=1\n" in (folder / "rtx.sh").read_text()
+    assert b"set POLYGRAPHY_USE_TENSORRT_RTX=1\r\n" in (folder / "rtx.bat").read_bytes()
+    profile = fp8.artifact.manifest["profile"]
+    for command in polygraphy_cli.lines(folder / "rtx.sh"):
+        assert f"timestep:[{profile['maximum']['batch']}]" in command[command.index("--trt-max-shapes") :]
+        assert (folder / command[1]).is_file()
+        made = folder / "made.py"
+        assert polygraphy_cli.status([*command, "--gen-script", str(made)], folder, monkeypatch) == 0
+        assert "create_network" in made.read_text() or "NetworkFromOnnxPath" in made.read_text()
+        made.unlink()
 
 
 def test_run_sh_is_a_shell_script_that_stops_at_the_first_failure(fp8: Cell, tmp_path: Path) -> None:
