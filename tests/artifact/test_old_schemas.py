@@ -63,4 +63,3 @@ def test_commands_read_their_defaults_from_it(artifact: Artifact, capsys: Captur
     shown = " ".join(capsys.readouterr().out.split())
     assert "tiny-sd3" in shown
     assert "for SM89 (RTX 40, L40)" in shown
-    assert run(["slim", str(artifact.folder), "-o", str(artifact.folder.parent / "slim")]) == 0
