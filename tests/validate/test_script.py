@@ -51,12 +51,19 @@ def polygraphy(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def script(fp8: Cell, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What --script writes."""
+    folder = tmp_path_factory.mktemp("written") / "script"
+    validate_artifact(ValidateRequest(fp8.folder, shapes=(SMALL,)), script=folder)
+    return folder
+
+
 def test_an_rtx_pc_gets_a_script_that_builds_and_compares(
-    fp8: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fp8: Cell, script: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "script"
+    folder = script
     file = fp8.artifact.manifest["targets"].get("trt-rtx")
-    validate_artifact(ValidateRequest(fp8.folder), script=folder)
     for path in (*folder.glob("*.sh"), *folder.glob("*.py")):
         assert b"\r" not in path.read_bytes()
     for path in folder.glob("*.bat"):
@@ -79,11 +86,9 @@ def test_an_rtx_pc_gets_a_script_that_builds_and_compares(
         made.unlink()
 
 
-def test_run_sh_is_a_shell_script_that_stops_at_the_first_failure(fp8: Cell, tmp_path: Path) -> None:
-    folder = tmp_path / "script"
-    validate_artifact(ValidateRequest(fp8.folder, shapes=(SMALL,)), script=folder)
-    text = (folder / "run.sh").read_text()
+def test_run_sh_is_a_shell_script_that_stops_at_the_first_failure(fp8: Cell, script: Path) -> None:
+    text = (script / "run.sh").read_text()
     assert text.startswith("#!/bin/sh\nset -e\n")
     models = {*fp8.artifact.manifest["targets"].values()}
     assert text.count("polygraphy run ") == 3 * len(models)
-    assert subprocess.run(["sh", "-n", "run.sh"], cwd=folder, check=False).returncode == 0
+    assert subprocess.run(["sh", "-n", "run.sh"], cwd=script, check=False).returncode == 0
