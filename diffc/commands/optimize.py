@@ -56,7 +56,8 @@ def optimize(
 
 def _interface(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that says of its inputs what the weights decide, for drawing inputs; the file keeps what it says."""
-    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
     fix_channels(copy.graph)
     name_dimensions(copy.graph)
     return copy
