@@ -16,6 +16,7 @@ from diffc.models.sources.backbone import load_backbone, quiet_libraries
 from diffc.models.sources.source import ModelSource
 from diffc.models.stored.held import Held
 from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.modelopt_state import record_quantize_mode
 from diffc.version import VERSION
 from passes.weights.evaluate import evaluate
 from passes.weights.moves import joined, part, split_at_dequantize
@@ -119,8 +120,6 @@ def write_mto(model: Calibrated, place: Path) -> Written:
     """A file of ModelOpt's `mto.save`, which `mto.restore` takes: a pickle; the whole model is in memory."""
     import modelopt.torch.opt as mto
     import torch
-
-    from diffc.quantize.modelopt_state import record_quantize_mode
 
     if not model.checkpoint.scales_weights:
         raise UnsupportedError(
