@@ -45,7 +45,7 @@ def test_an_operator_that_went_goes_on_as_its_successor() -> None:
     assert steps[:2] == [("Upsample", 9), ("Upsample", 10)]
     assert ("Resize", 18) in steps
     assert all(since > 10 for op, since in steps if op == "Resize")
-    assert not [step for step in steps_of("NoSuchOperator", 8, 18)]
+    assert not list(steps_of("NoSuchOperator", 8, 18))
 
 
 def node(op: str, *dtypes: Any) -> gs.Node:
