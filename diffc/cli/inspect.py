@@ -31,7 +31,7 @@ def inspect_command(
     passes: Annotated[bool, typer.Option("--passes", help="What every pass did, too.")] = False,
 ) -> None:
     """Say what an artifact holds (shapes, formats, passes, sizes, engines, checks), or what a model is."""
-    from diffc.cli.tables import inspected
+    from diffc.cli.inspection import inspected
     from diffc.commands.inspect import inspect
 
     inspected(inspect(what), terminal, passes=passes)
