@@ -43,10 +43,11 @@ def compile_command(
             "--format",
             "-f",
             metavar="FORMAT",
-            help="{formats}; ModelOpt's names too (fp4).",
+            help="{formats}; ModelOpt's names too (fp4); stored keeps a quantized file's own codes.",
+            show_default="none; stored for a quantized file",
             autocompletion=completed(choices.formats),
         ),
-    ] = "none",
+    ] = "auto",
     target: Annotated[
         list[str] | None,
         typer.Option(

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from diffc.cli.terminal import Terminal
 
 EXAMPLES = examples(
-    "diffc inspect build/digits", "diffc inspect PIPELINE", "diffc inspect build/digits --json -"
+    "diffc inspect build/digits",
+    "diffc inspect PIPELINE",
+    "diffc inspect model.safetensors",
+    "diffc inspect build/digits --json -",
 )
 
 
@@ -25,7 +28,7 @@ def inspect_command(
         str,
         typer.Argument(
             metavar="ARTIFACT|MODEL",
-            help="What `diffc compile` wrote, a pipeline or backbone folder, OWNER/NAME of the hub, or a known name.",
+            help="What `diffc compile` wrote, a pipeline or backbone folder, a file, OWNER/NAME of the hub, or a name.",
             autocompletion=completed(choices.models),
         ),
     ],
@@ -37,7 +40,7 @@ def inspect_command(
     cache_dir: CacheDir = None,
 ) -> None:
     """Say what an artifact holds (shapes, formats, passes, sizes, engines, checks), or what a model is."""
-    from diffc.cli.tables import inspected
+    from diffc.cli.inspection import inspected
     from diffc.commands.inspect import inspect
     from diffc.models.sources.source import HubOptions
 

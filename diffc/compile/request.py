@@ -68,6 +68,7 @@ class CompileRequest:
     Paths may be text or os.PathLike, `targets` and `sms` a single one; formats and types may have ModelOpt's names.
     `model`: an embedded model, a pipeline or backbone folder, an id of the Hugging Face hub, or an .onnx file; `hub`
     says which of its files are read. `output`: the folder to write.
+    `format` "auto" keeps what the model's file holds quantized, and is "none" for any other.
     `sms`: compute capabilities to build engines for, such as 89. `dtype` "auto" is the type in which the backbone's
     weights are stored. `profile`: the text of --profile. `from_checkpoint`: a calibration to take instead of a new one.
     `save_checkpoint`: a folder to save the calibration in as well, as soon as it is finished.
@@ -86,7 +87,7 @@ class CompileRequest:
 
     model: Converted[AnyPath, str] = Converted(as_text)
     output: Converted[AnyPath, Path] = Converted(as_path)
-    format: Converted[str, str] = Converted(format_name, "none")
+    format: Converted[str, str] = Converted(format_name, "auto")
     targets: Converted[str | Iterable[str], tuple[str, ...]] = Converted(as_texts, ("ort",))
     sms: Converted[int | str | Iterable[int | str], tuple[int, ...]] = Converted(_as_sms, ())
     dtype: Converted[str, str] = Converted(dtype_name, "auto")

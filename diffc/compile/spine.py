@@ -14,6 +14,7 @@ from typing import Any, overload
 
 import onnx
 
+from diffc.artifact.describe import described_engines
 from diffc.artifact.folder import Artifact, staging, write_manifest
 from diffc.artifact.resume import CHECKPOINT, mark_calibrated
 from diffc.backends.tensorrt.build import EngineReport
@@ -43,6 +44,7 @@ from diffc.compile.onnx_model import compile_onnx
 from diffc.compile.pipeline_step import check_step
 from diffc.compile.plan import Plan, check, check_targets, describe
 from diffc.compile.request import CompileRequest, CompileResult, request_key
+from diffc.compile.stored import held_checkpoint
 from diffc.compile.validation import validate_by_layer, validate_whole
 from diffc.errors import UsageError
 from diffc.frontend.trace import trace as trace_backbone
@@ -52,7 +54,10 @@ from diffc.paths import AnyPath
 from diffc.progress import Parts, Reporter, estimated
 from diffc.progress_bar import default_reporter
 from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.formats import STORED
+from diffc.validate.comparisons import format_of_graph
 from diffc.validate.passes import NumericCheck
+from diffc.validate.repeat import write_repetition
 from diffc.validate.reports import ShapeReport, require_match, save_reports
 from diffc.validate.streamed import StreamedReference
 from diffc.validate.torch_reference import TorchReference, validation_arrays
@@ -102,7 +107,7 @@ def compile_model(
 
 def of_calibration(request: CompileRequest, checkpoint: Checkpoint) -> CompileRequest:
     """The request with the format of a model that was quantized in memory. Raises UsageError for another one."""
-    if request.format not in ("none", checkpoint.format):
+    if request.format not in ("auto", "none", checkpoint.format):
         raise UsageError(
             f"the model was quantized to {checkpoint.format} by mtq.quantize, and {request.format} is asked for",
             fix="leave format out, or give the model before mtq.quantize",
@@ -136,6 +141,7 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
         hashes = write(graphs, folder, parts["write"])
         validation = validate(plan, checkpoint, graphs, folder, parts["validate"])
         engines = build(plan, graphs, folder, parts["build"])
+        explain(plan, graphs, validation, engines, folder)
         content = manifest(plan, graphs, validation, engines, noise)
         written = write_manifest(folder, content, hashes)
     artifact = Artifact(request.output, written)
@@ -185,6 +191,11 @@ def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> 
 
     None for a format that does not quantize.
     """
+    if plan.format is STORED:
+        checkpoint = held_checkpoint(plan.source, backbone)
+        if checkpoint is not None:
+            checkpoint.save(folder / CHECKPOINT)
+        return checkpoint
     if not plan.format.quantizes:
         return None
     checkpoint = kept_checkpoint(folder)
@@ -277,7 +288,8 @@ def rewrite(
     request, batch = plan.request, plan.profile.batch
     inputs = partial(validation_arrays, plan.source, plan.dtype, request.seed, batch)
     numbers = NumericCheck(inputs)
-    result = canonicalize(model, batch, request.own_passes, numbers, request.dump, ui)
+    keep = plan.format is STORED
+    result = canonicalize(model, batch, request.own_passes, numbers, request.dump, ui, keep_codes=keep)
     graphs = legalize(result.model, plan.targets, numbers, request.dump, ui, target_options(plan))
     graphs = replace(graphs, records=[*result.records, *graphs.records])
     if cache is None:
@@ -303,6 +315,8 @@ def validate(
         return ()
     models = {name: folder / name for name in graphs.models}
     name, seed, shapes = plan.format.name, plan.request.seed + 1, plan.validation_shapes
+    if plan.format is STORED:
+        name = format_of_graph(graphs.models["model.onnx"])
     variants = graphs.cache is not None and graphs.cache.variants
     if plan.streams_validation:
         with ui.stage("load the torch model, its weights left in their files"):
@@ -321,6 +335,21 @@ def validate(
     save_reports(reports, folder / "validation")
     require_match(reports)
     return reports
+
+
+def explain(
+    plan: Plan, graphs: Graphs, reports: Sequence[ShapeReport], engines: Sequence[EngineReport], folder: Path
+) -> None:
+    """Beside the files of the validation, what repeats it with Polygraphy."""
+    write_repetition(
+        folder / "validation",
+        graphs.models,
+        graphs.files,
+        reports,
+        described_engines(engines),
+        format=plan.format.name,
+        dtype=plan.dtype,
+    )
 
 
 def build(plan: Plan, graphs: Graphs, folder: Path, ui: Reporter) -> Sequence[EngineReport]:

@@ -15,6 +15,7 @@ from onnx import TensorProto
 from diffc.models.family import Family
 from diffc.models.sources.fingerprint import CONTENT, hash_values, hash_weights
 from diffc.models.spec import Config
+from diffc.models.stored.held import Held
 from passes.weights.recipe import Recipe
 
 _DTYPES = {int(TensorProto.FLOAT16): "float16", int(TensorProto.BFLOAT16): "bfloat16"}
@@ -30,6 +31,11 @@ class ModelSource:
     files of the variant has plain ones. `revision` is the commit of a model that lies in the cache of the Hugging Face
     hub, whose `name` is its id there; None for every other model. A model in memory has `origin`, which says what it is
     (`diffc.models.sources.live`), and `pipeline` where a whole pipeline was given; its `path` is no file.
+
+    `stored_dtype` is the compute type where the types of the weights do not tell it, empty elsewhere. `held` are the
+    layers that the files hold quantized, by their names: codes, scales and inputs; their `weights` are what the codes
+    stand for. `parts`: what the file of the backbone holds besides, such as "VAE".
+    `exact` names the weights that are not rounded to the compute type (`as_held`).
     """
 
     name: str
@@ -40,6 +46,10 @@ class ModelSource:
     weights: Mapping[str, Recipe]
     variant: str | None = None
     revision: str | None = None
+    stored_dtype: str = ""
+    held: Mapping[str, Held] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+    exact: frozenset[str] = frozenset()
     pipeline: Any = field(default=None, repr=False, compare=False)
     origin: Mapping[str, Any] | None = None
 
@@ -59,9 +69,16 @@ class ModelSource:
         """Whether the backbone has its pipeline around it, in a folder or in memory."""
         return self.pipeline_dir is not None or self.pipeline is not None
 
+    def as_held(self) -> ModelSource:
+        """The source whose quantized layers have the values of their codes, which a compile stores as they are."""
+        own = {f"{name}.weight": layer.weight for name, layer in self.held.items()}
+        return replace(self, weights={**self.weights, **own}, exact=frozenset(own))
+
     @property
     def dtype(self) -> str:
         """The compute type of the weights, that of most tensors: "float32", "float16" or "bfloat16"."""
+        if self.stored_dtype:
+            return self.stored_dtype
         types = Counter(recipe.dtype for recipe in self.weights.values())
         return _DTYPES.get(types.most_common(1)[0][0], "float32")
 
