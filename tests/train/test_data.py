@@ -12,11 +12,11 @@ from PIL import Image
 
 from diffc.errors import DiffcError
 from diffc.models.inputs import forward_kwargs
-from diffc.models.sources.locate import locate
 from diffc.models.sources.pipelines import open_pipeline
 from diffc.train.capture import call_arguments
 from diffc.train.data import Pictures, encode_pictures, read_pictures
 from diffc.train.noising import Noising
+from diffc.train.request import TrainRequest, check
 
 
 def picture(path: Path, size: tuple[int, int] = (40, 20)) -> None:
@@ -101,10 +101,10 @@ def test_batches_of_pictures_run_in_the_backbone(model: str, prediction: str, tm
     for name in ("a", "b"):
         picture(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(f"prompt {name}", encoding="utf-8")
-    source = locate(model)
+    plan = check(TrainRequest(model, tmp_path / "out", "nvfp4", image_size=64, text_tokens=16))
+    source, pixels = plan.source, plan.pixels
     pipe = open_pipeline(source, dtype=torch.float32, fix="")
-    pixels = 64
-    call = call_arguments(pipe, source, pixels, 16)
+    call = call_arguments(pipe, plan)
     pictures = read_pictures(str(tmp_path), pixels, 0)
     found = encode_pictures(pipe, source, pictures, call, lambda done, total: None)
     assert found.noising.kind == prediction
