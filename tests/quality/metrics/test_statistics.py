@@ -49,6 +49,7 @@ def test_the_frechet_distance_is_that_of_torchmetrics() -> None:
     one, other = rng.normal(size=(80, 6)) @ mix, rng.normal(0.3, 1.2, size=(90, 6))
     metric = FrechetInceptionDistance(feature=Features(), input_img_size=(6, 1, 1), normalize=False)
     metric.set_dtype(torch.float64)
+    metric.orig_dtype = torch.float64  # what update() notes
     for real, values in ((True, other), (False, one)):
         features = torch.from_numpy(values)
         sums, products = features.sum(0), features.T @ features
