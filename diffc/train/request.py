@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from diffc.backends.install import install_command
 from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
 from diffc.models.sampling import Sampling, sampling_of
 from diffc.models.sources.components import check_components
@@ -247,5 +248,5 @@ def _check_data(request: TrainRequest) -> None:
         except ImportError as error:
             raise UnsupportedError(
                 "--data digits is drawn from scikit-learn's digits, and scikit-learn is not installed",
-                fix="pip install scikit-learn",
+                fix=install_command("train"),
             ) from error
