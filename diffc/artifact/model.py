@@ -8,6 +8,7 @@ from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.models.sources.locate import ModelSource, locate, locate_again
+from diffc.models.sources.loras import with_recorded_loras
 
 
 def remembered(model: str) -> str:
@@ -24,7 +25,7 @@ def compiled_model(artifact: Artifact, given: str | None, option: str) -> ModelS
     """
     if given is not None:
         try:
-            return locate(given)
+            return with_recorded_loras(locate(given), artifact.manifest)
         except DiffcError as error:
             raise DiffcError(error.what, fix=f"name the folder of the model: {option}") from error
     model = artifact.manifest["request"]["model"]

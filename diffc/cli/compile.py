@@ -24,6 +24,7 @@ EXAMPLES = examples(
 )
 _QUANTIZE, _CALIBRATE = "Quantization", "Calibration (of formats that need it)"
 _HUB = "Models of the Hugging Face hub, and variants"
+_LORA = "LoRA"
 _CACHE, _ENGINES, _CHECK = "Cache diffusion", "Engines", "Checks and output"
 
 
@@ -76,6 +77,21 @@ def compile_command(
             show_default="half to 1.5 times the model's own size",
         ),
     ] = "",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[=WEIGHT]",
+            help="A LoRA to fuse into the weights, a file or OWNER/NAME; FILE=0.8,PATTERN=WEIGHT for single layers;"
+            " repeatable.",
+            rich_help_panel=_LORA,
+        ),
+    ] = None,
+    lora_partial: Annotated[
+        bool,
+        typer.Option(
+            "--lora-partial", help="Leave out keys of a LoRA that fit no layer.", rich_help_panel=_LORA
+        ),
+    ] = False,
     revision: Annotated[
         str | None,
         typer.Option(
@@ -344,6 +360,7 @@ def compile_command(
     from diffc.cli.tables import compiled, planned, planned_from_file
     from diffc.compile.plan import check
     from diffc.compile.request import CompileRequest, parse_component_dtype, read_prompts
+    from diffc.models.sources.lora_files import parse_lora
     from diffc.models.sources.source import HubOptions
     from diffc.quantize.options import QuantOptions
 
@@ -376,6 +393,8 @@ def compile_command(
         batch_size=batch_size,
         image_size=image_size,
         seed=seed,
+        loras=tuple(map(parse_lora, lora or ())),
+        lora_partial=lora_partial,
         cache_plan=cache_plan,
         cache_layout=cache_layout,
         passes=passes,

@@ -14,6 +14,7 @@ from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
 from diffc.models.profiles import ShapeProfile, painted_size, parse_profile
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource, locate
+from diffc.models.sources.loras import with_loras
 from diffc.models.spec import Shape
 from diffc.quantize.folder import check_place
 from diffc.quantize.formats import Format, find_format
@@ -86,6 +87,7 @@ def check(request: CompileRequest) -> Plan:
         target.check_format(fmt.name)
     check_output(request.output, force=request.force)
     source = locate(request.model, request.hub)
+    source = with_loras(source, request.loras, request.hub, partial=request.lora_partial)
     _check_calibration(request, fmt, source)
     if request.image_size is not None:
         source.family.check(source.config, Shape(1, request.image_size, request.image_size, 1))

@@ -14,6 +14,7 @@ from diffc.artifact.describe import versions
 from diffc.artifact.folder import Artifact
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions
 from diffc.errors import DiffcError, UsageError
+from diffc.models.sources.lora_files import LoraSpec
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.quantize.options import DEFAULT_OPTIONS, QuantOptions
 from passes import Pass, Pipeline
@@ -42,6 +43,7 @@ class CompileRequest:
     `component_dtypes`: (component, type) pairs for calibration on a GPU; other components have the compute type.
     `steps`: denoising steps of a calibration prompt. `batch_size`: calibration prompts at a time. `image_size`: pixels
     of the calibration images, None for the model's own. `seed`: of calibration noise and validation inputs.
+    `loras`: LoRA files to fuse into the weights; `lora_partial`: their keys that fit no layer are left out.
     `cache_plan`: a preset of `diffc.cache` or a plan file, empty for none; `cache_layout`: one of
     `diffc.cache.layout.LAYOUTS`. `passes`: the text of --passes, empty for none; they run after the canonical ones and
     before those of each target. `force`: replace an artifact at `output`. `dump`: a folder for the graph after each
@@ -66,6 +68,8 @@ class CompileRequest:
     batch_size: int = 4
     image_size: int | None = None
     seed: int = 0
+    loras: tuple[LoraSpec, ...] = ()
+    lora_partial: bool = False
     cache_plan: str = ""
     cache_layout: str = "full+reduced"
     passes: str = ""

@@ -67,9 +67,12 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
     backbone = FakeBackbone(plan.source, plan.dtype)
     check_weights(backbone)
     ui.note(describe(plan))
+    for applied in plan.source.loras:
+        ui.note(applied.summary())
     parts = Parts(ui, part_names(plan))
     cache = resolve_cache(plan, backbone, ui)
-    files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files]
+    loras = [applied.file.path for applied in plan.source.loras]
+    files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files, *loras]
     key = request_key(request, files, plan.source.fingerprint)
     with staging(request.output, force=request.force, key=key, note=ui.note) as folder:
         checkpoint = quantize(plan, backbone, folder, parts["quantize"])

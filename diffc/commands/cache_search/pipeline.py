@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import locate
+from diffc.models.sources.lora_files import LoraSpec
+from diffc.models.sources.loras import with_loras
 from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.progress import Reporter, estimated
 
 DEFAULT_PROMPTS = ("a handwritten seven", "a red fox asleep in fresh snow", "a wooden sign that reads OPEN")
 
 
-def load_for_search(model: str, ui: Reporter) -> Any:
-    """The diffusers pipeline of `model`. Raises DiffcError when there is none, or it does not load."""
+def load_for_search(
+    model: str, ui: Reporter, loras: Sequence[LoraSpec] = (), *, partial: bool = False
+) -> Any:
+    """The diffusers pipeline of `model` with `loras` in its backbone. Raises DiffcError when there is none, or it does not load."""
     import torch
 
-    source = locate(model)
+    source = with_loras(locate(model), loras, partial=partial)
     check_components(source)
     cuda = torch.cuda.is_available()
     dtype = getattr(torch, source.dtype) if cuda else torch.float32

@@ -9,6 +9,7 @@ from typing import Any
 from diffc import plugins
 from diffc.errors import DiffcError, UsageError
 from diffc.models.sources import backbone_folder, embedded_name, hub, pipeline_folder
+from diffc.models.sources.loras import with_recorded_loras
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource, Reader
 
 __all__ = ["READERS", "ModelSource", "locate", "locate_again"]
@@ -45,11 +46,15 @@ def locate(model: str, options: HubOptions = DEFAULT_HUB) -> ModelSource:
 
 
 def locate_again(manifest: Mapping[str, Any]) -> ModelSource:
-    """The model that the compile of an artifact with this manifest found.
+    """The model that the compile of an artifact with this manifest found, its LoRAs included.
 
     A model of the hub is found by its id and its commit when the folder of the compile is gone. Raises what `locate`
     raises.
     """
+    return with_recorded_loras(_locate_base(manifest), manifest)
+
+
+def _locate_base(manifest: Mapping[str, Any]) -> ModelSource:
     request, described = manifest["request"], manifest["model"]
     options = HubOptions.from_json(request.get("hub", {}))
     try:

@@ -14,6 +14,7 @@ from onnx import TensorProto
 from diffc.models.family import Family
 from diffc.models.sources.fingerprint import hash_weights
 from diffc.models.spec import Config
+from passes.weights.lora.fuse import Applied
 from passes.weights.recipe import Recipe
 
 _DTYPES = {int(TensorProto.FLOAT16): "float16", int(TensorProto.BFLOAT16): "bfloat16"}
@@ -27,7 +28,8 @@ class ModelSource:
     backbone alone. No weight is in memory: a recipe says where the bytes lie and what is computed from them. `variant`
     is the word in the names of the files taken ("fp16"), None for plain names; a component of the pipeline that has no
     files of the variant has plain ones. `revision` is the commit of a model that lies in the cache of the Hugging Face
-    hub, whose `name` is its id there; None for every other model.
+    hub, whose `name` is its id there; None for every other model. `loras` are in the weights (`diffc.models.sources.loras`);
+    `base` is then the model without them.
     """
 
     name: str
@@ -38,6 +40,8 @@ class ModelSource:
     weights: Mapping[str, Recipe]
     variant: str | None = None
     revision: str | None = None
+    loras: tuple[Applied, ...] = ()
+    base: ModelSource | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -47,6 +51,8 @@ class ModelSource:
     @property
     def dtype(self) -> str:
         """The compute type of the weights, that of most tensors: "float32", "float16" or "bfloat16"."""
+        if self.base is not None:
+            return self.base.dtype
         types = Counter(recipe.dtype for recipe in self.weights.values())
         return _DTYPES.get(types.most_common(1)[0][0], "float32")
 
@@ -58,6 +64,8 @@ class ModelSource:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors, as stored."""
+        if self.base is not None:
+            return self.base.nbytes
         return sum(recipe.nbytes for recipe in self.weights.values())
 
 
