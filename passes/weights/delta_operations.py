@@ -79,7 +79,8 @@ def _spread_kernel(args: Mapping[str, Any], shape: Shape, evaluate: Evaluate) ->
 
     def run(x: Array, _: slice) -> Array:
         core = x.astype(np.float32).reshape(*shape[:2], math.prod(shape[2:]))
-        return np.einsum("pqk,op,qi->oik", core, up, down, optimize=True).reshape(result)
+        spread: Array = np.einsum("pqk,op,qi->oik", core, up, down, optimize=True)
+        return spread.reshape(result)
 
     return Step(run, result, by_rows=False)
 

@@ -19,7 +19,10 @@ DEFAULT_PROMPTS = ("a handwritten seven", "a red fox asleep in fresh snow", "a w
 def load_for_search(
     model: str, ui: Reporter, loras: Sequence[LoraSpec] = (), *, partial: bool = False
 ) -> Any:
-    """The diffusers pipeline of `model` with `loras` in its backbone. Raises DiffcError when there is none, or it does not load."""
+    """The diffusers pipeline of `model` with `loras` in its backbone.
+
+    Raises DiffcError when there is none, or it does not load.
+    """
     import torch
 
     source = with_loras(locate(model), loras, partial=partial)

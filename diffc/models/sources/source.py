@@ -28,8 +28,8 @@ class ModelSource:
     backbone alone. No weight is in memory: a recipe says where the bytes lie and what is computed from them. `variant`
     is the word in the names of the files taken ("fp16"), None for plain names; a component of the pipeline that has no
     files of the variant has plain ones. `revision` is the commit of a model that lies in the cache of the Hugging Face
-    hub, whose `name` is its id there; None for every other model. `loras` are in the weights (`diffc.models.sources.loras`);
-    `base` is then the model without them.
+    hub, whose `name` is its id there; None for every other model. `loras` are in the weights
+    (`diffc.models.sources.loras`); `base` is then the model without them.
     """
 
     name: str
