@@ -92,6 +92,15 @@ def compile_command(
             "--lora-partial", help="Leave out keys of a LoRA that fit no layer.", rich_help_panel=_LORA
         ),
     ] = False,
+    lora_slots: Annotated[
+        int,
+        typer.Option(
+            metavar="RANK",
+            help="Let the compiled model take LoRAs up to this rank when it runs (target ort).",
+            show_default="no slots",
+            rich_help_panel=_LORA,
+        ),
+    ] = 0,
     revision: Annotated[
         str | None,
         typer.Option(
@@ -395,6 +404,7 @@ def compile_command(
         seed=seed,
         loras=tuple(map(parse_lora, lora or ())),
         lora_partial=lora_partial,
+        lora_slots=lora_slots,
         cache_plan=cache_plan,
         cache_layout=cache_layout,
         passes=passes,

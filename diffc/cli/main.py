@@ -25,6 +25,7 @@ from diffc.cli import (
     opt,
     package,
     passes,
+    relora,
     slim,
     validate,
 )
@@ -53,6 +54,7 @@ for name, function, text, panel in (
     ("compile", compile.compile_command, compile.EXAMPLES, _MAKE),
     ("import", import_.import_command, import_.EXAMPLES, _MAKE),
     ("opt", opt.opt_command, opt.EXAMPLES, _MAKE),
+    ("relora", relora.relora_command, relora.EXAMPLES, _MAKE),
     ("package", package.package_command, package.EXAMPLES, _MAKE),
     ("slim", slim.slim_command, slim.EXAMPLES, _MAKE),
     ("validate", validate.validate_command, validate.EXAMPLES, _CHECK),

@@ -20,6 +20,8 @@ from diffc.models.profiles import ShapeProfile
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource
+from diffc.models.sources.lora_files import LoraSpec
+from diffc.models.sources.loras import with_loras
 from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.models.spec import Shape
 from diffc.output_files import check_output_file
@@ -41,7 +43,7 @@ class GenerateRequest:
     """What to paint, and with what; None leaves a setting to the pipeline.
 
     `compare` holds artifact folders, and "torch" for the uncompiled backbone. Image n of `batch` has the seed
-    `seed` + n. `height` and `width` are in pixels, `pipeline` is the diffusers folder in the place of the one of the
+    `seed` + n. `loras` go into the slots of the artifact (`CompiledBackbone.set_lora`) and into torch's backbone. `height` and `width` are in pixels, `pipeline` is the diffusers folder in the place of the one of the
     compile. `warm_up`: every variant paints two steps before its time is taken, since the first run of a runtime also
     allocates and compiles.
     """
@@ -61,6 +63,7 @@ class GenerateRequest:
     target: str | None = None
     device: str | None = None
     warm_up: bool = True
+    loras: tuple[LoraSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,12 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
     ui = ui or default_reporter()
     check_output_file(request.output)
     artifact = Artifact.load(request.artifact)
-    source = _source(artifact, request.pipeline)
+    if request.loras and "lora_slots" not in artifact.manifest:
+        raise DiffcError(
+            f"{artifact.folder} was compiled without LoRA slots",
+            fix="compile with --lora-slots RANK, or fuse the LoRA: diffc relora ARTIFACT --lora FILE",
+        )
+    source = with_loras(_source(artifact, request.pipeline), request.loras)
     _, device = resolve(artifact, request.target, request.device)
     names = (name for name in dict.fromkeys(request.compare) if name != TORCH)
     folders = [request.artifact, *(Path(name).expanduser().absolute() for name in names)]
@@ -196,6 +204,8 @@ def _variants(
             raise DiffcError(f"{folder} holds no {source.family} backbone", fix="compare what is alike")
         target = request.target if number == 0 else None
         module = load(folder, target=target, device=pipe.device, dtype=pipe.vae.dtype)
+        if number == 0:
+            module.set_lora(request.loras)
         yield f"{other.manifest['format']} {module.target} ({folder.name})", module
 
 

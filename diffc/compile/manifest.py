@@ -54,6 +54,7 @@ def manifest(
         "passes": described_passes(graphs.records),
         "validation": [report.described() for report in validation],
         "engines": described_engines(engines),
+        **({} if graphs.lora is None else {"lora_slots": graphs.lora.described(plan.source)}),
         **({} if graphs.cache is None else {"cache": graphs.cache.manifest() | _noise(noise)}),
     }
 

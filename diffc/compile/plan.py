@@ -9,6 +9,7 @@ from diffc.artifact.folder import check_output
 from diffc.backends.sm import check_format_sms
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, find_target
 from diffc.backends.tensorrt.device import check_stripping
+from diffc.compile.lora_slots import check_slots
 from diffc.compile.request import DTYPES, CompileRequest
 from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
 from diffc.models.profiles import ShapeProfile, painted_size, parse_profile
@@ -83,6 +84,7 @@ def check(request: CompileRequest) -> Plan:
     _ = request.own_passes  # raises PassError for an unknown one
     check_targets(targets, request.sms)
     check_engine(targets, request.engine)
+    check_slots(request)
     for target in targets:
         target.check_format(fmt.name)
     check_output(request.output, force=request.force)

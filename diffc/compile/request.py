@@ -44,6 +44,7 @@ class CompileRequest:
     `steps`: denoising steps of a calibration prompt. `batch_size`: calibration prompts at a time. `image_size`: pixels
     of the calibration images, None for the model's own. `seed`: of calibration noise and validation inputs.
     `loras`: LoRA files to fuse into the weights; `lora_partial`: their keys that fit no layer are left out.
+    `lora_slots`: the highest rank of LoRAs that the compiled model takes when it runs, 0 for none.
     `cache_plan`: a preset of `diffc.cache` or a plan file, empty for none; `cache_layout`: one of
     `diffc.cache.layout.LAYOUTS`. `passes`: the text of --passes, empty for none; they run after the canonical ones and
     before those of each target. `force`: replace an artifact at `output`. `dump`: a folder for the graph after each
@@ -70,6 +71,7 @@ class CompileRequest:
     seed: int = 0
     loras: tuple[LoraSpec, ...] = ()
     lora_partial: bool = False
+    lora_slots: int = 0
     cache_plan: str = ""
     cache_layout: str = "full+reduced"
     passes: str = ""

@@ -35,6 +35,7 @@ from diffc.compile.calibration import (
 )
 from diffc.compile.engines import build_engines, engine_profile
 from diffc.compile.graphs import Graphs, canonicalize, legalize, write
+from diffc.compile.lora_slots import slotted
 from diffc.compile.manifest import manifest
 from diffc.compile.onnx_model import compile_onnx
 from diffc.compile.plan import Plan, check, check_targets, describe
@@ -188,7 +189,8 @@ def rewrite(
     numbers = NumericCheck(inputs)
     result = canonicalize(model, batch, request.own_passes, numbers, request.dump, ui)
     graphs = legalize(result.model, plan.targets, numbers, request.dump, ui, target_options(plan))
-    graphs = replace(graphs, records=[*result.records, *graphs.records])
+    lora = slotted(graphs, request.lora_slots)
+    graphs = replace(graphs, records=[*result.records, *graphs.records], lora=lora)
     if cache is None:
         return graphs
     layout, options = find_layout(request.cache_layout), target_options(plan)

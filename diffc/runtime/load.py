@@ -17,6 +17,7 @@ from diffc.backends.tensorrt.run import pick_engine
 from diffc.errors import DiffcError, unknown_value
 from diffc.models.registry import find_family
 from diffc.runtime.cached import open_cached
+from diffc.runtime.lora import LoraSlots
 from diffc.runtime.module import CompiledBackbone
 from diffc.runtime.profile import profile_of
 from passes.files.atomic import open_new
@@ -66,7 +67,12 @@ def load(
     else:
         session = _open(found, chosen, where, signature, cuda_graph)
     own = TORCH_TYPES[{"float32": "FLOAT"}.get(found.manifest["dtype"], found.manifest["dtype"].upper())]
-    return CompiledBackbone(session, signature, spec, model["config"], dtype or own, chosen.name)
+    slots = (
+        LoraSlots.of(found.manifest)
+        if chosen.name in found.manifest.get("lora_slots", {}).get("files", {})
+        else None
+    )
+    return CompiledBackbone(session, signature, spec, model["config"], dtype or own, chosen.name, slots)
 
 
 def resolve(
@@ -149,6 +155,7 @@ def _open(
         model = ModelFile(artifact.folder / entry["file"], target, device, cache, weights=weights)
     else:
         name = manifest["targets"][target.file_of]
+        name = manifest.get("lora_slots", {}).get("files", {}).get(target.name, name)
         identity = (manifest["files"][name], manifest["files"].get("model.onnx_data", {}))
         model = ModelFile(artifact.folder / name, target, device, cache, identity)
     return runtime_of(target).open_session(replace(model, cuda_graph=cuda_graph), signature)

@@ -249,10 +249,23 @@ def _full(first: str, name: str) -> str:
     return ".".join((*first.split(".")[:-dots], name[dots:])) if dots else name
 
 
-LAYERS = _rows(
-    _FLUX, _XLABS, _FLUX_2, _CHROMA, _SD3, _AURAFLOW, _WAN, _Z_IMAGE, _HUNYUAN_VIDEO, _MOCHI, _LUMINA_2, _UNET
-)
-"""(their name, our names): see the top of this file."""
+TABLES = {
+    "flux": _rows(_FLUX),
+    "xlabs": _rows(_XLABS),
+    "flux2": _rows(_FLUX_2),
+    "chroma": _rows(_CHROMA),
+    "sd3": _rows(_SD3),
+    "auraflow": _rows(_AURAFLOW),
+    "wan": _rows(_WAN),
+    "z-image": _rows(_Z_IMAGE),
+    "hunyuan-video": _rows(_HUNYUAN_VIDEO),
+    "mochi": _rows(_MOCHI),
+    "lumina2": _rows(_LUMINA_2),
+    "unet": _rows(_UNET),
+}
+"""Name of a table -> its lines, (their name, our names): see the top of this file."""
+LAYERS = tuple(line for table in TABLES.values() for line in table)
+"""The lines of all tables."""
 OVERRIDES = _rows(_WAN_NORMS)
 """The same for names that also are a layer of ours, and another one: they count where `WORDS` find a file of theirs."""
 WORDS = ("self_attn", "cross_attn")

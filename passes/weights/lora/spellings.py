@@ -62,6 +62,13 @@ def spellings_of(shapes: Shapes) -> Spellings:
     return Spellings(found | _flat(found, own), overridden | _flat(overridden, {}))
 
 
+def rule_layers(
+    rules: tuple[tuple[str, tuple[str, ...]], ...], shapes: Shapes
+) -> Iterator[tuple[str, Layer]]:
+    """(their name, layer) of every line of `rules` that counts for a model with these parameters."""
+    yield from _of_rules(rules, shapes, _modules(shapes))
+
+
 def is_overriding(name: str) -> bool:
     """Whether a layer's name in a file tells that the file is of the project whose names override ours."""
     return any(word in name for word in WORDS)
