@@ -43,7 +43,8 @@ class GenerateRequest:
     """What to paint, and with what; None leaves a setting to the pipeline.
 
     `compare` holds artifact folders, and "torch" for the uncompiled backbone. Image n of `batch` has the seed
-    `seed` + n. `loras` go into the slots of the artifact (`CompiledBackbone.set_lora`) and into torch's backbone. `height` and `width` are in pixels, `pipeline` is the diffusers folder in the place of the one of the
+    `seed` + n. `loras` go into the slots of the artifact (`CompiledBackbone.set_lora`) and into torch's backbone.
+    `height` and `width` are in pixels, `pipeline` is the diffusers folder in the place of the one of the
     compile. `warm_up`: every variant paints two steps before its time is taken, since the first run of a runtime also
     allocates and compiles.
     """

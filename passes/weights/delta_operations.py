@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from passes.weights.recipe import Array, Recipe
-from passes.weights.rounding import scratch
 from passes.weights.step import Evaluate, Shape, Step
 
 
@@ -27,8 +26,9 @@ def _add_products(args: Mapping[str, Any], shape: Shape, evaluate: Evaluate) -> 
     left, right = np.concatenate(lefts, axis=1), np.concatenate(rights)
 
     def run(x: Array, rows: slice) -> Array:
-        added = np.matmul(left[rows], right, out=scratch("added", (len(x), right.shape[1]), np.float32))
-        return np.add(x.reshape(added.shape), added).reshape(x.shape)
+        total: Array = left[rows] @ right
+        total += x.reshape(total.shape)
+        return total.reshape(x.shape)
 
     return Step(run, shape)
 
