@@ -27,6 +27,7 @@ from diffc.cli import (
     passes,
     relora,
     slim,
+    train,
     validate,
 )
 from diffc.cli.cache import cache_app
@@ -52,6 +53,7 @@ app = typer.Typer(
 _MAKE, _CHECK, _LISTS = "Make", "Check and use", "Look up"
 for name, function, text, panel in (
     ("compile", compile.compile_command, compile.EXAMPLES, _MAKE),
+    ("train", train.train_command, train.EXAMPLES, _MAKE),
     ("import", import_.import_command, import_.EXAMPLES, _MAKE),
     ("opt", opt.opt_command, opt.EXAMPLES, _MAKE),
     ("relora", relora.relora_command, relora.EXAMPLES, _MAKE),
@@ -129,6 +131,7 @@ def _report(error: Exception, debug: bool) -> int:
     """Print an error that the user can fix and return its code; anything else is our bug and goes on."""
     from typer.exceptions import TyperException
 
+    from diffc.backends.install import missing
     from diffc.errors import DiffcError
     from diffc.terminal_text import block, error_text, line
     from passes.base import PassCheckError, PassError
@@ -145,6 +148,8 @@ def _report(error: Exception, debug: bool) -> int:
         where = line(f"{error.strerror}: {error.filename}")
         typer.echo(f"error: {where}\n  Fix: name another place", err=True)
         return 1
+    if isinstance(error, ModuleNotFoundError):
+        error = missing(error.name or "") or error
     if isinstance(error, (DiffcError, PassError)):
         typer.echo(error_text(error), err=True)
         return 3 if isinstance(error, PassCheckError) else getattr(error, "exit_code", 1)

@@ -127,8 +127,17 @@ def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> 
     else:
         checkpoint = calibrated(plan, backbone, ui)
         checkpoint.save(folder / CHECKPOINT)
+        if checkpoint.weights:
+            # From here on the weights are those of the copy, so that the artifact depends on no other file, and a
+            # compile that is taken up finds the journal of the same sources.
+            checkpoint = Checkpoint.load(folder / CHECKPOINT)
         if plan.calibrates:
             mark_calibrated(folder)
+    if checkpoint.weights:
+        count, all_weights = len(checkpoint.weights), len(plan.source.weights)
+        ui.note(
+            f"{count} of {all_weights} weights are those of the checkpoint, not those of {plan.source.name}"
+        )
     if plan.request.save_checkpoint is not None:
         checkpoint.save(plan.request.save_checkpoint)
         ui.note(f"the calibration is saved in {plan.request.save_checkpoint}")

@@ -25,6 +25,7 @@ def attach_recipes(
 ) -> None:
     """Give every fake initializer its recipe: a weight of `source` cast to its type, or amax / bound.
 
+    A weight that the checkpoint carries comes from there, and is not scaled again.
     Raises DiffcError that names a tensor which neither the weights nor the checkpoint have.
     """
     for name, value in model.graph.initializers.items():
@@ -33,6 +34,8 @@ def attach_recipes(
             recipe = _scale(traced[path], checkpoint.amax[path])
         elif checkpoint is not None and (values := scaling_of(name, checkpoint)) is not None:
             recipe = keep(values)
+        elif checkpoint is not None and name in checkpoint.weights:
+            recipe = checkpoint.weights[name]
         elif name in source.weights:
             recipe = source.weights[name]
             if checkpoint is not None and leaf == "weight":

@@ -11,10 +11,10 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from diffc.backends.signature import TORCH_TYPES
+from diffc.backends.torch_types import TORCH_TYPES
 from diffc.errors import DiffcError
 from diffc.models.sources.lora_files import LoraSpec, lora_path, parse_lora
-from diffc.models.sources.torch_weights import tensor_of
+from diffc.tensors import tensor_of
 from passes.base import PassError
 from passes.targets.ort.lora_slots import Slot
 from passes.weights.lora.changes import Change
@@ -35,10 +35,10 @@ class LoraSlots:
     shapes: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any]) -> LoraSlots | None:
-        """The slots in a manifest; None for a compile without."""
+    def of(cls, manifest: Mapping[str, Any], target: str) -> LoraSlots | None:
+        """The slots of a target in a manifest; None for a compile without, and for other targets."""
         found = manifest.get("lora_slots")
-        if found is None:
+        if found is None or target not in found["files"]:
             return None
         slots = {module: Slot(module, *sizes) for module, sizes in found["layers"].items()}
         return cls(found["rank"], slots, {name: tuple(shape) for name, shape in found["parameters"].items()})

@@ -176,9 +176,12 @@ def _tabled(array: Array, steps: list[Step]) -> list[Step]:
         table = _table(dtype, steps[begin : begin + count])
         if table is not None:
             shape = steps[begin - 1].shape if begin else array.shape
-            by_table = Step(lambda x, _: lookup(table, x), shape, by_element=True)
-            return [*steps[:begin], by_table, *steps[begin + count :]]
+            return [*steps[:begin], _lookup_step(table, shape), *steps[begin + count :]]
     return steps
+
+
+def _lookup_step(table: Array, shape: Shape) -> Step:
+    return Step(lambda x, _: lookup(table, x), shape, by_element=True)
 
 
 def _table(dtype: np.dtype[Any], steps: list[Step]) -> Array | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from diffc.models.sources.source import ModelSource
-from diffc.models.sources.torch_weights import tensor_of
+from diffc.tensors import tensor_of
 from passes.weights.lora.changes import Change
 from passes.weights.lora.fuse import changes_by_parameter
 

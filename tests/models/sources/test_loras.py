@@ -21,7 +21,7 @@ from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.sources.lora_files import LoraSpec
 from diffc.models.sources.loras import described_loras, with_loras, with_recorded_loras
 from diffc.models.sources.torch_loras import fused_tensors
-from diffc.models.sources.torch_weights import tensor_of
+from diffc.tensors import tensor_of
 from tests import SHARED
 
 FOLDER = SHARED / "fixtures" / "lora"
