@@ -7,6 +7,7 @@ import shlex
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -14,6 +15,7 @@ from PIL import Image
 
 from diffc.cli.main import run
 from tests import ROOT
+from tests.passes.weights.lora.files import factors, written
 from tools import run as demo
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -83,6 +85,32 @@ def test_python_examples_run(text: str, here: Path) -> None:
     before = set(here.iterdir())
     exec(compile(text, "README.md", "exec"), {})
     assert set(here.iterdir()) - before
+
+
+LORA = (ROOT / "docs" / "lora.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.compiles
+def test_the_commands_about_loras_run_in_their_order(here: Path) -> None:
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", LORA, re.MULTILINE | re.DOTALL)
+    file = written(here / "style.safetensors", factors("a.b", 4, 4))
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "a.b/MatMul")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11), "in.onnx")
+    assert file.is_file()
+    for kind, text in blocks:
+        if kind == "python":
+            exec(compile(text, "lora.md", "exec"), {})
+        for line in text.splitlines() if not kind else ():
+            arguments = shlex.split(line)[1:]
+            assert run([*arguments, *(QUICK if arguments[0] == "compile" else [])]) == 0
+            assert (here / arguments[arguments.index("-o") + 1]).exists()
 
 
 def test_the_install_command_names_real_extras() -> None:

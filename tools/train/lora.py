@@ -3,7 +3,7 @@
     python -m tools.train.lora [--steps 500] [--output FOLDER]
 
 Needs scikit-learn, whose digits are the data. Writes inverted.safetensors (names of diffusers' layers as PEFT spells
-them, with an alpha for each) and its log to diffc/models/embedded/data/digits. Every seed is fixed.
+them, with an alpha for each) and its log to diffc/models/embedded/data/loras. Every seed is fixed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffc.models.embedded import digits
+from diffc.models.embedded.loras import FOLDER
 from tools.train import data as train_data
 from tools.train.backbones import SD3, Draw, Text
 from tools.train.embedded import Log
@@ -119,7 +120,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--output", type=Path, default=digits.DATA)
+    parser.add_argument("--output", type=Path, default=FOLDER)
     asked = parser.parse_args()
     pipeline = digits.build("digits-sd3")
     pipeline.transformer.float()
