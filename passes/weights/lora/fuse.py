@@ -80,6 +80,11 @@ def _check(file: AdapterFile, matched: Matched, partial: bool) -> None:
     if not matched.layers:
         what = "only has keys of text encoders" if matched.text_encoder else "changes nothing"
         raise PassError(f"{file.path.name} {what}. Fix: leave it out of the compile")
+    if set(matched.layers) == {"whole tensor"}:
+        raise PassError(
+            f"{file.path.name} holds whole weights and no difference to any: it is a model, not a LoRA. Fix: give it as"
+            " the model to compile"
+        )
     if matched.unused_patterns:
         raise PassError(
             f"the pattern {matched.unused_patterns[0]!r} matches no layer of {file.path.name}. Fix: patterns are held"

@@ -92,7 +92,7 @@ _KRON = tuple(
     for first in (("kron_1",), ("kron_1_a", "kron_1_b"))
     for second in (("kron_2",), ("kron_2_a", "kron_2_b"))
 )
-_SCALED = frozenset({"alpha", "magnitude"})
+_SCALED = frozenset({"alpha", "magnitude", "row_magnitude"})
 KINDS: tuple[Kind, ...] = (
     Kind("LoRA", (frozenset({"down", "up"}),), _SCALED | {"mid"}, _lora, ("down",)),
     Kind("LoHa", (frozenset({"w1_a", "w1_b", "w2_a", "w2_b"}),), _SCALED | {"t1", "t2"}, _loha, ("w1_b",)),

@@ -222,12 +222,15 @@ def _spell(size: tuple[int, int]) -> str:
 
 
 def _decomposition(part: _Part, size: tuple[int, int], pieces: int) -> Decomposition | str | None:
-    """DoRA's norms: of every row where the magnitude has one for each, otherwise of every column."""
-    magnitude = part.tensors.get("magnitude") if "magnitude" in part.kind.roles else None
-    if magnitude is None:
+    """DoRA's norms: of rows as PEFT has them; in LyCORIS of rows where there is one for each, otherwise of columns."""
+    role = next(
+        (r for r in ("magnitude", "row_magnitude") if r in part.kind.roles and r in part.tensors), None
+    )
+    if role is None:
         return None
+    magnitude = part.tensors[role]
     shape = [n for n in magnitude.shape if n != 1] or [1]
-    by_row = magnitude.shape[0] == size[0] or (magnitude.shape[0] == 1 and len(magnitude.shape) > 2)
+    by_row = role == "row_magnitude" or magnitude.shape[0] == size[0]
     if len(shape) != 1 or (by_row and shape[0] not in (size[0], 1)):
         return f"its magnitude has shape {list(magnitude.shape)}"
     if by_row:

@@ -20,7 +20,7 @@ from passes.weights.lora.keys import Key, is_of_text_encoder, parse, refused_kin
         ("double_blocks.0.processor.qkv_lora1.down.weight", "double_blocks.0.processor.qkv_lora1", "down"),
         ("lora_unet_a.alpha", "lora_unet_a", "alpha"),
         ("a.dora_scale", "a", "magnitude"),
-        ("a.lora_magnitude_vector.default.weight", "a", "magnitude"),
+        ("a.lora_magnitude_vector.default.weight", "a", "row_magnitude"),
         ("a.hada_w2_b", "a", "w2_b"),
         ("a.lokr_w1_a", "a", "kron_1_a"),
         ("a.diff_b", "a", "diff_b"),

@@ -221,6 +221,29 @@ def test_a_file_for_another_model_says_for_which(tmp_path: Path) -> None:
         fused(tmp_path, factors("lora_te1_text_model_a", 8, 8))
 
 
+def test_dora_of_convolutions(tmp_path: Path) -> None:
+    """PEFT has a norm for each row, [1, rows, 1, 1]; LyCORIS for each column, [1, columns, 1, 1]."""
+    name = next(iter(CONV))
+    lora = arrays({"lora_up.weight": (8, 2, 1, 1), "lora_down.weight": (2, 4, 3, 3)}, 2)
+    up, down = (array.astype(np.float64) for array in lora.values())
+    for key, axis in (("lora_magnitude_vector", 0), ("dora_scale", 1)):
+        norms = np.abs(arrays({"m": (1, (8, 4)[axis], 1, 1)}, 3)["m"]) + 0.5
+        before, after = fused(
+            tmp_path,
+            {**{f"{LAYER}.{k}": v for k, v in lora.items()}, f"{LAYER}.{key}": norms},
+            shapes=dict(CONV),
+        )
+        changed = before[name] + np.einsum("or,rikl->oikl", up[..., 0, 0], down)
+        others = tuple(i for i in range(4) if i != axis)
+        along = norms.reshape([-1 if i == axis else 1 for i in range(4)])
+        assert close(after[name], changed * along / np.sqrt((changed**2).sum(axis=others, keepdims=True)))
+
+
+def test_a_whole_model_is_no_lora(tmp_path: Path) -> None:
+    with pytest.raises(PassError, match="a model, not a LoRA"):
+        fused(tmp_path, arrays(FLUX))
+
+
 def test_the_same_layer_twice_counts_once_and_is_told(tmp_path: Path) -> None:
     twice = factors("transformer_blocks.0.attn.to_q", 8, 8) | factors("double_blocks.0.img_attn.qkv", 24, 8)
     with pytest.raises(PassError, match=r"changes .* already"):
