@@ -95,6 +95,29 @@ def test_a_screen_shows_everything_as_it_is() -> None:
     assert "\x1b[31m" in file.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("columns", "settings", "folds"),
+    [(None, {}, False), ("60", {}, True), ("nonsense", {}, False), (None, {"width": 60}, True)],
+)
+def test_a_table_in_a_file_is_folded_only_where_somebody_says_so(
+    columns: str | None, settings: dict[str, int], folds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe and the log of a CI have no width, whatever terminal the process was started from."""
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    file = io.StringIO()
+    table = Table("pass", "changed", "check")
+    row = (
+        "normalize-qdq",
+        "124",
+        "outputs within 1e-6 of those before, at 3 shapes and 2 seeds, and of the reference",
+    )
+    table.add_row(*row)
+    Screen(file=file, **settings).print(table)
+    lines = [text for text in file.getvalue().splitlines() if all(cell in text for cell in row)]
+    assert len(lines) == (0 if folds else 1)
+
+
 def test_notes_and_stages() -> None:
     screen, file = on_a_terminal()
     terminal = ProgressBar(screen)

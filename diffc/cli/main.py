@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gc
 import sys
+from collections.abc import Callable
 from types import FunctionType
 from typing import Annotated, Any
 
@@ -33,7 +34,7 @@ from diffc.cli import (
 from diffc.cli.cache import cache_app
 from diffc.cli.command import Command, Group, shared_options
 from diffc.cli.models import models_app
-from diffc.plugins import load
+from diffc.plugins import broken, load, unusable
 from diffc.version import VERSION
 
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -50,6 +51,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=_HELP,
 )
+_ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def _refusing(name: str) -> Callable[[], None]:
+    """A command in the place of a plugin's that cannot be used: whatever it is given, it says so."""
+
+    def command() -> None:
+        raise unusable("diffc.commands", "command", name) or AssertionError(name)
+
+    return command
+
+
 _MAKE, _CHECK, _LISTS = "Make", "Check and use", "Look up"
 for name, function, text, panel in (
     ("compile", compile.compile_command, compile.EXAMPLES, _MAKE),
@@ -73,6 +86,9 @@ app.add_typer(cache_app, name="cache", rich_help_panel=_LISTS)
 _OWN = [*(command.name or "" for command in app.registered_commands), "models", "cache"]
 for name, added in load("diffc.commands", FunctionType, _OWN).items():
     app.command(name, cls=Command, rich_help_panel="From other packages")(shared_options(added))
+for fault in broken("diffc.commands"):
+    if fault.name not in _OWN:
+        app.command(fault.name, hidden=True, context_settings=_ANYTHING)(_refusing(fault.name))
 
 
 def _version(value: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from diffc.artifact.describe import IMPORTED, NOT_COMPARED
+from diffc.backends.sm import with_cards
 from diffc.cli.listings import plain_table
 from diffc.terminal_text import cell, styled
 
@@ -116,10 +117,8 @@ def file_rows(manifest: Mapping[str, Any]) -> list[str]:
         share = sizes["model.onnx_data"] / original
         rows[-1] += f"   {share:.0%} of the original's {megabytes(original).strip()}"
     for engine in (engine for engine in manifest["engines"] if engine["file"] in sizes):
-        sms = " ".join(f"SM{sm}" for sm in engine["sms"]) or "this GPU"
-        rows.append(
-            f"  {engine['file']:32} {megabytes(sizes[engine['file']])}   built for {sms}, not run here"
-        )
+        sms = ", ".join(map(with_cards, engine["sms"])) or "this GPU"
+        rows.append(f"  {engine['file']:32} {megabytes(sizes[engine['file']])}   for {sms}, not run here")
     return rows
 
 

@@ -27,6 +27,7 @@ from diffc.progress import Reporter, estimated
 from diffc.progress_bar import default_reporter
 from diffc.runtime.interface import Interface
 from diffc.runtime.load import load as load_runtime
+from diffc.runtime.load import signature_of
 from diffc.validate.comparisons import (
     Comparison,
     format_and_dtype,
@@ -39,7 +40,8 @@ from diffc.validate.modules import ModuleReport, compare_modules, require_right_
 from diffc.validate.onnx_reference import GraphReference
 from diffc.validate.outputs import Session
 from diffc.validate.reports import ShapeReport, require_match
-from diffc.validate.script import check_folder, write_script
+from diffc.validate.script import RtxGraph, check_folder, write_script
+from diffc.validate.tolerances import tolerance_of
 from diffc.validate.torch_reference import TorchReference
 from passes.storage import load, save
 
@@ -122,8 +124,20 @@ def validate_artifact(
             if bisect:
                 modules[comparison.name] = _modules(comparison, ui)
         if script is not None:
-            write_script(script, {c.name: c.model for c in found}, reports)
+            write_script(script, {c.name: c.model for c in found}, reports, _rtx(request.artifact, found))
     return Validated(reports, modules, found[0].against)
+
+
+def _rtx(folder: Path, found: Sequence[Comparison]) -> RtxGraph | None:
+    """What an engine of TensorRT-RTX is built of; None where the artifact was not compiled for it."""
+    artifact = Artifact.load(folder)
+    file = artifact.manifest["targets"].get("trt-rtx")
+    mine = next((c for c in found if c.name == file), None)
+    if mine is None:
+        return None
+    profiles = signature_of(artifact, TARGETS["trt-rtx"]).profiles
+    limit = tolerance_of(mine.format, mine.dtype)
+    return RtxGraph(mine.name, profiles[0] if profiles else None, limit)
 
 
 def _outputs(comparison: Comparison, request: ValidateRequest, ui: Reporter) -> list[ShapeReport]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx
 
+from diffc.artifact.describe import described_engines
 from diffc.artifact.folder import Artifact, staging, write_manifest
 from diffc.artifact.resume import CHECKPOINT, mark_calibrated
 from diffc.backends.tensorrt.build import EngineReport
@@ -48,6 +49,7 @@ from diffc.progress import Parts, Reporter, estimated
 from diffc.progress_bar import default_reporter
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.validate.passes import NumericCheck
+from diffc.validate.repeat import write_repetition
 from diffc.validate.reports import ShapeReport, require_match, save_reports
 from diffc.validate.streamed import StreamedReference
 from diffc.validate.torch_reference import TorchReference, validation_arrays
@@ -83,6 +85,7 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
         hashes = write(graphs, folder, parts["write"])
         validation = validate(plan, checkpoint, graphs, folder, parts["validate"])
         engines = build(plan, graphs, folder, parts["build"])
+        explain(plan, graphs, validation, engines, folder)
         content = manifest(plan, graphs, validation, engines, noise)
         written = write_manifest(folder, content, hashes)
     artifact = Artifact(request.output, written)
@@ -241,6 +244,21 @@ def validate(
     save_reports(reports, folder / "validation")
     require_match(reports)
     return reports
+
+
+def explain(
+    plan: Plan, graphs: Graphs, reports: Sequence[ShapeReport], engines: Sequence[EngineReport], folder: Path
+) -> None:
+    """Beside the files of the validation, what repeats it with Polygraphy."""
+    write_repetition(
+        folder / "validation",
+        graphs.models,
+        graphs.files,
+        reports,
+        described_engines(engines),
+        format=plan.format.name,
+        dtype=plan.dtype,
+    )
 
 
 def build(plan: Plan, graphs: Graphs, folder: Path, ui: Reporter) -> Sequence[EngineReport]:

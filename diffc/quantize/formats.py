@@ -182,8 +182,11 @@ FORMATS |= plugins.load("diffc.formats", Format, FORMATS)
 
 
 def find_format(name: str) -> Format:
-    """The format of that name, with "-" for "_" if you like. Raises DiffcError that lists the known ones."""
-    found = FORMATS.get(name.replace("-", "_"))
-    if found is None:
-        raise unknown_value("format", name, FORMATS, fix="choose one of these with --format")
-    return found
+    """The format of that name, with "-" for "_" if you like. Raises DiffcError that lists the known ones, or
+    that names the packages of a plugin which cannot be used.
+    """
+    key = name.replace("-", "_")
+    if key in FORMATS:
+        return FORMATS[key]
+    unusable = plugins.unusable("diffc.formats", "format", key)
+    raise unusable or unknown_value("format", name, FORMATS, fix="choose one of these with --format")

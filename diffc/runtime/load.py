@@ -15,10 +15,10 @@ from diffc.artifact.folder import Artifact
 from diffc.backends.profile import Profile
 from diffc.backends.session import ModelFile, Session, runtime_of
 from diffc.backends.signature import Signature
-from diffc.backends.target import RUNTIMES, Target
+from diffc.backends.target import RUNTIMES, Target, named_target
 from diffc.backends.tensorrt.run import pick_engine
 from diffc.backends.torch_types import TORCH_TYPES
-from diffc.errors import DiffcError, unknown_value
+from diffc.errors import DiffcError
 from diffc.models.family import Family, misfits
 from diffc.models.registry import find_family
 from diffc.runtime.cached import open_cached
@@ -135,8 +135,8 @@ def _device(device: torch.device) -> torch.device:
 
 def _choose(artifact: Artifact, target: str | None, device: torch.device | None) -> Target:
     """The runtime target. Raises DiffcError that tells why each one that the artifact has cannot be used."""
-    if target is not None and target not in RUNTIMES:
-        raise unknown_value("runtime target", target, RUNTIMES)
+    if target is not None:
+        named_target("runtime target", target, RUNTIMES)
     compiled = artifact.manifest["targets"]
     there = [name for name, known in RUNTIMES.items() if known.file_of in compiled]
     if target is not None and target not in there:

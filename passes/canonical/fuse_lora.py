@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from passes.base import Pass, PassError, PassResult, Refusal, register
 from passes.graph.edit import Names, drop_nodes
-from passes.graph.match import output_ids, producer
+from passes.graph.match import View, producer
 from passes.graph.modules import Parameter, parameters_of
 from passes.weights.lora.changes import Change, fused
 from passes.weights.lora.file import AdapterFile
@@ -59,7 +59,7 @@ class FuseLora(Pass):
         path = Path(self.file).expanduser().absolute()
         (applied,) = apply_files([(path, self._strength())], shapes, partial=self.partial)
         names, changed, refusals, dead = Names(graph), 0, list[Refusal](), set[int]()
-        outputs = output_ids(graph)
+        outputs = View(graph).outputs
         for name, wanted in changes_by_parameter([applied]).items():
             for parameter in found[name]:
                 if parameter.recipe is None:

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx.defs import OpSchema
 
 from passes.base import Pass, PassError, PassResult, register, walk
-from passes.graph.edit import Emitter, Names, insert_before
+from passes.graph.edit import Edit
 from passes.importing.older_opsets import SUCCESSORS, CannotConvertError, Rewrite
 from passes.importing.opset_adapters import ADAPTERS, KEEPS, Scope
 from passes.weights.recipe import default_opset, dtype_of
@@ -207,18 +207,15 @@ def _all_steps(op: str, source: int, to: int) -> Iterator[Change]:
 
 def _raise(part: gs.Graph, to: int, plans: Mapping[int, list[Rewrite]]) -> str:
     """Carry out the plans in one graph or function and its subgraphs; one line on what was done."""
-    names, source, done = Names(part), opset_of(part), Counter[str]()
-    for body in walk(part):
-        new: dict[int, list[gs.Node]] = {}
+    edit, source, done = Edit(part), opset_of(part), Counter[str]()
+    for body in edit.view.parts:
         for node in body.nodes:
             node.domain = None if node.domain in DEFAULT_DOMAIN else node.domain
-            emit = Emitter(node, names)
             for rewrite in plans.get(id(node), ()):
-                rewrite(emit)
+                rewrite(edit.at(node))
                 done[node.op] += 1
-            if emit.nodes:
-                new[id(node)] = emit.nodes
-        insert_before(body, new)
+    edit.apply()
+    for body in edit.view.parts:
         body.opset = to
         body.import_domains = [
             onnx.helper.make_opsetid("", to),

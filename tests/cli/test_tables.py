@@ -67,7 +67,7 @@ def test_sizes_and_shapes_are_for_people() -> None:
     first, weights, engine = file_rows(manifest)
     assert first.split()[0] == "model.onnx"
     assert "25% of the original's" in weights
-    assert engine.endswith("built for SM89 SM120, not run here")
+    assert engine.endswith("for SM89 (RTX 40, L40), SM120 (RTX 50), not run here")
 
 
 def test_loras_in_a_manifest_have_a_line_each() -> None:

@@ -41,6 +41,7 @@ def locate(model: str, options: HubOptions = DEFAULT_HUB) -> ModelSource:
             _check_revision(source, options)
             return source
         reasons.append(f"\n  {reader.name}: {reason}")
+    reasons.append(plugins.unusable_ones("diffc.readers", "reader"))
     expected = "; ".join(reader.expects for reader in READERS)
     raise DiffcError(f"nothing reads the model {model!r}{''.join(reasons)}", fix=f"give {expected}")
 
