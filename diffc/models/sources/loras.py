@@ -67,7 +67,7 @@ def with_recorded_loras(source: ModelSource, manifest: Mapping[str, Any]) -> Mod
     """
     recorded = manifest["model"].get("loras", ())
     specs = [replace(LoraSpec.from_json(item), file=item["path"]) for item in recorded]
-    partial = bool(manifest["request"].get("lora_partial", False))
+    partial = bool(manifest.get("request", {}).get("lora_partial", False))
     fused = with_loras(source, specs, partial=partial)
     for item, applied in zip(recorded, fused.loras, strict=True):
         if _sha256(applied) != item["sha256"]:
