@@ -19,6 +19,7 @@ from passes.weights.recipe import Array, Op, Recipe
 from passes.weights.rounding import nearest, scratch
 from passes.weights.sources import np_dtype
 from passes.weights.step import Evaluate, Shape, Step
+from passes.weights.stored_operations import STORED_BINDERS
 
 # The largest magnitude of each quantized type; ONNX QuantizeLinear saturates there.
 BOUNDS: dict[int, tuple[float, float]] = {
@@ -194,4 +195,5 @@ BINDERS: dict[str, Callable[[Mapping[str, Any], Shape, Evaluate], Step]] = {
     "quantize": _quantize,
     "dequantize": _dequantize,
     **DELTA_BINDERS,
+    **STORED_BINDERS,
 }

@@ -11,13 +11,19 @@ from diffc.models.sources.locate import locate
 from diffc.models.sources.lora_files import LoraSpec
 from diffc.models.sources.loras import with_loras
 from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.progress import Reporter, estimated
 
 DEFAULT_PROMPTS = ("a handwritten seven", "a red fox asleep in fresh snow", "a wooden sign that reads OPEN")
 
 
 def load_for_search(
-    model: str, ui: Reporter, loras: Sequence[LoraSpec] = (), *, partial: bool = False
+    model: str,
+    ui: Reporter,
+    hub: HubOptions = DEFAULT_HUB,
+    loras: Sequence[LoraSpec] = (),
+    *,
+    partial: bool = False,
 ) -> Any:
     """The diffusers pipeline of `model` with `loras` in its backbone.
 
@@ -25,7 +31,7 @@ def load_for_search(
     """
     import torch
 
-    source = with_loras(locate(model), loras, partial=partial)
+    source = with_loras(locate(model, hub), loras, hub, partial=partial)
     check_components(source)
     cuda = torch.cuda.is_available()
     dtype = getattr(torch, source.dtype) if cuda else torch.float32
