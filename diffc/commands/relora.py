@@ -55,6 +55,11 @@ def relora_request(artifact: Artifact, request: ReloraRequest) -> CompileRequest
             f"{artifact.folder} was compiled from an ONNX file",
             fix="add the LoRA to the file, diffc opt FILE.onnx -p 'fuse-lora{file=LORA}' -o NEW.onnx, and compile that",
         )
+    if "object" in manifest["model"] and request.model is None:
+        raise DiffcError(
+            f"{artifact.folder} was compiled from a model in memory",
+            fix="save that with save_pretrained, and say where it lies: --model DIR",
+        )
     fmt = find_format(manifest["format"])
     if fmt.algorithm not in ("max", None):
         raise DiffcError(
