@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from diffc.cli.terminal import Terminal
 
 EXAMPLES = examples(
-    "diffc inspect build/digits", "diffc inspect PIPELINE", "diffc inspect build/digits --json -"
+    "diffc inspect build/digits",
+    "diffc inspect PIPELINE",
+    "diffc inspect model.safetensors",
+    "diffc inspect build/digits --json -",
 )
 
 
@@ -24,14 +27,14 @@ def inspect_command(
         str,
         typer.Argument(
             metavar="ARTIFACT|MODEL",
-            help="A folder that `diffc compile` wrote, a pipeline or backbone folder, or an embedded model.",
+            help="A folder that `diffc compile` wrote, a pipeline or backbone folder, a file, or an embedded model.",
             autocompletion=completed(choices.models),
         ),
     ],
     passes: Annotated[bool, typer.Option("--passes", help="What every pass did, too.")] = False,
 ) -> None:
     """Say what an artifact holds (shapes, formats, passes, sizes, engines, checks), or what a model is."""
-    from diffc.cli.tables import inspected
+    from diffc.cli.inspection import inspected
     from diffc.commands.inspect import inspect
 
     inspected(inspect(what), terminal, passes=passes)

@@ -82,7 +82,7 @@ def validate_command(
     ] = None,
 ) -> None:
     """Run an artifact again and compare it with torch, or with another graph. Exit code 3: it differs."""
-    from diffc.cli.tables import compared, modules_compared
+    from diffc.cli.comparisons import compared, modules_compared
     from diffc.commands.validate import ValidateRequest, validate_artifact
 
     request = ValidateRequest(

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from diffc.artifact.folder import OPTIONAL, Artifact, save_manifest, staging
-from diffc.backends.target import RUNTIMES
+from diffc.backends.target import RUNTIMES, named_target
 from diffc.commands.package.copying import copy_file
-from diffc.errors import DiffcError, unknown_value
+from diffc.errors import DiffcError
 
 _DATA = ".onnx_data"
 
@@ -64,9 +64,7 @@ def kept_files(artifact: Artifact, targets: Sequence[str], sms: Sequence[int]) -
 
 def _files(artifact: Artifact, target: str, engines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What the runtime `target` opens: its graphs with their weights, or its engines."""
-    if target not in RUNTIMES:
-        raise unknown_value("target", target, RUNTIMES)
-    runtime, compiled = RUNTIMES[target], artifact.manifest["targets"]
+    runtime, compiled = named_target("target", target, RUNTIMES), artifact.manifest["targets"]
     if runtime.file_of not in compiled:
         raise DiffcError(
             f"{artifact.folder} was compiled for {', '.join(compiled)}, not for {target}",

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from diffc.artifact.describe import is_imported
 from diffc.artifact.folder import Artifact
 from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.backends.target import TARGETS, find_target
@@ -24,12 +25,13 @@ from diffc.models.registry import find_family
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.progress import Reporter, estimated
 from diffc.progress_bar import default_reporter
+from diffc.runtime.interface import Interface
 from diffc.runtime.load import load as load_runtime
+from diffc.runtime.load import signature_of
 from diffc.validate.comparisons import (
     Comparison,
     format_and_dtype,
     graph_reference,
-    is_imported,
     shapes_of,
     torch_reference_of,
 )
@@ -38,7 +40,8 @@ from diffc.validate.modules import ModuleReport, compare_modules, require_right_
 from diffc.validate.onnx_reference import GraphReference
 from diffc.validate.outputs import Session
 from diffc.validate.reports import ShapeReport, require_match
-from diffc.validate.script import check_folder, write_script
+from diffc.validate.script import RtxGraph, check_folder, write_script
+from diffc.validate.tolerances import tolerance_of
 from diffc.validate.torch_reference import TorchReference
 from passes.storage import load, save
 
@@ -121,8 +124,20 @@ def validate_artifact(
             if bisect:
                 modules[comparison.name] = _modules(comparison, ui)
         if script is not None:
-            write_script(script, {c.name: c.model for c in found}, reports)
+            write_script(script, {c.name: c.model for c in found}, reports, _rtx(request.artifact, found))
     return Validated(reports, modules, found[0].against)
+
+
+def _rtx(folder: Path, found: Sequence[Comparison]) -> RtxGraph | None:
+    """What an engine of TensorRT-RTX is built of; None where the artifact was not compiled for it."""
+    artifact = Artifact.load(folder)
+    file = artifact.manifest["targets"].get("trt-rtx")
+    mine = next((c for c in found if c.name == file), None)
+    if mine is None:
+        return None
+    profiles = signature_of(artifact, TARGETS["trt-rtx"]).profiles
+    limit = tolerance_of(mine.format, mine.dtype)
+    return RtxGraph(mine.name, profiles[0] if profiles else None, limit)
 
 
 def _outputs(comparison: Comparison, request: ValidateRequest, ui: Reporter) -> list[ShapeReport]:
@@ -160,16 +175,19 @@ def _modules(comparison: Comparison, ui: Reporter) -> Sequence[ModuleReport]:
 class LoadedSession:
     """A backbone of `diffc.load` as a session over arrays: it runs what a pipeline runs."""
 
-    def __init__(self, backbone: CompiledBackbone, family: str):
-        self._backbone, self._spec = backbone, find_family(family)
+    def __init__(self, backbone: CompiledBackbone, family: str, interface: Interface | None = None):
+        self._backbone, self._spec, self._names = backbone, find_family(family), interface
 
     def run(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """The output by name, in float32."""
-        device = self._backbone.device
+        device, output = self._backbone.device, self._spec.output
         values = {n: torch.from_numpy(np.asarray(a, np.float32)).to(device) for n, a in feed.items()}
+        if self._names is not None:
+            values = {own: values[name] for own, name in self._names.inputs.items()}
+            output = self._names.outputs[output]
         kwargs = forward_kwargs(self._spec, self._backbone.config, values)
         (sample,) = self._backbone(**kwargs, return_dict=False)
-        return {self._spec.output: np.asarray(sample.float().cpu().numpy())}
+        return {output: np.asarray(sample.float().cpu().numpy())}
 
 
 @contextmanager
@@ -177,7 +195,8 @@ def _session(comparison: Comparison, artifact: Path, target: str) -> Iterator[Se
     """The model as a user of the target runs it: with all optimizations of the runtime."""
     if target != "ort":
         with load_runtime(artifact, target=target) as backbone:
-            yield LoadedSession(backbone, comparison.family)
+            names = Interface.of_manifest(Artifact.load(artifact).manifest)
+            yield LoadedSession(backbone, comparison.family, names)
         return
     if not runs_on_cpu(comparison.model):
         raise UnsupportedError(

@@ -85,7 +85,9 @@ def load_checkpoint(path: Path, format: Format, backbone: FakeBackbone) -> Check
     source = backbone.source
     if path.is_file():
         with quiet_libraries():
-            checkpoint = Checkpoint.from_modelopt(path, backbone.copy(), family=source.family.name)
+            checkpoint = Checkpoint.from_modelopt(
+                path, backbone.copy(), family=source.family.name, weights=source.weights
+            )
     else:
         checkpoint = Checkpoint.load(path)
         checkpoint.check(backbone.module, source.family.name, source.fingerprint)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx
 
+from diffc.artifact.describe import described_engines
 from diffc.artifact.folder import Artifact, staging, write_manifest
 from diffc.artifact.resume import CHECKPOINT, mark_calibrated
 from diffc.backends.tensorrt.build import EngineReport
@@ -39,6 +40,7 @@ from diffc.compile.manifest import manifest
 from diffc.compile.onnx_model import compile_onnx
 from diffc.compile.plan import Plan, check, check_targets, describe
 from diffc.compile.request import CompileRequest, CompileResult, request_key
+from diffc.compile.stored import held_checkpoint
 from diffc.compile.validation import validate_by_layer, validate_whole
 from diffc.frontend.trace import trace as trace_backbone
 from diffc.frontend.trace import trace_seconds
@@ -46,7 +48,10 @@ from diffc.models.sources.backbone import FakeBackbone, check_weights, loading_s
 from diffc.progress import Parts, Reporter, estimated
 from diffc.progress_bar import default_reporter
 from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.formats import STORED
+from diffc.validate.comparisons import format_of_graph
 from diffc.validate.passes import NumericCheck
+from diffc.validate.repeat import write_repetition
 from diffc.validate.reports import ShapeReport, require_match, save_reports
 from diffc.validate.streamed import StreamedReference
 from diffc.validate.torch_reference import TorchReference, validation_arrays
@@ -79,6 +84,7 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
         hashes = write(graphs, folder, parts["write"])
         validation = validate(plan, checkpoint, graphs, folder, parts["validate"])
         engines = build(plan, graphs, folder, parts["build"])
+        explain(plan, graphs, validation, engines, folder)
         content = manifest(plan, graphs, validation, engines, noise)
         written = write_manifest(folder, content, hashes)
     artifact = Artifact(request.output, written)
@@ -115,6 +121,11 @@ def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> 
 
     None for a format that does not quantize.
     """
+    if plan.format is STORED:
+        checkpoint = held_checkpoint(plan.source, backbone)
+        if checkpoint is not None:
+            checkpoint.save(folder / CHECKPOINT)
+        return checkpoint
     if not plan.format.quantizes:
         return None
     checkpoint = kept_checkpoint(folder)
@@ -123,8 +134,17 @@ def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> 
     else:
         checkpoint = calibrated(plan, backbone, ui)
         checkpoint.save(folder / CHECKPOINT)
+        if checkpoint.weights:
+            # From here on the weights are those of the copy, so that the artifact depends on no other file, and a
+            # compile that is taken up finds the journal of the same sources.
+            checkpoint = Checkpoint.load(folder / CHECKPOINT)
         if plan.calibrates:
             mark_calibrated(folder)
+    if checkpoint.weights:
+        count, all_weights = len(checkpoint.weights), len(plan.source.weights)
+        ui.note(
+            f"{count} of {all_weights} weights are those of the checkpoint, not those of {plan.source.name}"
+        )
     if plan.request.save_checkpoint is not None:
         checkpoint.save(plan.request.save_checkpoint)
         ui.note(f"the calibration is saved in {plan.request.save_checkpoint}")
@@ -183,7 +203,8 @@ def rewrite(
     request, batch = plan.request, plan.profile.batch
     inputs = partial(validation_arrays, plan.source, plan.dtype, request.seed, batch)
     numbers = NumericCheck(inputs)
-    result = canonicalize(model, batch, request.own_passes, numbers, request.dump, ui)
+    keep = plan.format is STORED
+    result = canonicalize(model, batch, request.own_passes, numbers, request.dump, ui, keep_codes=keep)
     graphs = legalize(result.model, plan.targets, numbers, request.dump, ui, target_options(plan))
     graphs = replace(graphs, records=[*result.records, *graphs.records])
     if cache is None:
@@ -209,6 +230,8 @@ def validate(
         return ()
     models = {name: folder / name for name in graphs.models}
     name, seed, shapes = plan.format.name, plan.request.seed + 1, plan.validation_shapes
+    if plan.format is STORED:
+        name = format_of_graph(graphs.models["model.onnx"])
     variants = graphs.cache is not None and graphs.cache.variants
     if plan.streams_validation:
         with ui.stage("load the torch model, its weights left in their files"):
@@ -227,6 +250,21 @@ def validate(
     save_reports(reports, folder / "validation")
     require_match(reports)
     return reports
+
+
+def explain(
+    plan: Plan, graphs: Graphs, reports: Sequence[ShapeReport], engines: Sequence[EngineReport], folder: Path
+) -> None:
+    """Beside the files of the validation, what repeats it with Polygraphy."""
+    write_repetition(
+        folder / "validation",
+        graphs.models,
+        graphs.files,
+        reports,
+        described_engines(engines),
+        format=plan.format.name,
+        dtype=plan.dtype,
+    )
 
 
 def build(plan: Plan, graphs: Graphs, folder: Path, ui: Reporter) -> Sequence[EngineReport]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from diffc.errors import DiffcError
 from diffc.models.family import Family
 from diffc.models.spec import Config, InputSpec, Shape
 
@@ -58,3 +60,25 @@ def forward_kwargs(family: Family, config: Config, values: dict[str, Any]) -> di
         else:
             kwargs[outer] = values[item.name]
     return kwargs
+
+
+def named_inputs(
+    family: Family, config: Config, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """The inverse of `forward_kwargs` for a call that a diffusers pipeline makes: graph inputs by name, as tensors.
+
+    Positional arguments are taken in the order of the inputs that are not nested. Raises DiffcError for an input
+    that the call does not have, and for an argument that the backbone's graph has no input for.
+    """
+    items = {item.path or (item.name,): item for item in family.inputs(config)}
+    positions = [path[0] for path in items if len(path) == 1]
+    given: dict[tuple[str, ...], Any] = {(n,): v for n, v in zip(positions, args, strict=False)}
+    for name, value in kwargs.items():
+        nested = isinstance(value, Mapping) and any(path[0] == name for path in items)
+        given |= {(name, k): v for k, v in value.items()} if nested else {(name,): value}
+    strange = [path for path, value in given.items() if path not in items and isinstance(value, torch.Tensor)]
+    lacking = [path for path in items if given.get(path) is None]
+    if strange or lacking:
+        what = f"has no {'.'.join(lacking[0])}" if lacking else f"gives {'.'.join(strange[0])} as well"
+        raise DiffcError(f"the pipeline's call of its {family.name} backbone {what}")
+    return {item.name: torch.as_tensor(given[path]) for path, item in items.items()}

@@ -19,14 +19,19 @@ def _listed() -> Mapping[str, Family]:
     return {family.name: family for family in found}
 
 
+_GROUP = "diffc.families"
 _OWN = _listed()
-FAMILIES: Mapping[str, Family] = {**_OWN, **plugins.load("diffc.families", Family, _OWN)}
+FAMILIES: Mapping[str, Family] = {**_OWN, **plugins.load(_GROUP, Family, _OWN)}
 
 
 def find_family(name: str) -> Family:
-    """The family of that name. Raises DiffcError that lists the known families."""
+    """The family of that name.
+
+    Raises DiffcError that lists the known families, or names the packages of a plugin that cannot be used.
+    """
     if name not in FAMILIES:
-        raise unknown("model family", name, FAMILIES)
+        unusable = plugins.unusable(_GROUP, "model family", name)
+        raise unusable or unknown("model family", name, FAMILIES)
     return FAMILIES[name]
 
 
@@ -50,7 +55,10 @@ def family_of(config: Config, place: object) -> Family:
         f" with {', '.join(f'{key}={config.get(key)!r}' for key in dict.fromkeys(asked))}" if asked else ""
     )
     known = ", ".join(_described(family) for family in FAMILIES.values())
-    raise UnsupportedError(f"{place}: no support for a backbone of class {kind}{which}. Known: {known}")
+    raise UnsupportedError(
+        f"{place}: no support for a backbone of class {kind}{which}. Known: {known}"
+        f"{plugins.unusable_ones(_GROUP, 'model family')}"
+    )
 
 
 def _differing(family: Family, config: Config) -> list[str]:

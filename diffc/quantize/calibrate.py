@@ -13,6 +13,7 @@ from diffc.errors import DiffcError, unknown
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers
 from diffc.quantize.formats import Format
 from diffc.quantize.kinds import kind_of
+from diffc.quantize.modelopt_state import record_quantize_mode
 from diffc.quantize.options import QuantOptions
 from diffc.quantize.percentile import use_percentile
 from diffc.quantize.scaling import portable_scaling
@@ -58,7 +59,8 @@ def calibrate(
 ) -> None:
     """Quantize `pipe.<component>` in place: insert the quantizers of `fmt` and set their amax, in float32.
 
-    Weights change where the format scales channels or splits off a low-rank branch, as ModelOpt does it.
+    Weights change where the format scales channels or splits off a low-rank branch, as ModelOpt does it. What
+    `modelopt.torch.opt.save` then writes, `restore` takes (`diffc.quantize.modelopt_state`).
 
     Prompt i starts from noise of its own generator, seeded with seed + i, so two runs on one machine agree
     bit for bit and the batch size changes no noise. `call_args` goes to the pipeline's call (guidance, image
@@ -75,6 +77,7 @@ def calibrate(
     options = options or QuantOptions()
     backbone = _component(pipe, component)
     insert_quantizers(backbone, fmt, unquantized, options)
+    record_quantize_mode(backbone)
     if fmt.algorithm is None:
         return
     if options.percentile != 1.0 or options.collect_method != "default":

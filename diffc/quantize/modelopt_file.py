@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from onnx import TensorProto
+
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.quantize.convert import (
     attention_layers,
@@ -27,6 +30,9 @@ from diffc.quantize.state import (
     settings_of,
     usable_amax,
 )
+from diffc.quantize.trained import changed_weights, nearly_equal
+from passes.weights.recipe import Recipe
+from passes.weights.torch_files import torch_tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,12 +47,15 @@ class Found:
     amax: dict[str, Amax]
     scaling: Scaling
     version: str
+    weights: dict[str, Recipe]
 
 
-def read(path: Path, backbone: nn.Module) -> Found:
-    """The quantizers in the file at `path`.
+def read(path: Path, backbone: nn.Module, weights: Mapping[str, Recipe]) -> Found:
+    """The quantizers in the file at `path`, and the weights in it that are not equal to `weights`, the model's own.
 
-    `backbone` is the unquantized model that it is for; fake tensors do. Quantizers that ModelOpt's presets
+    `backbone` is the unquantized model that it is for; fake tensors do. The weight of a layer with channel factors or
+    a low-rank branch is the file's own in any case: ModelOpt stores it after both, and it may have been trained.
+    Quantizers that ModelOpt's presets
     put on norms by accident, and its softmax quantizers, which its scaled_dot_product_attention never runs,
     are left out. Raises DiffcError when the file is missing, damaged, holds objects that `weights_only`
     refuses, or is of another model; UnsupportedError for quantizers of a kind that diffc does not compile.
@@ -57,8 +66,8 @@ def read(path: Path, backbone: nn.Module) -> Found:
     enabled = {name: state for name, state in enabled.items() if "_num_bits" in state}  # not the sequences
     _refuse_unsupported(path, enabled)
     layers = set(weighted_layers(backbone))
-    weights = [layer_of(name) for name in enabled if role_of(name) == "weight_quantizer"]
-    _check_model(path, backbone, list(dict.fromkeys(weights)), layers, tensors)
+    quantized = [layer_of(name) for name in enabled if role_of(name) == "weight_quantizer"]
+    _check_model(path, backbone, list(dict.fromkeys(quantized)), layers, tensors)
     attention = set(attention_layers(backbone))
     kept = [name for name in enabled if _is_used(name, layers, attention)]
     settings: dict[str, Settings] = {name: settings_of(enabled[name]) for name in kept}
@@ -70,7 +79,53 @@ def read(path: Path, backbone: nn.Module) -> Found:
         for name in kept
         if (kind := kind_of(settings[name])).has_amax
     }
-    return Found(format, settings, amax, scaling, str(content["modelopt_state"].get("modelopt_version")))
+    version = str(content["modelopt_state"].get("modelopt_version"))
+    carried = _weights(path, backbone, weights, {layer_of(name.rpartition(".")[0]) for name in scaling})
+    return Found(format, settings, amax, scaling, version, carried)
+
+
+def _weights(
+    path: Path, backbone: nn.Module, own: Mapping[str, Recipe], scaled: set[str]
+) -> dict[str, Recipe]:
+    """The backbone's tensors in the file that are not equal to the model's `own`; values stay in the file.
+
+    `scaled` are the layers whose channel factors or branches diffc applies.
+    """
+    prefix, wanted = "model_state_dict.", set(backbone.state_dict())
+    stored = {
+        name.removeprefix(prefix): r for name, r in torch_tensors(path).items() if name.startswith(prefix)
+    }
+    theirs = {name: recipe for name, recipe in stored.items() if name in wanted}
+    plain = {name: recipe for name, recipe in own.items() if name.rpartition(".")[0] not in scaled}
+    for name in list(theirs):
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight" and layer not in scaled and (whole := _unscaled(layer, stored)) is not None:
+            if name in plain and nearly_equal(whole, plain.pop(name)):
+                del theirs[name]
+            else:
+                theirs[name] = whole
+    return changed_weights(theirs, plain, str(path))
+
+
+def _unscaled(layer: str, stored: Mapping[str, Recipe]) -> Recipe | None:
+    """The weight of a layer with its channel factors and its branch taken back; None where it has neither.
+
+    ModelOpt's scripts calibrate every layer and then switch the quantizers of some off. Such a layer still multiplies
+    its input by the factors and adds the branch, which in diffc it does not: (W + B A) * factor is the same.
+    """
+    weight, branch = stored[f"{layer}.weight"], f"{layer}.weight_quantizer._svdquant_lora_"
+    factor = stored.get(f"{layer}.input_quantizer._pre_quant_scale")
+    if factor is None and f"{branch}a" not in stored:
+        return None
+    if f"{branch}a" in stored:
+        minus = Recipe.of_array(np.float32(-1).reshape(1, 1))
+        outer = stored[f"{branch}b"].cast(TensorProto.FLOAT).multiply(minus)
+        weight = weight.subtract_product(outer, stored[f"{branch}a"].cast(TensorProto.FLOAT))
+    return (
+        weight
+        if factor is None
+        else weight.multiply(factor.cast(TensorProto.FLOAT).reshape((1, *factor.shape)))
+    )
 
 
 def _is_used(name: str, layers: set[str], attention: set[str]) -> bool:
@@ -180,7 +235,7 @@ def _format_of(path: Path, settings: Mapping[str, Settings], tensors: Mapping[st
     branched = any(name.endswith("._svdquant_lora_a") for name in tensors)
     for fmt in FORMATS.values():
         if fmt.quantizes and (fmt.algorithm == "svdquant") == branched and _scales(fmt) == scaled:
-            expected = _settings_of_format(fmt.name)
+            expected = settings_of_format(fmt.name)
             if all(value == expected.get(_in_layer(name)) for name, value in own.items()):
                 return fmt.name
     kinds = sorted({str(value) for value in own.values()})
@@ -202,7 +257,7 @@ def _in_layer(name: str) -> str:
     return name.removeprefix(layer_of(name)).lstrip(".")
 
 
-def _settings_of_format(format: str) -> dict[str, Settings]:
+def settings_of_format(format: str) -> dict[str, Settings]:
     """What a format gives the quantizers of a layer, by their name in it."""
     from torch import nn
 

@@ -15,8 +15,8 @@ from diffc.errors import DiffcError
 from diffc.models.family import Family
 from diffc.models.sources.misfit import misfit
 from diffc.models.sources.source import ModelSource
-from diffc.models.sources.torch_weights import tensor_of
 from diffc.models.spec import Config
+from diffc.tensors import tensor_of
 from passes.base import collector_paused
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
