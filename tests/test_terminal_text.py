@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from rich.console import Console
 from rich.table import Table
 
-from diffc.cli import listings, tables
+from diffc.cli import comparisons, listings, tables
 from diffc.cli.main import run
 from diffc.cli.terminal import Terminal
 from diffc.commands.bench import output
@@ -169,7 +169,7 @@ def test_reports(number: int) -> None:
         lambda terminal: tables.compiled(result, 1.0, terminal),
         lambda terminal: tables.compiled(checked, 1.0, terminal),
         lambda terminal: tables.optimized(PipelineResult(model, (record,)), Path(EVIL), terminal),
-        lambda terminal: tables.compared([shape], terminal, EVIL),
+        lambda terminal: comparisons.compared([shape], terminal, EVIL),
         lambda terminal: listings.examined([finding], terminal),
         lambda terminal: terminal.print(*output.tables([Row("eager", Shape(1, 8, 8, 1), reason=EVIL)])),
     ):
