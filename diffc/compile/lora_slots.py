@@ -14,7 +14,6 @@ from passes.graph.check import check_structure
 from passes.targets.ort.lora_slots import Slot, slots_to_json, with_lora_slots
 
 if TYPE_CHECKING:
-    from diffc.compile.graphs import Graphs
     from diffc.compile.request import CompileRequest
 
 TARGET, FILE, MOST = "ort", "model-lora.onnx", 1024
@@ -55,15 +54,16 @@ def check_slots(request: CompileRequest) -> None:
         )
 
 
-def slotted(graphs: Graphs, rank: int) -> SlottedGraph | None:
-    """The graph of `TARGET` with slots; None where none are asked for.
+def slotted(
+    models: Mapping[str, onnx.ModelProto], files: Mapping[str, str], rank: int
+) -> SlottedGraph | None:
+    """The graph of `TARGET` with slots, of `models` by file name and the file of each target; None without a rank.
 
     Raises DiffcError when it has no linear layer.
     """
     if not rank:
         return None
-    base = graphs.models[graphs.files[TARGET]]
-    model, slots = with_lora_slots(base)
+    model, slots = with_lora_slots(models[files[TARGET]])
     if not slots:
         raise DiffcError(
             "the graph has no linear layer that could have a LoRA slot", fix="leave out --lora-slots"

@@ -295,7 +295,7 @@ def rewrite(
     keep = plan.format is STORED
     result = canonicalize(model, batch, request.own_passes, numbers, request.dump, ui, keep_codes=keep)
     graphs = legalize(result.model, plan.targets, numbers, request.dump, ui, target_options(plan))
-    lora = slotted(graphs, request.lora_slots)
+    lora = slotted(graphs.models, graphs.files, request.lora_slots)
     graphs = replace(graphs, records=[*result.records, *graphs.records], lora=lora)
     if cache is None:
         return graphs
