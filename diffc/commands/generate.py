@@ -127,7 +127,7 @@ def _sized(
 ) -> GenerateRequest:
     """The request with the size of the images. Raises DiffcError for what the model cannot paint."""
     height, width = request.height or usual[0], request.width or usual[1]
-    source.family.check(source.config, Shape(request.batch, height, width, 1))
+    source.family.check(source.config, Shape(request.batch, height, width, 1, source.family.video_frames(1)))
     if request.negative_prompt is not None and "negative_prompt" not in signature(pipe.__call__).parameters:
         raise UsageError(f"{type(pipe).__name__} takes no negative prompt", fix="leave --negative-prompt out")
     return replace(request, height=height, width=width)

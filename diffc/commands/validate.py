@@ -20,7 +20,8 @@ from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.backends.target import TARGETS, find_target
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.inputs import forward_kwargs
-from diffc.models.registry import find_family
+from diffc.models.family import Family
+from diffc.models.registry import family_of_manifest
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.progress import Reporter, estimated
 from diffc.progress_bar import default_reporter
@@ -160,8 +161,8 @@ def _modules(comparison: Comparison, ui: Reporter) -> Sequence[ModuleReport]:
 class LoadedSession:
     """A backbone of `diffc.load` as a session over arrays: it runs what a pipeline runs."""
 
-    def __init__(self, backbone: CompiledBackbone, family: str):
-        self._backbone, self._spec = backbone, find_family(family)
+    def __init__(self, backbone: CompiledBackbone, family: Family):
+        self._backbone, self._spec = backbone, family
 
     def run(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """The output by name, in float32."""
@@ -177,7 +178,7 @@ def _session(comparison: Comparison, artifact: Path, target: str) -> Iterator[Se
     """The model as a user of the target runs it: with all optimizations of the runtime."""
     if target != "ort":
         with load_runtime(artifact, target=target) as backbone:
-            yield LoadedSession(backbone, comparison.family)
+            yield LoadedSession(backbone, family_of_manifest(Artifact.load(artifact).manifest["model"]))
         return
     if not runs_on_cpu(comparison.model):
         raise UnsupportedError(

@@ -176,7 +176,7 @@ def calibrate_on_random_inputs(
     `size`: pixels, None for SYNTHETIC_PIXELS.
     """
     family, config, pixels = source.family, source.config, size or SYNTHETIC_PIXELS
-    shape = Shape(batch_size, pixels, pixels, SYNTHETIC_TEXT)
+    shape = Shape(batch_size, pixels, pixels, SYNTHETIC_TEXT, family.video_frames(2))
     with quiet_libraries(), init_empty_weights(include_buffers=False):
         backbone = build_backbone(family, config, torch.float32)
     weights = TorchWeights(source.weights)

@@ -41,6 +41,7 @@ def manifest(
             "fingerprint": plan.source.fingerprint,
             **({} if plan.source.revision is None else {"revision": plan.source.revision}),
             "config": dict(plan.source.config),
+            **_interface(plan),
         },
         "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},
         "format": plan.format.name,
@@ -48,12 +49,18 @@ def manifest(
         "targets": dict(graphs.files),
         "opset": model.opset_import[0].version,
         **described_values(model),
-        "profile": asdict(plan.profile),
+        "profile": plan.profile.described(),
         "passes": described_passes(graphs.records),
         "validation": [report.described() for report in validation],
         "engines": described_engines(engines),
         **({} if graphs.cache is None else {"cache": graphs.cache.manifest() | _noise(noise)}),
     }
+
+
+def _interface(plan: Plan) -> dict[str, Any]:
+    """What a family that no file describes was made from."""
+    interface = plan.source.family.interface
+    return {} if interface is None else {"interface": interface.to_json()}
 
 
 def _noise(noise: CacheNoise | None) -> dict[str, Any]:

@@ -88,7 +88,8 @@ def check(request: CompileRequest) -> Plan:
     source = locate(request.model, request.hub)
     _check_calibration(request, fmt, source)
     if request.image_size is not None:
-        source.family.check(source.config, Shape(1, request.image_size, request.image_size, 1))
+        size, frames = request.image_size, source.family.video_frames(1)
+        source.family.check(source.config, Shape(1, size, size, 1, frames))
     dtype = source.dtype if request.dtype == "auto" else request.dtype
     if dtype != "float16" and 75 in request.sms:
         raise UnsupportedError(

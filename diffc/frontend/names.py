@@ -68,7 +68,8 @@ def _name_inputs(graph: ir.Graph, family: Family, config: Config) -> dict[str, s
         found = [value.name for value in graph.inputs]
         raise RuntimeError(f"{family}: the trace has inputs {found}, the family {[i.name for i in items]}")
     dims: dict[str, str] = {}
-    by_path = {"_".join(i.path) if i.path else i.name: i for i in items}
+    nested = {} if family.interface else {"_".join(map(str, i.path)): i for i in items if i.path}
+    by_path = {i.name: i for i in items} | nested
     for value in graph.inputs:
         item = by_path[str(value.name)]
         value.name = item.name

@@ -7,20 +7,24 @@ from typing import Any
 import torch
 
 from diffc.models.family import Family
+from diffc.models.nested import nested
 from diffc.models.spec import Config, InputSpec, Shape
 
 
 def random_inputs(
     family: Family, config: Config, shape: Shape, *, dtype: torch.dtype, seed: int
 ) -> dict[str, torch.Tensor]:
-    """Every graph input at `shape` by name, on the CPU; "model" inputs in `dtype`, the others in float32."""
+    """Every graph input at `shape` by name, on the CPU; "model" inputs in `dtype`, the others in their own type."""
     generator = torch.Generator().manual_seed(seed)
     shapes = family.input_shapes(config, shape)
     values = {}
     for item in family.inputs(config):
         value = _sample(item, shapes[item.name], shape, generator)
-        values[item.name] = value.to(dtype if item.dtype == "model" else torch.float32)
+        values[item.name] = value.to(dtype if item.dtype == "model" else _TYPES[item.dtype])
     return values
+
+
+_TYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 
 
 def _sample(item: InputSpec, size: tuple[int, ...], shape: Shape, generator: torch.Generator) -> torch.Tensor:
@@ -37,7 +41,19 @@ def _sample(item: InputSpec, size: tuple[int, ...], shape: Shape, generator: tor
         return _grid(size[0], shape)
     if item.sample == "time_ids":
         return (uniform * 96).round() * 8 + 256  # sizes and crops in pixels
+    if item.sample == "mask":
+        return _mask(size, uniform)
+    if item.sample == "seen":
+        drawn = item.low + uniform * (item.high - item.low if item.high > item.low else 0.0)
+        return drawn.round() if item.dtype == "int64" else drawn
     return torch.randn(size, generator=generator)
+
+
+def _mask(size: tuple[int, ...], uniform: torch.Tensor) -> torch.Tensor:
+    """Ones, then zeros along the last axis, as for padded prompts: at least half of each row is ones."""
+    length = size[-1]
+    kept = (length * (0.5 + uniform[..., :1] / 2)).ceil()
+    return (torch.arange(length) < kept).float()
 
 
 def _grid(tokens: int, shape: Shape) -> torch.Tensor:
@@ -49,12 +65,16 @@ def _grid(tokens: int, shape: Shape) -> torch.Tensor:
 
 
 def forward_kwargs(family: Family, config: Config, values: dict[str, Any]) -> dict[str, Any]:
-    """Graph inputs by name -> the keyword arguments of forward(), nested where the model nests them."""
-    kwargs: dict[str, Any] = {}
-    for item in family.inputs(config):
-        outer, *inner = item.path or (item.name,)
-        if inner:
-            kwargs.setdefault(outer, {})[inner[0]] = values[item.name]
-        else:
-            kwargs[outer] = values[item.name]
-    return kwargs
+    """Graph inputs by name -> the keyword arguments of forward(), nested where the model nests them.
+
+    Of an input that stands for a number, the argument is its length.
+    """
+    placed = [
+        (item.path or (item.name,), _length(values[item.name]) if item.sample == "size" else values[item.name])
+        for item in family.inputs(config)
+    ]
+    return nested([*placed, *family.constants], family.tuples)
+
+
+def _length(value: Any) -> Any:
+    return value.shape[0] if isinstance(value, torch.Tensor) else value

@@ -15,7 +15,7 @@ from diffc.backends.signature import TORCH_TYPES, Signature
 from diffc.backends.target import RUNTIMES, Target
 from diffc.backends.tensorrt.run import pick_engine
 from diffc.errors import DiffcError, unknown_value
-from diffc.models.registry import find_family
+from diffc.models.registry import family_of_manifest
 from diffc.runtime.cached import open_cached
 from diffc.runtime.module import CompiledBackbone
 from diffc.runtime.profile import profile_of
@@ -53,7 +53,7 @@ def load(
             f"{found.folder} was compiled from the file {model['name']}, which tells no diffusers backbone",
             fix="compile the diffusers model, or run model.onnx in a session of your own",
         )
-    spec = find_family(model["family"])
+    spec = family_of_manifest(model)
     chosen, where = resolve(found, target, device)
     signature = Signature.of(found.manifest, spec.dims(model["config"]))
     if chosen.takes_ranges:

@@ -6,7 +6,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from diffc.models.registry import family_of
+from diffc.models.capture.capture import capture
+from diffc.models.captured import captured_family
+from diffc.models.family import Family
+from diffc.models.registry import family_of, known_family
 from diffc.models.sources.components import check_variant
 from diffc.models.sources.hub_cache import identity
 from diffc.models.sources.json_files import read_json
@@ -14,6 +17,7 @@ from diffc.models.sources.misfit import quantized_config
 from diffc.models.sources.safetensors_files import file_names, folder_weights
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource, Reader
 from diffc.models.sources.weight_names import choose
+from diffc.models.spec import Config
 
 
 def read_backbone(
@@ -27,12 +31,27 @@ def read_backbone(
     config = read_json(folder / "config.json")
     if error := quantized_config(config, folder / "config.json"):
         raise error
-    family = family_of(config, folder / "config.json")
+    family = _family(config, folder, pipeline)
     weights = folder_weights(folder, variant)
     if pipeline is None:
         chosen = choose(file_names(folder), variant)
         variant = chosen.variant if chosen else None
     return ModelSource(name, folder, pipeline, config, family, weights, variant)
+
+
+def _family(config: Config, folder: Path, pipeline: Path | None) -> Family:
+    """The family that a file describes, or one read off calls of the pipeline that the backbone belongs to."""
+    known = known_family(config)
+    pipeline = pipeline or _pipeline_around(folder)
+    if known is not None or pipeline is None:
+        return known or family_of(config, folder / "config.json")
+    return captured_family(capture(pipeline, folder.name), config)
+
+
+def _pipeline_around(folder: Path) -> Path | None:
+    """The pipeline folder in which a backbone folder lies as one of its components."""
+    index = folder.parent / "model_index.json"
+    return folder.parent if index.is_file() and folder.name in read_json(index) else None
 
 
 def folder_of(model: str, subfolder: str = "") -> Path:
