@@ -19,8 +19,8 @@ from diffc.artifact.folder import Artifact
 from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.backends.target import TARGETS, find_target
 from diffc.errors import DiffcError, UnsupportedError
-from diffc.models.inputs import forward_kwargs
 from diffc.models.family import Family
+from diffc.models.inputs import forward_kwargs
 from diffc.models.registry import family_of_manifest
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.progress import Reporter, estimated

@@ -1,4 +1,4 @@
-"""Dynamic dimensions as torch.export wants them: what it finds out about them is taken over, and the export is repeated.
+"""Dynamic dimensions as torch.export wants them: what it finds out about them is taken over, and it runs again.
 
 A backbone compares sizes while it runs: is the height even, are there at least four rows? torch.export then refuses a
 dimension that could be otherwise, and says in text what it has to be: `height = 2*_height`, or a least and a largest

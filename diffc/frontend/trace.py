@@ -132,9 +132,13 @@ def _to_onnx(
     backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any], defer: bool = False
 ) -> Any:
     """The ONNX program that torch makes of a backbone; `defer`: checks of sizes are left to run time."""
-    options = {"prefer_deferred_runtime_asserts_over_guards": True} if defer else {}
     program = torch.export.export(
-        backbone, (), kwargs=kwargs, dynamic_shapes=dynamic, strict=False, **options
+        backbone,
+        (),
+        kwargs=kwargs,
+        dynamic_shapes=dynamic,
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=defer,
     )
     for node in program.graph.find_nodes(op="call_function", target=_ASSERTION):
         program.graph.erase_node(node)  # the exporter drops them as well, after it has traced each twice

@@ -92,7 +92,9 @@ class Family:
     def _check_frames(self, shape: Shape) -> None:
         if self.frames is None:
             if shape.frames != 1:
-                raise UsageError(f"{self.name} makes images, not {shape.frames} frames", fix="leave frames out")
+                raise UsageError(
+                    f"{self.name} makes images, not {shape.frames} frames", fix="leave frames out"
+                )
             return
         step, rest = self.frames
         if shape.frames % step != rest % step:

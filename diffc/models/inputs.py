@@ -70,7 +70,10 @@ def forward_kwargs(family: Family, config: Config, values: dict[str, Any]) -> di
     Of an input that stands for a number, the argument is its length.
     """
     placed = [
-        (item.path or (item.name,), _length(values[item.name]) if item.sample == "size" else values[item.name])
+        (
+            item.path or (item.name,),
+            _length(values[item.name]) if item.sample == "size" else values[item.name],
+        )
         for item in family.inputs(config)
     ]
     return nested([*placed, *family.constants], family.tuples)

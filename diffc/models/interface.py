@@ -58,9 +58,9 @@ class Interface:
     `batch` is how often a pipeline's batch is in the backbone's: 2 where guidance doubles it. `constants` are
     arguments that had one value in every call; the graph has no input for them. `tuples` are the places of lists that
     are tuples. `output_class` is the "module:class" of what forward() returns, `attributes` are those that the
-    pipeline read from the backbone beside its config. `multiple`: pixels that height and width are multiples of. `frames` are the step and the
-    rest of valid numbers of frames (8 and 1: 9, 17, ...), None for images. `native` is what the pipeline makes when
-    nothing is asked for. `assumed` has one line for everything that was taken for granted.
+    pipeline read from the backbone beside its config. `multiple`: pixels that height and width are multiples of.
+    `frames` are the step and the rest of valid numbers of frames (8 and 1: 9, 17, ...), None for images. `native` is
+    what the pipeline makes when nothing is asked for. `assumed` has one line for everything that was taken for granted.
     """
 
     backbone_class: str

@@ -86,7 +86,9 @@ def default_profile(family: Family, config: Mapping[str, Any], painted: int | No
     smallest, widest = min(0.5, painted / native.height), max(1.5, painted / native.height)
     few, many = _frames(family, native.frames)
     minimum = Shape(1, pixels("height", smallest), pixels("width", smallest), max(1, native.text // 4), few)
-    maximum = Shape(2 * native.batch, pixels("height", widest), pixels("width", widest), 2 * native.text, many)
+    maximum = Shape(
+        2 * native.batch, pixels("height", widest), pixels("width", widest), 2 * native.text, many
+    )
     return ShapeProfile(minimum, native, maximum)
 
 
@@ -103,8 +105,8 @@ def parse_profile(
 ) -> ShapeProfile:
     """The default profile with the axes of `text` replaced: `axis=size` or `axis=min:opt:max`, comma separated.
 
-    Axes are batch, height, width (pixels), text (tokens) and, for videos, frames. Raises UsageError for anything else, for sizes out
-    of order, and for shapes that the model cannot run.
+    Axes are batch, height, width (pixels), text (tokens) and, for videos, frames. Raises UsageError for anything
+    else, for sizes out of order, and for shapes that the model cannot run.
     """
     profile = default_profile(family, config, painted)
     sizes = parse_sizes(text, [f.name for f in fields(Shape) if f.name != "frames" or family.frames])

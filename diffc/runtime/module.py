@@ -15,6 +15,7 @@ from diffc.backends.session import Session
 from diffc.backends.signature import Signature
 from diffc.errors import DiffcError
 from diffc.models.family import Family
+from diffc.models.nested import Path, places
 from diffc.runtime.cached import CachedSession
 
 _HOOKS = ("_hf_hook", "_diffusers_hook")
@@ -44,8 +45,13 @@ class CompiledBackbone(nn.Module):
         self.target, self._spec, self._signature = target, spec, signature
         self.config = _full_config(spec, config)
         self._session, self._dtype = session, dtype
-        self._paths = {item.path or (item.name,): item.name for item in spec.inputs(config)}
-        self._positions = [path[0] for path in self._paths if len(path) == 1]
+        self._field = spec.interface.outputs[0].field if spec.interface else "sample"
+        inputs = spec.inputs(config)
+        self._paths: dict[Path, str] = {item.path or (item.name,): item.name for item in inputs}
+        self._positions = [str(path[0]) for path in self._paths if len(path) == 1]
+        self._fixed = dict(spec.constants)
+        self._nested = {path[0] for path in (*self._paths, *self._fixed) if len(path) > 1}
+        self._numbers = {item.name for item in inputs if item.sample == "size"}
         for path, value in spec.attributes(config).items():
             _set_at(self, path, value)
         self.eval()
@@ -72,7 +78,7 @@ class CompiledBackbone(nn.Module):
         sizes = self._signature.check({name: tuple(tensor.shape) for name, tensor in inputs.items()})
         outputs = self._session.run(inputs, self._signature.output_shapes(sizes))
         sample = outputs[self._spec.output].to(given[self._signature.inputs[0].name].dtype)
-        return _output_class(self._spec)(sample=sample) if return_dict else (sample,)
+        return _output_class(self._spec)(**{self._field: sample}) if return_dict else (sample,)
 
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:
@@ -127,15 +133,14 @@ class CompiledBackbone(nn.Module):
         """The value of every graph input."""
         if len(args) > len(self._positions):
             raise DiffcError(f"give all but {', '.join(self._positions)} by name")
-        given: dict[tuple[str, ...], Any] = {
-            (name,): value for name, value in zip(self._positions, args, strict=False)
-        }
+        given: dict[Path, Any] = {(name,): value for name, value in zip(self._positions, args, strict=False)}
         for name, value in kwargs.items():
-            nested = isinstance(value, Mapping) and any(path[0] == name for path in self._paths)
-            entries = [((name, key), v) for key, v in value.items()] if nested else [((name,), value)]
-            given |= {path: v for path, v in entries if not _empty(v)}
-        refused = [".".join(path) for path in given if path not in self._paths]
-        missing = [".".join(path) for path in self._paths if given.get(path) is None]
+            entries = places(value, (name,)) if name in self._nested else {(name,): value}
+            given |= {path: v for path, v in entries.items() if not _empty(v)}
+        self._check_fixed(given)
+        given = {path: value for path, value in given.items() if path not in self._fixed}
+        refused = [_dotted(path) for path in given if path not in self._paths]
+        missing = [_dotted(path) for path in self._paths if given.get(path) is None]
         if refused:
             raise DiffcError(
                 f"the compiled {self._spec.name} backbone has no input for {', '.join(refused)}",
@@ -145,10 +150,25 @@ class CompiledBackbone(nn.Module):
             raise DiffcError(f"no value for {', '.join(missing)}", fix="call it as diffusers' pipeline does")
         return {self._paths[path]: value for path, value in given.items()}
 
+    def _check_fixed(self, given: Mapping[Path, Any]) -> None:
+        """Raise DiffcError for an argument with another value than the one that the graph was made with."""
+        for path, value in self._fixed.items():
+            other = given.get(path, value)
+            if isinstance(other, torch.Tensor) or other != value:
+                raise DiffcError(
+                    f"{_dotted(path)} is {other!r}, and the compiled {self._spec.name} backbone holds for {value!r}",
+                    fix="call the pipeline as for the compile, or compile a pipeline whose default it is",
+                )
+
     def _tensors(self, given: Mapping[str, Any]) -> dict[str, Tensor]:
         """In graph order and of the graph's types, contiguous, on the device."""
         tensors = {}
         for value in self._signature.inputs:
+            if value.name in self._numbers:
+                tensors[value.name] = torch.zeros(
+                    int(given[value.name]), dtype=value.dtype, device=self.device
+                )
+                continue
             tensor = torch.as_tensor(given[value.name])
             if not value.dims and tensor.numel() == 1:
                 tensor = tensor.reshape(
@@ -163,6 +183,10 @@ class CompiledBackbone(nn.Module):
                 tensor = tensor.to(self.device)
             tensors[value.name] = tensor.to(value.dtype).contiguous()
         return tensors
+
+
+def _dotted(path: Path) -> str:
+    return ".".join(map(str, path))
 
 
 def _empty(value: Any) -> bool:

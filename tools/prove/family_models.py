@@ -1,6 +1,6 @@
 """Tiny pipelines of diffusers' classes: seeded weights, real head sizes, everything else small; complete on disk.
 
-    python -m tools.prove.family_models sd15 /tmp/models
+python -m tools.prove.family_models sd15 /tmp/models
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ MODELS: dict[str, Tiny] = {
     "wan5b": Tiny(
         "WanPipeline",
         "WanTransformer3DModel",
-        HEADS | {"text_dim": T5_WIDTH, "ffn_dim": 512, "num_layers": 4, "in_channels": 48, "out_channels": 48},
+        HEADS
+        | {"text_dim": T5_WIDTH, "ffn_dim": 512, "num_layers": 4, "in_channels": 48, "out_channels": 48},
         ("t5",),
         vae="AutoencoderKLWan",
         vae_config=WAN_VAE

@@ -89,7 +89,11 @@ def _interface(recorder: Recorder, record: Recorded, tuples: tuple[Any, ...]) ->
     probe = Probe(empty_model(stage.folder / component), inputs, dimensions, constants, tuples)
     kind, outputs = outputs_of(probe, dimensions, inputs[0], _telling(step, record))
     multiple = pixel_multiple(probe, stage.backbone.config, outputs[0], step, base, dimensions)
-    rule = _frame_rule(dimensions, {**base, "height": multiple, "width": multiple}) if recorder.is_video else None
+    rule = (
+        _frame_rule(dimensions, {**base, "height": multiple, "width": multiple})
+        if recorder.is_video
+        else None
+    )
     native = _native(recorder, record, inputs[0].path, dimensions, multiple, rule)
     found = Interface(
         backbone_class=type(stage.backbone.real).__name__,
@@ -114,7 +118,9 @@ def _in_half(recorder: Recorder) -> Leaves:
     """A call of the same pipeline in bfloat16, which tells what follows the compute type; empty where it fails."""
     import torch
 
-    parts = [p for p in recorder.stage.pipe.components.values() if hasattr(p, "__dict__") and "dtype" in vars(p)]
+    parts = [
+        p for p in recorder.stage.pipe.components.values() if hasattr(p, "__dict__") and "dtype" in vars(p)
+    ]
     for part in parts:
         part.dtype = torch.bfloat16
     try:
@@ -176,13 +182,15 @@ def _native(
     Pixels are found in dimensions of rows or columns; where there are tokens alone, the image is a square, unless
     the pipeline's call states its size.
     """
-    stated = {n: p.default for n, p in recorder.parameters.items() if isinstance(p.default, int)}
+    stated: dict[str, int] = {n: p.default for n, p in recorder.parameters.items() if type(p.default) is int}
     call = recorder.run({})
     text = _text_length(recorder, record)
     found = {"batch": record.batch, "height": 0, "width": 0, "frames": 1, "text": text}
-    shape = dict(zip(_names(recorder, record, sample), call[sample].shape, strict=True))
+    shape = dict(zip(_names(record, sample), call[sample].shape, strict=True))
     for name in ("height", "width", "frames"):
-        found[name] = stated.get(f"num_{name}" if name == "frames" else name) or _inverse(name, dimensions, shape)
+        found[name] = stated.get(f"num_{name}" if name == "frames" else name) or _inverse(
+            name, dimensions, shape
+        )
     if rule is not None:
         steps = (found["frames"] - rule[1]) // rule[0] if found["frames"] else 3
         found["frames"] = max(1, steps) * rule[0] + rule[1]
@@ -203,7 +211,7 @@ def _inverse(setting: str, dimensions: Sequence[Dimension], shape: Mapping[Any, 
     return 0
 
 
-def _names(recorder: Recorder, record: Recorded, sample: Any) -> list[Any]:
+def _names(record: Recorded, sample: Any) -> list[Any]:
     """The dimensions of the first input; sizes that do not change are numbered, which no dimension is called."""
     sizes = Sizes()
     inputs, _ = inputs_of(record, {}, sizes)
@@ -216,7 +224,7 @@ def _square(dimensions: Sequence[Dimension], shape: dict[Any, int], found: Setti
     for dimension in dimensions:
         if {"height", "width"} <= dimension.relation.settings and dimension.name in shape:
             per_step = dimension.relation.at({**found, "height": multiple, "width": multiple})
-            return multiple * isqrt(max(1, int(shape[dimension.name] / max(per_step, 1))))
+            return multiple * isqrt(max(1, int(shape[dimension.name] / per_step)))
     return 1024
 
 
@@ -241,13 +249,17 @@ def _follows_text(record: Recorded, path: Any, axis: int) -> bool:
 
 def assumptions(interface: Interface) -> list[str]:
     """What a reader of the artifact has to know: lines."""
-    lines = [f"{interface.backbone_class}: no family file; the interface is read off calls of {interface.pipeline_class}"]
+    lines = [
+        f"{interface.backbone_class}: no family file; the interface is read off calls of {interface.pipeline_class}"
+    ]
     lines += [
         f"{i.name}: {i.dtype}, ({', '.join(_dim(d, interface) for d in i.dims)})"
         + (", holds no values: the call's number is its length" if i.kind == "size" else "")
         for i in interface.inputs
     ]
-    lines += [f"{'.'.join(map(str, path))} = {value!r} in every call: fixed" for path, value in interface.constants]
+    lines += [
+        f"{'.'.join(map(str, path))} = {value!r} in every call: fixed" for path, value in interface.constants
+    ]
     if interface.batch > 1:
         lines.append(f"guidance makes the backbone's batch {interface.batch} times that of the pipeline")
     return lines

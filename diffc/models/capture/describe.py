@@ -65,17 +65,21 @@ class Recorded:
             return sizes[0]
         found = fit(self.settings, sizes)
         if found is None:
-            raise Unfit(f"{what} has the sizes {', '.join(map(str, dict.fromkeys(sizes)))}, and follows no rule")
+            raise Unfit(
+                f"{what} has the sizes {', '.join(map(str, dict.fromkeys(sizes)))}, and follows no rule"
+            )
         return found
 
 
 def recorded(settings: Sequence[Setting], calls: Sequence[Leaves]) -> Recorded:
     """The calls in the measures of the backbone. Raises UnsupportedError where arguments come and go, and Unfit."""
-    came = [path for call in calls for path in call if path not in calls[0] or any(path not in c for c in calls)]
+    came = [
+        path for call in calls for path in call if path not in calls[0] or any(path not in c for c in calls)
+    ]
     if came:
         names = ", ".join(dict.fromkeys(str(path[0]) for path in came))
         raise UnsupportedError(
-            f"the backbone is called with lists whose length follows the batch ({names}), and one graph holds one length",
+            f"the backbone is called with lists whose length follows the batch ({names}); one graph holds one length",
             fix="write a family file for this class: CONTRIBUTING.md, Adding a model family",
         )
     plain = Recorded(settings, calls)
@@ -121,7 +125,9 @@ def inputs_of(
             assert isinstance(found, Relation)
             inputs.append(Input(_name(path), path, "float32", (sizes.name(found),), "size"))
         else:
-            raise UnsupportedError(f"the argument {_name(path)} changes with the image size and is not a whole number")
+            raise UnsupportedError(
+                f"the argument {_name(path)} changes with the image size and is not a whole number"
+            )
     return tuple(inputs), tuple(constants)
 
 

@@ -25,7 +25,7 @@ class Stage:
 
         self.folder, self.index = folder, read_json(folder / "model_index.json")
         name = str(self.index.get("_class_name"))
-        self.cls = getattr(diffusers, name, None)
+        self.cls: Any = getattr(diffusers, name, None)
         if self.cls is None:
             raise UnsupportedError(
                 f"{folder}: diffusers has no pipeline {name}, and the inputs of its backbone are read off calls of it",
@@ -46,7 +46,7 @@ class Stage:
     def _parts(self, component: str) -> dict[str, Any]:
         """Every argument of the pipeline's constructor."""
         parts: dict[str, Any] = {}
-        for name, parameter in list(inspect.signature(self.cls.__init__).parameters.items())[1:]:
+        for name, parameter in list(inspect.signature(self.cls).parameters.items()):
             entry = self.index.get(name)
             if name == component:
                 parts[name] = self.backbone

@@ -78,12 +78,15 @@ def outputs_of(
     sizes = [{d.name: int(d.relation.at(s)) for d in dimensions} for s in settings]
     outputs = []
     for number, (field, shape) in enumerate(runs[0][1].items()):
-        dims = []
+        dims = list[str | int]()
         for axis, size in enumerate(shape):
             seen = [run[1][field][axis] for run in runs]
-            dims.append(_dimension(axis, seen, sizes, first.dims) if len(set(seen)) > 1 else size)
-            if dims[-1] is None:
-                raise UnsupportedError(f"axis {axis} of the result {field} has sizes {seen}, which no input has")
+            dim = _dimension(axis, seen, sizes, first.dims) if len(set(seen)) > 1 else size
+            if dim is None:
+                raise UnsupportedError(
+                    f"axis {axis} of the result {field} has sizes {seen}, which no input has"
+                )
+            dims.append(dim)
         name = f"out_{first.name}" + (f"_{number}" if number else "")
         outputs.append(Output(name, tuple(dims), field))
     return runs[0][0], tuple(outputs)
@@ -94,11 +97,18 @@ def _dimension(
 ) -> str | None:
     """The dimension that has the sizes `seen`; the one that the first input has on the same axis comes first."""
     names = [n for n in (*likely[axis : axis + 1], *sizes[0]) if isinstance(n, str)]
-    return next((n for n in names if all(run[n] == size for run, size in zip(sizes, seen, strict=True))), None)
+    return next(
+        (n for n in names if all(run[n] == size for run, size in zip(sizes, seen, strict=True))), None
+    )
 
 
 def pixel_multiple(
-    probe: Probe, config: Mapping[str, Any], output: Output, step: int, base: Setting, dimensions: Sequence[Dimension]
+    probe: Probe,
+    config: Mapping[str, Any],
+    output: Output,
+    step: int,
+    base: Setting,
+    dimensions: Sequence[Dimension],
 ) -> int:
     """Pixels that height and width are multiples of: the least multiple of `step` at which results have their size.
 

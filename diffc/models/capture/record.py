@@ -49,7 +49,7 @@ class Recorder:
         Raises UnsupportedError with the pipeline's own reason where it does not get that far.
         """
         call: dict[str, Any] = {"prompt": [words(setting.get("text", _LONG))] * setting.get("batch", 1)}
-        given = {"height": setting.get("height"), "width": setting.get("width")}
+        given: dict[str, Any] = {"height": setting.get("height"), "width": setting.get("width")}
         given |= {"num_frames": setting.get("frames"), "num_inference_steps": 2, "output_type": "latent"}
         if "max_sequence_length" in self.parameters:
             given["max_sequence_length"] = setting.get("text")

@@ -9,9 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 _WORDS = 99
-_TEMPLATE = (
-    "{% for m in messages %}{{ m['content'] if m['content'] is string else m['content'][0]['text'] }} {% endfor %}"
-)
+_TEMPLATE = "{% for m in messages %}{{ m['content'] if m['content'] is string else m['content'][0]['text'] }} {% endfor %}"
 
 
 def words(count: int) -> str:
@@ -115,12 +113,12 @@ class TextEncoder:
 class Vae:
     """A VAE that is its configuration, and the attributes that its class computes from it."""
 
-    def __init__(self, cls: type[Any], config: dict[str, Any]):
+    def __init__(self, cls: Any, config: dict[str, Any]):
         import torch
         from accelerate import init_empty_weights
 
         with init_empty_weights():
-            self._real = cls.from_config(config)  # type: ignore[attr-defined]
+            self._real = cls.from_config(config)
         self.dtype, self.device = torch.float32, torch.device("cpu")
 
     def __getattr__(self, name: str) -> Any:
@@ -160,4 +158,3 @@ class Backbone:
 
 class Enough(Exception):
     """The backbone was called; the rest of the pipeline need not run."""
-
