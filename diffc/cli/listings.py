@@ -130,6 +130,42 @@ def list_models(terminal: Terminal) -> None:
     terminal.result([dict(zip(keys, row, strict=True)) for row in (*rows, *real)])
 
 
+def list_families(terminal: Terminal) -> None:
+    """The classes of backbones that diffc knows, and what it does with all others."""
+    from diffc.models.hints import HINTS
+    from diffc.models.registry import FAMILIES
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": family.name,
+            "class": family.backbone_class,
+            "inputs": "a family file",
+            "cache_plans": list(family.cache_plans),
+            "optimum": family.optimum is not None,
+        }
+        for family in FAMILIES.values()
+    ]
+    rows += [
+        {
+            "name": hints.name,
+            "class": kind,
+            "inputs": "read off the pipeline",
+            "cache_plans": list(hints.cache_plans),
+            "optimum": False,
+        }
+        for kind, hints in HINTS.items()
+    ]
+    table = plain_table("name", "class of the backbone", "inputs", "cache plans", "package for optimum")
+    for row in rows:
+        plans, packaged = ", ".join(row["cache_plans"]) or "-", "yes" if row["optimum"] else "-"
+        table.add_row(row["name"], row["class"], row["inputs"], plans, packaged)
+    terminal.print(table)
+    terminal.line(
+        "Any other class: its inputs are read off calls of its pipeline, or the compile says why not."
+    )
+    terminal.result(rows)
+
+
 def list_cache_plans(terminal: Terminal) -> None:
     """The presets with their arguments."""
     from diffc.cache.presets import PRESETS

@@ -179,3 +179,9 @@ def describe(plan: Plan) -> str:
     return (
         f"{plan.source.name} ({plan.source.family}) to {plan.format.name} in {plan.dtype}, for {targets}{sms}"
     )
+
+
+def assumed(plan: Plan) -> tuple[str, ...]:
+    """What is taken for granted of a backbone that no family file describes: lines for the user."""
+    interface = plan.source.family.interface
+    return () if interface is None else interface.assumed

@@ -37,7 +37,7 @@ from diffc.compile.engines import build_engines, engine_profile
 from diffc.compile.graphs import Graphs, canonicalize, legalize, write
 from diffc.compile.manifest import manifest
 from diffc.compile.onnx_model import compile_onnx
-from diffc.compile.plan import Plan, check, check_targets, describe
+from diffc.compile.plan import Plan, assumed, check, check_targets, describe
 from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.compile.validation import validate_by_layer, validate_whole
 from diffc.frontend.trace import trace as trace_backbone
@@ -67,6 +67,8 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
     backbone = FakeBackbone(plan.source, plan.dtype)
     check_weights(backbone)
     ui.note(describe(plan))
+    for line in assumed(plan):
+        ui.note(line)
     parts = Parts(ui, part_names(plan))
     cache = resolve_cache(plan, backbone, ui)
     files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files]

@@ -1,8 +1,8 @@
 """How a size follows from what a user asks for: a polynomial of batch, height, width, frames and text.
 
-A video of 17 frames at 64 x 96 pixels has (17 + 7) / 8 * 64 / 32 * 96 / 32 tokens in LTX-Video, which is
-height*width*frames/8192 + 7*height*width/8192. Every size that a pipeline makes is at most linear in each of the five settings, so the sizes at
-two values of each setting determine it.
+A video of 17 frames at 64 x 96 pixels has (17 + 7) / 8 * 64 / 32 * 96 / 32 tokens in LTX-Video: that is
+height*width*frames/8192 + 7*height*width/8192. Every size that a pipeline makes is at most linear in each of the five
+settings, so the sizes at two values of each setting determine it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Setting = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Relation:
-    """A sum of products of settings: `terms` has the names of each product, in the order of SETTINGS, and its factor."""
+    """A sum of products of settings: `terms` has the names of each, in the order of SETTINGS, and its factor."""
 
     terms: tuple[tuple[tuple[str, ...], Fraction], ...]
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 _WORDS = 99
-_TEMPLATE = "{% for m in messages %}{{ m['content'] if m['content'] is string else m['content'][0]['text'] }} {% endfor %}"
+_TEXT = "m['content'] if m['content'] is string else m['content'][0]['text']"
+_TEMPLATE = "{% for m in messages %}{{ " + _TEXT + " }} {% endfor %}"
 
 
 def words(count: int) -> str:
@@ -68,6 +69,7 @@ class TextEncoder:
         self.text_model = self.model = self.language_model = self.encoder = self
 
     def __call__(self, input_ids: Any, *_: Any, **__: Any) -> Answer:
+        """Noise for every token, and for the whole prompt."""
         import torch
 
         noise = torch.Generator().manual_seed(0)
@@ -145,6 +147,7 @@ class Backbone:
         return value
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Note the arguments by name. Raises Enough, always."""
         from inspect import signature
 
         bound = signature(type(self.real).forward).bind(self.real, *args, **kwargs)
