@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import QuantOptions
 from tests.lanes import Lanes
+from tests.traces import Traces
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 SMS = (86, 89, 120)
@@ -146,5 +147,26 @@ def traced(shared: Path) -> onnx.ModelProto:
     return onnx.ModelProto.FromString(made_once(shared / "traced", "tiny-sd3.onnx", make))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def remembered_traces(shared: Path, request: pytest.FixtureRequest) -> Iterator[Traces]:
+    """Compiles of this session take a trace that another has made."""
+    from diffc.compile import spine
+
+    lanes = request.config.pluginmanager.get_plugin("lanes")
+    assert isinstance(lanes, Lanes)
+    with pytest.MonkeyPatch.context() as patch:
+        traces = Traces(spine.trace_backbone, shared / "traces", made_once, lanes.require_mark)
+        patch.setattr(spine, "trace_backbone", traces)
+        yield traces
+
+
+@pytest.fixture
+def fresh_traces(remembered_traces: Traces) -> Iterator[None]:
+    """For a test of how a trace is made: it takes none that another test has made."""
+    remembered_traces.off = True
+    yield
+    remembered_traces.off = False
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Lanes())
+    config.pluginmanager.register(Lanes(), "lanes")

@@ -56,15 +56,20 @@ class Lanes:
 
         @functools.wraps(export)
         def checked(module: Any, *args: Any, **kwargs: Any) -> Any:
-            item = self._running
-            if is_backbone(module) and item is not None and item.get_closest_marker(MARK) is None:
-                pytest.fail(
-                    f"{item.nodeid} traces a backbone and is in the first lane\n  Fix: take the fixture `compiled` or "
-                    f"`traced`, which are made once for all tests, or mark the test pytest.mark.{MARK}"
-                )
+            if is_backbone(module):
+                self.require_mark()
             return export(module, *args, **kwargs)
 
         return checked
+
+    def require_mark(self) -> None:
+        """Fail the test that runs, which wants a trace of a backbone, unless it is marked."""
+        item = self._running
+        if item is not None and item.get_closest_marker(MARK) is None:
+            pytest.fail(
+                f"{item.nodeid} traces a backbone and is in the first lane\n  Fix: take the fixture `compiled` or "
+                f"`traced`, which are made once for all tests, or mark the test pytest.mark.{MARK}"
+            )
 
 
 def is_backbone(module: Any) -> bool:

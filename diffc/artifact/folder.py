@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from diffc.artifact.files import check_files
 from diffc.artifact.resume import RESUME, keep_calibration, take_up
+from diffc.backends.install import UPGRADE
 from diffc.errors import DiffcError
 from diffc.output_files import check_output_file
 from diffc.version import VERSION
@@ -113,7 +114,7 @@ def check_schema(path: Path, schema: object) -> None:
         raise DiffcError(
             f"{path} was written by a newer diffc: it has schema {schema}, and this diffc ({VERSION}) reads up to"
             f" {SCHEMA}",
-            fix="upgrade diffc: pip install --upgrade diffc",
+            fix=UPGRADE,
         )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diffc.backends.install import RTX_PROVIDER
+
 DRIVER = 580
 """The oldest driver of CUDA 13, which TensorRT-RTX, torch and ONNX Runtime's GPU packages are built with."""
 
@@ -60,7 +62,7 @@ print(plugin.get_ep_name())
 """,
     f"install the NVIDIA driver ({DRIVER} or newer)",
     package="onnxruntime_ep_nv_tensorrt_rtx",
-    install="pip install onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    install=f"pip install {RTX_PROVIDER}",
 )
 
 

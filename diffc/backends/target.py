@@ -30,7 +30,7 @@ class Target:
     Running: the module `opens` of diffc opens a session (see `diffc.backends.session.Runtime`), of the file of target
     `runs` where that is another target's. Of several that work here, the one with the smallest `rank` is taken.
     `on_cpu`: on the CPU and nowhere else. `records`: it can record the launches of a shape and replay them
-    (cuda_graph). `provider` is ONNX Runtime's name of it, `wheels` the packages that bring the provider, `prefix` what
+    (cuda_graph). `provider` is ONNX Runtime's name of it, `wheels` the pinned packages that bring it, `prefix` what
     the provider's options begin with where it is given ranges of shapes.
 
     `probe` is the check of `diffc doctor`; `needed`: without this target nothing can be compiled. `passes` follow the
@@ -116,7 +116,7 @@ _ROWS = (
         emulates=_AS_FP8,
         on_cpu=True,
         provider="CPUExecutionProvider",
-        wheels="onnxruntime",
+        wheels="onnxruntime==1.31.1",
         probe=probes.provider("CPUExecutionProvider"),
         needed=True,
     ),
@@ -129,7 +129,7 @@ _ROWS = (
         emulates=_AS_FP8,
         records=True,
         provider="CUDAExecutionProvider",
-        wheels="onnxruntime-gpu",
+        wheels="onnxruntime-gpu==1.31.1",
         probe=probes.provider("CUDAExecutionProvider"),
     ),
     Target(
@@ -151,7 +151,7 @@ _ROWS = (
         rank=4,
         runs="tensorrt",
         provider="TensorrtExecutionProvider",
-        wheels="onnxruntime-gpu tensorrt-cu13",
+        wheels="onnxruntime-gpu==1.31.1 tensorrt-cu13==11.4.0.106",
         prefix="trt",
     ),
 )

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FunctionType
 
 import psutil
-from packaging.requirements import Requirement
 
+from diffc.backends.install import CUDA_TORCH, install_command, requirements
 from diffc.backends.probes import DRIVER, Probe
 from diffc.backends.sm import KNOWN_SMS
 from diffc.backends.target import TARGETS, Target
@@ -96,7 +96,7 @@ def require_able(findings: Sequence[Finding]) -> None:
 
 def _libraries() -> Iterator[Finding]:
     """Each requirement of diffc against the version that is installed."""
-    for requirement in _requirements():
+    for requirement in requirements():
         version = _version(requirement.name)
         if requirement.marker is not None:
             continue  # of an extra, which a target's own check looks at
@@ -117,25 +117,11 @@ def _libraries() -> Iterator[Finding]:
         )
 
 
-def _requirements() -> list[Requirement]:
-    return [Requirement(text) for text in metadata.requires("diffc") or ()]
-
-
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _install(extra: str) -> str:
-    """The command that installs the packages of an extra: diffc itself is on no index."""
-    wanted = [
-        f'"{r.name}{r.specifier}"'
-        for r in _requirements()
-        if r.marker is not None and r.marker.evaluate({"extra": extra})
-    ]
-    return f"pip install {' '.join(wanted)}"
 
 
 _GPUS = """
@@ -180,12 +166,14 @@ def _torch() -> Iterator[Finding]:
         "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
     )
     if code:
-        yield Finding("torch on a GPU", False, _last(text), 'pip install "torch"')
+        wanted = next((f"{r.name}{r.specifier}" for r in requirements() if r.name == "torch"), "torch")
+        yield Finding("torch on a GPU", False, _last(text), f'pip install --force-reinstall "{wanted}"')
     elif text.strip():
         yield Finding("torch on a GPU", True, text.strip())
     else:
         why = "torch sees no CUDA device: calibration runs on the CPU, in float32"
-        yield Finding("torch on a GPU", False, why)
+        has_gpu = _run(_GPUS)[0] == 0
+        yield Finding("torch on a GPU", False, why, CUDA_TORCH if has_gpu else "")
 
 
 def _targets() -> Iterator[Finding]:
@@ -196,7 +184,7 @@ def _targets() -> Iterator[Finding]:
 
 def _target(target: Target, probe: Probe) -> Finding:
     """Whether a target works here, by its own probe."""
-    what, install = f"target {target.name}", _install(target.extra)
+    what, install = f"target {target.name}", install_command(target.extra)
     if importlib.util.find_spec(target.module) is None:
         return Finding(what, False, f"{target.module} is not installed", install, target.needed)
     if probe.package and importlib.util.find_spec(probe.package) is None:

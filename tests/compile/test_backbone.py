@@ -18,6 +18,7 @@ from diffc.quantize.options import DEFAULT_OPTIONS
 
 
 @pytest.mark.compiles
+@pytest.mark.usefixtures("fresh_traces")
 def test_a_compile_makes_one_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To check the weights, resolve a cache plan, calibrate, trace, and find the shapes of what is kept."""
     made = []

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from diffc.backends.install import CUDA_TORCH, RTX_PROVIDER
+from diffc.backends.probes import DRIVER
 from diffc.backends.target import Target
 from diffc.errors import DiffcError
 
@@ -34,7 +36,7 @@ def why_not(target: Target) -> tuple[str, str]:
         fix = f"pip uninstall -y onnxruntime; pip install {target.wheels}"
         return f"ONNX Runtime {ort.__version__} has no {target.provider}", fix
     if not target.on_cpu and not torch.cuda.is_available():
-        return "torch sees no CUDA device", "install the NVIDIA driver and a CUDA build of torch"
+        return "torch sees no CUDA device", CUDA_TORCH
     return "", ""
 
 
@@ -47,7 +49,7 @@ def plugin_devices() -> list[Any]:
     except ImportError as error:
         raise DiffcError(
             "the package of ONNX Runtime's TensorRT-RTX provider is not installed",
-            fix="pip install onnxruntime-ep-nv-tensorrt-rtx-cu13",
+            fix=f"pip install {RTX_PROVIDER}",
         ) from error
     name = plugin.get_ep_name()
     try:
@@ -55,7 +57,7 @@ def plugin_devices() -> list[Any]:
             ort.register_execution_provider_library(name, plugin.get_library_path())
     except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
         raise DiffcError(
-            f"{name} cannot be loaded: {error}", fix="install the NVIDIA driver (570 or newer)"
+            f"{name} cannot be loaded: {error}", fix=f"install the NVIDIA driver ({DRIVER} or newer)"
         ) from error
     devices = [d for d in ort.get_ep_devices() if d.ep_name == name]
     if not devices:

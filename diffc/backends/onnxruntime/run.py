@@ -159,7 +159,7 @@ def _open(wanted: SessionOptions, stream: torch.cuda.Stream | None) -> Any:
         # ONNX Runtime warns and goes on when a provider's libraries do not load.
         raise DiffcError(
             f"{expected} did not come up: ONNX Runtime took {session.get_providers()[0]} instead",
-            fix='install the CUDA libraries of this ONNX Runtime: pip install "onnxruntime-gpu[cuda,cudnn]"',
+            fix='install the CUDA libraries of this ONNX Runtime: pip install "onnxruntime-gpu[cuda,cudnn]==1.31.1"',
         )
     return session
 

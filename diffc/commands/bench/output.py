@@ -15,6 +15,7 @@ from rich.table import Table
 
 from diffc.artifact.describe import versions
 from diffc.artifact.folder import Artifact
+from diffc.backends.install import install_command
 from diffc.commands.bench.run import Row
 from diffc.commands.bench.worker import MIB
 from diffc.errors import DiffcError, UsageError
@@ -29,7 +30,7 @@ def check_plot(path: Path | None) -> None:
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UsageError(f"{path} is not the name of a plot", fix="end it in .png, .svg or .pdf")
     if importlib.util.find_spec("matplotlib") is None:
-        raise DiffcError("--plot needs matplotlib, which is not installed", fix="pip install matplotlib")
+        raise DiffcError("--plot needs matplotlib, which is not installed", fix=install_command("plot"))
 
 
 def check_folder(path: Path | None) -> None:
