@@ -6,7 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from itertools import cycle, islice
 from pathlib import Path
@@ -17,6 +17,8 @@ from accelerate import init_empty_weights
 
 from diffc.artifact.resume import CHECKPOINT
 from diffc.errors import DiffcError
+from diffc.models.call import parameters_of, plain_sizes, size_arguments
+from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, build_backbone, quiet_libraries
 from diffc.models.sources.locate import ModelSource
@@ -123,9 +125,8 @@ def calibrate_on_prompts(
         estimated(update, pipeline_seconds(source)),
     ):
         pipe = run.open(source)
-    size = run.size or pipe.vae.config.sample_size
-    call = dict(family.calibration) | {"height": size, "width": size}
-    title = f"calibrate {format.name} on {len(prompts)} prompts, {run.steps} steps, {size} px"
+    call = calibration_call(family, pipe, run.size)
+    title = f"calibrate {format.name} on {len(prompts)} prompts, {run.steps} steps, {call['height']} px"
     with quiet_libraries(), ui.stage(title) as update:
         calibrate(
             pipe,
@@ -142,6 +143,17 @@ def calibrate_on_prompts(
         )
     record = {"prompts": list(prompts), "steps": run.steps, "seed": run.seed, "options": asdict(options)}
     return _checkpoint(getattr(pipe, family.component), source, format, {**record, **call})
+
+
+def calibration_call(family: Family, pipe: Any, size: int | None) -> dict[str, Any]:
+    """Arguments of the pipeline's call that calibration gives beside prompts; `size` in pixels, None for its own."""
+    if family.interface is None:
+        pixels = size or pipe.vae.config.sample_size
+        return dict(family.calibration) | {"height": pixels, "width": pixels}
+    native, parameters = family.native({}), parameters_of(pipe)
+    shape = replace(native, height=size or native.height, width=size or native.width)
+    known = {name: value for name, value in family.calibration.items() if name in parameters}
+    return known | size_arguments(parameters, shape) | plain_sizes(parameters)
 
 
 def _checkpoint(

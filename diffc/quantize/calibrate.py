@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -179,6 +180,7 @@ def _run(
     """Denoise every prompt, batch by batch; the VAE does not run."""
     import torch
 
+    tells = "callback_on_step_end" in inspect.signature(pipe.__call__).parameters
     batches = [range(i, min(i + batch_size, len(prompts))) for i in range(0, len(prompts), batch_size)]
     for number, batch in enumerate(batches):
 
@@ -187,13 +189,16 @@ def _run(
             progress(number * per_batch + step + 1, len(batches) * per_batch)
             return tensors
 
+        told = {"callback_on_step_end": step_done} if tells else {}
         pipe(
             prompt=[prompts[i] for i in batch],
             generator=[torch.Generator("cpu").manual_seed(seed + i) for i in batch],
             output_type="latent",
-            callback_on_step_end=step_done,
+            **told,
             **call_args,
         )
+        if not tells:
+            progress(number + 1, len(batches))
 
 
 def _finish(backbone: nn.Module) -> None:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from diffc.cache.resolve import ResolvedCache
 from diffc.cache.streams import kept_tensors
-from diffc.compile.calibration import PipelineRun
+from diffc.compile.calibration import PipelineRun, calibration_call
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.locate import ModelSource
 from diffc.progress import Reporter
@@ -123,7 +123,7 @@ def neighbouring_calls(source: ModelSource, run: PipelineRun, steps: int) -> lis
     with quiet_libraries():
         pipe = run.open(source)
         pipe.set_progress_bar_config(disable=True)
-        size = min(run.size or pipe.vae.config.sample_size, MOST_PIXELS)
+        size = min(run.size or calibration_call(family, pipe, None)["height"], MOST_PIXELS)
         handle = getattr(pipe, family.component).register_forward_pre_hook(note, with_kwargs=True)
         try:
             pipe(
@@ -131,7 +131,7 @@ def neighbouring_calls(source: ModelSource, run: PipelineRun, steps: int) -> lis
                 generator=[torch.Generator("cpu").manual_seed(run.seed)],
                 num_inference_steps=steps,
                 output_type="latent",
-                **dict(family.calibration) | {"height": size, "width": size},
+                **calibration_call(family, pipe, size),
             )
         except _Enough:
             pass

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffc.errors import UnsupportedError
+from diffc.models.call import parameters_of, plain_sizes
 from diffc.models.capture.pipeline import Stage
 from diffc.models.capture.stand_ins import Enough, words
 from diffc.models.nested import Path, places, tuple_places
 
 Leaves = dict[Path, Any]
 """Every value of a call by its place; nothing (None) has no place."""
-
-_OFF = {"use_resolution_binning": False, "complex_human_instruction": None, "clean_caption": False}
-"""Arguments of calls that change sizes or prompts: without them a size is what was asked for."""
-
 
 _LONG = 2048
 """Words of a prompt that is longer than what a pipeline takes, where no tokens are asked for."""
@@ -36,7 +33,7 @@ class Recorder:
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """The parameters of the pipeline's call."""
-        return inspect.signature(self.stage.cls.__call__).parameters
+        return parameters_of(self.stage.cls)
 
     @property
     def is_video(self) -> bool:
@@ -54,7 +51,7 @@ class Recorder:
         if "max_sequence_length" in self.parameters:
             given["max_sequence_length"] = setting.get("text")
         call |= {k: v for k, v in given.items() if k in self.parameters and v is not None}
-        call |= {k: v for k, v in _OFF.items() if k in self.parameters}
+        call |= plain_sizes(self.parameters)
         if "prompt_template" in self.parameters:
             call["prompt_template"] = {"template": "{}", "crop_start": 0}
         self._set_lengths(setting.get("text"))

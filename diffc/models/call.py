@@ -1,0 +1,29 @@
+"""How a pipeline of diffusers is called: which of its arguments exist, and which change sizes behind one's back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from diffc.models.spec import Shape
+
+_OFF = {"use_resolution_binning": False, "complex_human_instruction": None, "clean_caption": False}
+"""Arguments that change sizes or prompts: without them a size is what was asked for."""
+
+
+def parameters_of(pipeline: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the call of a pipeline, or of its class."""
+    cls = pipeline if isinstance(pipeline, type) else type(pipeline)
+    return inspect.signature(cls.__call__).parameters
+
+
+def plain_sizes(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments under which a pipeline takes sizes and prompts as they are, of those that it has."""
+    return {name: value for name, value in _OFF.items() if name in parameters}
+
+
+def size_arguments(parameters: Mapping[str, Any], shape: Shape) -> dict[str, int]:
+    """Height, width and, for videos, frames of `shape` as arguments of the call."""
+    sizes = {"height": shape.height, "width": shape.width, "num_frames": shape.frames}
+    return {name: size for name, size in sizes.items() if name in parameters}
