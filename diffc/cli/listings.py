@@ -136,33 +136,22 @@ def list_families(terminal: Terminal) -> None:
     from diffc.models.registry import FAMILIES
 
     rows: list[dict[str, Any]] = [
-        {
-            "name": family.name,
-            "class": family.backbone_class,
-            "inputs": "a family file",
-            "cache_plans": list(family.cache_plans),
-            "optimum": family.optimum is not None,
-        }
-        for family in FAMILIES.values()
+        {"name": f.name, "class": f.backbone_class, "interface": "family file", "refused": ""}
+        for f in FAMILIES.values()
     ]
     rows += [
-        {
-            "name": hints.name,
-            "class": kind,
-            "inputs": "read off the pipeline",
-            "cache_plans": list(hints.cache_plans),
-            "optimum": False,
-        }
+        {"name": hints.name, "class": kind, "interface": "pipeline", "refused": hints.refused}
         for kind, hints in HINTS.items()
     ]
-    table = plain_table("name", "class of the backbone", "inputs", "cache plans", "package for optimum")
+    table = plain_table("name", "class of the backbone", "interface")
     for row in rows:
-        plans, packaged = ", ".join(row["cache_plans"]) or "-", "yes" if row["optimum"] else "-"
-        table.add_row(row["name"], row["class"], row["inputs"], plans, packaged)
+        table.add_row(row["name"], row["class"], "refused" if row["refused"] else row["interface"])
     terminal.print(table)
-    terminal.line(
-        "Any other class: its inputs are read off calls of its pipeline, or the compile says why not."
-    )
+    terminal.line("interface: where inputs and sizes are known from; pipeline: read off a few calls of it.")
+    terminal.line("Any other class is read off its pipeline as well, or the compile says why not.")
+    for row in rows:
+        if row["refused"]:
+            terminal.line(f"refused, {row['name']}: {row['refused']}")
     terminal.result(rows)
 
 

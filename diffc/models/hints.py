@@ -26,7 +26,8 @@ _DEFAULT = (
 class Hints:
     """`name`: what the family is called. `unquantized`: a regular expression beside those of all classes. `ends`: how
     many blocks of `blocks` stay unquantized at the beginning and at the end, of a network of at least four times as
-    many. `calibration`: arguments of the pipeline's call. `cache_plans`: presets that suit it.
+    many. `calibration`: arguments of the pipeline's call. `cache_plans`: presets that suit it. `refused`: the measured
+    reason why the class cannot be compiled; empty where it can.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Hints:
     count: str = "num_layers"
     calibration: Mapping[str, Any] = field(default_factory=dict)
     cache_plans: tuple[str, ...] = ()
+    refused: str = ""
 
     def kept(self, config: Config) -> str:
         """The regular expression of what stays unquantized in a backbone with this config.json."""

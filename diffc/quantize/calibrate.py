@@ -180,7 +180,9 @@ def _run(
     """Denoise every prompt, batch by batch; the VAE does not run."""
     import torch
 
-    tells = "callback_on_step_end" in inspect.signature(pipe.__call__).parameters
+    tells = (
+        "callback_on_step_end" in inspect.signature(pipe.__call__).parameters
+    )  # PixArt has no such callback
     batches = [range(i, min(i + batch_size, len(prompts))) for i in range(0, len(prompts), batch_size)]
     for number, batch in enumerate(batches):
 

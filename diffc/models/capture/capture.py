@@ -14,8 +14,11 @@ from diffc.models.capture.describe import Recorded, Sizes, Unfit, inputs_of, rec
 from diffc.models.capture.pipeline import Stage, empty_model
 from diffc.models.capture.probe import Probe, outputs_of, pixel_multiple
 from diffc.models.capture.record import Leaves, Recorder
+from diffc.models.hints import hints_of
 from diffc.models.interface import Dimension, Interface
 from diffc.models.relation import Setting, grid
+from diffc.models.sources.json_files import read_json
+from diffc.models.sources.quiet import quiet_libraries
 
 # Sizes at which pipelines are called, in order, until every size follows a rule. Pixels suit autoencoders that
 # take 8 to 32 of them for a row, frames those that take 4 or 8, 6, and any number; text is in steps of 16, which
@@ -32,12 +35,20 @@ def capture(folder: Path, component: str) -> Interface:
 
     Raises UnsupportedError with the reason where it cannot be read off, DiffcError for a folder that is not complete.
     """
-    from diffc.models.sources.quiet import quiet_libraries
-
+    _check_known(folder, component)
     with quiet_libraries():
         recorder = Recorder(Stage(folder, component))
         record, tuples = _record(recorder)
         return _interface(recorder, record, tuples)
+
+
+def _check_known(folder: Path, component: str) -> None:
+    """Raise UnsupportedError for a class of which it is known that it cannot be compiled."""
+    kind = str(read_json(folder / component / "config.json").get("_class_name"))
+    if reason := hints_of(kind).refused:
+        raise UnsupportedError(
+            f"{kind}: {reason}", fix="compile a class of `diffc models families` that is not refused"
+        )
 
 
 def _record(recorder: Recorder) -> tuple[Recorded, tuple[Any, ...]]:
