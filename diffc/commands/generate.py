@@ -51,9 +51,9 @@ class GenerateRequest:
     """What to paint, and with what; None leaves a setting to the pipeline.
 
     `compare` holds artifact folders, and "torch" for the uncompiled backbone. Image n of `batch` has the seed
-    `seed` + n. `height` and `width` are in pixels, `pipeline` is the diffusers folder in the place of the one of the
-    compile. `frames` are those of a video. `warm_up`: every variant paints two steps before its time is taken, since the first run of a runtime also
-    allocates and compiles.
+    `seed` + n. `height` and `width` are in pixels, `frames` are those of a video, `pipeline` is the diffusers folder in
+    the place of the one of the compile. `warm_up`: every variant paints two steps before its time is taken, since the
+    first run of a runtime also allocates and compiles.
     """
 
     artifact: Path
@@ -129,8 +129,8 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
 def usual_size(manifest: Mapping[str, Any], painted: int | None) -> tuple[int, int]:
     """Height and width of images without --height and --width, in pixels.
 
-    They are `painted`, the size of the pipeline's VAE (None where it tells none: those of the profile). Where the artifact has engines that do not take it, they are
-    those of the shape that the engines are best at.
+    They are `painted`, the size of the pipeline's VAE; None where it tells none. Then, and where the artifact has
+    engines that do not take it, they are those of the shape that the engines are best at.
     """
     profile = ShapeProfile.of_manifest(manifest["profile"])
     best = profile.optimum

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 from torch.nn import functional
 
+from diffc.frontend.rewrites import rewrite_modules
 from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs
 from diffc.models.spec import Config
@@ -21,6 +22,7 @@ def flatten(backbone: torch.nn.Module, family: Family, config: Config) -> None:
 
     Lists, numbers and constants are put together inside (`forward_kwargs`), where torch.export sees none of them.
     """
+    rewrite_modules(backbone)
     original, names = backbone.forward, [item.name for item in family.inputs(config)]
     results = len(family.interface.outputs) if family.interface else 1
 

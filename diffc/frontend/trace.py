@@ -6,6 +6,7 @@ Its initializers are replaced by recipes over the files that hold the weights (`
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import warnings
@@ -102,15 +103,19 @@ def _exporter(
     if family.interface is None:
         kwargs = forward_kwargs(family, config, values) | {"return_dict": False}
         return lambda: _to_onnx(backbone, kwargs, _dynamic(family, config))
-    flatten(backbone, family, config)
 
     def export(symbols: Symbols, defer: bool) -> Any:
+        tensors = (*backbone.parameters(), *backbone.buffers())
+        fresh = copy.deepcopy(
+            backbone, {id(tensor): tensor for tensor in tensors}
+        )  # modules keep what they made
+        flatten(fresh, family, config)
         dims = {
             item.name: {i: symbols[d] for i, d in enumerate(item.dims) if isinstance(d, str)} or None
             for item in family.inputs(config)
         }
         with masks_with_all_rows():
-            return _to_onnx(backbone, values, dims, defer)
+            return _to_onnx(fresh, values, dims, defer)
 
     return lambda: export_under_constraints(export, family.dims(config))
 

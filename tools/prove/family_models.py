@@ -13,7 +13,7 @@ from typing import Any
 
 from diffc.models.capture.stand_ins import tokenizer
 from diffc.models.embedded.tiny_text import T5_WIDTH, clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
-from diffc.models.embedded.tiny_weights import seed_weights
+from diffc.models.embedded.tiny_weights import seed_weights, smooth_in_time
 
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 128}
 UNET: dict[str, Any] = {
@@ -315,6 +315,7 @@ def make(name: str, folder: Path) -> Path:
     """The pipeline `name` of MODELS as a folder in `folder`, which is its path. One that is there is left alone."""
     import diffusers
     import torch
+    from diffusers.models.embeddings import TimestepEmbedding
 
     model, place = MODELS[name], folder / name
     if (place / "model_index.json").is_file():
@@ -322,6 +323,9 @@ def make(name: str, folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         backbone = getattr(diffusers, model.backbone)(**model.config)
         seed_weights(backbone, f"{name}/{model.component}")
+        for part in backbone.modules():
+            if isinstance(part, TimestepEmbedding):  # as trained models are: a rounded time changes little
+                smooth_in_time(part.linear_1.weight)
         vae_config = dict(model.vae_config)
         if model.vae == "AutoencoderKL":
             vae_config = IMAGE_VAE | vae_config
