@@ -18,6 +18,7 @@ import onnx
 import torch
 
 from diffc.frontend.blocks import find_runs, shortened
+from diffc.frontend.complex_numbers import complex_as_pairs
 from diffc.frontend.constraints import Symbols, export_under_constraints
 from diffc.frontend.copy_blocks import copy_blocks
 from diffc.frontend.equal_blocks import BlocksDiffer
@@ -114,7 +115,7 @@ def _exporter(
             item.name: {i: symbols[d] for i, d in enumerate(item.dims) if isinstance(d, str)} or None
             for item in family.inputs(config)
         }
-        with masks_with_all_rows():
+        with masks_with_all_rows(), complex_as_pairs(fresh):
             return _to_onnx(fresh, values, dims, defer)
 
     return lambda: export_under_constraints(export, family.dims(config))

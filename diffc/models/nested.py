@@ -55,3 +55,18 @@ def tuple_places(arguments: Any, path: Path = ()) -> tuple[Path, ...]:
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     return value.items() if isinstance(value, Mapping) else enumerate(value)
+
+
+def without_repeats(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, where a list that says the same of every image of the batch says it once.
+
+    before: img_shapes=[[(1, 4, 6)], [(1, 4, 6)]]      after: img_shapes=[[(1, 4, 6)]]
+    """
+    return {name: value[:1] if _repeats(value) else value for name, value in arguments.items()}
+
+
+def _repeats(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) < 2 or not isinstance(value[0], list | tuple):
+        return False
+    plain = all(isinstance(item, int | float | str) for item in places(value).values())
+    return plain and all(item == value[0] for item in value)

@@ -15,7 +15,7 @@ from diffc.backends.session import Session
 from diffc.backends.signature import Signature
 from diffc.errors import DiffcError
 from diffc.models.family import Family
-from diffc.models.nested import Path, places
+from diffc.models.nested import Path, places, without_repeats
 from diffc.runtime.cached import CachedSession
 
 _HOOKS = ("_hf_hook", "_diffusers_hook")
@@ -134,7 +134,7 @@ class CompiledBackbone(nn.Module):
         if len(args) > len(self._positions):
             raise DiffcError(f"give all but {', '.join(self._positions)} by name")
         given: dict[Path, Any] = {(name,): value for name, value in zip(self._positions, args, strict=False)}
-        for name, value in kwargs.items():
+        for name, value in without_repeats(kwargs).items():
             entries = places(value, (name,)) if name in self._nested else {(name,): value}
             given |= {path: v for path, v in entries.items() if not _empty(v)}
         self._check_fixed(given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffc.models.nested import nested, places, tuple_places
+from diffc.models.nested import nested, places, tuple_places, without_repeats
 
 ARGUMENTS = {
     "hidden_states": 1,
@@ -26,3 +26,9 @@ def test_what_is_none_has_no_place_and_keeps_its_position() -> None:
 
 def test_a_dictionary_among_the_values_stays_one_value() -> None:
     assert nested([(("a",), {"b": 1})]) == {"a": {"b": 1}}
+
+
+def test_what_is_said_of_every_image_is_said_once() -> None:
+    same, other = [[(1, 4, 6)], [(1, 4, 6)]], [[(1, 4, 6)], [(1, 4, 8)]]
+    found = without_repeats({"img_shapes": same, "sizes": other, "scale": [1, 1], "one": [[(1, 2)]]})
+    assert found == {"img_shapes": [[(1, 4, 6)]], "sizes": other, "scale": [1, 1], "one": [[(1, 2)]]}

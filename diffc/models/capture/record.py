@@ -11,7 +11,7 @@ from diffc.errors import UnsupportedError
 from diffc.models.call import parameters_of, plain_sizes
 from diffc.models.capture.pipeline import Stage
 from diffc.models.capture.stand_ins import Enough, words
-from diffc.models.nested import Path, places, tuple_places
+from diffc.models.nested import Path, places, tuple_places, without_repeats
 
 Leaves = dict[Path, Any]
 """Every value of a call by its place; nothing (None) has no place."""
@@ -75,7 +75,7 @@ class Recorder:
             ) from error
         if not backbone.calls:
             raise UnsupportedError(f"{name} ended without a call of its backbone")
-        return places(backbone.calls[0])
+        return places(without_repeats(backbone.calls[0]))
 
     @property
     def tuples(self) -> tuple[Path, ...]:
