@@ -311,8 +311,11 @@ MODELS: dict[str, Tiny] = {
 }
 
 
-def make(name: str, folder: Path) -> Path:
-    """The pipeline `name` of MODELS as a folder in `folder`, which is its path. One that is there is left alone."""
+def make(name: str, folder: Path, **changed: Any) -> Path:
+    """The pipeline `name` of MODELS as a folder in `folder`, which is its path. One that is there is left alone.
+
+    `changed` are entries of the backbone's configuration.
+    """
     import diffusers
     import torch
     from diffusers.models.embeddings import TimestepEmbedding
@@ -321,7 +324,7 @@ def make(name: str, folder: Path) -> Path:
     if (place / "model_index.json").is_file():
         return place
     with torch.random.fork_rng(devices=[]):
-        backbone = getattr(diffusers, model.backbone)(**model.config)
+        backbone = getattr(diffusers, model.backbone)(**{**model.config, **changed})
         seed_weights(backbone, f"{name}/{model.component}")
         for part in backbone.modules():
             if isinstance(part, TimestepEmbedding):  # as trained models are: a rounded time changes little
