@@ -165,12 +165,13 @@ class LoadedSession:
         self._backbone, self._spec = backbone, family
 
     def run(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """The output by name, in float32."""
+        """The outputs by name, in float32."""
         device = self._backbone.device
         values = {n: torch.from_numpy(np.asarray(a, np.float32)).to(device) for n, a in feed.items()}
         kwargs = forward_kwargs(self._spec, self._backbone.config, values)
-        (sample,) = self._backbone(**kwargs, return_dict=False)
-        return {self._spec.output: np.asarray(sample.float().cpu().numpy())}
+        found = self._backbone(**kwargs, return_dict=False)
+        names = [item.name for item in self._spec.outputs(self._backbone.config)]
+        return {n: np.asarray(out.float().cpu().numpy()) for n, out in zip(names, found, strict=True)}
 
 
 @contextmanager

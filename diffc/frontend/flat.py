@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import Parameter, Signature
 from typing import Any
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from diffc.frontend.rewrites import rewrite_modules
 from diffc.models.family import Family
-from diffc.models.inputs import forward_kwargs
+from diffc.models.inputs import forward_kwargs, tensors_of
 from diffc.models.spec import Config
 
 
@@ -24,7 +24,7 @@ def flatten(backbone: torch.nn.Module, family: Family, config: Config) -> None:
     """
     rewrite_modules(backbone)
     original, names = backbone.forward, [item.name for item in family.inputs(config)]
-    results = len(family.interface.outputs) if family.interface else 1
+    results = len(family.outputs(config))
 
     def forward(*args: torch.Tensor, **kwargs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = dict(zip(names, args, strict=False)) | kwargs
@@ -52,11 +52,3 @@ def masks_with_all_rows() -> Iterator[None]:
 
     with patch.object(functional, "scaled_dot_product_attention", attention):
         yield
-
-
-def tensors_of(found: Any) -> tuple[torch.Tensor, ...]:
-    """The tensors in what a forward() returned, in order."""
-    if isinstance(found, torch.Tensor):
-        return (found,)
-    items = found.values() if isinstance(found, Mapping) else found if isinstance(found, list | tuple) else ()
-    return tuple(tensor for item in items for tensor in tensors_of(item))

@@ -22,7 +22,7 @@ def name_graph(model: ir.Model, family: Family, config: Config) -> None:
     graph = model.graph
     name_nodes(graph)
     dims = _name_inputs(graph, family, config)
-    _name_output(graph, family, config)
+    _name_outputs(graph, family, config)
     _name_dims(graph, dims)
     graph.name = family.name
 
@@ -80,10 +80,10 @@ def _name_inputs(graph: ir.Graph, family: Family, config: Config) -> dict[str, s
     return dims
 
 
-def _name_output(graph: ir.Graph, family: Family, config: Config) -> None:
-    (output,) = graph.outputs
-    output.name = family.output
-    output.shape = ir.Shape(family.output_dims(config))
+def _name_outputs(graph: ir.Graph, family: Family, config: Config) -> None:
+    for output, item in zip(graph.outputs, family.outputs(config), strict=True):
+        output.name = item.name
+        output.shape = ir.Shape(item.dims)
 
 
 def _name_dims(graph: ir.Graph, dims: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffc.errors import UsageError
-from diffc.models.interface import Interface
+from diffc.models.interface import Interface, Output
 from diffc.models.nested import Path
 from diffc.models.spec import Config, DimSpec, InputSpec, Shape
 
@@ -111,6 +111,12 @@ class Family:
         return {
             i.name: tuple(sizes[d] if isinstance(d, str) else d for d in i.dims) for i in self.inputs(config)
         }
+
+    def outputs(self, config: Config) -> tuple[Output, ...]:
+        """All results of the graph, in order; families with a file have one."""
+        if self.interface is not None:
+            return self.interface.outputs
+        return (Output(self.output, self.output_dims(config)),)
 
     def input_dims(self, config: Config) -> dict[str, tuple[str | int, ...]]:
         """The dimensions of every graph input, in graph order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -81,3 +82,11 @@ def forward_kwargs(family: Family, config: Config, values: dict[str, Any]) -> di
 
 def _length(value: Any) -> Any:
     return value.shape[0] if isinstance(value, torch.Tensor) else value
+
+
+def tensors_of(found: Any) -> tuple[torch.Tensor, ...]:
+    """The tensors in what a forward() returned, in order."""
+    if isinstance(found, torch.Tensor):
+        return (found,)
+    items = found.values() if isinstance(found, Mapping) else found if isinstance(found, list | tuple) else ()
+    return tuple(tensor for item in items for tensor in tensors_of(item))

@@ -45,7 +45,7 @@ class CompiledBackbone(nn.Module):
         self.target, self._spec, self._signature = target, spec, signature
         self.config = _full_config(spec, config)
         self._session, self._dtype = session, dtype
-        self._field = spec.interface.outputs[0].field if spec.interface else "sample"
+        self._outputs = spec.outputs(config)
         inputs = spec.inputs(config)
         self._paths: dict[Path, str] = {item.path or (item.name,): item.name for item in inputs}
         self._positions = [str(path[0]) for path in self._paths if len(path) == 1]
@@ -68,7 +68,7 @@ class CompiledBackbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        """As the diffusers backbone of this family; `return_dict=False` gives a tuple of one tensor.
+        """As the diffusers backbone of this family; `return_dict=False` gives a tuple of tensors.
 
         Raises DiffcError for a missing or unknown argument, for one that the graph has no input for, and for
         tensors whose shape or device does not fit.
@@ -77,8 +77,9 @@ class CompiledBackbone(nn.Module):
         inputs = self._tensors(given)
         sizes = self._signature.check({name: tuple(tensor.shape) for name, tensor in inputs.items()})
         outputs = self._session.run(inputs, self._signature.output_shapes(sizes))
-        sample = outputs[self._spec.output].to(given[self._signature.inputs[0].name].dtype)
-        return _output_class(self._spec)(**{self._field: sample}) if return_dict else (sample,)
+        dtype = given[self._signature.inputs[0].name].dtype
+        found = {item.field: outputs[item.name].to(dtype) for item in self._outputs}
+        return _output_class(self._spec)(**found) if return_dict else tuple(found.values())
 
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from diffc.frontend.flat import flatten, masks_with_all_rows, tensors_of
+from diffc.frontend.flat import flatten, masks_with_all_rows
 from diffc.models.captured import captured_family
+from diffc.models.inputs import tensors_of
 from diffc.models.interface import Dimension, Input, Interface, Output
 from diffc.models.relation import relation
 

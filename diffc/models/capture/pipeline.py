@@ -83,7 +83,7 @@ class Stage:
         place = self.folder / name / "config.json"
         config = read_json(inside(self.folder, name) / "config.json") if place.is_file() else {}
         if cls is type(self.backbone.real):
-            return Backbone(empty_model(self.folder / name))  # an expert for other timesteps
+            return Backbone(empty_model(self.folder / name), self.backbone.calls)  # an expert for other times
         return Vae(cls, config)
 
     def _length(self, name: str) -> int:

@@ -133,10 +133,11 @@ class Backbone:
     `read` has the plain attributes that were read beside the config, by name.
     """
 
-    def __init__(self, real: Any):
+    def __init__(self, real: Any, calls: list[dict[str, Any]] | None = None):
+        """`calls`: the notes of another backbone of the pipeline, whose calls count as this one's."""
         import torch
 
-        self.real, self.calls = real, list[dict[str, Any]]()
+        self.real, self.calls = real, [] if calls is None else calls
         self.read: dict[str, Any] = {}
         self.dtype, self.device = torch.float32, torch.device("cpu")
 
