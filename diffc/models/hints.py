@@ -65,9 +65,21 @@ HINTS: Mapping[str, Hints] = {
     "HunyuanVideoTransformer3DModel": Hints("hunyuanvideo"),
     "ChromaTransformer2DModel": Hints("chroma"),
     "QwenImageTransformer2DModel": Hints("qwenimage", ends=2, blocks="transformer_blocks"),
-    "Lumina2Transformer2DModel": Hints("lumina2"),
-    "ZImageTransformer2DModel": Hints("z-image"),
-    "MochiTransformer3DModel": Hints("mochi"),
+    "Lumina2Transformer2DModel": Hints(
+        "lumina2",
+        refused="its forward() takes the number of tokens of each prompt out of a tensor, which a graph cannot do",
+    ),
+    "ZImageTransformer2DModel": Hints(
+        "z-image",
+        refused="it is called with lists of one tensor per image, and of prompts of different lengths",
+    ),
+    "MochiTransformer3DModel": Hints(
+        "mochi",
+        refused="a trace makes constants of its rows and columns, so one graph would hold for one size",
+    ),
+    "HiDreamImageTransformer2DModel": Hints(
+        "hidream", refused="its forward() calls numpy on what its router finds, which a trace cannot follow"
+    ),
 }
 
 

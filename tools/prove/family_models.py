@@ -290,24 +290,6 @@ MODELS: dict[str, Tiny] = {
         ("llm",),
         vae_config={"latent_channels": 16, "shift_factor": 0.1},
     ),
-    "mochi": Tiny(
-        "MochiPipeline",
-        "MochiTransformer3DModel",
-        HEADS
-        | {
-            "num_layers": 4,
-            "pooled_projection_dim": 64,
-            "text_embed_dim": T5_WIDTH,
-            "time_embed_dim": 32,
-        },
-        ("t5",),
-        vae="AutoencoderKLMochi",
-        vae_config={
-            "encoder_block_out_channels": (8, 8, 8, 8),
-            "decoder_block_out_channels": (8, 8, 8, 8),
-            "layers_per_block": (1, 1, 1, 1, 1),
-        },
-    ),
 }
 
 
