@@ -20,7 +20,7 @@ _MODELS = f"models quantize cache {_BASICS}"
 
 # Room: the rooms that it may import from, from top to bottom. "passes" stands for any room of that package.
 DIFFC: Mapping[str, str] = {
-    "": "runtime version",  # diffc/__init__.py: `diffc.load`
+    "": "runtime errors version",  # diffc/__init__.py: `diffc.load`
     "__main__": "cli",
     "cli": f"commands compile runtime validate artifact backends frontend quality {_MODELS}",
     "commands": f"compile runtime validate artifact backends frontend quality {_MODELS}",

@@ -66,7 +66,24 @@ def test_commands_of_the_project_exist() -> None:
 
 
 def test_the_two_onnx_runtimes_never_come_together() -> None:
-    assert [name_of(line) for line in EXTRAS["cpu"]] == ["onnxruntime"]
-    assert [name_of(line) for line in EXTRAS["gpu"]] == ["onnxruntime-gpu"]
-    others = (line for extra, lines in EXTRAS.items() if extra not in ("cpu", "gpu") for line in lines)
-    assert not [line for line in others if name_of(line).startswith("onnxruntime")]
+    wheels = {
+        extra: [n for n in map(name_of, lines) if n.startswith("onnxruntime")]
+        for extra, lines in EXTRAS.items()
+    }
+    assert {extra: found for extra, found in wheels.items() if found} == {
+        "cpu": ["onnxruntime"],
+        "gpu": ["onnxruntime-gpu"],
+        "runtime": ["onnxruntime"],
+        "runtime-torch": ["onnxruntime"],
+        "runtime-rtx": ["onnxruntime"],
+    }
+
+
+def test_what_runs_an_artifact_is_without_what_compiles() -> None:
+    heavy = {"torch", "diffusers", "transformers", "nvidia-modelopt", "accelerate", "onnxscript"}
+    assert not heavy & {name_of(line) for line in (*PROJECT["dependencies"], *EXTRAS["runtime"])}
+    assert heavy <= {name_of(line) for line in EXTRAS["compile"]}
+    for extra in ("cpu", "gpu", "rtx", "trt"):
+        assert "diffc[compile]" in EXTRAS[extra], "README's commands install one of these"
+    pins = {line for lines in EXTRAS.values() for line in lines}
+    assert len({name_of(pin) for pin in pins}) == len(pins), "one pin for each package"

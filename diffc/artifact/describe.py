@@ -11,6 +11,7 @@ from diffc.version import VERSION
 if TYPE_CHECKING:
     import onnx
 
+    from diffc.artifact.folder import Artifact
     from diffc.backends.tensorrt.build import EngineReport
     from passes.pipeline import PassRecord
 
@@ -23,6 +24,11 @@ _LIBRARIES = (
     *("torch", "diffusers", "nvidia-modelopt", "onnx", "onnxruntime", "onnx-graphsurgeon", "polygraphy"),
     *("tensorrt-rtx", "tensorrt-cu13"),
 )
+
+
+def is_imported(artifact: Artifact) -> bool:
+    """Whether the artifact was compiled from an ONNX file, and so has no torch model."""
+    return bool(artifact.manifest["format"] == IMPORTED)
 
 
 def described_versions() -> dict[str, Any]:

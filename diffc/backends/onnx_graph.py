@@ -79,6 +79,14 @@ def element_types(model: onnx.ModelProto) -> set[int]:
     return types - {TensorProto.UNDEFINED}
 
 
+def compute_type(model: onnx.ModelProto) -> str:
+    """The type that a graph computes in: a 16-bit one that it holds, else float32."""
+    types = element_types(model)
+    if TensorProto.FLOAT16 in types:
+        return "float16"
+    return "bfloat16" if TensorProto.BFLOAT16 in types else "float32"
+
+
 def _types_of(nodes: object) -> Iterator[int]:
     for node in nodes:  # type: ignore[attr-defined]  # a protobuf container, generic only in its stubs
         if node.op_type in _TYPED_OPS:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from diffc.cache.layout import Sizes, size_of
 from diffc.errors import DiffcError
+from diffc.models.sizes import Sizes, size_of
 
 
 class ShapeRange(NamedTuple):
@@ -25,6 +25,11 @@ class Profile:
     inputs: Mapping[str, ShapeRange]
 
     @classmethod
+    def of_json(cls, entry: Mapping[str, Mapping[str, Sequence[Sequence[int]]]]) -> Profile:
+        """A profile as a manifest holds it: `dataclasses.asdict` of one."""
+        return cls({name: ShapeRange(*map(tuple, ranges)) for name, ranges in entry["inputs"].items()})
+
+    @classmethod
     def of_shapes(
         cls,
         minimum: Mapping[str, Sequence[int]],
@@ -40,7 +45,7 @@ class Profile:
     def of_dims(
         cls, dims: Mapping[str, Sequence[str | int]], minimum: Sizes, optimum: Sizes, maximum: Sizes
     ) -> Profile:
-        """The profile of inputs whose `dims` are sizes in terms of dynamic dimensions (see `diffc.cache.layout`).
+        """The profile of inputs whose `dims` are sizes in terms of dynamic dimensions (see `diffc.models.sizes`).
 
         `minimum`, `optimum` and `maximum` are the sizes of these dimensions.
         """

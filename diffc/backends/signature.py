@@ -6,29 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from diffc.backends.profile import Profile
 from diffc.errors import DiffcError
 from diffc.models.spec import DimSpec
 
-TORCH_TYPES: Mapping[str, torch.dtype] = {
-    "FLOAT": torch.float32,
-    "FLOAT16": torch.float16,
-    "BFLOAT16": torch.bfloat16,
-    "INT64": torch.int64,
-    "INT32": torch.int32,
-    "BOOL": torch.bool,
-}
-"""Names of onnx.TensorProto's element types, as the manifest writes them -> torch's."""
+TYPES = ("FLOAT", "FLOAT16", "BFLOAT16", "INT64", "INT32", "BOOL")
+"""Element types that inputs and outputs may have, by onnx.TensorProto's names, as the manifest writes them."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """An input or output of the graph; `dims` mixes names of dynamic dimensions with sizes."""
+    """An input or output of the graph, of one of TYPES; `dims` mixes names of dynamic dimensions with sizes."""
 
     name: str
-    dtype: torch.dtype
+    dtype: str
     dims: tuple[str | int, ...]
 
 
@@ -51,7 +42,7 @@ class Signature:
         limits: Sequence[DimSpec] = (),
         profiles: Sequence[Profile] = (),
     ) -> Signature:
-        """The signature in a manifest.json. Raises DiffcError for a type that torch lacks."""
+        """The signature in a manifest.json. Raises DiffcError for a type that is none of TYPES."""
         return cls(
             tuple(_value(entry) for entry in manifest["inputs"]),
             tuple(_value(entry) for entry in manifest["outputs"]),
@@ -138,6 +129,6 @@ def _check_limit(limit: DimSpec, sizes: Mapping[str, int]) -> None:
 
 
 def _value(entry: Mapping[str, Any]) -> Value:
-    if entry["dtype"] not in TORCH_TYPES:
-        raise DiffcError(f"{entry['name']} has type {entry['dtype']}, which torch cannot feed")
-    return Value(entry["name"], TORCH_TYPES[entry["dtype"]], tuple(entry["dims"]))
+    if entry["dtype"] not in TYPES:
+        raise DiffcError(f"{entry['name']} has type {entry['dtype']}, which nothing here can feed")
+    return Value(entry["name"], entry["dtype"], tuple(entry["dims"]))

@@ -66,12 +66,11 @@ def bench_command(
     """Measure latency, throughput and memory of an artifact beside torch. Exit code 1: a side failed."""
     from diffc.commands.bench import output
     from diffc.commands.bench.run import BenchRequest, bench, require_measured
-    from diffc.commands.bench.sides import SIDES
 
     folder = artifact.expanduser().absolute()
     output.check_plot(plot)
     output.check_folder(plot)
-    sides, shapes = tuple(against or SIDES), tuple(shape or ())
+    sides, shapes = tuple(against) if against else None, tuple(shape or ())
     request = BenchRequest(folder, sides, target, device, model, shapes, repeat, seed, cuda_graph)
     rows = bench(request, terminal.ui)
     terminal.print(*output.tables(rows))

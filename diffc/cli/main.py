@@ -127,6 +127,7 @@ def _report(error: Exception, debug: bool) -> int:
     """Print an error that the user can fix and return its code; anything else is our bug and goes on."""
     from typer.exceptions import TyperException
 
+    from diffc.backends.install import missing
     from diffc.errors import DiffcError
     from diffc.terminal_text import block, error_text, line
     from passes.base import PassCheckError, PassError
@@ -143,6 +144,8 @@ def _report(error: Exception, debug: bool) -> int:
         where = line(f"{error.strerror}: {error.filename}")
         typer.echo(f"error: {where}\n  Fix: name another place", err=True)
         return 1
+    if isinstance(error, ModuleNotFoundError):
+        error = missing(error.name or "") or error
     if isinstance(error, (DiffcError, PassError)):
         typer.echo(error_text(error), err=True)
         return 3 if isinstance(error, PassCheckError) else getattr(error, "exit_code", 1)

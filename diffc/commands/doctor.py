@@ -6,7 +6,6 @@ Each check imports what a user would run, in a process of its own where native c
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
@@ -18,10 +17,11 @@ from types import FunctionType
 
 import psutil
 
-from diffc.backends.install import CUDA_TORCH, install_command, requirements
+from diffc.backends.install import COMPILE, CUDA_TORCH, install_command, requirements
 from diffc.backends.probes import DRIVER, Probe
 from diffc.backends.sm import KNOWN_SMS
 from diffc.backends.target import TARGETS, Target
+from diffc.commands.doctor_run.machine import gpus
 from diffc.errors import DiffcError
 from diffc.models.registry import FAMILIES
 from diffc.models.sources.locate import READERS
@@ -96,10 +96,8 @@ def require_able(findings: Sequence[Finding]) -> None:
 
 def _libraries() -> Iterator[Finding]:
     """Each requirement of diffc against the version that is installed."""
-    for requirement in requirements():
+    for requirement in (*requirements(), *requirements(COMPILE)):
         version = _version(requirement.name)
-        if requirement.marker is not None:
-            continue  # of an extra, which a target's own check looks at
         wanted = f"{requirement.name}{requirement.specifier}"
         if version is None:
             yield Finding(requirement.name, False, "is not installed", f'pip install "{wanted}"', needed=True)
@@ -124,30 +122,17 @@ def _version(name: str) -> str | None:
         return None
 
 
-_GPUS = """
-import json, pynvml as n
-n.nvmlInit()
-text = lambda x: x.decode() if isinstance(x, bytes) else x
-handles = [n.nvmlDeviceGetHandleByIndex(i) for i in range(n.nvmlDeviceGetCount())]
-print(json.dumps({"driver": text(n.nvmlSystemGetDriverVersion()), "gpus": [
-    [text(n.nvmlDeviceGetName(h)), *n.nvmlDeviceGetCudaComputeCapability(h), n.nvmlDeviceGetMemoryInfo(h).total]
-    for h in handles]}))
-"""
-
-
 def _gpus() -> Iterator[Finding]:
     """The driver, and of each GPU its --sm and the formats that it has."""
-    status, text = _run(_GPUS)
-    if status:
+    driver, found = gpus()
+    if not driver:
         yield Finding("NVIDIA driver", False, "is not installed: compiles for a GPU elsewhere still work")
         return
-    found = json.loads(text)
-    driver = str(found["driver"])
     new = int(driver.partition(".")[0]) >= DRIVER
     detail = driver if new else f"{driver}; targets with CUDA 13 need {DRIVER} or newer"
     yield Finding("NVIDIA driver", new, detail, "" if new else "install a newer driver from nvidia.com")
-    for name, major, minor, memory in found["gpus"]:
-        yield gpu(name, 10 * major + minor, memory)
+    for each in found:
+        yield gpu(each["name"], each["sm"], each["memory"])
 
 
 def gpu(name: str, sm: int, memory: int) -> Finding:
@@ -172,7 +157,7 @@ def _torch() -> Iterator[Finding]:
         yield Finding("torch on a GPU", True, text.strip())
     else:
         why = "torch sees no CUDA device: calibration runs on the CPU, in float32"
-        has_gpu = _run(_GPUS)[0] == 0
+        has_gpu = bool(gpus()[0])
         yield Finding("torch on a GPU", False, why, CUDA_TORCH if has_gpu else "")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffc.artifact.describe import is_imported
 from diffc.artifact.folder import Artifact
 from diffc.artifact.model import compiled_model
 from diffc.errors import DiffcError, UsageError
@@ -176,7 +177,15 @@ def _source(artifact: Artifact, pipeline: str | None) -> ModelSource:
     """The diffusers pipeline of the compile, or the one that is given."""
     model = artifact.manifest["model"]
     if "family" not in model:
-        raise DiffcError(f"{artifact.folder} was compiled from an ONNX file", fix="compile a diffusers model")
+        raise DiffcError(
+            f"{artifact.folder} was compiled from an ONNX file, whose inputs are those of no family that diffc knows",
+            fix="compile a diffusers model",
+        )
+    if pipeline is None and is_imported(artifact):
+        raise DiffcError(
+            f"{artifact.folder} was compiled from an ONNX file, which says nothing of the pipeline around it",
+            fix=f"give the pipeline of that {model['family']} model: --pipeline DIR",
+        )
     source = compiled_model(artifact, pipeline, "--pipeline DIR")
     if source.pipeline_dir is None:
         raise DiffcError(
@@ -216,7 +225,8 @@ def _variants(
         if other.manifest["model"].get("family") != source.family.name:
             raise DiffcError(f"{folder} holds no {source.family} backbone", fix="compare what is alike")
         target = request.target if number == 0 else None
-        module = load(folder, target=target, device=pipe.device, dtype=pipe.vae.dtype)
+        config = source.config if is_imported(other) else None
+        module = load(folder, target=target, device=pipe.device, dtype=pipe.vae.dtype, config=config)
         yield f"{other.manifest['format']} {module.target} ({folder.name})", module
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from diffc.artifact.describe import is_imported
 from diffc.artifact.folder import MANIFEST, Artifact
 from diffc.errors import DiffcError
 from diffc.models.sources.locate import ModelSource, locate, locate_again
+
+_PROMPT = ("--prompt", "a red fox", "-o", "fox.png")
 
 
 def inspect(what: str) -> Artifact | ModelSource:
@@ -32,5 +35,7 @@ def next_command(artifact: Artifact) -> str:
     except DiffcError:
         paints = False
     if paints:
-        return shlex.join(["diffc", "generate", folder, "--prompt", "a red fox", "-o", "fox.png"])
+        return shlex.join(["diffc", "generate", folder, *_PROMPT])
+    if is_imported(artifact) and "family" in artifact.manifest["model"]:
+        return shlex.join(["diffc", "generate", folder, "--pipeline", "DIR", *_PROMPT])
     return shlex.join(["diffc", "inspect", folder])

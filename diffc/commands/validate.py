@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from diffc.artifact.describe import is_imported
 from diffc.artifact.folder import Artifact
 from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.backends.target import TARGETS, find_target
@@ -25,12 +26,12 @@ from diffc.models.registry import family_of_manifest
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.progress import Reporter, estimated
 from diffc.progress_bar import default_reporter
+from diffc.runtime.interface import Interface
 from diffc.runtime.load import load as load_runtime
 from diffc.validate.comparisons import (
     Comparison,
     format_and_dtype,
     graph_reference,
-    is_imported,
     shapes_of,
     torch_reference_of,
 )
@@ -161,16 +162,20 @@ def _modules(comparison: Comparison, ui: Reporter) -> Sequence[ModuleReport]:
 class LoadedSession:
     """A backbone of `diffc.load` as a session over arrays: it runs what a pipeline runs."""
 
-    def __init__(self, backbone: CompiledBackbone, family: Family):
-        self._backbone, self._spec = backbone, family
+    def __init__(self, backbone: CompiledBackbone, family: Family, interface: Interface | None = None):
+        self._backbone, self._spec, self._names = backbone, family, interface
 
     def run(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """The outputs by name, in float32."""
         device = self._backbone.device
         values = {n: torch.from_numpy(np.asarray(a, np.float32)).to(device) for n, a in feed.items()}
+        if self._names is not None:
+            values = {own: values[name] for own, name in self._names.inputs.items()}
         kwargs = forward_kwargs(self._spec, self._backbone.config, values)
         found = self._backbone(**kwargs, return_dict=False)
         names = [item.name for item in self._spec.outputs(self._backbone.config)]
+        if self._names is not None:
+            names = [self._names.outputs[name] for name in names]
         return {n: np.asarray(out.float().cpu().numpy()) for n, out in zip(names, found, strict=True)}
 
 
@@ -179,7 +184,9 @@ def _session(comparison: Comparison, artifact: Path, target: str) -> Iterator[Se
     """The model as a user of the target runs it: with all optimizations of the runtime."""
     if target != "ort":
         with load_runtime(artifact, target=target) as backbone:
-            yield LoadedSession(backbone, family_of_manifest(Artifact.load(artifact).manifest["model"]))
+            manifest = Artifact.load(artifact).manifest
+            family = family_of_manifest(manifest["model"])
+            yield LoadedSession(backbone, family, Interface.of_manifest(manifest))
         return
     if not runs_on_cpu(comparison.model):
         raise UnsupportedError(

@@ -9,10 +9,10 @@ from diffc.backends.profile import Profile
 from diffc.backends.target import EngineOptions, Target
 from diffc.backends.tensorrt.build import EngineReport, EngineRequest, build_engine
 from diffc.backends.tensorrt.epcontext import write_context
-from diffc.cache.layout import Dims
 from diffc.compile.graphs import Graphs
 from diffc.models.family import Family
 from diffc.models.profiles import ShapeProfile
+from diffc.models.sizes import Dims
 from diffc.progress import Reporter
 
 

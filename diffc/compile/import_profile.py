@@ -10,7 +10,8 @@ import onnx
 from diffc.backends.profile import Profile
 from diffc.backends.target import Target
 from diffc.errors import DiffcError
-from diffc.models.profiles import parse_sizes
+from diffc.frontend.onnx_family import KnownInterface
+from diffc.models.profiles import ShapeProfile, default_profile, parse_sizes, profile_of_ranges
 from diffc.validate.trial_inputs import dynamic_names, followers, named_dimensions
 
 Ranges = Mapping[str, tuple[int, int, int]]
@@ -32,11 +33,14 @@ def trial_sizes(ranges: Ranges) -> list[dict[str, int]]:
     return [{name: sizes[index] for name, sizes in ranges.items()} for index in (0, 1)] if ranges else []
 
 
-def profile_of(model: onnx.ModelProto, text: str, targets: Sequence[Target]) -> tuple[Profile, ...]:
+def profile_of(
+    model: onnx.ModelProto, text: str, targets: Sequence[Target], interface: KnownInterface | None = None
+) -> tuple[Profile, ...]:
     """The engine's shapes from `--profile dim=min:opt:max,...`, by the names of the file's dynamic dimensions.
 
     Empty when no dimension is dynamic or no target builds an engine. Raises DiffcError that lists what is
-    missing or unknown; a dimension that follows the batch need not be given.
+    missing or unknown, with the family's usual ranges where `interface` is known; a dimension that follows the batch
+    need not be given.
     """
     known, sizes = dynamic_names(model), given_sizes(model, text)
     if not known or not any(target.is_engine for target in targets):
@@ -45,8 +49,33 @@ def profile_of(model: onnx.ModelProto, text: str, targets: Sequence[Target]) -> 
     if missing := [name for name in asked if name not in sizes]:
         raise DiffcError(
             f"the file has dynamic dimensions without a range: {', '.join(missing)}",
-            fix=f"give --profile {shlex.quote(','.join(f'{name}=min:opt:max' for name in missing))}",
+            fix=f"give --profile {_example(missing, interface)}",
         )
-
     bounds = [{name: size[index] for name, size in sizes.items()} for index in range(3)]
     return (Profile.of_dims(named_dimensions(model), *bounds),)
+
+
+def shape_profile(interface: KnownInterface, model: onnx.ModelProto, text: str) -> ShapeProfile:
+    """The profile in images, pixels and tokens; what --profile leaves open has the family's usual range.
+
+    Raises UnsupportedError when no image has such sizes.
+    """
+    ranges = interface.ranges(given_sizes(model, text))
+    return profile_of_ranges(interface.family, interface.config, ranges)
+
+
+def _example(names: Sequence[str], interface: KnownInterface | None) -> str:
+    """What --profile takes for the dimensions `names`, and the images that it means where the family is known."""
+    ranges = dict.fromkeys(names, "min:opt:max")
+    if interface is None:
+        return _option(ranges)
+    family, config = interface.family, interface.config
+    profile = default_profile(family, config)
+    bounds = [family.sizes(shape) for shape in (profile.minimum, profile.optimum, profile.maximum)]
+    for name in (name for name in names if name in interface.dims):
+        ranges[name] = ":".join(str(sizes[interface.dims[name]]) for sizes in bounds)
+    return f"{_option(ranges)}, which is usual for {family} ({profile.minimum} to {profile.maximum})"
+
+
+def _option(ranges: Mapping[str, str]) -> str:
+    return shlex.quote(",".join(f"{name}={sizes}" for name, sizes in ranges.items()))

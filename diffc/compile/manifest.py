@@ -60,7 +60,7 @@ def manifest(
 def _interface(plan: Plan) -> dict[str, Any]:
     """What a family that no file describes was made from."""
     interface = plan.source.family.interface
-    return {} if interface is None else {"interface": interface.to_json()}
+    return {} if interface is None else {"captured": interface.to_json()}
 
 
 def _noise(noise: CacheNoise | None) -> dict[str, Any]:

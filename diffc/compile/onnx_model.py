@@ -21,7 +21,7 @@ from diffc.artifact.describe import (
     described_versions,
 )
 from diffc.artifact.folder import Artifact, check_output, file_sha256, staging, write_manifest
-from diffc.backends.onnx_graph import element_types
+from diffc.backends.onnx_graph import compute_type, element_types
 from diffc.backends.profile import Profile
 from diffc.backends.sm import check_sms
 from diffc.backends.target import Target, find_target
@@ -29,10 +29,11 @@ from diffc.compile.engines import build_engines
 from diffc.compile.graphs import Graphs, legalize, run_passes, write
 from diffc.compile.import_check import ImportCheck
 from diffc.compile.import_onnx import canonical, read
-from diffc.compile.import_profile import given_sizes, profile_of, trial_sizes
+from diffc.compile.import_profile import given_sizes, profile_of, shape_profile, trial_sizes
 from diffc.compile.plan import check_engine, check_targets
 from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.errors import DiffcError, UnsupportedError
+from diffc.frontend.onnx_family import KnownInterface, read_interface
 from diffc.frontend.onnx_file import CONTRIB
 from diffc.progress import Reporter
 from passes.pipeline import PassRecord
@@ -61,7 +62,10 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
     targets = check_request(request)
     file = read(path, ui)
     _check_domains(file.model, path, targets)
-    profile = profile_of(file.model, request.profile, targets)
+    interface = read_interface(file.model, path)
+    if interface is not None:
+        ui.note(f"its inputs are those of {interface.family}: diffc.load, generate and bench run it")
+    profile = profile_of(file.model, request.profile, targets, interface)
     check = ImportCheck(trial_sizes(given_sizes(file.model, request.profile)), seed=request.seed)
     imported = canonical(file, path, check, ui=ui)
     _check_types(imported.model, request.sms)
@@ -71,8 +75,10 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
         hashes = write(graphs, folder, ui)
         engines = build_engines(graphs, targets, request.sms, request.engine, profile, folder, ui)
         records = [*imported.records, *graphs.records]
+        made = read_interface(file.model, path, graphs.models["model.onnx"])
         content = {
             **_manifest(request, graphs, profile),
+            **_backbone(made, request, file.model),
             "passes": described_passes(records),
             "engines": described_engines(engines),
         }
@@ -131,6 +137,21 @@ def _legalized(
     return replace(graphs, records=[*records, *graphs.records])
 
 
+def _backbone(
+    interface: KnownInterface | None, request: CompileRequest, model: onnx.ModelProto
+) -> dict[str, Any]:
+    """What the manifest says of a file whose interface is a family's, so that diffusers' pipelines can run it."""
+    if interface is None:
+        return {}
+    path = Path(request.model)
+    described = {"family": interface.family.name, "config": dict(interface.config)}
+    return {
+        "model": {"name": path.name, "sha256": file_sha256(path), **described},
+        "interface": interface.to_json(),
+        "profile": shape_profile(interface, model, request.profile).described(),
+    }
+
+
 def _manifest(request: CompileRequest, graphs: Graphs, profile: Sequence[Profile]) -> dict[str, Any]:
     path = Path(request.model)
     model = graphs.models["model.onnx"]
@@ -138,6 +159,7 @@ def _manifest(request: CompileRequest, graphs: Graphs, profile: Sequence[Profile
         **described_versions(),
         "model": {"name": path.name, "sha256": file_sha256(path)},
         "format": IMPORTED,
+        "dtype": compute_type(model),
         "targets": dict(graphs.files),
         "opset": model.opset_import[0].version,
         **described_values(model),

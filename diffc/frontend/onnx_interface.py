@@ -145,15 +145,31 @@ def name_interface(graph: GraphProto) -> list[str]:
 
 
 def family_of_interface(graph: GraphProto) -> tuple[Family, Sequence[InputSpec]] | None:
-    """The one family whose inputs, in order, have these ranks and sizes; None when there is none or several."""
-    found = [
-        (spec, inputs)
-        for spec in FAMILIES.values()
-        for flag in (0, 1)
-        for inputs in [spec.inputs(_Config(1, flag))]
-        if _fits(graph, inputs, spec.inputs(_Config(2, flag)))
-    ]
+    """The one family whose inputs have these ranks and sizes; None when there is none or several.
+
+    Inputs that have the family's names may come in any order; others are taken in the family's. The specs that are
+    returned are in the order of the graph.
+    """
+    found = []
+    for spec in FAMILIES.values():
+        for flag in (0, 1):
+            one, two = (_ordered(graph, spec.inputs(_Config(size, flag))) for size in (1, 2))
+            if _fits(graph, one, two):
+                found.append((spec, one))
     return found[0] if len({spec.name for spec, _ in found}) == 1 else None
+
+
+def _ordered(graph: GraphProto, specs: Sequence[InputSpec]) -> Sequence[InputSpec]:
+    """The specs in the order of the graph's inputs where these have their names."""
+    by_name = {spec.name: spec for spec in specs}
+    names = [_plain(value.name) for value in graph.input]
+    return [by_name[name] for name in names] if sorted(names) == sorted(by_name) else specs
+
+
+def _plain(name: str) -> str:
+    """A name without the dictionary that forward() takes it in."""
+    nested = _NESTED.fullmatch(name)
+    return nested[1] if nested else name
 
 
 class _Config(Mapping[str, int]):

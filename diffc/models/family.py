@@ -9,7 +9,7 @@ from typing import Any
 from diffc.errors import UsageError
 from diffc.models.interface import Interface, Output
 from diffc.models.nested import Path
-from diffc.models.spec import Config, DimSpec, InputSpec, Shape
+from diffc.models.spec import Config, DimSpec, GraphFacts, InputSpec, Shape
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class Family:
     pipelines read from the backbone beside its config, by dotted path. `cache_plans` names the presets of
     `diffc.cache` that suit it. `optimum` is None where optimum-onnx has no pipeline for it.
 
+    Imports: `config_of` gives the entries of config.json that an ONNX file tells, and those of released models
+    where it does not; it raises LookupError for a file that is none of the family. None: it takes no file.
+
     Of a family that no file describes (`diffc.models.captured`): `interface` is what it was made from. `constants` are
     arguments of forward() that the graph has no input for, `tuples` the places of lists that are tuples. `frames` are
     the step and the rest of numbers of frames, None for images.
@@ -60,6 +63,7 @@ class Family:
     attributes: Callable[[Config], Mapping[str, Any]] = lambda _: {}
     cache_plans: tuple[str, ...] = ()
     optimum: Optimum | None = None
+    config_of: Callable[[GraphFacts], dict[str, Any]] | None = None
     constants: tuple[tuple[Path, Any], ...] = ()
     tuples: tuple[Path, ...] = ()
     frames: tuple[int, int] | None = None
@@ -126,3 +130,15 @@ class Family:
         """How many tokens the blocks of a transformer have for each image; of a UNet, those at its bottom."""
         multiple = self.pixel_multiple(config)
         return (shape.height // multiple) * (shape.width // multiple)
+
+
+def misfits(family: Family, config: Config, other: Config) -> list[str]:
+    """What the inputs of a backbone with the config `other` have otherwise than one with `config`; a line for each."""
+    ours, theirs = family.input_dims(config), family.input_dims(other)
+    wrong = [f"it has no {name}" for name in ours if name not in theirs]
+    wrong += [f"it needs {name}" for name in theirs if name not in ours]
+    for name in (name for name in ours if name in theirs):
+        for here, there in zip(ours[name], theirs[name], strict=True):
+            if here != there:
+                wrong.append(f"{name} is {there} wide there, and {here} here")
+    return wrong

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from diffc.errors import UsageError
+from diffc.errors import UnsupportedError, UsageError
 from diffc.models.family import Family
 from diffc.models.sources.inside import inside
 from diffc.models.sources.json_files import read_json
@@ -119,6 +120,39 @@ def parse_profile(
     for shape in (profile.minimum, profile.optimum, profile.maximum):
         family.check(config, shape)
     return profile
+
+
+def profile_of_ranges(
+    family: Family, config: Mapping[str, Any], ranges: Mapping[str, tuple[int, int, int]]
+) -> ShapeProfile:
+    """The profile of a graph whose dimensions have these ranges, by the family's names; defaults for the others.
+
+    Raises UnsupportedError when no image has such sizes.
+    """
+    usual = default_profile(family, config)
+    bounds = (usual.minimum, usual.optimum, usual.maximum)
+    shapes = [
+        shape_of(family, config, family.sizes(shape) | {name: sizes[i] for name, sizes in ranges.items()})
+        for i, shape in enumerate(bounds)
+    ]
+    return ShapeProfile(*shapes)
+
+
+def shape_of(family: Family, config: Mapping[str, Any], sizes: Mapping[str, int]) -> Shape:
+    """The shape whose sizes of dynamic dimensions are these; images that are a row of tokens are nearly square.
+
+    Raises UnsupportedError when no image has such sizes.
+    """
+    if "image" in sizes:
+        rows = next(n for n in range(isqrt(sizes["image"]), 0, -1) if sizes["image"] % n == 0)
+        cell = family.pixel_multiple(config)
+        height, width = rows * cell, sizes["image"] // rows * cell
+    else:
+        height, width = sizes["height"] * VAE_SCALE, sizes["width"] * VAE_SCALE
+    shape = Shape(sizes["batch"], height, width, sizes["text"])
+    if family.sizes(shape) != dict(sizes):
+        raise UnsupportedError(f"no image of {family} has the sizes {dict(sizes)}")
+    return shape
 
 
 def parse_sizes(text: str, known: Sequence[str]) -> dict[str, tuple[int, int, int]]:

@@ -38,8 +38,8 @@ def family_of_manifest(model: Mapping[str, Any]) -> Family:
 
     Raises DiffcError that lists the known families where neither a file nor an interface tells it.
     """
-    if "interface" in model:
-        return captured_family(Interface.from_json(model["interface"]), model["config"])
+    if "captured" in model:
+        return captured_family(Interface.from_json(model["captured"]), model["config"])
     return find_family(model["family"])
 
 

@@ -70,6 +70,35 @@ class DimSpec:
     maximum: int | None = None
 
 
+@dataclass(frozen=True)
+class GraphFacts:
+    """What an ONNX file tells of a backbone: dimensions of the inputs by the family's names, and of the output.
+
+    `weights` are the shapes of those initializers that have kept the names of their parameters.
+    """
+
+    inputs: Mapping[str, tuple[str | int, ...]]
+    output: tuple[str | int, ...]
+    weights: Mapping[str, tuple[int, ...]]
+
+    def size(self, name: str, axis: int) -> int:
+        """The fixed size of an axis of the input `name`. Raises LookupError where it is dynamic."""
+        size = self.inputs[name][axis]
+        if isinstance(size, str) or size < 1:
+            raise LookupError(f"axis {axis} of {name} is dynamic, and it is a width of the model")
+        return size
+
+    def output_size(self, axis: int, otherwise: int) -> int:
+        """The fixed size of an axis of the output, `otherwise` where it is dynamic."""
+        size = self.output[axis] if axis < len(self.output) else 0
+        return size if isinstance(size, int) and size > 0 else otherwise
+
+    def weight(self, name: str, axis: int, otherwise: int) -> int:
+        """The size of an axis of a weight, `otherwise` where the file has no weight of that name."""
+        shape = self.weights.get(name, ())
+        return shape[axis] if axis < len(shape) else otherwise
+
+
 def latent_sizes(shape: Shape) -> dict[str, int]:
     """`Family.sizes` of backbones that take images as rows and columns of latents."""
     return {

@@ -16,9 +16,10 @@ from diffc.backends.session import Session
 from diffc.backends.signature import Signature
 from diffc.cache.chain import run_chain
 from diffc.cache.generations import Generations, time_and_conditions
-from diffc.cache.layout import KeptTensor, size_of
+from diffc.cache.layout import KeptTensor
 from diffc.cache.resolve import ResolvedCache
 from diffc.models.family import Family
+from diffc.models.sizes import size_of
 from diffc.runtime.profile import profile_of
 
 KEPT = "cached_"

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
 
 from diffc.artifact.folder import Artifact
+from diffc.backends.profile import Profile
 from diffc.backends.session import ModelFile, Session, runtime_of
-from diffc.backends.signature import TORCH_TYPES, Signature
+from diffc.backends.signature import Signature
 from diffc.backends.target import RUNTIMES, Target
 from diffc.backends.tensorrt.run import pick_engine
+from diffc.backends.torch_types import TORCH_TYPES
 from diffc.errors import DiffcError, unknown_value
+from diffc.models.family import Family, misfits
 from diffc.models.registry import family_of_manifest
 from diffc.runtime.cached import open_cached
+from diffc.runtime.interface import Interface, NamedSession
 from diffc.runtime.module import CompiledBackbone
 from diffc.runtime.profile import profile_of
 from passes.files.atomic import open_new
@@ -32,6 +38,7 @@ def load(
     verify: bool = False,
     cuda_graph: bool = False,
     cache: bool = True,
+    config: Mapping[str, Any] | None = None,
 ) -> CompiledBackbone:
     """The compiled backbone of an artifact, which replaces `pipe.transformer` or `pipe.unet`.
 
@@ -40,9 +47,10 @@ def load(
     and that runs here, on `device` where it is given. `dtype`: the type that the pipeline is told
     to work in, by default the compute type; the graph computes in its own. `verify`: hash every file first.
     `cuda_graph`: record the launches of each shape and replay them (trt-rtx, ort-cuda). `cache`: follow the
-    cache plan of the compile, if there was one; False runs every step in full. Raises DiffcError when the
-    artifact is damaged, was compiled for none of what runs here, or the target does not come up; nothing falls
-    back.
+    cache plan of the compile, if there was one; False runs every step in full. `config`: the backbone's config.json,
+    such as `pipe.transformer.config`, for an artifact of an ONNX file, which tells a part of it. Raises
+    DiffcError when the artifact is damaged, was compiled for none of what runs here, or the target does not come up;
+    nothing falls back.
     """
     found = Artifact.load(Path(artifact).expanduser().absolute())
     if verify:
@@ -50,23 +58,61 @@ def load(
     model = found.manifest["model"]
     if "family" not in model:
         raise DiffcError(
-            f"{found.folder} was compiled from the file {model['name']}, which tells no diffusers backbone",
+            f"{found.folder} was compiled from the file {model['name']}, whose inputs are those of no family that diffc"
+            " knows",
             fix="compile the diffusers model, or run model.onnx in a session of your own",
         )
     spec = family_of_manifest(model)
     chosen, where = resolve(found, target, device)
-    signature = Signature.of(found.manifest, spec.dims(model["config"]))
-    if chosen.takes_ranges:
-        signature = replace(signature, profiles=(profile_of(found.manifest, spec, signature),))
+    full = _config_for(found, spec, config)
+    signature, interface = signature_of(found, chosen, full), Interface.of_manifest(found.manifest)
     models = found.manifest.get("cache", {}).get("models", ())
     if models and (cache or chosen.is_engine):  # no engine of theirs is without kept outputs
         session: Session = open_cached(
-            found, spec, signature, lambda a, s: _open(a, chosen, where, s, cuda_graph), follow=cache
+            found, spec, signature, lambda a, s: open_model(a, chosen, where, s, cuda_graph), follow=cache
         )
     else:
-        session = _open(found, chosen, where, signature, cuda_graph)
+        session = open_model(found, chosen, where, signature, cuda_graph)
+    if interface is not None:
+        session = NamedSession(session, interface, signature)
+        signature = interface.with_names(signature)
     own = TORCH_TYPES[{"float32": "FLOAT"}.get(found.manifest["dtype"], found.manifest["dtype"].upper())]
-    return CompiledBackbone(session, signature, spec, model["config"], dtype or own, chosen.name)
+    return CompiledBackbone(session, signature, spec, full, dtype or own, chosen.name)
+
+
+def _config_for(artifact: Artifact, spec: Family, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The config that the artifact has, or the one `given`. Raises DiffcError where the latter is of other widths."""
+    stated: Mapping[str, Any] = artifact.manifest["model"]["config"]
+    if given is None:
+        return stated
+    differing = misfits(spec, stated, given)
+    if differing:
+        raise DiffcError(
+            f"the config is of another backbone than {artifact.folder}: {'; '.join(differing)}",
+            fix="give the pipeline that the artifact was made of",
+        )
+    return {**stated, **given}
+
+
+def signature_of(
+    artifact: Artifact, target: Target, config: Mapping[str, Any] | None = None, model: Artifact | None = None
+) -> Signature:
+    """What the graph or engine of a target takes, under the graph's own names.
+
+    `model`: the artifact with one model of its cache plan. Dimensions are the family's where it is known.
+    """
+    described, inner = artifact.manifest["model"], (model or artifact).manifest
+    if "family" not in described:
+        ranges = artifact.manifest["profile"] if target.takes_ranges else ()
+        return Signature.of(inner, (), [Profile.of_json(entry) for entry in ranges])
+    spec, full = family_of_manifest(described), config or described["config"]
+    signature = Signature.of(inner, spec.dims(full))
+    interface = Interface.of_manifest(artifact.manifest)
+    if interface is not None:
+        signature = interface.with_dims(signature, spec, full)
+    if target.takes_ranges:
+        signature = replace(signature, profiles=(profile_of(artifact.manifest, spec, signature),))
+    return signature
 
 
 def resolve(
@@ -98,7 +144,7 @@ def _choose(artifact: Artifact, target: str | None, device: torch.device | None)
         )
     reasons = {}
     for name in there if target is None else [target]:
-        reason, fix = _why_not(artifact, RUNTIMES[name], device)
+        reason, fix = why_not(artifact, RUNTIMES[name], device)
         if not reason:
             return RUNTIMES[name]
         reasons[name] = f"{reason} ({fix})" if fix else reason
@@ -109,7 +155,7 @@ def _choose(artifact: Artifact, target: str | None, device: torch.device | None)
     )
 
 
-def _why_not(artifact: Artifact, target: Target, device: torch.device | None) -> tuple[str, str]:
+def why_not(artifact: Artifact, target: Target, device: torch.device | None) -> tuple[str, str]:
     """Why `target` cannot be used here, on `device` if it is given, and what fixes it."""
     if device is not None and (device.type == "cpu") != target.on_cpu:
         return f"it does not run on {device}", ""
@@ -135,10 +181,10 @@ def _sm(device: torch.device | None) -> int:
     return 10 * major + minor
 
 
-def _open(
-    artifact: Artifact, target: Target, device: torch.device, signature: Signature, cuda_graph: bool
+def open_model(
+    artifact: Artifact, target: Target, device: torch.device, signature: Signature, cuda_graph: bool = False
 ) -> Session:
-    """The session of a target."""
+    """The session of the model that a target runs. Raises DiffcError when it does not come up."""
     if cuda_graph and not target.records:
         recording = " and ".join(name for name, known in RUNTIMES.items() if known.records)
         raise DiffcError(f"CUDA graphs are there for targets {recording}", fix="leave out cuda_graph=True")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffc.backends.session import Session
 from diffc.backends.signature import Signature
+from diffc.backends.torch_types import TORCH_TYPES
 from diffc.errors import DiffcError
 from diffc.models.family import Family
 from diffc.models.nested import Path, places, without_repeats
@@ -164,17 +165,15 @@ class CompiledBackbone(nn.Module):
     def _tensors(self, given: Mapping[str, Any]) -> dict[str, Tensor]:
         """In graph order and of the graph's types, contiguous, on the device."""
         tensors = {}
+        batch = len(given[self._signature.inputs[0].name])
         for value in self._signature.inputs:
             if value.name in self._numbers:
-                tensors[value.name] = torch.zeros(
-                    int(given[value.name]), dtype=value.dtype, device=self.device
-                )
+                length, dtype = int(given[value.name]), TORCH_TYPES[value.dtype]
+                tensors[value.name] = torch.zeros(length, dtype=dtype, device=self.device)
                 continue
             tensor = torch.as_tensor(given[value.name])
-            if not value.dims and tensor.numel() == 1:
-                tensor = tensor.reshape(
-                    ()
-                )  # as UNet2DConditionModel takes times: a number, or one of any rank
+            if len(value.dims) < 2:
+                tensor = _as_times(tensor, value.dims, batch)
             if tensor.device != self.device:
                 if tensor.numel() != 1:
                     raise DiffcError(
@@ -182,7 +181,7 @@ class CompiledBackbone(nn.Module):
                         fix=f'pipe.to("{self.device}")',
                     )
                 tensor = tensor.to(self.device)
-            tensors[value.name] = tensor.to(value.dtype).contiguous()
+            tensors[value.name] = tensor.to(TORCH_TYPES[value.dtype]).contiguous()
         return tensors
 
 
@@ -190,27 +189,60 @@ def _dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
+def _as_times(tensor: Tensor, dims: tuple[str | int, ...], batch: int) -> Tensor:
+    """A time as the graph takes it: one number, or one for each image.
+
+    Pipelines give a number, one of any rank, or one for each image. What does not fit is left as it is, and refused.
+    """
+    if not dims and tensor.numel() == 1:
+        return tensor.reshape(())
+    if len(dims) == 1 and tensor.numel() == 1:
+        return tensor.reshape(1).expand(1 if dims[0] == 1 else batch)
+    if dims == (1,) and tensor.ndim == 1 and bool((tensor == tensor[0]).all()):
+        return tensor[:1]
+    return tensor
+
+
 def _empty(value: Any) -> bool:
     """Not given: None, or a container with nothing in it, as pipelines pass `joint_attention_kwargs`."""
     return value is None or (isinstance(value, Mapping | list | tuple) and not value)
 
 
+class PlainConfig(dict[str, Any]):
+    """A config whose entries are attributes as well, as diffusers' FrozenDict has them, for use without it."""
+
+    def __getattr__(self, name: str) -> Any:
+        """The entry of that name."""
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
 def _full_config(spec: Family, config: Mapping[str, Any]) -> Any:
-    """The config as diffusers' FrozenDict, with the defaults of what an older config.json leaves out."""
+    """The config as diffusers' FrozenDict, with the defaults of what an older config.json leaves out.
+
+    Without diffusers it is what config.json has.
+    """
     import inspect
 
-    import diffusers
-    from diffusers.configuration_utils import FrozenDict
-
+    try:
+        import diffusers
+        from diffusers.configuration_utils import FrozenDict
+    except ImportError:
+        return PlainConfig(config)
     parameters = inspect.signature(getattr(diffusers, spec.backbone_class).__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return FrozenDict(defaults | dict(config))
 
 
 def _output_class(spec: Family) -> Any:
-    """The class of what diffusers' forward() returns."""
+    """The class of what diffusers' forward() returns; without diffusers, one that has the attribute alone."""
     module, _, name = spec.output_class.partition(":")
-    return getattr(import_module(module), name)
+    try:
+        return getattr(import_module(module), name)
+    except ImportError:
+        return SimpleNamespace
 
 
 def _set_at(owner: Any, path: str, value: Any) -> None:

@@ -126,6 +126,20 @@ def save_inputs(feed: Outputs, path: Path) -> None:
         _write(path, to_json([_plain(feed)]))
 
 
+def read_arrays(path: Path) -> dict[str, Array]:
+    """The arrays that `save_inputs` or `save_outputs` wrote. Raises DiffcError for a file of another kind."""
+    from polygraphy.json import load_json
+
+    try:
+        with _quiet():
+            held = load_json(str(path))
+        first = held[0]
+        values = first[1][0] if isinstance(first, tuple) else first
+        return {name: np.asarray(values[name]) for name in values}
+    except Exception as error:  # of Polygraphy, json and base64: whatever a damaged file raises
+        raise DiffcError(f"{path} holds no arrays: {error}", fix="compile again") from error
+
+
 def save_json(rows: Sequence[OutputComparison], path: Path) -> None:
     """Write the rows as a JSON list of objects, None for figures that do not exist."""
     _write(path, json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) + "\n")

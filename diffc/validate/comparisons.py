@@ -10,11 +10,11 @@ from typing import Any
 import onnx
 import torch
 
-from diffc.artifact.describe import IMPORTED
+from diffc.artifact.describe import is_imported
 from diffc.artifact.files import listed
 from diffc.artifact.folder import Artifact
 from diffc.artifact.model import compiled_model
-from diffc.backends.onnx_graph import element_types
+from diffc.backends.onnx_graph import compute_type
 from diffc.backends.target import RUNTIMES
 from diffc.errors import DiffcError, UsageError
 from diffc.models.inputs import random_inputs
@@ -25,7 +25,7 @@ from diffc.progress import Update
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.validate.onnx_reference import Draw, GraphReference, draw_by_graph
 from diffc.validate.outputs import Session, validate_model, validate_session
-from diffc.validate.reports import ShapeReport, Sizes
+from diffc.validate.reports import GraphSizes, ShapeReport, Sizes
 from diffc.validate.shapes import fixed_batch, parse_graph_sizes, parse_shape, usual_shapes
 from diffc.validate.tolerances import tolerance_of
 from diffc.validate.torch_reference import TorchReference
@@ -81,11 +81,6 @@ class Comparison:
         )
 
 
-def is_imported(artifact: Artifact) -> bool:
-    """Whether the artifact was compiled from an ONNX file, and so has no torch model."""
-    return bool(artifact.manifest["format"] == IMPORTED)
-
-
 def format_and_dtype(artifact: Artifact, model: onnx.ModelProto) -> tuple[str, str]:
     """The format and the compute type, which name the tolerance.
 
@@ -94,15 +89,12 @@ def format_and_dtype(artifact: Artifact, model: onnx.ModelProto) -> tuple[str, s
     manifest = artifact.manifest
     if not is_imported(artifact):
         return manifest["format"], manifest["dtype"]
-    types, weights = element_types(model), {t.name for t in model.graph.initializer}
+    weights = {t.name for t in model.graph.initializer}
     rounded = {n.op_type for n in model.graph.node if n.input and n.input[0] not in weights}
     format = "int8" if "QuantizeLinear" in rounded else "none"
     if any(op.startswith("TRT_") and "DynamicQuantize" in op for op in rounded):
         format = "nvfp4"
-    for dtype, number in (("float16", onnx.TensorProto.FLOAT16), ("bfloat16", onnx.TensorProto.BFLOAT16)):
-        if number in types:
-            return format, dtype
-    return format, "float32"
+    return format, compute_type(model)
 
 
 def shapes_of(
@@ -114,6 +106,9 @@ def shapes_of(
     """
     manifest = artifact.manifest
     if is_imported(artifact):
+        known = _usual_sizes(artifact)
+        if known and not texts:
+            return known
         wanted = [(text, 2) for text in texts] or [("", 2), ("", 4)]
         return [parse_graph_sizes(text, model, default) for text, default in wanted]
     spec, config = family_of_manifest(manifest["model"]), manifest["model"]["config"]
@@ -134,6 +129,18 @@ def shapes_of(
             " compile with a wider --profile",
         )
     return shapes
+
+
+def _usual_sizes(artifact: Artifact) -> list[GraphSizes]:
+    """The two usual shapes as sizes of the dimensions of an imported graph; empty where its family is not known."""
+    manifest = artifact.manifest
+    if "interface" not in manifest:
+        return []
+    spec, config = family_of_manifest(manifest["model"]), manifest["model"]["config"]
+    dims, fixed = manifest["interface"]["dims"], manifest["interface"]["fixed"]
+    profile = ShapeProfile.of_manifest(manifest["profile"]) if manifest["engines"] else None
+    sizes = [spec.sizes(shape) for shape in usual_shapes(spec, config, fixed.get("batch"), profile)]
+    return [GraphSizes(tuple((name, size[own]) for name, own in dims.items())) for size in sizes]
 
 
 def graph_reference(

@@ -110,9 +110,13 @@ def save_reports(reports: Sequence[ShapeReport], folder: Path) -> None:
 
 def file_name(report: ShapeReport) -> str:
     """How the files of a report begin: model, shape and arithmetic."""
-    shape = report.shape
-    kind = "unrounded" if report.arithmetic == UNROUNDED else report.arithmetic.replace(", ", "-")
-    prefix = "" if report.model == "model.onnx" else f"{Path(report.model).stem}-"
+    return case_name(report.model, report.shape, report.arithmetic)
+
+
+def case_name(model: str, shape: Sizes, arithmetic: str) -> str:
+    """How the files of the comparison of `model` at a shape begin."""
+    kind = "unrounded" if arithmetic == UNROUNDED else arithmetic.replace(", ", "-")
+    prefix = "" if model == "model.onnx" else f"{Path(model).stem}-"
     if isinstance(shape, Shape):
         frames = f"-f{shape.frames}" if shape.frames > 1 else ""
         return safe_name(f"{prefix}b{shape.batch}-{shape.height}x{shape.width}-t{shape.text}{frames}-{kind}")

@@ -44,7 +44,7 @@ def faults(words: list[str]) -> list[str]:
         if skip or word.startswith("-") or "{" in word or word.isupper():
             skip = word in ("-c", "-r", "--index-url", "--extra-index-url")
         elif word.startswith("."):
-            extras = re.findall(r"\w+", word.partition("[")[2])
+            extras = re.findall(r"[\w-]+", word.partition("[")[2])
             wrong += [f"{word}: no extra {extra}" for extra in extras if extra not in EXTRAS]
         elif not re.fullmatch(r"[A-Za-z][\w.-]*(\[[\w,]+\])?([<>=!~].*)?", word):
             break  # prose after the command
@@ -100,8 +100,22 @@ def test_a_command_that_would_fail_is_found(command: str, fault: str) -> None:
 
 
 def test_extras_are_installed_by_the_names_of_their_packages() -> None:
-    assert packages_of("rtx") == EXTRAS["rtx"]
-    assert install_command("cpu", "rtx") == f'pip install "{EXTRAS["cpu"][0]}" "{EXTRAS["rtx"][0]}"'
+    assert packages_of("rtx") == EXTRAS["rtx"][-1:]
+    assert install_command("cpu", "rtx") == f'pip install "{EXTRAS["cpu"][-1]}" "{EXTRAS["rtx"][-1]}"'
+
+
+def test_a_module_of_what_compiles_is_named_with_all_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = [f'{text}; extra == "compile"' for text in EXTRAS["compile"]]
+    monkeypatch.setattr(install.metadata, "requires", lambda name: [*PROJECT["dependencies"], *declared])
+    error = install.missing("modelopt.torch")
+    assert error is not None
+    assert "needs nvidia-modelopt" in error.what
+    (words,) = commands(error.fix)
+    assert len(words) == len(EXTRAS["compile"])
+    assert not faults(words)
+    assert install.missing("PIL") is not None
+    assert install.missing("numpy") is None
+    assert install.missing("diffc.nothing") is None
 
 
 def test_an_uninstalled_diffc_has_no_requirements(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_the_nearest_profile_that_fits_is_taken() -> None:
 
 
 def test_a_shape_outside_the_profile_is_refused_before_the_run() -> None:
-    value = Value("x", torch.float32, ("n", "k"))
+    value = Value("x", "FLOAT", ("n", "k"))
     assert Signature((value,), (value,), (), (NARROW,)).check({"x": (3, 8)}) == {"n": 3, "k": 8}
     assert Signature((value,), (value,)).check({"x": (3, 9)}) == {"n": 3, "k": 9}
     with pytest.raises(DiffcError, match="wider --profile"):
@@ -86,7 +86,7 @@ def test_the_artifact_is_checked_first(artifact: Path) -> None:
         ({"targets": {"ort": "/etc/model.onnx"}}, "outside the artifact"),
         ({"targets": {"ort": "other.onnx"}}, "lists no other.onnx"),
         ({"schema": 99}, "schema 99"),
-        ({"model": {"name": "x.onnx"}}, "tells no diffusers backbone"),
+        ({"model": {"name": "x.onnx"}}, "those of no family that diffc knows"),
     ):
         before = (artifact / "manifest.json").read_text()
         edit(artifact, **change)

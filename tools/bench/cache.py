@@ -30,7 +30,7 @@ import torch
 from diffc.backends.onnx_graph import element_types, read
 from diffc.backends.onnxruntime.arrays import session_options
 from diffc.backends.signature import TORCH_TYPES
-from diffc.cache.layout import LAYOUTS, size_of
+from diffc.cache.layout import LAYOUTS
 from diffc.compile.cached.operations import count_operations
 from diffc.compile.cached.split import split
 from diffc.compile.cached.stages import resolve_for
@@ -40,6 +40,7 @@ from diffc.models.embedded import random_model
 from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.models.embedded.real import REAL, RealModel
 from diffc.models.inputs import random_inputs
+from diffc.models.sizes import size_of
 from diffc.models.sources.backbone import FakeBackbone
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.spec import Shape

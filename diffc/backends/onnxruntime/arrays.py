@@ -121,6 +121,11 @@ def session_options(types: Collection[int], *, exact: bool = False) -> Any:
     return options
 
 
+def array_type(name: str) -> np.dtype[Any]:
+    """The numpy type (of ml_dtypes where numpy has none) of an element type of ONNX, by its name."""
+    return _np_dtype(TensorProto.DataType.Value(name))
+
+
 def _np_dtype(element_type: int) -> np.dtype[Any]:
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element_type))
 

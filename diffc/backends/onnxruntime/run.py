@@ -16,8 +16,9 @@ from torch import Tensor
 from diffc.backends.onnx_graph import element_types, read
 from diffc.backends.onnxruntime.arrays import session_options
 from diffc.backends.onnxruntime.providers import is_plugin, plugin_devices, why_not
-from diffc.backends.signature import TORCH_TYPES, Signature
+from diffc.backends.signature import Signature
 from diffc.backends.target import Target
+from diffc.backends.torch_types import TORCH_TYPES
 from diffc.errors import DiffcError
 
 CONTEXT = "model_ctx.onnx"
@@ -52,7 +53,7 @@ class OrtModel:
     def __init__(self, wanted: SessionOptions, signature: Signature):
         wanted.target.require()
         self._device = wanted.device
-        self._types = {v.name: v.dtype for v in signature.outputs}
+        self._types = {v.name: TORCH_TYPES[v.dtype] for v in signature.outputs}
         self._stream: torch.cuda.Stream | None = None
         if wanted.device.type == "cuda":
             self._stream = torch.cuda.Stream(wanted.device)  # type: ignore[no-untyped-call]  # torch does not type it

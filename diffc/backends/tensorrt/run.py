@@ -20,6 +20,7 @@ from torch import Tensor
 from diffc.backends.profile import Profile
 from diffc.backends.signature import Signature, pick_profile
 from diffc.backends.target import Target
+from diffc.backends.torch_types import TORCH_TYPES
 from diffc.errors import DiffcError
 from passes.base import PassError
 from passes.files.atomic import write_bytes
@@ -48,7 +49,7 @@ class Engine:
 
     def __init__(self, file: EngineFile, signature: Signature):
         self._file = file
-        self._types = {v.name: v.dtype for v in signature.outputs}
+        self._types = {v.name: TORCH_TYPES[v.dtype] for v in signature.outputs}
         self._lock = threading.Lock()
         trt = _module(file.target)
         with torch.cuda.device(file.device):

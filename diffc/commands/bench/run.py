@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from diffc.artifact.describe import IMPORTED
+from diffc.artifact.describe import is_imported
 from diffc.artifact.folder import Artifact
 from diffc.artifact.model import compiled_model
 from diffc.commands.bench.sides import SIDES, Setup
@@ -37,12 +37,13 @@ SETTLE = 0.02
 class BenchRequest:
     """What to measure. `shapes` are texts of --shape; none means the profile's optimum.
 
+    `against`: sides beside the compiled one; None is all, and none where an artifact of an ONNX file has no `model`.
     `model` is where the torch model lies now, None for where the compile found it; `target` None is the one that
     `diffc.load` takes. `device` None is the GPU if there is one. `cuda_graph` is that of `diffc.load`.
     """
 
     artifact: Path
-    against: tuple[str, ...] = SIDES
+    against: tuple[str, ...] | None = None
     target: str | None = None
     device: str | None = None
     model: str | None = None
@@ -54,7 +55,8 @@ class BenchRequest:
     @property
     def sides(self) -> tuple[str, ...]:
         """The sides beside the compiled one; "none" in `against` stands for no side."""
-        return tuple(name for name in dict.fromkeys(self.against) if name != "none")
+        asked = SIDES if self.against is None else self.against
+        return tuple(name for name in dict.fromkeys(asked) if name != "none")
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ def bench(request: BenchRequest, ui: Reporter | None = None) -> list[Row]:
     """
     ui = ui or default_reporter()
     artifact = Artifact.load(request.artifact)
+    if is_imported(artifact) and request.against is None and request.model is None:
+        ui.note(
+            "compiled from an ONNX file: without --model DIR there is no torch model to measure beside it"
+        )
+        request = replace(request, against=("none",))
     setup, shapes = plan(artifact, request)
     rows: list[Row] = []
     with Sides() as sides:
@@ -112,9 +119,9 @@ def plan(artifact: Artifact, request: BenchRequest) -> tuple[Setup, list[Shape]]
     import torch
 
     manifest = artifact.manifest
-    if manifest["format"] == IMPORTED:
+    if "family" not in manifest["model"]:
         raise DiffcError(
-            f"{artifact.folder} was compiled from an ONNX file: no diffusers backbone stands beside it",
+            f"{artifact.folder} was compiled from an ONNX file, whose inputs are those of no family that diffc knows",
             fix="measure an artifact that was compiled from a diffusers model",
         )
     for name in request.sides:
@@ -126,11 +133,17 @@ def plan(artifact: Artifact, request: BenchRequest) -> tuple[Setup, list[Shape]]
     usual = ShapeProfile.of_manifest(manifest["profile"]).optimum
     shapes = [parse_shape(text, spec, config, usual) for text in request.shapes] or [usual]
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if request.sides and request.model is None and is_imported(artifact):
+        raise DiffcError(
+            f"{artifact.folder} was compiled from an ONNX file, which does not say where its torch model is",
+            fix="name the torch model: --model DIR, or give --against none",
+        )
     if request.sides:
         compiled_model(artifact, request.model, "--model DIR")
-    model = request.model or manifest["request"]["model"]
+    compiled_from = manifest.get("request", {})
+    model = request.model or compiled_from.get("model", "")
     dtype = manifest["dtype"]
-    hub = DEFAULT_HUB if request.model else HubOptions.from_json(manifest["request"].get("hub", {}))
+    hub = DEFAULT_HUB if request.model else HubOptions.from_json(compiled_from.get("hub", {}))
     return Setup(artifact.folder, model, dtype, device, request.target, request.cuda_graph, hub), shapes
 
 

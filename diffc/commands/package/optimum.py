@@ -15,6 +15,7 @@ from typing import Any
 
 import onnx
 
+from diffc.artifact.describe import is_imported
 from diffc.artifact.files import listed
 from diffc.artifact.folder import MANIFEST, Artifact, check_output, staging, write_manifest
 from diffc.commands.package.copying import check_tree, copy_file, copy_tree
@@ -76,7 +77,7 @@ def package(request: PackageRequest, ui: Reporter | None = None) -> Packaged:
     artifact = Artifact.load(request.artifact)
     artifact.verify()
     name = artifact.manifest["model"].get("family")
-    if name is None:
+    if name is None or is_imported(artifact):
         raise UnsupportedError(
             f"{request.artifact} was compiled from an .onnx file, which does not say what its pipeline is",
             fix="compile the diffusers pipeline",

@@ -9,12 +9,13 @@ from typing import ClassVar
 import onnx
 import onnx_graphsurgeon as gs
 
-from diffc.cache.layout import KeptTensor, Sizes
+from diffc.cache.layout import KeptTensor
 from diffc.cache.resolve import ResolvedCache
 from diffc.compile.cached.operations import at_sizes, known_shapes
 from diffc.compile.cached.shapes import product_of, telling_shapes
 from diffc.compile.cached.variants import CacheBuild, Variant, group_texts, name_dims
 from diffc.errors import DiffcError
+from diffc.models.sizes import Sizes
 from diffc.models.sources.locate import ModelSource
 from passes import Pipeline
 from passes.base import Pass, PassResult

@@ -12,8 +12,8 @@ from math import prod
 
 import onnx
 
-from diffc.cache.layout import Dims, size_of
 from diffc.errors import DiffcError
+from diffc.models.sizes import Dims, size_of
 from passes import Pipeline
 from passes.canonical.fold_constants import FoldConstants
 from passes.graph.inference import infer_types

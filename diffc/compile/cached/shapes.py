@@ -1,7 +1,7 @@
 """Sizes of kept tensors in terms of the graph's dynamic dimensions, found by running torch on fake tensors.
 
 The graph names "batch" and "text", and does not tell that an image of height x width latents has height * width / 4
-tokens. Sizes are texts, as in `diffc.cache.layout`.
+tokens. Sizes are texts, as in `diffc.models.sizes`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from diffc.cache.layout import Sizes, size_of
 from diffc.errors import DiffcError
 from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.sizes import Sizes, size_of
 from diffc.models.sources.backbone import FakeBackbone
 from diffc.models.spec import Shape
 from diffc.validate.shapes import fixed_batch

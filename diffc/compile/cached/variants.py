@@ -13,8 +13,9 @@ from typing import Any
 import onnx
 
 from diffc.artifact.describe import described_values
-from diffc.cache.layout import Dims, KeptTensor, Layout, size_of
+from diffc.cache.layout import KeptTensor, Layout
 from diffc.cache.resolve import ResolvedCache
+from diffc.models.sizes import Dims, size_of
 from diffc.validate.compare import compare
 from diffc.validate.float32 import cpu_session, feed, unrounded_copy
 from diffc.validate.tolerances import PASS_REL_L2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffc.models.family import Family, Optimum
-from diffc.models.spec import VAE_SCALE, Config, DimSpec, InputSpec, Shape
+from diffc.models.spec import VAE_SCALE, Config, DimSpec, GraphFacts, InputSpec, Shape
 
 _PATCH = VAE_SCALE * 2  # a token is a 2 x 2 patch of latents
 
@@ -25,6 +27,17 @@ def _sizes(shape: Shape) -> dict[str, int]:
     return {"batch": shape.batch, "image": image, "text": shape.text}
 
 
+def _config_of(facts: GraphFacts) -> dict[str, Any]:
+    channels = facts.size("hidden_states", 2)
+    return {
+        "in_channels": channels,
+        "out_channels": facts.output_size(2, channels),
+        "joint_attention_dim": facts.size("encoder_hidden_states", 2),
+        "pooled_projection_dim": facts.size("pooled_projections", 1),
+        "guidance_embeds": "guidance" in facts.inputs,
+    }
+
+
 FAMILY = Family(
     name="flux",
     backbone_class="FluxTransformer2DModel",
@@ -42,4 +55,5 @@ FAMILY = Family(
     cache_plans=("blocks",),
     # Positions are int64, as optimum exports them.
     optimum=Optimum("ORTFluxPipeline", {"img_ids": "int64", "txt_ids": "int64"}),
+    config_of=_config_of,
 )

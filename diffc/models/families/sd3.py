@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from math import isqrt
+from typing import Any
+
 from diffc.models.family import Family, Optimum
-from diffc.models.spec import VAE_SCALE, Config, DimSpec, InputSpec, Shape, latent_sizes
+from diffc.models.spec import VAE_SCALE, Config, DimSpec, GraphFacts, InputSpec, Shape, latent_sizes
 
 
 def _inputs(config: Config) -> tuple[InputSpec, ...]:
@@ -32,6 +35,22 @@ def _native(config: Config) -> Shape:
     return Shape(2, pixels, pixels, 333)  # 77 CLIP tokens and 256 of T5; two for classifier-free guidance
 
 
+def _config_of(facts: GraphFacts) -> dict[str, Any]:
+    channels = facts.size("hidden_states", 1)
+    positions = facts.weight(
+        "pos_embed.pos_embed", 1, 384**2
+    )  # of SD3.5-medium, the largest that was released
+    return {
+        "sample_size": 128,
+        "patch_size": facts.weight("pos_embed.proj.weight", 2, 2),
+        "in_channels": channels,
+        "out_channels": facts.output_size(1, channels),
+        "joint_attention_dim": facts.size("encoder_hidden_states", 2),
+        "pooled_projection_dim": facts.size("pooled_projections", 1),
+        "pos_embed_max_size": isqrt(positions),
+    }
+
+
 FAMILY = Family(
     name="sd3",
     backbone_class="SD3Transformer2DModel",
@@ -48,4 +67,5 @@ FAMILY = Family(
     output_class="diffusers.models.modeling_outputs:Transformer2DModelOutput",
     cache_plans=("blocks", "modelopt-sd3"),
     optimum=Optimum("ORTStableDiffusion3Pipeline"),
+    config_of=_config_of,
 )

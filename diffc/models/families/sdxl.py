@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffc.models.family import Family, Optimum
-from diffc.models.spec import VAE_SCALE, Config, DimSpec, InputSpec, Shape, latent_sizes
+from diffc.models.spec import VAE_SCALE, Config, DimSpec, GraphFacts, InputSpec, Shape, latent_sizes
 
 
 def _pooled_width(config: Config) -> int:
@@ -38,6 +40,30 @@ def _native(config: Config) -> Shape:
     return Shape(2, pixels, pixels, 77)
 
 
+_WIDTHS = (320, 640, 1280)
+"""Channels of the levels of released models."""
+
+
+def _config_of(facts: GraphFacts) -> dict[str, Any]:
+    channels, pooled = facts.size("sample", 1), facts.size("text_embeds", 1)
+    embedded = facts.weight("add_embedding.linear_1.weight", 1, pooled + 6 * 256)
+    levels = tuple(
+        facts.weights[name][0]
+        for name in (f"down_blocks.{level}.resnets.0.conv1.weight" for level in range(8))
+        if name in facts.weights
+    )
+    return {
+        "sample_size": 128,
+        "in_channels": channels,
+        "out_channels": facts.output_size(1, facts.weight("conv_out.weight", 0, channels)),
+        "cross_attention_dim": facts.size("encoder_hidden_states", 2),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": (embedded - pooled) // 6,
+        "projection_class_embeddings_input_dim": embedded,
+        "block_out_channels": list(levels or _WIDTHS),
+    }
+
+
 FAMILY = Family(
     name="sdxl",
     backbone_class="UNet2DConditionModel",
@@ -59,4 +85,5 @@ FAMILY = Family(
     },
     cache_plans=("deepcache", "tgate", "modelopt-sdxl"),
     optimum=Optimum("ORTStableDiffusionXLPipeline"),
+    config_of=_config_of,
 )

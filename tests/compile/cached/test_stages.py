@@ -15,7 +15,6 @@ from diffusers import DiffusionPipeline
 
 import diffc
 from diffc import cache
-from diffc.cache.layout import size_of
 from diffc.cache.plan import Steps
 from diffc.cache.resolve import Group, ResolvedCache
 from diffc.cli.main import run
@@ -25,6 +24,7 @@ from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import materialize
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.registry import find_family
+from diffc.models.sizes import size_of
 from diffc.models.sources.locate import locate
 from diffc.models.spec import Shape
 from diffc.runtime.cached import CachedSession
