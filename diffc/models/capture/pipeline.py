@@ -16,6 +16,10 @@ _UNLIMITED = 512
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "image_processor", "watermarker")
 
 
+_UNCALLED = ("vae", "audio_vae", "vqvae", "vocoder")
+"""Components that run after the backbone; others of diffusers run before it, and are made with one layer."""
+
+
 class Stage:
     """A pipeline with stand-ins: `pipe` itself, and the stand-in of its backbone, whose calls are looked at."""
 
@@ -84,7 +88,9 @@ class Stage:
         config = read_json(inside(self.folder, name) / "config.json") if place.is_file() else {}
         if cls is type(self.backbone.real):
             return Backbone(empty_model(self.folder / name), self.backbone.calls)  # an expert for other times
-        return Vae(cls, config)
+        if "Autoencoder" in kind or name in _UNCALLED:
+            return Vae(cls, config)
+        return cls.from_config({k: min(v, 1) if k.endswith("num_layers") else v for k, v in config.items()})
 
     def _length(self, name: str) -> int:
         place = self.folder / name / "tokenizer_config.json"
