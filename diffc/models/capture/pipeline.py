@@ -72,14 +72,10 @@ class Stage:
             return tokenizer(self.lengths[name])
         if library == "transformers":
             return TextEncoder(self._encoder_config(name), projects="WithProjection" in str(kind))
-        if library != "diffusers":
-            return None
-        return self._of_diffusers(name, str(kind))
+        cls = _class_of(str(library), str(kind))
+        return None if cls is None else self._of_diffusers(name, cls)
 
-    def _of_diffusers(self, name: str, kind: str) -> Any:
-        import diffusers
-
-        cls = getattr(diffusers, kind)
+    def _of_diffusers(self, name: str, cls: Any) -> Any:
         if (self.folder / name / "scheduler_config.json").is_file():
             return cls.from_pretrained(self.folder / name, local_files_only=True)
         if "scheduler" in name:
@@ -88,7 +84,7 @@ class Stage:
         config = read_json(inside(self.folder, name) / "config.json") if place.is_file() else {}
         if cls is type(self.backbone.real):
             return Backbone(empty_model(self.folder / name), self.backbone.calls)  # an expert for other times
-        if "Autoencoder" in kind or name in _UNCALLED:
+        if "Autoencoder" in cls.__name__ or name in _UNCALLED:
             return Vae(cls, config)
         return cls.from_config({k: min(v, 1) if k.endswith("num_layers") else v for k, v in config.items()})
 
@@ -107,6 +103,14 @@ class Stage:
                 fix="download the whole pipeline; of the text encoders, the configurations are enough here",
             )
         return AutoConfig.from_pretrained(place, local_files_only=True)
+
+
+def _class_of(library: str, kind: str) -> Any:
+    """A class that model_index.json names: one of diffusers, or of one of its pipelines (LTX-2's connectors)."""
+    import diffusers
+
+    place = diffusers if library == "diffusers" else getattr(diffusers.pipelines, library, None)
+    return getattr(place, kind, None)
 
 
 def empty_model(folder: Path) -> Any:
