@@ -12,6 +12,15 @@ _OFF = {"use_resolution_binning": False, "complex_human_instruction": None, "cle
 """Arguments that change sizes or prompts: without them a size is what was asked for."""
 
 
+_FRAMES = ("num_frames", "frames", "video_length")
+"""What pipelines call the number of frames."""
+
+
+def frames_argument(parameters: Mapping[str, Any]) -> str | None:
+    """The name of the call's number of frames; None for pipelines of images."""
+    return next((name for name in _FRAMES if name in parameters), None)
+
+
 def parameters_of(pipeline: Any) -> Mapping[str, inspect.Parameter]:
     """The parameters of the call of a pipeline, or of its class."""
     cls = pipeline if isinstance(pipeline, type) else type(pipeline)
@@ -25,5 +34,5 @@ def plain_sizes(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def size_arguments(parameters: Mapping[str, Any], shape: Shape) -> dict[str, int]:
     """Height, width and, for videos, frames of `shape` as arguments of the call."""
-    sizes = {"height": shape.height, "width": shape.width, "num_frames": shape.frames}
-    return {name: size for name, size in sizes.items() if name in parameters}
+    sizes = {"height": shape.height, "width": shape.width, frames_argument(parameters): shape.frames}
+    return {name: size for name, size in sizes.items() if name and name in parameters}

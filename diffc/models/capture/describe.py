@@ -150,7 +150,7 @@ def _tensor(path: Path, values: Sequence[Any], half: Any, record: Recorded, size
         dtype = "bool"
     elif not first.is_floating_point():
         dtype = "int64"
-    elif kind == "positions" or half is None or half.dtype == torch.float32:
+    elif kind == "positions" or (half is not None and half.dtype == torch.float32):
         dtype = "float32"
     return Input(_name(path), path, dtype, tuple(dims), kind, low, high)
 

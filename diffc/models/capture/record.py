@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from diffc.errors import UnsupportedError
-from diffc.models.call import parameters_of, plain_sizes
+from diffc.models.call import frames_argument, parameters_of, plain_sizes
 from diffc.models.capture.pipeline import Stage
 from diffc.models.capture.stand_ins import Enough, words
 from diffc.models.nested import Path, places, tuple_places, without_repeats
@@ -38,7 +42,7 @@ class Recorder:
     @property
     def is_video(self) -> bool:
         """Whether the call takes a number of frames."""
-        return "num_frames" in self.parameters
+        return frames_argument(self.parameters) is not None
 
     def run(self, setting: Mapping[str, int]) -> Leaves:
         """What the backbone is called with. Settings that are not there are left to the pipeline.
@@ -47,7 +51,9 @@ class Recorder:
         """
         call: dict[str, Any] = {"prompt": [words(setting.get("text", _LONG))] * setting.get("batch", 1)}
         given: dict[str, Any] = {"height": setting.get("height"), "width": setting.get("width")}
-        given |= {"num_frames": setting.get("frames"), "num_inference_steps": 2, "output_type": "latent"}
+        given |= {"num_inference_steps": 2, "output_type": "latent"}
+        if name := frames_argument(self.parameters):
+            given[name] = setting.get("frames")
         if "max_sequence_length" in self.parameters:
             given["max_sequence_length"] = setting.get("text")
         call |= {k: v for k, v in given.items() if k in self.parameters and v is not None}
@@ -63,7 +69,7 @@ class Recorder:
         backbone, name = self.stage.backbone, self.stage.cls.__name__
         backbone.calls.clear()
         try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), _text_cleaner(self.stage.cls):
                 torch.manual_seed(1)
                 self.stage.pipe(**call)
         except Enough:
@@ -87,3 +93,14 @@ class Recorder:
         for number, (name, own) in enumerate(self.stage.lengths.items()):
             asked = text is not None and number == 0 and "max_sequence_length" not in self.parameters
             getattr(self.stage.pipe, name).model_max_length = text if asked else own
+
+
+@contextmanager
+def _text_cleaner(pipeline: Any) -> Iterator[None]:
+    """ftfy for pipelines that call it without having it: it repairs broken letters, and a prompt here has none."""
+    module = sys.modules[pipeline.__module__]
+    if hasattr(module, "ftfy"):
+        yield
+        return
+    with patch.object(module, "ftfy", SimpleNamespace(fix_text=lambda text: text), create=True):
+        yield
