@@ -16,7 +16,7 @@ from diffc.artifact.describe import is_imported
 from diffc.artifact.folder import Artifact
 from diffc.artifact.model import compiled_model
 from diffc.errors import DiffcError, UsageError
-from diffc.models.call import plain_sizes
+from diffc.models.call import frames_argument, plain_sizes
 from diffc.models.embedded.digits import WORDS
 from diffc.models.profiles import ShapeProfile
 from diffc.models.sources.backbone import quiet_libraries
@@ -234,8 +234,8 @@ def _paint(pipe: Any, backbone: Any, request: GenerateRequest, update: Update) -
     """The images on the CPU, and the seconds of the whole pipeline."""
     parameters = signature(pipe.__call__).parameters
     settings: dict[str, Any] = plain_sizes(parameters)
-    if "num_frames" in parameters:
-        settings["num_frames"] = request.frames
+    if name := frames_argument(parameters):
+        settings[name] = request.frames
     if request.guidance is not None:
         settings["guidance_scale"] = request.guidance
     if request.negative_prompt is not None:

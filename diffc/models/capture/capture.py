@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffc.errors import UnsupportedError
+from diffc.models.call import frames_argument
 from diffc.models.capture.describe import Recorded, Sizes, Unfit, inputs_of, recorded, whole
 from diffc.models.capture.pipeline import Stage, empty_model
 from diffc.models.capture.probe import Probe, outputs_of, pixel_multiple
@@ -199,9 +200,8 @@ def _native(
     found = {"batch": record.batch, "height": 0, "width": 0, "frames": 1, "text": text}
     shape = dict(zip(_names(record, sample), call[sample].shape, strict=True))
     for name in ("height", "width", "frames"):
-        found[name] = stated.get(f"num_{name}" if name == "frames" else name) or _inverse(
-            name, dimensions, shape
-        )
+        argument = frames_argument(recorder.parameters) if name == "frames" else name
+        found[name] = stated.get(argument or "") or _inverse(name, dimensions, shape)
     if rule is not None:
         steps = (found["frames"] - rule[1]) // rule[0] if found["frames"] else 3
         found["frames"] = max(1, steps) * rule[0] + rule[1]

@@ -67,7 +67,7 @@ class Stage:
         library, kind = entry
         if kind is None or name in _OPTIONAL:
             return None
-        if name.startswith(("tokenizer", "processor")):
+        if any(word in str(kind) for word in ("Tokenizer", "Processor")):
             self.lengths[name] = self._length(name)
             return tokenizer(self.lengths[name])
         if library == "transformers":
