@@ -64,7 +64,7 @@ def family_of(config: Config, place: object) -> Family:
     )
     known = ", ".join(_described(family) for family in FAMILIES.values())
     raise UnsupportedError(
-        f"{place}: no support for a backbone of class {kind}{which} without its pipeline. Known: {known}",
+        f"{place}: no support for a backbone of class {kind}{which}. Known: {known}",
         fix="give the folder of the pipeline (model_index.json), off whose calls diffc reads what the backbone takes",
     )
 
