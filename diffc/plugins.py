@@ -13,6 +13,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Any, TypeVar
 
+from diffc.errors import DiffcError
 from passes.plugins import Broken, named, open_plugin
 
 T = TypeVar("T")
@@ -46,6 +47,26 @@ def _load(group: str, kind: type[Any], own: frozenset[str]) -> dict[str, Any]:
     return found
 
 
-def broken() -> tuple[Broken, ...]:
-    """The plugins of all groups read so far that cannot be used, each with the reason."""
-    return tuple(_broken[key] for key in sorted(_broken))
+def broken(group: str = "") -> tuple[Broken, ...]:
+    """The plugins of a group, else of all groups read so far, that cannot be used, each with the reason."""
+    return tuple(_broken[key] for key in sorted(_broken) if group in ("", key[0]))
+
+
+def unusable(group: str, kind: str, name: str) -> DiffcError | None:
+    """The error for a name that a plugin gives which cannot be used: what it is called, its packages and the reason.
+
+    `kind` is what a user calls it, such as "format". None where no plugin gives the name: then it is unknown.
+    """
+    fault = _broken.get((group, name))
+    if fault is None:
+        return None
+    return DiffcError(
+        f"{kind} {name!r} is a plugin of {' and '.join(fault.packages)}: {fault.reason}",
+        fix="update or uninstall the package; diffc doctor lists all plugins",
+    )
+
+
+def unusable_ones(group: str, kind: str) -> str:
+    """One line for each plugin of a group that cannot be used, each after a line end; nothing where all can be."""
+    found = (unusable(group, kind, fault.name) for fault in broken(group))
+    return "".join(f"\n  {error.what}" for error in found if error is not None)

@@ -6,6 +6,7 @@ diffc's own, and rich's markup. They are shown as they are written: `\\x1b`, `\\
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import traceback
@@ -17,6 +18,8 @@ from rich.text import Text
 
 LIMIT = 4000
 """Characters of one message; the middle of a longer one is left out."""
+UNFOLDED = 240
+"""Columns of a table that goes to a file: more than any of ours has, few enough to be read."""
 _BAR = "\n  | "
 _UNSHOWN = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f"  # control characters, all but the line end
@@ -63,10 +66,16 @@ def cell(value: object, style: str = "") -> Text:
 
 
 class Screen(Console):
-    """rich's console; a text that it is given is shown as it is, and says nothing to the terminal."""
+    """rich's console; a text that it is given is shown as it is, and says nothing to the terminal.
+
+    A file, a pipe or the log of a CI has no width: what goes there is as wide as it needs, and not folded at the 80
+    columns that rich takes for it. `COLUMNS` in the environment says otherwise.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"highlight": False, "markup": False, "emoji": False, **settings})
+        if not (self.is_terminal or "width" in settings or os.environ.get("COLUMNS", "").isdigit()):
+            self.width = UNFOLDED
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """The text of everything that is printed or is in a table as a `str`: never markup. Raises nothing."""

@@ -20,6 +20,8 @@ from typing import Any
 # Before torch is imported. Of small matrices and several processes on few cores, threads spend nearly all of their
 # time waiting for each other: an AWQ calibration of 0.3 seconds takes 20 beside other work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a command prints is the same in every terminal that the tests are started from.
+os.environ.pop("COLUMNS", None)
 
 import onnx
 import pytest

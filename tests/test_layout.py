@@ -15,15 +15,18 @@ import pytest
 
 from tests import ROOT
 
-_BASICS = "errors progress progress_bar plugins memory version output_files terminal_text passes"
+_BASICS = (
+    "errors progress progress_bar plugins memory version output_files paths terminal_text tensors passes"
+)
 _MODELS = f"models quantize cache {_BASICS}"
 
 # Room: the rooms that it may import from, from top to bottom. "passes" stands for any room of that package.
 DIFFC: Mapping[str, str] = {
-    "": "runtime errors version",  # diffc/__init__.py: `diffc.load`
+    "": "runtime compile errors version",  # diffc/__init__.py: the names that users import
     "__main__": "cli",
-    "cli": f"commands compile runtime validate artifact backends frontend quality {_MODELS}",
+    "cli": f"commands train compile runtime validate artifact backends frontend quality {_MODELS}",
     "commands": f"compile runtime validate artifact backends frontend quality {_MODELS}",
+    "train": f"compile validate artifact backends frontend {_MODELS}",
     "compile": f"validate artifact backends frontend {_MODELS}",
     "runtime": f"artifact backends {_MODELS}",
     "validate": f"artifact backends frontend {_MODELS}",
@@ -38,7 +41,9 @@ DIFFC: Mapping[str, str] = {
     "errors": "",
     "progress": "",
     "memory": "",
+    "tensors": "passes",
     "version": "",
+    "paths": "",
     "output_files": "errors passes",
     "terminal_text": "",
     "progress_bar": "progress terminal_text",

@@ -5,6 +5,7 @@ The package is tests/plugin_package: each file is the smallest example of its ki
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,9 +13,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import save_file
 
+from diffc import plugins
+from diffc.backends.target import find_target
+from diffc.errors import DiffcError, UnsupportedError, UsageError
+from diffc.models.registry import family_of, find_family
+from diffc.quantize.formats import find_format
+from passes.plugins import Broken
 from tests import ROOT
 
 Diffc = Callable[..., subprocess.CompletedProcess[str]]
@@ -37,7 +46,7 @@ def diffc(tmp_path_factory: pytest.TempPathFactory) -> Diffc:
 
     def run(*arguments: object, paths: tuple[Path, ...] = ()) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join(map(str, (*paths, folder, ROOT)))
-        environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200"}
+        environment = {**os.environ, "PYTHONPATH": path}
         command = [sys.executable, "-m", "diffc", *map(str, arguments)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -136,5 +145,51 @@ def test_two_packages_with_one_name_are_both_named(diffc: Diffc, tmp_path: Path,
     installed(tmp_path / "site", other)
     done = diffc("opt", model, "-p", "cancel-negation", "-o", tmp_path / "o.onnx", paths=(tmp_path / "site",))
     assert done.returncode == 1
-    assert "diffc-example 1.2.0 and diffc-other 1.2.0 both give this name" in done.stderr
+    both = "diffc-example 1.2.0 and diffc-other 1.2.0"
+    assert f"{both} both give this name" in done.stderr
     assert diffc("formats", paths=(tmp_path / "site",)).returncode == 0
+    for kind, name, *command in (
+        ("format", "int8_linear", "compile", "tiny-sd3", "--format", "int8_linear", "-o", tmp_path / "a"),
+        ("command", "count", "count", model, "--top", "3"),
+        ("reader", "pointer file", "compile", tmp_path / "mine.pointer", "-o", tmp_path / "a"),
+        ("model family", "auraflow", "inspect", backbone_of("AuraFlowTransformer2DModel", tmp_path)),
+    ):
+        said = diffc(*command, paths=(tmp_path / "site",))
+        assert said.returncode == 1, said.stderr
+        assert f"{kind} {name!r} is a plugin of {both}: {both} both give this name" in said.stderr
+        assert not (tmp_path / "a").exists()
+
+
+def backbone_of(kind: str, folder: Path) -> Path:
+    """A backbone folder of a class, with one weight."""
+    backbone = folder / "backbone"
+    backbone.mkdir()
+    (backbone / "config.json").write_text(json.dumps({"_class_name": kind}), encoding="utf-8")
+    save_file({"w": np.ones(2, np.float32)}, backbone / "diffusion_pytorch_model.safetensors")
+    return backbone
+
+
+def test_a_name_that_no_plugin_gives_is_unknown() -> None:
+    assert plugins.unusable("diffc.formats", "format", "int9") is None
+    assert plugins.unusable_ones("no.such.group", "format") == ""
+    with pytest.raises(UsageError, match=r"unknown format 'int9'\. Known: none, int8"):
+        find_format("int9")
+
+
+def test_a_plugin_that_cannot_be_used_is_told_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "my.module:F cannot be imported: ImportError: no"
+    for group, name in (("diffc.formats", "int9"), ("diffc.targets", "npu"), ("diffc.families", "dit")):
+        monkeypatch.setitem(plugins._broken, (group, name), Broken(group, name, ("mine 1.0",), reason))
+    for ask, said in (
+        (lambda: find_format("int9"), "format 'int9'"),
+        (lambda: find_target("npu"), "target 'npu'"),
+        (lambda: find_family("dit"), "model family 'dit'"),
+    ):
+        with pytest.raises(DiffcError) as raised:
+            ask()
+        assert str(raised.value).startswith(
+            f"{said} is a plugin of mine 1.0: {reason}\n  Fix: update or uninstall"
+        )
+        assert raised.value.exit_code == 1
+    with pytest.raises(UnsupportedError, match=r"Known: .*\n  model family 'dit' is a plugin of mine 1.0"):
+        family_of({"_class_name": "DitModel"}, "here")

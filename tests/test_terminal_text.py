@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from rich.console import Console
 from rich.table import Table
 
-from diffc.cli import listings, tables
+from diffc.cli import comparisons, listings, tables
 from diffc.cli.main import run
 from diffc.cli.terminal import Terminal
 from diffc.commands.bench import output
@@ -95,6 +95,29 @@ def test_a_screen_shows_everything_as_it_is() -> None:
     assert "\x1b[31m" in file.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("columns", "settings", "folds"),
+    [(None, {}, False), ("60", {}, True), ("nonsense", {}, False), (None, {"width": 60}, True)],
+)
+def test_a_table_in_a_file_is_folded_only_where_somebody_says_so(
+    columns: str | None, settings: dict[str, int], folds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe and the log of a CI have no width, whatever terminal the process was started from."""
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    file = io.StringIO()
+    table = Table("pass", "changed", "check")
+    row = (
+        "normalize-qdq",
+        "124",
+        "outputs within 1e-6 of those before, at 3 shapes and 2 seeds, and of the reference",
+    )
+    table.add_row(*row)
+    Screen(file=file, **settings).print(table)
+    lines = [text for text in file.getvalue().splitlines() if all(cell in text for cell in row)]
+    assert len(lines) == (0 if folds else 1)
+
+
 def test_notes_and_stages() -> None:
     screen, file = on_a_terminal()
     terminal = ProgressBar(screen)
@@ -146,7 +169,7 @@ def test_reports(number: int) -> None:
         lambda terminal: tables.compiled(result, 1.0, terminal),
         lambda terminal: tables.compiled(checked, 1.0, terminal),
         lambda terminal: tables.optimized(PipelineResult(model, (record,)), Path(EVIL), terminal),
-        lambda terminal: tables.compared([shape], terminal, EVIL),
+        lambda terminal: comparisons.compared([shape], terminal, EVIL),
         lambda terminal: listings.examined([finding], terminal),
         lambda terminal: terminal.print(*output.tables([Row("eager", Shape(1, 8, 8, 1), reason=EVIL)])),
     ):

@@ -1,8 +1,9 @@
-"""Sets up an environment of its own in .venv and runs one of three things; needs Python 3.11 and nothing else.
+"""Sets up an environment of its own in .venv and runs one of four things; needs Python 3.11 and nothing else.
 
     python tools/run.py demo           compile a small trained SD3 pipeline to FP8, and paint with it beside torch
     python tools/run.py test           lint, type check and all tests
     python tools/run.py test --fast    lint, type check, and the tests that compile no backbone
+    python tools/run.py docs           the documentation site, in build/site; every link in it is checked
 
 The environment is made on the first call and brought up to date when pyproject.toml or the constraints change.
 """
@@ -35,6 +36,8 @@ PAINT = [
     *(*DIFFC, "generate", str(OUTPUT), "--prompt", "a handwritten seven", "--compare", "torch"),
     *("--target", "ort", "--batch", "3", "--output", str(PICTURE)),
 ]
+EXTRAS = {"demo": "cpu,rtx", "docs": "cpu,docs", "test": "cpu,rtx,docs,test"}
+SITE = ["-m", "mkdocs", "build", "--strict"]
 LINT = [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."]]
 TYPES = ["-m", "mypy"]
 WORKERS = max(2, min(4, os.cpu_count() or 1))
@@ -57,11 +60,13 @@ FAST = f"{WHOLE} and not compiles"
 def main() -> int:
     """Run what the command line asks for; its exit code."""
     wanted = sys.argv[1:]
-    if wanted not in (["demo"], ["test"], ["test", "--fast"]):
+    if wanted not in (["demo"], ["docs"], ["test"], ["test", "--fast"]):
         print(__doc__)
         return 2
-    install("cpu,rtx" if wanted == ["demo"] else "cpu,rtx,test")
-    return demo() if wanted == ["demo"] else test(FAST if "--fast" in wanted else WHOLE)
+    install(EXTRAS[wanted[0]])
+    if wanted == ["demo"]:
+        return demo()
+    return docs() if wanted == ["docs"] else test(FAST if "--fast" in wanted else WHOLE)
 
 
 def demo() -> int:
@@ -73,6 +78,14 @@ def demo() -> int:
         if code == 0
         else "The demo failed; the message is above."
     )
+    return code
+
+
+def docs() -> int:
+    """Build the documentation site; the exit code. A link that leads nowhere fails."""
+    os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")  # news of mkdocs-material about other programs
+    code = call(SITE)
+    print(f"The site: {ROOT / 'build' / 'site' / 'index.html'}" if code == 0 else "The site was not built.")
     return code
 
 

@@ -13,6 +13,17 @@ from diffc.quantize.formats import FORMATS
 KNOWN_SMS = (75, 80, 86, 89, 120, 121)
 """Compute capabilities that the TensorRT-RTX 1.7 builder has names for (its `ComputeCapability`)."""
 
+CARDS: Mapping[int, str] = {
+    75: "RTX 20, T4",
+    80: "A100",
+    86: "RTX 30, A10",
+    89: "RTX 40, L40",
+    90: "H100, H200",
+    120: "RTX 50",
+    121: "DGX Spark",
+}
+"""Well-known GPUs of a compute capability, by the series' names (developer.nvidia.com/cuda-gpus)."""
+
 # onnx.TensorProto element type -> what people call it, and the oldest SM whose kernels have it, None where no
 # builder reads it. Measured by tools/compat and held against its compat.json by a test: "Cannot compile for
 # target(s) sm86, because the model contains HW-specific datatypes: fp8_e4m3". The numbers are onnx.TensorProto's,
@@ -35,6 +46,11 @@ _TYPE_MIN_SM: Mapping[int, tuple[str, int | None]] = {
     26: ("INT2", None),
 }
 _ANY = (KNOWN_SMS[0], "")
+
+
+def with_cards(sm: int) -> str:
+    """A compute capability for people: "SM89 (RTX 40, L40)"."""
+    return f"SM{sm} ({CARDS[sm]})" if sm in CARDS else f"SM{sm}"
 
 
 def parse_sm(text: str) -> int:

@@ -182,7 +182,15 @@ DEFAULT_ENGINE = EngineOptions()
 
 
 def find_target(name: str) -> Target:
-    """The target of that name. Raises DiffcError that lists the known ones."""
-    if name not in TARGETS:
-        raise unknown_value("target", name, TARGETS)
-    return TARGETS[name]
+    """The target of that name. Raises what `named_target` does."""
+    return named_target("target", name, TARGETS)
+
+
+def named_target(kind: str, name: str, known: Mapping[str, Target]) -> Target:
+    """One of `known`, which are targets of a `kind` as a user calls them.
+
+    Raises DiffcError that lists them, or that names the packages of a plugin which cannot be used.
+    """
+    if name in known:
+        return known[name]
+    raise plugins.unusable("diffc.targets", kind, name) or unknown_value(kind, name, known)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gc
 import sys
+from collections.abc import Callable
 from types import FunctionType
 from typing import Annotated, Any
 
@@ -26,12 +27,14 @@ from diffc.cli import (
     package,
     passes,
     slim,
+    train,
     validate,
 )
 from diffc.cli.cache import cache_app
+from diffc.cli.checkpoint import checkpoint_app
 from diffc.cli.command import Command, Group, shared_options
 from diffc.cli.models import models_app
-from diffc.plugins import load
+from diffc.plugins import broken, load, unusable
 from diffc.version import VERSION
 
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -48,9 +51,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=_HELP,
 )
+_ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def _refusing(name: str) -> Callable[[], None]:
+    """A command in the place of a plugin's that cannot be used: whatever it is given, it says so."""
+
+    def command() -> None:
+        raise unusable("diffc.commands", "command", name) or AssertionError(name)
+
+    return command
+
+
 _MAKE, _CHECK, _LISTS = "Make", "Check and use", "Look up"
 for name, function, text, panel in (
     ("compile", compile.compile_command, compile.EXAMPLES, _MAKE),
+    ("train", train.train_command, train.EXAMPLES, _MAKE),
     ("import", import_.import_command, import_.EXAMPLES, _MAKE),
     ("opt", opt.opt_command, opt.EXAMPLES, _MAKE),
     ("package", package.package_command, package.EXAMPLES, _MAKE),
@@ -66,9 +82,13 @@ for name, function, text, panel in (
     app.command(name, cls=Command, epilog=text, rich_help_panel=panel)(shared_options(function))
 app.add_typer(models_app, name="models", rich_help_panel=_LISTS)
 app.add_typer(cache_app, name="cache", rich_help_panel=_LISTS)
-_OWN = [*(command.name or "" for command in app.registered_commands), "models", "cache"]
+app.add_typer(checkpoint_app, name="checkpoint", rich_help_panel=_MAKE)
+_OWN = [*(command.name or "" for command in app.registered_commands), "models", "cache", "checkpoint"]
 for name, added in load("diffc.commands", FunctionType, _OWN).items():
     app.command(name, cls=Command, rich_help_panel="From other packages")(shared_options(added))
+for fault in broken("diffc.commands"):
+    if fault.name not in _OWN:
+        app.command(fault.name, hidden=True, context_settings=_ANYTHING)(_refusing(fault.name))
 
 
 def _version(value: bool) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffc.artifact.folder import OPTIONAL, Artifact, save_manifest, staging
-from diffc.backends.target import RUNTIMES
+from diffc.backends.target import RUNTIMES, named_target
 from diffc.commands.package.copying import copy_file
-from diffc.errors import DiffcError, unknown_value
+from diffc.errors import DiffcError
+from diffc.paths import AnyPath, Converted, as_numbers, as_path, as_texts
 
 _DATA = ".onnx_data"
 
@@ -19,10 +20,10 @@ _DATA = ".onnx_data"
 class SlimRequest:
     """What to copy where. `targets`: runtime targets, none for all; `sms`: engines of these GPUs, none for all."""
 
-    artifact: Path
-    output: Path
-    targets: tuple[str, ...] = ()
-    sms: tuple[int, ...] = ()
+    artifact: Converted[AnyPath, Path] = Converted(as_path)
+    output: Converted[AnyPath, Path] = Converted(as_path)
+    targets: Converted[str | Iterable[str], tuple[str, ...]] = Converted(as_texts, ())
+    sms: Converted[int | Iterable[int], tuple[int, ...]] = Converted(as_numbers, ())
     force: bool = False
 
 
@@ -64,9 +65,7 @@ def kept_files(artifact: Artifact, targets: Sequence[str], sms: Sequence[int]) -
 
 def _files(artifact: Artifact, target: str, engines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What the runtime `target` opens: its graphs with their weights, or its engines."""
-    if target not in RUNTIMES:
-        raise unknown_value("target", target, RUNTIMES)
-    runtime, compiled = RUNTIMES[target], artifact.manifest["targets"]
+    runtime, compiled = named_target("target", target, RUNTIMES), artifact.manifest["targets"]
     if runtime.file_of not in compiled:
         raise DiffcError(
             f"{artifact.folder} was compiled for {', '.join(compiled)}, not for {target}",

@@ -24,10 +24,13 @@ from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs
 from diffc.models.registry import family_of_manifest
 from diffc.models.sources.backbone import quiet_libraries
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions
+from diffc.paths import AnyPath, Converted, as_path, as_text_or_none
 from diffc.progress import Reporter, estimated
 from diffc.progress_bar import default_reporter
 from diffc.runtime.interface import Interface
 from diffc.runtime.load import load as load_runtime
+from diffc.runtime.load import signature_of
 from diffc.validate.comparisons import (
     Comparison,
     format_and_dtype,
@@ -40,7 +43,8 @@ from diffc.validate.modules import ModuleReport, compare_modules, require_right_
 from diffc.validate.onnx_reference import GraphReference
 from diffc.validate.outputs import Session
 from diffc.validate.reports import ShapeReport, require_match
-from diffc.validate.script import check_folder, write_script
+from diffc.validate.script import RtxGraph, check_folder, write_script
+from diffc.validate.tolerances import tolerance_of
 from diffc.validate.torch_reference import TorchReference
 from passes.storage import load, save
 
@@ -60,16 +64,18 @@ class ValidateRequest:
     `diffc.load` loads for it. `against` is "torch", "ort" (the artifact's own graph in float32 on the CPU), an
     artifact, or an .onnx file; None is torch where there is a torch model. `model` is where the torch model lies now,
     None for where the compile found it. `shapes` are texts of --shape; none means the two of a compile. Without
-    `seeds`, one that the compile did not use. `limit` replaces all tolerances.
+    `seeds`, one that the compile did not use. `limit` replaces all tolerances. `hub` says which files of the torch
+    model are read.
     """
 
-    artifact: Path
+    artifact: Converted[AnyPath, Path] = Converted(as_path)
     target: str = "ort"
-    against: str | None = None
-    model: str | None = None
+    against: Converted[AnyPath | None, str | None] = Converted(as_text_or_none, None)
+    model: Converted[AnyPath | None, str | None] = Converted(as_text_or_none, None)
     shapes: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     limit: float | None = None
+    hub: HubOptions = DEFAULT_HUB
 
 
 @dataclass(frozen=True)
@@ -123,8 +129,20 @@ def validate_artifact(
             if bisect:
                 modules[comparison.name] = _modules(comparison, ui)
         if script is not None:
-            write_script(script, {c.name: c.model for c in found}, reports)
+            write_script(script, {c.name: c.model for c in found}, reports, _rtx(request.artifact, found))
     return Validated(reports, modules, found[0].against)
+
+
+def _rtx(folder: Path, found: Sequence[Comparison]) -> RtxGraph | None:
+    """What an engine of TensorRT-RTX is built of; None where the artifact was not compiled for it."""
+    artifact = Artifact.load(folder)
+    file = artifact.manifest["targets"].get("trt-rtx")
+    mine = next((c for c in found if c.name == file), None)
+    if mine is None:
+        return None
+    profiles = signature_of(artifact, TARGETS["trt-rtx"]).profiles
+    limit = tolerance_of(mine.format, mine.dtype)
+    return RtxGraph(mine.name, profiles[0] if profiles else None, limit)
 
 
 def _outputs(comparison: Comparison, request: ValidateRequest, ui: Reporter) -> list[ShapeReport]:
@@ -238,7 +256,7 @@ def _comparisons(
                 quiet_libraries(),
                 estimated(update, _LOADING),
             ):
-                torch_reference = torch_reference or torch_reference_of(artifact, request.model)
+                torch_reference = torch_reference or torch_reference_of(artifact, request.model, request.hub)
             reference = torch_reference
         else:
             reference = graph_reference(artifact, model, against, format, dtype)

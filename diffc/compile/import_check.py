@@ -38,6 +38,7 @@ class ImportCheck:
     across every pass that starts from a graph which ONNX Runtime can run and which says what it means (see
     `marks`); the line says so where it does not, and why. Weights over `NUMERIC_LIMIT` are not run.
 
+    `interface` is the model whose inputs are drawn, None for the first that is checked.
     `given` are sizes of the dynamic dimensions that the user named. A graph that runs nowhere is never refused.
     """
 
@@ -45,12 +46,13 @@ class ImportCheck:
     numbers: bool = True
     strict: bool = False
     seed: int = 0
+    interface: onnx.ModelProto | None = None
     _trial: TrialInputs | None = None
     _cache: list[tuple[onnx.ModelProto, bool, list[Outputs] | str]] = field(default_factory=list)
 
     def __call__(self, before: onnx.ModelProto | None, after: onnx.ModelProto, step: Pass | None) -> str:
         """One line on what was checked. Raises PassCheckError."""
-        self._trial = self._trial or TrialInputs(after, self.given, self.seed)
+        self._trial = self._trial or TrialInputs(self.interface or after, self.given, self.seed)
         line = self._structure(before, after, step)
         if not self.numbers or before is None or step is None:
             return line

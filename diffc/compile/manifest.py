@@ -40,10 +40,12 @@ def manifest(
             "bytes": plan.source.nbytes,
             "fingerprint": plan.source.fingerprint,
             **({} if plan.source.revision is None else {"revision": plan.source.revision}),
+            **({} if plan.source.origin is None else {"object": dict(plan.source.origin)}),
             "config": dict(plan.source.config),
             **_interface(plan),
         },
         "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},
+        **_sampling(plan),
         "format": plan.format.name,
         "dtype": plan.dtype,
         "targets": dict(graphs.files),
@@ -61,6 +63,14 @@ def _interface(plan: Plan) -> dict[str, Any]:
     """What a family that no file describes was made from."""
     interface = plan.source.family.interface
     return {} if interface is None else {"captured": interface.to_json()}
+
+
+def _sampling(plan: Plan) -> dict[str, Any]:
+    """The steps and the guidance of a calibration on prompts, as they were in the end."""
+    if not plan.runs_pipeline:
+        return {}
+    sampling = plan.sampling
+    return {"sampling": {"steps": sampling.steps, "guidance": sampling.guidance}}
 
 
 def _noise(noise: CacheNoise | None) -> dict[str, Any]:

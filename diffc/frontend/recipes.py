@@ -25,6 +25,7 @@ def attach_recipes(
 ) -> None:
     """Give every fake initializer its recipe: a weight of `source` cast to its type, or amax / bound.
 
+    A weight that the checkpoint carries comes from there, and is not scaled again.
     Raises DiffcError that names a tensor which neither the weights nor the checkpoint have.
     """
     for name, value in model.graph.initializers.items():
@@ -33,6 +34,8 @@ def attach_recipes(
             recipe = _scale(traced[path], checkpoint.amax[path])
         elif checkpoint is not None and (values := scaling_of(name, checkpoint)) is not None:
             recipe = keep(values)
+        elif checkpoint is not None and name in checkpoint.weights:
+            recipe = checkpoint.weights[name]
         elif name in source.weights:
             recipe = source.weights[name]
             if checkpoint is not None and leaf == "weight":
@@ -72,6 +75,8 @@ def scaling_of(name: str, checkpoint: Checkpoint) -> npt.NDArray[np.float32] | N
 
 def scaled_weight(weight: Recipe, layer: str, checkpoint: Checkpoint) -> Recipe:
     """The weight of `layer` changed as `diffc.quantize.scaling.apply_scaling` does: divided, and less its branch."""
+    if not checkpoint.scales_weights:
+        return weight
     scaling = checkpoint.scaling
     factor = scaling.get(f"{layer}.input_quantizer.pre_quant_scale")
     if factor is not None:

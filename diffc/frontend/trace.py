@@ -16,6 +16,7 @@ from typing import Any
 
 import onnx
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from diffc.frontend.blocks import find_runs, shortened
 from diffc.frontend.complex_numbers import complex_as_pairs
@@ -107,9 +108,10 @@ def _exporter(
 
     def export(symbols: Symbols, defer: bool) -> Any:
         tensors = (*backbone.parameters(), *backbone.buffers())
-        fresh = copy.deepcopy(
-            backbone, {id(tensor): tensor for tensor in tensors}
-        )  # modules keep what they made
+        with (
+            unset_fake_temporarily()
+        ):  # real tables are copied as they are; modules keep what they make in a trace
+            fresh = copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})
         flatten(fresh, family, config)
         dims = {
             item.name: {i: symbols[d] for i, d in enumerate(item.dims) if isinstance(d, str)} or None

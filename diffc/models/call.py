@@ -6,8 +6,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from diffc.models.spec import Shape
-
 _OFF = {"use_resolution_binning": False, "complex_human_instruction": None, "clean_caption": False}
 """Arguments that change sizes or prompts: without them a size is what was asked for."""
 
@@ -30,9 +28,3 @@ def parameters_of(pipeline: Any) -> Mapping[str, inspect.Parameter]:
 def plain_sizes(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments under which a pipeline takes sizes and prompts as they are, of those that it has."""
     return {name: value for name, value in _OFF.items() if name in parameters}
-
-
-def size_arguments(parameters: Mapping[str, Any], shape: Shape) -> dict[str, int]:
-    """Height, width and, for videos, frames of `shape` as arguments of the call."""
-    sizes = {"height": shape.height, "width": shape.width, frames_argument(parameters): shape.frames}
-    return {name: size for name, size in sizes.items() if name and name in parameters}

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from diffc.errors import DiffcError
 from diffc.models.family import Family
-from diffc.models.nested import nested
+from diffc.models.nested import Path, dotted, nested, places, without_repeats
 from diffc.models.spec import Config, InputSpec, Shape
 
 
@@ -78,6 +79,37 @@ def forward_kwargs(family: Family, config: Config, values: dict[str, Any]) -> di
         for item in family.inputs(config)
     ]
     return nested([*placed, *family.constants], family.tuples)
+
+
+def named_inputs(
+    family: Family, config: Config, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """The inverse of `forward_kwargs` for a call that a diffusers pipeline makes: graph inputs by name, as tensors.
+
+    Positional arguments are taken in the order of the inputs that are not nested. Raises DiffcError for an input
+    that the call does not have, and for an argument that the backbone's graph has no input for.
+    """
+    items = {item.path or (item.name,): item for item in family.inputs(config)}
+    positions = [path[0] for path in items if len(path) == 1]
+    fixed = {path for path, _ in family.constants}
+    inner = {path[0] for path in (*items, *fixed) if len(path) > 1}
+    given: dict[Path, Any] = {(n,): v for n, v in zip(positions, args, strict=False)}
+    for name, value in without_repeats(kwargs).items():
+        given |= places(value, (name,)) if name in inner else {(name,): value}
+    strange = [
+        p for p, v in given.items() if p not in items and p not in fixed and isinstance(v, torch.Tensor)
+    ]
+    lacking = [path for path in items if given.get(path) is None]
+    if strange or lacking:
+        path = lacking[0] if lacking else strange[0]
+        what = f"has no {dotted(path)}" if lacking else f"gives {dotted(path)} as well"
+        raise DiffcError(f"the pipeline's call of its {family.name} backbone {what}")
+    return {item.name: _as_tensor(item, given[path]) for path, item in items.items()}
+
+
+def _as_tensor(item: InputSpec, value: Any) -> torch.Tensor:
+    """A value of a call as the graph takes it: a number that stands for a size is a tensor of that length."""
+    return torch.zeros(int(value)) if item.sample == "size" else torch.as_tensor(value)
 
 
 def _length(value: Any) -> Any:

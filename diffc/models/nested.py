@@ -53,6 +53,11 @@ def tuple_places(arguments: Any, path: Path = ()) -> tuple[Path, ...]:
     return own + tuple(p for key, inner in _items(arguments) for p in tuple_places(inner, (*path, key)))
 
 
+def dotted(path: Path) -> str:
+    """A place as messages tell it: `added_cond_kwargs.text_embeds`."""
+    return ".".join(map(str, path))
+
+
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     return value.items() if isinstance(value, Mapping) else enumerate(value)
 

@@ -22,14 +22,19 @@ def _listed() -> Mapping[str, Family]:
     return {family.name: family for family in found}
 
 
+_GROUP = "diffc.families"
 _OWN = _listed()
-FAMILIES: Mapping[str, Family] = {**_OWN, **plugins.load("diffc.families", Family, _OWN)}
+FAMILIES: Mapping[str, Family] = {**_OWN, **plugins.load(_GROUP, Family, _OWN)}
 
 
 def find_family(name: str) -> Family:
-    """The family of that name. Raises DiffcError that lists the known families."""
+    """The family of that name.
+
+    Raises DiffcError that lists the known families, or names the packages of a plugin that cannot be used.
+    """
     if name not in FAMILIES:
-        raise unknown("model family", name, FAMILIES)
+        unusable = plugins.unusable(_GROUP, "model family", name)
+        raise unusable or unknown("model family", name, FAMILIES)
     return FAMILIES[name]
 
 
@@ -64,7 +69,8 @@ def family_of(config: Config, place: object) -> Family:
     )
     known = ", ".join(_described(family) for family in FAMILIES.values())
     raise UnsupportedError(
-        f"{place}: no support for a backbone of class {kind}{which}. Known: {known}",
+        f"{place}: no support for a backbone of class {kind}{which}. Known: {known}"
+        f"{plugins.unusable_ones(_GROUP, 'model family')}",
         fix="give the folder of the pipeline (model_index.json), off whose calls diffc reads what the backbone takes",
     )
 

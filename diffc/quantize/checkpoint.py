@@ -1,7 +1,8 @@
-"""What calibration found, kept in a folder without pickle: the settings and amax of every quantizer.
+"""What calibration and training found, kept in a folder without pickle: the settings and amax of every quantizer.
 
-The weights stay in the model's own files. The same checkpoint goes onto a backbone with real weights (to
-simulate the format in torch) and onto one under FakeTensorMode (to export it).
+The weights stay in the model's own files, but for those that training has changed: these a checkpoint carries. The
+same checkpoint goes onto a backbone with real weights (to simulate the format in torch) and onto one under
+FakeTensorMode (to export it).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from diffc.quantize.convert import (
     weighted_layers,
 )
 from diffc.quantize.fingerprint import backbone_config, config_hash
+from diffc.quantize.formats import STORED
 from diffc.quantize.kinds import Settings, kind_of
 from diffc.quantize.scaling import apply_scaling
 from diffc.quantize.state import (
@@ -36,6 +38,8 @@ from diffc.quantize.state import (
     tensor_of,
     usable_amax,
 )
+from diffc.quantize.trained import check_weights, put_weights
+from passes.weights.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,6 +55,10 @@ class Checkpoint:
     path of the quantizer; `amax` has none for a kind without (mxfp8). `scaling` is by that path and one of
     `state.SCALING`. `source` is the fingerprint of the weights that were calibrated (`ModelSource`), empty
     when unknown. `calibration` records prompts, steps and seed.
+
+    `weights` has the tensors that take the place of the model's own, by their names in the backbone's state_dict:
+    those that training has changed. They are in the quantizer's own domain, which means that a weight with channel
+    factors or a low-rank branch is stored as it is after both.
     """
 
     family: str
@@ -62,6 +70,7 @@ class Checkpoint:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     scaling: Scaling = field(default_factory=dict)
+    weights: Mapping[str, Recipe] = field(default_factory=dict)
 
     @classmethod
     def from_backbone(
@@ -72,8 +81,13 @@ class Checkpoint:
         format: str,
         source: str = "",
         calibration: Mapping[str, Any] | None = None,
+        weights: Mapping[str, Recipe] | None = None,
     ) -> Checkpoint:
-        """The checkpoint of a calibrated backbone. Raises DiffcError when a quantizer has no usable amax."""
+        """The checkpoint of a calibrated backbone. Raises DiffcError when a quantizer has no usable amax.
+
+        The weights of `backbone` are taken to be the model's own, changed by nothing but the format's scaling;
+        `weights` are those that are not (`diffc.quantize.trained.trained_weights`).
+        """
         quantizers = enabled_quantizers(backbone)
         settings = {name: settings_of(q.get_modelopt_state()) for name, q in quantizers.items()}
         kinds = {name: kind_of(value) for name, value in settings.items()}
@@ -92,16 +106,42 @@ class Checkpoint:
             json.loads(json.dumps(calibration or {})),
             {library: metadata.version(library) for library in LIBRARIES},
             _scaling(backbone),
+            weights or {},
         )
 
     @classmethod
-    def from_modelopt(cls, path: Path, backbone: nn.Module, *, family: str) -> Checkpoint:
+    def from_modelopt(
+        cls, path: Path, backbone: nn.Module, *, family: str, weights: Mapping[str, Recipe] | None = None
+    ) -> Checkpoint:
         """The checkpoint in a file of ModelOpt's `mto.save`, for the unquantized `backbone` (fake or real).
 
+        `weights` are the model's own: those of the file that are equal to them are not carried, all others are.
         Quantizers that ModelOpt puts on norms by accident are left out. Raises DiffcError as
         `diffc.quantize.modelopt_file.read` does.
         """
-        found = modelopt_file.read(path, backbone)
+        return cls._of_modelopt(modelopt_file.read(path, backbone, weights or {}), backbone, family)
+
+    @classmethod
+    def from_modelopt_object(
+        cls,
+        name: str,
+        content: Mapping[str, Any],
+        stored: Mapping[str, Recipe],
+        backbone: nn.Module,
+        *,
+        family: str,
+        weights: Mapping[str, Recipe],
+    ) -> Checkpoint:
+        """The same for a model in memory: `content` is what `mto.save` would write, `stored` its tensors as recipes."""
+        found = modelopt_file.found_in(name, content, stored, backbone, weights)
+        return cls._of_modelopt(found, backbone, family)
+
+    def of_source(self, fingerprint: str) -> Checkpoint:
+        """The same calibration, of the weights with this fingerprint."""
+        return replace(self, source=fingerprint)
+
+    @classmethod
+    def _of_modelopt(cls, found: modelopt_file.Found, backbone: nn.Module, family: str) -> Checkpoint:
         return cls(
             family,
             found.format,
@@ -110,7 +150,13 @@ class Checkpoint:
             found.amax,
             versions={"nvidia-modelopt": found.version},
             scaling=found.scaling,
+            weights=found.weights,
         )
+
+    @property
+    def scales_weights(self) -> bool:
+        """Whether `scaling` still has to be applied to the weights: a file's own codes have it in them."""
+        return self.format != STORED.name
 
     @property
     def config_hash(self) -> str:
@@ -124,12 +170,12 @@ class Checkpoint:
         cannot be written.
         """
         record = {name: getattr(self, name) for name in _RECORDED} | {"config_sha256": self.config_hash}
-        folder.write(directory, record, _tensors(self.amax, self.scaling))
+        folder.write(directory, record, _tensors(self.amax, self.scaling), self.weights)
 
     @classmethod
     def load(cls, directory: Path) -> Checkpoint:
         """Read a folder that `save` wrote. Raises DiffcError when it is missing, damaged or too new."""
-        record, tensors = folder.read(directory, _RECORDED)
+        record, tensors, weights = folder.read(directory, _RECORDED)
         named = {name.rpartition(".")[::2]: array for name, array in tensors.items()}
         amax = {path: named[path, "amax"] for path in record["settings"] if (path, "amax") in named}
         scaling = {f"{path}.{kind}": array for (path, kind), array in named.items() if kind in SCALING}
@@ -139,7 +185,7 @@ class Checkpoint:
             raise folder.damaged(
                 directory, f"{folder.RECORD} and {folder.TENSORS} disagree on {', '.join(differing[:3])}"
             )
-        return cls(amax=amax, scaling=scaling, **record)
+        return cls(amax=amax, scaling=scaling, weights=weights, **record)
 
     def check(self, backbone: nn.Module, family: str, source: str = "") -> None:
         """Raises DiffcError that says what differs when this checkpoint belongs to another model.
@@ -159,11 +205,13 @@ class Checkpoint:
             raise DiffcError(f"the checkpoint is of another {family} model: {'; '.join(differing)}", fix=fix)
         if source and self.source and source != self.source:
             raise DiffcError("the checkpoint was calibrated on other weights of the same shape", fix=fix)
+        check_weights(backbone, self.weights)
 
     def apply(self, backbone: nn.Module, family: str) -> None:
-        """Insert these quantizers, calibrated, into an unquantized backbone, in place.
+        """Insert these quantizers, calibrated, into an unquantized backbone, in place, and the weights carried here.
 
-        Under FakeTensorMode amax are fake buffers of the right shape; else they lie on the backbone's device.
+        Under FakeTensorMode amax are fake buffers of the right shape; else they lie on the backbone's device. Fake
+        weights, and weights on the meta device, stay as they are: they have shapes only.
         Raises DiffcError when the backbone is another model or holds quantizers already.
         """
         from modelopt.torch.quantization.config import QuantizerAttributeConfig
@@ -184,7 +232,8 @@ class Checkpoint:
             quantizer.set_from_attribute_config(QuantizerAttributeConfig(**attributes_of(settings)))
             if name in self.amax:
                 quantizer.amax = tensor_of(self.amax[name], like)
-        apply_scaling(backbone, self.scaling)
+        apply_scaling(backbone, self.scaling, weights=self.scales_weights)
+        put_weights(backbone, self.weights)
 
 
 def _keeps_amax(directory: Path, settings: Mapping[str, Settings], path: str) -> bool:
@@ -220,4 +269,4 @@ def _tensors(amax: Mapping[str, Amax], scaling: Scaling) -> dict[str, Amax]:
     return {f"{name}.amax": array for name, array in amax.items()} | dict(scaling)
 
 
-_RECORDED = tuple(f.name for f in fields(Checkpoint) if f.name not in ("amax", "scaling"))
+_RECORDED = tuple(f.name for f in fields(Checkpoint) if f.name not in ("amax", "scaling", "weights"))

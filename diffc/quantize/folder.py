@@ -1,4 +1,9 @@
-"""The folder of a checkpoint on disk: `quantizers.safetensors` and `checkpoint.json`, written atomically."""
+"""The folder of a checkpoint on disk, written atomically.
+
+checkpoint.json          the record, with the hashes of the other files
+quantizers.safetensors   amax, channel factors and low-rank branches
+weights.safetensors      schema 2: the weights that differ from the model's, where training has changed them
+"""
 
 from __future__ import annotations
 
@@ -16,14 +21,25 @@ import safetensors.numpy
 
 from diffc.errors import DiffcError
 from diffc.quantize.state import Amax
+from passes.base import PassError
 from passes.files.contained import why_outside
+from passes.weights.recipe import Recipe
+from passes.weights.safetensors_writer import write_safetensors
+from passes.weights.sources import safetensors_tensors
 
-SCHEMA = 1
-RECORD, TENSORS = "checkpoint.json", "quantizers.safetensors"
+PLAIN, WITH_WEIGHTS = 1, 2
+"""Schemas: a checkpoint without weights has the older one, which every diffc reads."""
+RECORD, TENSORS, WEIGHTS = "checkpoint.json", "quantizers.safetensors", "weights.safetensors"
+_CHUNK = 1 << 22
 
 
-def write(directory: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax]) -> None:
-    """Write both files, or nothing; equal arguments give equal bytes. An earlier checkpoint is replaced.
+def write(
+    directory: Path,
+    record: Mapping[str, Any],
+    tensors: Mapping[str, Amax],
+    weights: Mapping[str, Recipe] | None = None,
+) -> None:
+    """Write all files, or nothing; equal arguments give equal bytes. An earlier checkpoint is replaced.
 
     Raises DiffcError when `directory` is something other than a checkpoint, and when it cannot be written.
     """
@@ -31,7 +47,7 @@ def write(directory: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax
     temporary = directory.with_name(f".{directory.name}-{uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
-        _fill(temporary, record, tensors)
+        _fill(temporary, record, tensors, weights or {})
         _replace(temporary, directory)
     except OSError as error:
         raise DiffcError(
@@ -50,10 +66,15 @@ def check_place(directory: Path) -> None:
         )
 
 
-def _fill(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax]) -> None:
+def _fill(
+    folder: Path, record: Mapping[str, Any], tensors: Mapping[str, Amax], weights: Mapping[str, Recipe]
+) -> None:
     # safetensors writes memory in its own order, and the matrices of an SVD are stored column by column.
     data = safetensors.numpy.save({name: np.array(array, order="C") for name, array in tensors.items()})
-    content = {**record, "schema": SCHEMA, "tensors_sha256": hashlib.sha256(data).hexdigest()}
+    content = {**record, "schema": PLAIN, "tensors_sha256": hashlib.sha256(data).hexdigest()}
+    if weights:
+        digest = write_safetensors(folder / WEIGHTS, weights)
+        content |= {"schema": WITH_WEIGHTS, "weights_sha256": digest}
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     (folder / TENSORS).write_bytes(data)
     (folder / RECORD).write_text(text, encoding="utf-8", newline="\n")
@@ -78,26 +99,31 @@ def _replace(temporary: Path, directory: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def read(directory: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Amax]]:
-    """The entries `names` of the record, and every tensor by its name.
+def read(
+    directory: Path, names: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, Amax], dict[str, Recipe]]:
+    """The entries `names` of the record, every tensor by its name, and a recipe for every weight.
 
-    Raises DiffcError when the folder is not a checkpoint, is damaged, or has another schema.
+    The file of weights is hashed and not kept in memory. Raises DiffcError when the folder is not a checkpoint, is
+    damaged, or has a newer schema.
     """
     if not (directory / RECORD).is_file():
         raise DiffcError(
             f"no checkpoint at {directory}: expected a folder with {RECORD} and {TENSORS}",
-            fix="give the folder that a calibration wrote",
+            fix="give the folder that a calibration or `diffc train` wrote",
         )
-    for name in (RECORD, TENSORS):
+    for name in (RECORD, TENSORS, WEIGHTS):
         if reason := why_outside(directory, name):
             raise damaged(directory, f"{name} lies outside: {reason}")
     content = _read_record(directory)
     try:
         record = {name: content[name] for name in names}
         tensors = _read_tensors(directory, content["tensors_sha256"])
+        trained = content["schema"] == WITH_WEIGHTS
+        weights = _read_weights(directory, content["weights_sha256"]) if trained else {}
     except KeyError as error:
         raise damaged(directory, f"{RECORD} lacks {error}") from error
-    return record, tensors
+    return record, tensors, weights
 
 
 def _read_record(directory: Path) -> dict[str, Any]:
@@ -107,10 +133,10 @@ def _read_record(directory: Path) -> dict[str, Any]:
         raise damaged(directory, f"{RECORD} cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise damaged(directory, f"{RECORD} is not a JSON object")
-    if content.get("schema") != SCHEMA:
+    if content.get("schema") not in (PLAIN, WITH_WEIGHTS):
         found = content.get("schema")
         raise DiffcError(
-            f"the checkpoint {directory} has schema {found}; this diffc reads schema {SCHEMA}",
+            f"the checkpoint {directory} has schema {found}; this diffc reads schemas {PLAIN} and {WITH_WEIGHTS}",
             fix="calibrate again, or use the diffc that wrote it",
         )
     return content
@@ -127,6 +153,19 @@ def _read_tensors(directory: Path, expected: str) -> dict[str, Amax]:
         return dict(safetensors.numpy.load(content))
     except safetensors.SafetensorError as error:
         raise damaged(directory, f"{TENSORS} is not a safetensors file ({error})") from error
+
+
+def _read_weights(directory: Path, expected: str) -> dict[str, Recipe]:
+    digest = hashlib.sha256()
+    try:
+        with (directory / WEIGHTS).open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+        if digest.hexdigest() != expected:
+            raise damaged(directory, f"{WEIGHTS} is not the file that {RECORD} was written with")
+        return safetensors_tensors(directory / WEIGHTS)
+    except (OSError, PassError) as error:
+        raise damaged(directory, f"{WEIGHTS} cannot be read ({error})") from error
 
 
 def damaged(directory: Path, what: str) -> DiffcError:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from onnx import TensorProto
+
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.quantize.convert import (
     attention_layers,
@@ -27,6 +30,9 @@ from diffc.quantize.state import (
     settings_of,
     usable_amax,
 )
+from diffc.quantize.trained import changed_weights, nearly_equal
+from passes.weights.recipe import Recipe
+from passes.weights.torch_files import torch_tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,24 +47,40 @@ class Found:
     amax: dict[str, Amax]
     scaling: Scaling
     version: str
+    weights: dict[str, Recipe]
 
 
-def read(path: Path, backbone: nn.Module) -> Found:
-    """The quantizers in the file at `path`.
+def read(path: Path, backbone: nn.Module, weights: Mapping[str, Recipe]) -> Found:
+    """The quantizers in the file at `path`, and the weights in it that are not equal to `weights`, the model's own.
 
-    `backbone` is the unquantized model that it is for; fake tensors do. Quantizers that ModelOpt's presets
+    `backbone` is the unquantized model that it is for; fake tensors do. The weight of a layer with channel factors or
+    a low-rank branch is the file's own in any case: ModelOpt stores it after both, and it may have been trained.
+    Quantizers that ModelOpt's presets
     put on norms by accident, and its softmax quantizers, which its scaled_dot_product_attention never runs,
     are left out. Raises DiffcError when the file is missing, damaged, holds objects that `weights_only`
     refuses, or is of another model; UnsupportedError for quantizers of a kind that diffc does not compile.
     """
-    content = _load(path)
+    content, prefix = _load(path), "model_state_dict."
+    tensors = {name: recipe for name, recipe in torch_tensors(path).items() if name.startswith(prefix)}
+    stored = {name.removeprefix(prefix): recipe for name, recipe in tensors.items()}
+    return found_in(str(path), content, stored, backbone, weights)
+
+
+def found_in(
+    path: str,
+    content: Mapping[str, Any],
+    stored: Mapping[str, Recipe],
+    backbone: nn.Module,
+    weights: Mapping[str, Recipe],
+) -> Found:
+    """The same for the dict that `mto.save` writes, its tensors `stored` as recipes; `path` is for messages."""
     states, tensors = _quantizer_states(path, content), content["model_state_dict"]
     enabled = {name: state for name, state in states.items() if not state.get("_disabled", True)}
     enabled = {name: state for name, state in enabled.items() if "_num_bits" in state}  # not the sequences
     _refuse_unsupported(path, enabled)
     layers = set(weighted_layers(backbone))
-    weights = [layer_of(name) for name in enabled if role_of(name) == "weight_quantizer"]
-    _check_model(path, backbone, list(dict.fromkeys(weights)), layers, tensors)
+    quantized = [layer_of(name) for name in enabled if role_of(name) == "weight_quantizer"]
+    _check_model(path, backbone, list(dict.fromkeys(quantized)), layers, tensors)
     attention = set(attention_layers(backbone))
     kept = [name for name in enabled if _is_used(name, layers, attention)]
     settings: dict[str, Settings] = {name: settings_of(enabled[name]) for name in kept}
@@ -70,7 +92,56 @@ def read(path: Path, backbone: nn.Module) -> Found:
         for name in kept
         if (kind := kind_of(settings[name])).has_amax
     }
-    return Found(format, settings, amax, scaling, str(content["modelopt_state"].get("modelopt_version")))
+    version = str(content["modelopt_state"].get("modelopt_version"))
+    carried = _weights(
+        path, stored, backbone, weights, {layer_of(name.rpartition(".")[0]) for name in scaling}
+    )
+    return Found(format, settings, amax, scaling, version, carried)
+
+
+def _weights(
+    path: str,
+    stored: Mapping[str, Recipe],
+    backbone: nn.Module,
+    own: Mapping[str, Recipe],
+    scaled: set[str],
+) -> dict[str, Recipe]:
+    """The backbone's tensors in `stored` that are not equal to the model's `own`; values stay in the file.
+
+    `scaled` are the layers whose channel factors or branches diffc applies.
+    """
+    wanted = set(backbone.state_dict())
+    theirs = {name: recipe for name, recipe in stored.items() if name in wanted}
+    plain = {name: recipe for name, recipe in own.items() if name.rpartition(".")[0] not in scaled}
+    for name in list(theirs):
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight" and layer not in scaled and (whole := _unscaled(layer, stored)) is not None:
+            if name in plain and nearly_equal(whole, plain.pop(name)):
+                del theirs[name]
+            else:
+                theirs[name] = whole
+    return changed_weights(theirs, plain, path)
+
+
+def _unscaled(layer: str, stored: Mapping[str, Recipe]) -> Recipe | None:
+    """The weight of a layer with its channel factors and its branch taken back; None where it has neither.
+
+    ModelOpt's scripts calibrate every layer and then switch the quantizers of some off. Such a layer still multiplies
+    its input by the factors and adds the branch, which in diffc it does not: (W + B A) * factor is the same.
+    """
+    weight, branch = stored[f"{layer}.weight"], f"{layer}.weight_quantizer._svdquant_lora_"
+    factor = stored.get(f"{layer}.input_quantizer._pre_quant_scale")
+    if factor is None and f"{branch}a" not in stored:
+        return None
+    if f"{branch}a" in stored:
+        minus = Recipe.of_array(np.float32(-1).reshape(1, 1))
+        outer = stored[f"{branch}b"].cast(TensorProto.FLOAT).multiply(minus)
+        weight = weight.subtract_product(outer, stored[f"{branch}a"].cast(TensorProto.FLOAT))
+    return (
+        weight
+        if factor is None
+        else weight.multiply(factor.cast(TensorProto.FLOAT).reshape((1, *factor.shape)))
+    )
 
 
 def _is_used(name: str, layers: set[str], attention: set[str]) -> bool:
@@ -109,11 +180,11 @@ def _load(path: Path) -> dict[str, Any]:
             f"{path} is damaged, or not a file of torch.save ({error})", fix="copy it again"
         ) from error
     if not isinstance(content, dict) or not {"modelopt_state", "model_state_dict"} <= content.keys():
-        raise _not_mto(path)
+        raise _not_mto(str(path))
     return content
 
 
-def _not_mto(path: Path) -> DiffcError:
+def _not_mto(path: str) -> DiffcError:
     return DiffcError(
         f"{path} is not a checkpoint of a model that ModelOpt quantized: expected the dict of mto.save with"
         " 'modelopt_state' and 'model_state_dict'",
@@ -121,7 +192,7 @@ def _not_mto(path: Path) -> DiffcError:
     )
 
 
-def _quantizer_states(path: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _quantizer_states(path: str, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The state of every quantizer by module path, as the last mode that was applied left it."""
     try:
         modes = [mode["metadata"] for _, mode in content["modelopt_state"]["modelopt_state_dict"]]
@@ -133,7 +204,7 @@ def _quantizer_states(path: Path, content: Mapping[str, Any]) -> dict[str, dict[
     return dict(found[-1])
 
 
-def _refuse_unsupported(path: Path, enabled: Mapping[str, Any]) -> None:
+def _refuse_unsupported(path: str, enabled: Mapping[str, Any]) -> None:
     for name, state in enabled.items():
         if not state.get("_fake_quant", True):
             raise UnsupportedError(
@@ -143,7 +214,7 @@ def _refuse_unsupported(path: Path, enabled: Mapping[str, Any]) -> None:
 
 
 def _check_model(
-    path: Path, backbone: nn.Module, quantized: list[str], layers: set[str], tensors: Mapping[str, Any]
+    path: str, backbone: nn.Module, quantized: list[str], layers: set[str], tensors: Mapping[str, Any]
 ) -> None:
     """Raises DiffcError unless every quantized layer exists in `backbone` with a weight of the same shape."""
     if not quantized:
@@ -159,7 +230,7 @@ def _check_model(
             )
 
 
-def _check_blocks(path: Path, backbone: nn.Module, settings: Mapping[str, Settings]) -> None:
+def _check_blocks(path: str, backbone: nn.Module, settings: Mapping[str, Settings]) -> None:
     """Raises UnsupportedError for a weight that is not whole blocks: ModelOpt pads it, which no kernel does."""
     for name, value in settings.items():
         size = block_size_of(value)
@@ -173,14 +244,14 @@ def _check_blocks(path: Path, backbone: nn.Module, settings: Mapping[str, Settin
             )
 
 
-def _format_of(path: Path, settings: Mapping[str, Settings], tensors: Mapping[str, Any]) -> str:
+def _format_of(path: str, settings: Mapping[str, Settings], tensors: Mapping[str, Any]) -> str:
     """The format whose quantizers have these settings. Raises UnsupportedError when there is none."""
     own = {name: value for name, value in settings.items() if not role_of(name).endswith(_ATTENTION)}
     scaled = any(name.endswith("._pre_quant_scale") for name in tensors)
     branched = any(name.endswith("._svdquant_lora_a") for name in tensors)
     for fmt in FORMATS.values():
         if fmt.quantizes and (fmt.algorithm == "svdquant") == branched and _scales(fmt) == scaled:
-            expected = _settings_of_format(fmt.name)
+            expected = settings_of_format(fmt.name)
             if all(value == expected.get(_in_layer(name)) for name, value in own.items()):
                 return fmt.name
     kinds = sorted({str(value) for value in own.values()})
@@ -202,7 +273,7 @@ def _in_layer(name: str) -> str:
     return name.removeprefix(layer_of(name)).lstrip(".")
 
 
-def _settings_of_format(format: str) -> dict[str, Settings]:
+def settings_of_format(format: str) -> dict[str, Settings]:
     """What a format gives the quantizers of a layer, by their name in it."""
     from torch import nn
 

@@ -15,12 +15,13 @@ from diffc.artifact.folder import Artifact
 from diffc.backends.profile import Profile
 from diffc.backends.session import ModelFile, Session, runtime_of
 from diffc.backends.signature import Signature
-from diffc.backends.target import RUNTIMES, Target
+from diffc.backends.target import RUNTIMES, Target, named_target
 from diffc.backends.tensorrt.run import pick_engine
 from diffc.backends.torch_types import TORCH_TYPES
-from diffc.errors import DiffcError, unknown_value
+from diffc.errors import DiffcError
 from diffc.models.family import Family, misfits
 from diffc.models.registry import family_of_manifest
+from diffc.paths import AnyPath, as_path
 from diffc.runtime.cached import open_cached
 from diffc.runtime.interface import Interface, NamedSession
 from diffc.runtime.module import CompiledBackbone
@@ -30,7 +31,7 @@ from passes.files.contained import why_outside
 
 
 def load(
-    artifact: str | Path,
+    artifact: AnyPath,
     *,
     target: str | None = None,
     device: str | torch.device | None = None,
@@ -52,7 +53,7 @@ def load(
     DiffcError when the artifact is damaged, was compiled for none of what runs here, or the target does not come up;
     nothing falls back.
     """
-    found = Artifact.load(Path(artifact).expanduser().absolute())
+    found = Artifact.load(as_path(artifact).absolute())
     if verify:
         found.verify()
     model = found.manifest["model"]
@@ -133,8 +134,8 @@ def _device(device: torch.device) -> torch.device:
 
 def _choose(artifact: Artifact, target: str | None, device: torch.device | None) -> Target:
     """The runtime target. Raises DiffcError that tells why each one that the artifact has cannot be used."""
-    if target is not None and target not in RUNTIMES:
-        raise unknown_value("runtime target", target, RUNTIMES)
+    if target is not None:
+        named_target("runtime target", target, RUNTIMES)
     compiled = artifact.manifest["targets"]
     there = [name for name, known in RUNTIMES.items() if known.file_of in compiled]
     if target is not None and target not in there:

@@ -24,7 +24,6 @@ from diffc.models.spec import Shape
 from diffc.progress import Update
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.scaling import by_layer, scaled
-from diffc.quantize.state import Scaling
 from diffc.validate.compare import compare
 from diffc.validate.float32 import feed, float32_copy, unrounded_copy
 from diffc.validate.outputs import ROUNDING, as_float32
@@ -43,13 +42,17 @@ class StreamedReference(TorchReference):
         super().__init__(source, dtype, checkpoint, model=offloaded(source, dtype, checkpoint))
 
 
-class ScaledWeights(Mapping[str, Any]):
-    """The tensors of `weights`; the channel factors and branches of `scaling` are applied to those of its layers."""
+class CheckpointWeights(Mapping[str, Any]):
+    """The tensors of `weights` as `Checkpoint.apply` makes them, in float32: scaled, or what the checkpoint carries."""
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], scaling: Scaling, dtype: torch.dtype):
+    def __init__(self, weights: Mapping[str, torch.Tensor], checkpoint: Checkpoint, dtype: torch.dtype):
+        scaling = checkpoint.scaling if checkpoint.scales_weights else {}
         self._weights, self._scaling, self._dtype = weights, by_layer(scaling), dtype
+        self._carried = TorchWeights(checkpoint.weights, dtype)
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        if name in self._carried:
+            return self._carried[name]
         layer, _, kind = name.rpartition(".")
         weight = self._weights[name]
         if kind != "weight" or layer not in self._scaling:
@@ -69,11 +72,12 @@ def offloaded(source: ModelSource, dtype: str, checkpoint: Checkpoint | None) ->
 
     with quiet_libraries(), init_empty_weights(include_buffers=False):
         model = build_backbone(source.family, source.config, torch.float32)
-    weights: Mapping[str, torch.Tensor] = TorchWeights(source.weights, DTYPES[dtype])
+    weights: Mapping[str, torch.Tensor] = TorchWeights(source.weights, DTYPES[dtype], source.exact)
+    if checkpoint is not None:
+        weights = CheckpointWeights(weights, checkpoint, DTYPES[dtype])
     fill_buffers(model, weights, DTYPES[dtype])
     if checkpoint is not None:
-        checkpoint.apply(model, source.family.name)
-        weights = ScaledWeights(weights, checkpoint.scaling, DTYPES[dtype])
+        replace(checkpoint, weights={}).apply(model, source.family.name)  # `weights` has them
         quantize_twice_as_graphs_do(model, DTYPES[dtype])
     cpu_offload(model, execution_device=torch.device("cpu"), state_dict=weights)
     return model

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from passes.base import PassError
 from passes.cache.regions import Group, Kept, Regions, is_bookkeeping
-from passes.graph.edit import drop_nodes
+from passes.graph.edit import Edit
 from passes.graph.match import producer
 
 Place = tuple[int, int]
@@ -67,7 +67,9 @@ class Chain:
         outputs += [t for t in self.crossing if id(t) in made and id(t) not in self._results]
         inputs = [t for t in graph.inputs if id(t) in read]
         inputs += [t for t in self.crossing if id(t) in read and id(t) not in inside]
-        drop_nodes(graph, {id(n) for n in graph.nodes if id(n) not in members})
+        edit = Edit(graph)
+        edit.remove(*(node for node in graph.nodes if id(node) not in members))
+        edit.apply()
         graph.inputs, graph.outputs = inputs, outputs
 
     def _find_floating(self) -> set[int]:

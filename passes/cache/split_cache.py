@@ -12,6 +12,7 @@ from passes.base import Pass, PassError, PassResult, register
 from passes.cache.regions import Group, Kept, Regions
 from passes.cache.segments import Chain, is_part
 from passes.canonical.remove_unused import RemoveUnused
+from passes.graph.edit import Edit, replace_output
 
 
 @register
@@ -62,9 +63,12 @@ class SplitCache(Pass):
         taken = [item for item in kept if item.group in self.reuse]
         given = [item for item in kept if item.group not in self.reuse]
         given = [item for item in given if not self.outputs or item.name in self.outputs]
+        edit = Edit(graph)
+        for item in taken:
+            _take(graph, item, edit)
+        edit.apply()
         for item in given:
             _give(graph, item)
-        _append(graph, [_take(graph, item) for item in taken])
         gone = _prune(graph) if taken else 0
         note = f"{len(given)} kept tensors returned, {len(taken)} taken, {gone} nodes gone"
         return PassResult(len(taken) + len(given), (note,) if kept else ())
@@ -79,7 +83,7 @@ class SplitCache(Pass):
 
 
 def _give(graph: gs.Graph, item: Kept) -> None:
-    """Return a kept tensor as an output of the graph."""
+    """Return a kept tensor as an output of the graph: Identity(tensor), or Sub(tensor, source) for a residual."""
     out = gs.Variable(item.name, item.tensor.dtype, item.tensor.shape)
     if item.source is None:
         node = gs.Node("Identity", item.name, inputs=[item.tensor], outputs=[out])
@@ -89,28 +93,23 @@ def _give(graph: gs.Graph, item: Kept) -> None:
     graph.outputs.append(out)
 
 
-def _take(graph: gs.Graph, item: Kept) -> tuple[gs.Node, gs.Node]:
+def _take(graph: gs.Graph, item: Kept, edit: Edit) -> None:
     """Take a kept tensor as an input, in the place of the tensor that the group's blocks would make.
 
-    Gives the node that made the tensor, and the one that makes it now, which belongs after the first.
+    before: tensor = Op(x)      after: unused = Op(x), tensor = Identity(input), or Add(source, input) for a residual
     """
-    kept = gs.Variable(item.name, item.tensor.dtype, item.tensor.shape)
-    inputs = [kept] if item.source is None else [item.source, kept]
+    given = gs.Variable(item.name, item.tensor.dtype, item.tensor.shape)
+    inputs = [given] if item.source is None else [item.source, given]
     maker = item.tensor.inputs[0]
-    node = gs.Node("Identity" if item.source is None else "Add", f"{item.name}/restore", inputs=inputs)
-    place = next(i for i, other in enumerate(maker.outputs) if other is item.tensor)
-    maker.outputs[place] = gs.Variable(f"{item.name}/unused", item.tensor.dtype, item.tensor.shape)
-    node.outputs.append(item.tensor)  # it keeps its name and its readers
-    graph.inputs.append(kept)
-    return maker, node
-
-
-def _append(graph: gs.Graph, pairs: Sequence[tuple[gs.Node, gs.Node]]) -> None:
-    """Insert the second node of every pair after the first, in one sweep."""
-    followers: dict[int, list[gs.Node]] = {}
-    for maker, node in pairs:
-        followers.setdefault(id(maker), []).append(node)
-    graph.nodes = [item for node in graph.nodes for item in (node, *followers.get(id(node), ()))]
+    replace_output(
+        maker, item.tensor, gs.Variable(f"{item.name}/unused", item.tensor.dtype, item.tensor.shape)
+    )
+    op = "Identity" if item.source is None else "Add"
+    node = gs.Node(
+        op, f"{item.name}/restore", {}, inputs, [item.tensor]
+    )  # the tensor keeps its name and readers
+    edit.at(maker, after=True).nodes.append(node)
+    graph.inputs.append(given)
 
 
 def _prune(graph: gs.Graph) -> int:

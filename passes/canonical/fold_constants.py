@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -11,10 +11,10 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
 
-from passes.base import Pass, PassResult, register, walk
-from passes.graph.edit import drop_nodes, inline_values, replace_uses
+from passes.base import Pass, PassResult, register
+from passes.graph.edit import Edit, inline_values
 from passes.graph.inference import fill_types
-from passes.graph.match import STANDARD, array_of, is_recipe, output_ids, producer, static_shape
+from passes.graph.match import STANDARD, array_of, constant_value, is_recipe, producer, static_shape
 from passes.graph.to_onnx import export_model
 from passes.weights.recipe import Array, dtype_of
 
@@ -57,8 +57,8 @@ class FoldConstants(Pass):
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Sweep front to back, so that a chain folds in one sweep, until a sweep folds nothing."""
-        fold = _Fold(graph.opset, self.max_elements, output_ids(graph))
-        while fold.sweep(graph):
+        fold = _Fold(graph.opset, self.max_elements)
+        while fold.sweep(Edit(graph)):
             fill_types(graph, export_model(graph))
         notes = (f"{fold.folded} folded, {fold.wired} no-ops removed",) if fold.changed else ()
         return PassResult(fold.changed, notes)
@@ -66,12 +66,10 @@ class FoldConstants(Pass):
 
 @dataclass
 class _Fold:
-    """The sweeps over a graph: what may not fold, and counters."""
+    """The sweeps over a graph: what may fold, and counters."""
 
     opset: int
     limit: int
-    outputs: set[int]
-    dead: set[int] = field(default_factory=set)  # of this sweep
     folded: int = 0
     wired: int = 0
     cast_like: int = 0
@@ -80,33 +78,36 @@ class _Fold:
     def changed(self) -> int:
         return self.folded + self.wired + self.cast_like
 
-    def sweep(self, graph: gs.Graph) -> bool:
+    def sweep(self, edit: Edit) -> bool:
         """Visit every node once; whether anything changed."""
-        before, self.dead = self.changed, set()
-        for part in walk(graph):
+        before = self.changed
+        for part in edit.view.parts:
             for node in part.nodes:
-                self.visit(node)
-        drop_nodes(graph, self.dead)
+                self.visit(node, edit)
+        edit.apply()
         return self.changed > before
 
-    def visit(self, node: gs.Node) -> None:
-        if node.domain not in STANDARD or any(id(t) in self.outputs for t in node.outputs):
+    def visit(self, node: gs.Node, edit: Edit) -> None:
+        if node.domain not in STANDARD or any(id(t) in edit.view.outputs for t in node.outputs):
             return
         if node.op == "CastLike":
             self._to_cast(node)
         values = self._values(node)
         if values is not None:
+            # Add(1, 2)  ->  3
             for tensor, value in zip(node.outputs, values, strict=True):
                 _set_constant(tensor, value)
             self.folded += 1
         elif _is_noop(node):
-            replace_uses(node.outputs[0], node.inputs[0])
+            # Identity(x), Cast(x) to its own type ...  ->  x
+            edit.replace_uses(node.outputs[0], node.inputs[0])
             self.wired += 1
         else:
             return
-        self.dead.add(id(node))
+        edit.remove(node)
 
     def _to_cast(self, node: gs.Node) -> None:
+        """CastLike(x, like)  ->  Cast(x)"""
         target = dtype_of(node.inputs[1])
         if target is None:
             return
@@ -118,7 +119,8 @@ class _Fold:
     def _values(self, node: gs.Node) -> list[Array] | None:
         """The outputs of a node when they are known, else None."""
         if node.op == "Constant":
-            return _constant_value(node)
+            value = constant_value(node)
+            return None if value is None else [value]
         if node.op == "Shape":
             dims = _known_dims(node)
             return None if dims is None or None in dims else [np.array(dims, np.int64)]
@@ -186,19 +188,6 @@ def _run_reference(node: onnx.NodeProto, feeds: dict[str, Array], opset: int) ->
 def _set_constant(tensor: gs.Tensor, value: Array) -> None:
     """Turn a variable into an inline constant where it stands: all consumers see it."""
     tensor.to_constant(inline_values(tensor.name, value))
-
-
-def _constant_value(node: gs.Node) -> list[Array] | None:
-    """The value of a Constant node; None for strings and sparse tensors."""
-    for key, value in node.attrs.items():
-        if key == "value":
-            array = array_of(value)
-            return None if array is None else [array]
-        if key in ("value_int", "value_ints"):
-            return [np.array(value, np.int64)]
-        if key in ("value_float", "value_floats"):
-            return [np.array(value, np.float32)]
-    return None
 
 
 def _known_dims(node: gs.Node) -> list[int | None] | None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graph.edit import Names, drop_nodes, replace_uses
-from passes.graph.match import array_of, output_ids, producer, weight_recipe
-from passes.weights.recipe import Array, Recipe, constant, dtype_of
+from passes.base import Pass, PassResult, register
+from passes.graph.edit import Edit
+from passes.graph.grids import quantized_type
+from passes.graph.match import View, held_values, input_of, permutation, producer, weight_recipe
+from passes.weights.recipe import Recipe, constant
 
 # The types that `Recipe.quantize` makes; all are symmetric in ModelOpt.
 STORED = frozenset({TensorProto.INT8, TensorProto.FLOAT8E4M3FN, TensorProto.INT4, TensorProto.FLOAT4E2M1})
@@ -50,110 +51,105 @@ class FoldWeightQdq(Pass):
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Visit every quantizer on a constant."""
-        work = _Work(Names(graph), output_ids(graph))
-        for part in walk(graph):
-            for node in part.nodes:
-                if node.op not in ("QuantizeLinear", *_DYNAMIC):
-                    continue
-                weight = _resolve(node.inputs[0], self.deep)
-                if weight is not None:
-                    (work.visit_dynamic if node.op in _DYNAMIC else work.visit)(node, *weight)
-        drop_nodes(graph, work.dead)
-        changed = len(work.dead)
-        notes = (f"{changed} weights stored quantized",) if changed else ()
-        return PassResult(changed, notes, tuple(work.refusals))
+        made: dict[str, gs.Constant] = {}  # by recipe: what two quantizers ask for is stored once
+
+        def rewrite(found: _Found, edit: Edit) -> None:
+            _rewrite(found, edit, made)
+
+        return Edit(graph).rewrite_each(self.match, rewrite, "weights stored quantized")
+
+    def match(self, node: gs.Node, view: View) -> _Found | str | None:
+        """A quantizer of a constant with what each of its outputs is."""
+        if node.op not in ("QuantizeLinear", *_DYNAMIC):
+            return None
+        weight = _resolve(node.inputs[0], self.deep)
+        if weight is None:
+            return None
+        return (_dynamic if node.op in _DYNAMIC else _linear)(node, *weight, view)
 
 
-@dataclass
-class _Work:
-    """One sweep: fresh names, the constants made so far by recipe, what to drop, what was refused."""
+@dataclass(frozen=True)
+class _Found:
+    """A quantizer of the constant `name`, the recipe of each output, and what the constants are called after."""
 
-    names: Names
-    outputs: set[int]
-    made: dict[str, gs.Constant] = field(default_factory=dict)
-    dead: set[int] = field(default_factory=set)
-    refusals: list[Refusal] = field(default_factory=list)
-
-    def visit_dynamic(self, node: gs.Node, name: str, weight: Recipe) -> None:
-        """Replace both outputs of a dynamic block quantizer, if it works along the last axis."""
-        scale = _resolve(node.inputs[1]) if len(node.inputs) > 1 else None
-        reason = _dynamic_reason(node, weight, scale, self.outputs)
-        if reason:
-            self.refusals.append(Refusal(node.name, reason))
-            return
-        size = node.attrs["block_size"]
-        if node.op == _FP4 and scale is not None:
-            pair = weight.nvfp4_values(scale[1], size), weight.nvfp4_scales(scale[1], size)
-        else:
-            pair = weight.mxfp8_values(size), weight.mxfp8_scales(size)
-        for output, recipe, suffix in zip(node.outputs, pair, ("q", "scale"), strict=True):
-            key = json.dumps(recipe.to_json(), sort_keys=True)
-            if key not in self.made:
-                self.made[key] = constant(self.names.fresh(f"{name}_{suffix}"), recipe)
-            replace_uses(output, self.made[key])
-        self.dead.add(id(node))
-
-    def visit(self, node: gs.Node, name: str, weight: Recipe) -> None:
-        scale = _resolve(node.inputs[1])
-        reason = self._reason(node) or ("the scale is not constant" if scale is None else "")
-        if reason or scale is None:
-            self.refusals.append(Refusal(node.name, reason))
-            return
-        axis = None if scale[1].shape in ((), (1,)) else node.attrs.get("axis", 1) % len(weight.shape)
-        block_size = node.attrs.get("block_size", 0)
-        quantized = weight.quantize(scale[1], _target(node), axis, block_size)
-        key = json.dumps(quantized.to_json(), sort_keys=True)
-        if key not in self.made:
-            self.made[key] = constant(self.names.fresh(f"{name}_q"), quantized)
-        replace_uses(node.outputs[0], self.made[key])
-        self.dead.add(id(node))
-
-    def _reason(self, node: gs.Node) -> str:
-        """Why the node must stay, or nothing."""
-        out = node.outputs[0]
-        others = [user for user in out.outputs if user.op != "DequantizeLinear"]
-        if others or id(out) in self.outputs:
-            reader = f"{others[0].op} node {others[0].name!r}" if others else "the caller (a graph output)"
-            return f"the quantized weight is read by {reader}, not only by DequantizeLinear"
-        if _target(node) not in STORED:
-            return f"no recipe quantizes to {TensorProto.DataType.Name(_target(node))}"
-        if len(node.inputs) < 3 or node.inputs[2].is_empty():
-            return ""
-        zero_point = _constant_array(node.inputs[2])
-        if zero_point is None:
-            return "the zero point is not an inline constant"
-        return "the zero point is not zero" if np.any(zero_point.astype(np.float32)) else ""
+    node: gs.Node
+    name: str
+    recipes: tuple[Recipe, ...]
+    suffixes: tuple[str, ...]
 
 
 _FP4 = "TRT_FP4DynamicQuantize"
 _DYNAMIC = (_FP4, "TRT_MXFP8DynamicQuantize")
 
 
-def _dynamic_reason(
-    node: gs.Node, weight: Recipe, scale: tuple[str, Recipe] | None, outputs: set[int]
-) -> str:
+def _rewrite(found: _Found, edit: Edit, made: dict[str, gs.Constant]) -> None:
+    """QuantizeLinear(w, s, z)  ->  w_q;  TRT_FP4DynamicQuantize(w, s)  ->  w_q and w_scale"""
+    for output, recipe, suffix in zip(found.node.outputs, found.recipes, found.suffixes, strict=True):
+        key = json.dumps(recipe.to_json(), sort_keys=True)
+        if key not in made:
+            made[key] = constant(edit.names.fresh(f"{found.name}_{suffix}"), recipe)
+        edit.replace_uses(output, made[key])
+    edit.remove(found.node)
+
+
+def _dynamic(node: gs.Node, name: str, weight: Recipe, view: View) -> _Found | str:
+    """Values and scales of a dynamic block quantizer, or why it must stay."""
+    scale = _resolve(node.inputs[1]) if len(node.inputs) > 1 else None
+    reason = _dynamic_reason(node, weight, scale, view)
+    if reason:
+        return reason
+    size = node.attrs["block_size"]
+    if node.op == _FP4 and scale is not None:
+        recipes = weight.nvfp4_values(scale[1], size), weight.nvfp4_scales(scale[1], size)
+    else:
+        recipes = weight.mxfp8_values(size), weight.mxfp8_scales(size)
+    return _Found(node, name, recipes, ("q", "scale"))
+
+
+def _linear(node: gs.Node, name: str, weight: Recipe, view: View) -> _Found | str:
+    """The values of a QuantizeLinear, or why it must stay."""
+    scale = _resolve(node.inputs[1])
+    reason = _linear_reason(node, view)
+    if reason or scale is None:
+        return reason or "the scale is not constant"
+    axis = _axis(node, scale[1], weight)
+    quantized = weight.quantize(scale[1], quantized_type(node), axis, node.attrs.get("block_size", 0))
+    return _Found(node, name, (quantized,), ("q",))
+
+
+def _axis(node: gs.Node, scale: Recipe, weight: Recipe) -> int | None:
+    """The axis along which a quantizer has its scales; None for one scale."""
+    return None if scale.shape in ((), (1,)) else int(node.attrs.get("axis", 1) % len(weight.shape))
+
+
+def _linear_reason(node: gs.Node, view: View) -> str:
+    """Why a QuantizeLinear must stay, or nothing."""
+    out = node.outputs[0]
+    others = [user for user in out.outputs if user.op != "DequantizeLinear"]
+    if others or id(out) in view.outputs:
+        reader = f"{others[0].op} node {others[0].name!r}" if others else "the caller (a graph output)"
+        return f"the quantized weight is read by {reader}, not only by DequantizeLinear"
+    if quantized_type(node) not in STORED:
+        return f"no recipe quantizes to {TensorProto.DataType.Name(quantized_type(node))}"
+    zero = input_of(node, 2)
+    if zero is None:
+        return ""
+    zero_point = held_values(zero)
+    if zero_point is None:
+        return "the zero point is not an inline constant"
+    return "the zero point is not zero" if np.any(zero_point.astype(np.float32)) else ""
+
+
+def _dynamic_reason(node: gs.Node, weight: Recipe, scale: tuple[str, Recipe] | None, view: View) -> str:
     """Why a dynamic block quantizer of a constant must stay, or nothing."""
     if node.op == _FP4 and scale is None:
         return "the scale is not constant"
-    if any(id(output) in outputs for output in node.outputs):
+    if any(id(output) in view.outputs for output in node.outputs):
         return "the quantized weight is a graph output"
     axis, size = node.attrs.get("axis", -1), node.attrs.get("block_size", 0)
     if axis not in (-1, len(weight.shape) - 1):
         return f"its blocks lie along axis {axis}, and weights are stored in blocks of the last one"
     return "" if size and weight.shape[-1] % size == 0 else f"{weight.shape} is not whole blocks of {size}"
-
-
-def _constant_array(tensor: gs.Tensor) -> Array | None:
-    """The values of an inline constant or of a Constant node."""
-    node = producer(tensor)
-    return array_of(node.attrs["value"] if node is not None and "value" in node.attrs else tensor)
-
-
-def _target(node: gs.Node) -> int:
-    """The type that a QuantizeLinear makes: of its zero point, else of the attribute, else UINT8."""
-    if len(node.inputs) > 2 and not node.inputs[2].is_empty():
-        return dtype_of(node.inputs[2]) or TensorProto.UNDEFINED
-    return int(node.attrs.get("output_dtype", 0)) or int(TensorProto.UINT8)
 
 
 def _resolve(tensor: gs.Tensor, deep: bool = False) -> tuple[str, Recipe] | None:
@@ -168,8 +164,7 @@ def _resolve(tensor: gs.Tensor, deep: bool = False) -> tuple[str, Recipe] | None
     if deep and node.op == "DequantizeLinear":
         return _dequantized(node)
     if deep and node.op == "Transpose" and (found := _resolve(node.inputs[0], deep)) is not None:
-        perm = node.attrs.get("perm") or reversed(range(len(found[1].shape)))
-        return found[0], found[1].transpose(tuple(perm))
+        return found[0], found[1].transpose(permutation(node, len(found[1].shape)))
     if node.op not in ("Identity", "Cast") or (found := _resolve(node.inputs[0], deep)) is None:
         return None
     return found if node.op == "Identity" else (found[0], found[1].cast(node.attrs["to"]))
@@ -180,6 +175,5 @@ def _dequantized(node: gs.Node) -> tuple[str, Recipe] | None:
     weight, scale = _resolve(node.inputs[0]), _resolve(node.inputs[1])
     if weight is None or scale is None:
         return None
-    per_tensor = scale[1].shape in ((), (1,))
-    axis = None if per_tensor else node.attrs.get("axis", 1) % len(weight[1].shape)
+    axis = _axis(node, scale[1], weight[1])
     return weight[0], weight[1].dequantize(scale[1], axis, node.attrs.get("block_size", 0))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from passes.base import Pass, PassResult, Refusal, register, walk
+from passes.base import Pass, PassResult, Refusal, register
 from passes.canonical.merge_duplicates import merge_duplicates, reuse_quantized
 from passes.canonical.quantizer_part import Part
 from passes.canonical.sink_dequantizers import sink_dequantizers
-from passes.graph.edit import Names
-from passes.graph.match import output_ids
+from passes.graph.edit import Edit
 
 
 @register
@@ -47,7 +46,7 @@ class FuseQdq(Pass):
         counts = _Counts()
         while counts.sweep(graph):
             pass
-        return PassResult(counts.changed, counts.notes(), tuple(counts.refusals))
+        return PassResult(counts.changed, counts.notes(), counts.refusals)
 
 
 @dataclass
@@ -57,7 +56,7 @@ class _Counts:
     merged: int = 0
     reused: int = 0
     moved: int = 0
-    refusals: list[Refusal] = field(default_factory=list)
+    refusals: tuple[Refusal, ...] = ()
 
     @property
     def changed(self) -> int:
@@ -65,16 +64,15 @@ class _Counts:
 
     def sweep(self, graph: gs.Graph) -> bool:
         """All steps once on the graph and its subgraphs; whether anything changed."""
-        before, names, outputs = self.changed, Names(graph), output_ids(graph)
-        self.refusals = []
-        for body in walk(graph):
-            part = Part.of(body, graph, names, outputs)
+        before, edit = self.changed, Edit(graph)
+        for body in edit.view.parts:
+            part = Part.of(body, edit)
             if part is None:
                 continue
             self.merged += merge_duplicates(part)
             self.reused += reuse_quantized(part)
             self.moved += sink_dequantizers(part)
-            self.refusals += part.refusals
+        self.refusals = edit.refusals
         return self.changed > before
 
     def notes(self) -> tuple[str, ...]:

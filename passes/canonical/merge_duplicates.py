@@ -8,10 +8,10 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from passes.base import Refusal
-from passes.canonical.quantizer_part import Part, is_op, mergeable
+from passes.canonical.quantizer_part import Part, mergeable
 from passes.graph.edit import replace_uses
 from passes.graph.grids import Grid, grid_of, identity, survives_round_trip
+from passes.graph.match import is_op
 from passes.graph.movement import data_inputs, grid_before, size_ratio
 
 
@@ -22,10 +22,11 @@ def merge_duplicates(part: Part) -> int:
     for node in part.graph.nodes:
         if not mergeable(node) or any(part.is_output(t) for t in node.outputs):
             continue
-        kept = first.setdefault(_signature(node), node)
-        if kept is node:
+        same = first.setdefault(_signature(node), node)
+        if same is node:
             continue
-        for old, new in zip(node.outputs, kept.outputs, strict=True):
+        # Q(x, s) and Q(x, s)  ->  Q(x, s)
+        for old, new in zip(node.outputs, same.outputs, strict=True):
             replace_uses(old, new)
         changed += 1
     if changed:
@@ -51,6 +52,7 @@ def reuse_quantized(part: Part) -> int:
     for q, grid in quantizers + created:
         found = work.quantized(q.inputs[0], grid, q)
         if found is not None:
+            # Q(Reshape(DQ(q, s)), s)  ->  Reshape(q)
             work.ready[id(q.inputs[0]), grid] = found
             replace_uses(q.outputs[0], found)
             removed += 1
@@ -120,7 +122,7 @@ class _Reuse:
             return []
         if (id(tensor), grid) in self.ready:
             return []
-        names, like = self.part.names, branch.like
+        names, like = self.part.edit.names, branch.like
         out = gs.Variable(names.fresh(f"{tensor.name}_quantized"), grid.dtype, tensor.shape)
         name = names.fresh(f"{like.name}_shared")
         q = self.part.quantizer(like, grid, name, tensor, out)
@@ -153,7 +155,5 @@ class _Reuse:
             return node.inputs[0]
         if had is not None and had.dtype == grid.dtype:
             same = "not every code comes back" if had == grid else "scales or zero points differ"
-            self.part.refusals.append(
-                Refusal(asking.name, f"it quantizes again what {node.name!r} read: {same}")
-            )
+            self.part.edit.decline(asking, f"it quantizes again what {node.name!r} read: {same}")
         return None

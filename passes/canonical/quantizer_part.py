@@ -3,47 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from passes.base import Refusal
-from passes.graph.edit import Names, drop_nodes
-from passes.graph.grids import Grid, grid_of, is_weight
-from passes.graph.match import STANDARD, producer
-from passes.graph.movement import data_inputs, is_move, opset_of, takes
+from passes.graph.edit import Edit, drop_nodes
+from passes.graph.grids import Grid, grid_of
+from passes.graph.match import STANDARD, is_constant, is_op, producer
+from passes.graph.movement import data_inputs, is_move, takes
 
 BLOCK_QUANTIZERS = frozenset(
     {"TRT_FP4DynamicQuantize", "TRT_MXFP8DynamicQuantize", "TRT_MXFP8DequantizeLinear"}
 )
-_LINEAR_OPS = ("QuantizeLinear", "DequantizeLinear")
 """TensorRT's operators that quantize in blocks: equal ones on equal inputs are one, as with Q and DQ."""
+_LINEAR_OPS = ("QuantizeLinear", "DequantizeLinear")
 # What a compiler computes on quantized numbers, when the DQ is right at its inputs.
 COMPUTES = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention"})
 
 
-def is_op(node: gs.Node | None, op: str) -> bool:
-    """Whether a node is the standard operator `op`."""
-    return node is not None and node.op == op and node.domain in STANDARD
-
-
 @dataclass
 class Part:
-    """The nodes of one graph in order, and which of its tensors are outputs."""
+    """The nodes of one graph or body, by `id()` too; `edit` gives names, knows outputs and takes refusals.
+
+    Nodes are added at the end and put in order by `settle`: a quantizer that moves crosses any number of others.
+    """
 
     graph: gs.Graph
-    opset: int
-    names: Names
-    outputs: set[int]
+    edit: Edit
     members: set[int]
-    refusals: list[Refusal] = field(default_factory=list)
 
     @classmethod
-    def of(cls, body: gs.Graph, graph: gs.Graph, names: Names, outputs: set[int]) -> Part | None:
+    def of(cls, body: gs.Graph, edit: Edit) -> Part | None:
         """The part, or None when it quantizes nothing."""
         if not any(node.op in _LINEAR_OPS or node.op in BLOCK_QUANTIZERS for node in body.nodes):
             return None
-        return cls(body, opset_of(graph), names, outputs, {id(node) for node in body.nodes})
+        return cls(body, edit, {id(node) for node in body.nodes})
 
     def source(self, tensor: gs.Tensor) -> gs.Node | None:
         """The node of this part that computes a tensor."""
@@ -53,18 +47,18 @@ class Part:
     def activations(self, op: str) -> Iterator[tuple[gs.Node, Grid]]:
         """QuantizeLinear or DequantizeLinear of computed tensors, in order, with their grids."""
         for node in self.graph.nodes:
-            if is_op(node, op) and not is_weight(node.inputs[0]):
+            if is_op(node, op) and not is_constant(node.inputs[0]):
                 grid = grid_of(node)
                 if grid is not None:
                     yield node, grid
 
     def is_output(self, tensor: gs.Tensor) -> bool:
         """Whether a caller reads the tensor."""
-        return id(tensor) in self.outputs
+        return id(tensor) in self.edit.view.outputs
 
     def can_move(self, node: gs.Node, grid: Grid) -> bool:
         """Whether ONNX lets this move work on data of the grid's quantized type."""
-        return is_move(node) and takes(node.op, self.opset, grid.dtype)
+        return is_move(node) and takes(node.op, self.edit.view.opset, grid.dtype)
 
     def add(self, node: gs.Node) -> gs.Node:
         """Take a node in, at the end; `settle` puts it in its place."""
@@ -82,11 +76,11 @@ class Part:
     def replay(self, move: gs.Node, sources: Sequence[gs.Tensor], grid: Grid) -> list[gs.Tensor]:
         """A copy of a move that works on quantized `sources`; its outputs."""
         outputs = [
-            gs.Variable(self.names.fresh(f"{out.name}_quantized"), grid.dtype, out.shape)
+            gs.Variable(self.edit.names.fresh(f"{out.name}_quantized"), grid.dtype, out.shape)
             for out in move.outputs
         ]
         inputs = [*sources, *move.inputs[len(data_inputs(move)) :]]
-        name = self.names.fresh(f"{move.name}_quantized")
+        name = self.edit.names.fresh(f"{move.name}_quantized")
         self.add(gs.Node(move.op, name, dict(move.attrs), inputs, outputs))
         return outputs
 
@@ -118,17 +112,8 @@ def _in_order(nodes: Sequence[gs.Node]) -> Iterator[gs.Node]:
         stack = [root]
         while stack:
             node = stack[-1]
-            missing = (
-                []
-                if id(node) in done
-                else [
-                    source
-                    for tensor in _reads(node)
-                    if (source := producer(tensor)) is not None
-                    and id(source) in mine
-                    and id(source) not in done
-                ]
-            )
+            sources = map(producer, _reads(node)) if id(node) not in done else ()
+            missing = [s for s in sources if s is not None and id(s) in mine and id(s) not in done]
             if missing:
                 stack += missing[::-1]
                 continue

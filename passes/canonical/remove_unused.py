@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from passes.base import Pass, PassResult, register, walk
-from passes.graph.edit import drop_nodes, replace_uses
-from passes.graph.match import array_of, output_ids
+from passes.base import Pass, PassResult, register
+from passes.graph.edit import Edit
+from passes.graph.match import array_of
 from passes.weights.recipe import dtype_of
 
 
@@ -29,14 +29,14 @@ class RemoveUnused(Pass):
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Walk back from the outputs; drop the rest in one sweep."""
-        live = _live(graph)
-        dead = {id(node) for part in walk(graph) for node in part.nodes if id(node) not in live}
-        drop_nodes(graph, dead)
-        merged = _merge_constants(graph)
-        changed = len(dead) + merged
-        return PassResult(
-            changed, (f"{len(dead)} nodes removed, {merged} constants merged",) if changed else ()
-        )
+        edit, live = Edit(graph), _live(graph)
+        unused = [node for part in edit.view.parts for node in part.nodes if id(node) not in live]
+        edit.remove(*unused)
+        edit.apply()
+        merged = _merge_constants(Edit(graph))
+        changed = len(unused) + merged
+        note = f"{len(unused)} nodes removed, {merged} constants merged"
+        return PassResult(changed, (note,) if changed else ())
 
 
 def _live(graph: gs.Graph) -> set[int]:
@@ -53,17 +53,17 @@ def _live(graph: gs.Graph) -> set[int]:
     return live
 
 
-def _merge_constants(graph: gs.Graph) -> int:
+def _merge_constants(edit: Edit) -> int:
     """Let equal inline constants of a graph or body be one; gives how many went."""
-    outputs, merged = output_ids(graph), 0
-    for part in walk(graph):
+    merged = 0
+    for part in edit.view.parts:
         first: dict[tuple[int | None, tuple[int, ...], bytes], gs.Tensor] = {}
         for tensor in part.tensors().values():
             array = array_of(tensor)
-            if array is None or id(tensor) in outputs:
+            if array is None or id(tensor) in edit.view.outputs:
                 continue
-            kept = first.setdefault((dtype_of(tensor), array.shape, array.tobytes()), tensor)
-            if kept is not tensor:
-                replace_uses(tensor, kept)
+            same = first.setdefault((dtype_of(tensor), array.shape, array.tobytes()), tensor)
+            if same is not tensor:
+                edit.replace_uses(tensor, same)
                 merged += 1
     return merged

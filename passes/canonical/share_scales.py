@@ -9,9 +9,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.base import Pass, PassError, PassResult, Refusal, register, walk
-from passes.graph.grids import Grid, grid_of, is_weight, small_values
-from passes.graph.match import STANDARD, output_ids, producer
+from passes.base import Pass, PassError, PassResult, register
+from passes.graph.edit import Edit
+from passes.graph.grids import Grid, grid_of, small_values
+from passes.graph.match import STANDARD, View, is_constant, producer
 from passes.graph.movement import is_move
 
 _PLACES = ("Add", "Concat")
@@ -45,15 +46,12 @@ class ShareScales(Pass):
         unknown = [op for op in self.at if op not in _PLACES]
         if unknown:
             raise PassError(f"share-scales knows no {unknown[0]!r}. Known: {', '.join(_PLACES)}")
-        groups, refusals = _Groups(), list[Refusal]()
-        outputs = output_ids(graph)
-        for part in walk(graph):
-            for node in part.nodes:
-                if node.op in self.at and node.domain in STANDARD:
-                    refusals += _join(node, groups, outputs)
+        groups, edit = _Groups(), Edit(graph)
+        for node in (node for part in edit.view.parts for node in part.nodes):
+            if node.op in self.at and node.domain in STANDARD and (reason := _join(node, groups, edit.view)):
+                edit.decline(node, reason)
         changed = sum(_share(pairs) for pairs in groups.all())
-        notes = (f"{changed} quantizers got a larger scale",) if changed else ()
-        return PassResult(changed, notes, tuple(refusals))
+        return edit.finish({"quantizers got a larger scale": changed})
 
 
 @dataclass(frozen=True)
@@ -96,27 +94,27 @@ class _Groups:
         return list(found.values())
 
 
-def _join(node: gs.Node, groups: _Groups, outputs: set[int]) -> list[Refusal]:
-    """Put the pairs in front of `node` into one group, or say why not."""
+def _join(node: gs.Node, groups: _Groups, view: View) -> str:
+    """Put the pairs in front of `node` into one group; why not, or nothing."""
     makers = [_maker(tensor, "DequantizeLinear") for tensor in node.inputs]
     dequantizers = [maker for maker in makers if maker is not None]
     if len(dequantizers) < len(makers):
-        return []
+        return ""
     grids = [grid_of(dq) for dq in dequantizers]
     if len(set(grids)) == 1 and grids[0] is not None:
-        known = [_pair(dq, outputs) for dq in dequantizers]
+        known = [_pair(dq, view) for dq in dequantizers]
         groups.join(pair for pair in known if isinstance(pair, _Pair))
-        return []
+        return ""
     pairs = list[_Pair]()
     for dq in dequantizers:
-        pair = _pair(dq, outputs)
+        pair = _pair(dq, view)
         if isinstance(pair, str):
-            return [Refusal(node.name, pair)]
+            return pair
         pairs.append(pair)
     if len({(pair.grid.dtype, pair.grid.wide) for pair in pairs}) > 1:
-        return [Refusal(node.name, "its inputs are quantized to different types")]
+        return "its inputs are quantized to different types"
     groups.join(pairs)
-    return []
+    return ""
 
 
 def _maker(tensor: gs.Tensor, op: str) -> gs.Node | None:
@@ -127,26 +125,26 @@ def _maker(tensor: gs.Tensor, op: str) -> gs.Node | None:
     return node if node is not None and node.op == op else None
 
 
-def _pair(dequantizer: gs.Node, outputs: set[int]) -> _Pair | str:
+def _pair(dequantizer: gs.Node, view: View) -> _Pair | str:
     """The pair that a DequantizeLinear belongs to, or why it has to keep its scale."""
     grid, values = grid_of(dequantizer), small_values(dequantizer.inputs[1])
     if grid is None or grid.axis is not None or grid.zero or values is None:
         return f"the scale of {dequantizer.name!r} is not one known number, or it has a zero point"
     node = _maker(dequantizer.inputs[0], "QuantizeLinear")
-    if node is None or is_weight(node.inputs[0]):
+    if node is None or is_constant(node.inputs[0]):
         return f"what {dequantizer.name!r} reads is not quantized in the graph"
-    readers = _readers(node.outputs[0], outputs)
+    readers = _readers(node.outputs[0], view)
     if readers is None or any(grid_of(reader) != grid for reader in (node, *readers)):
         return f"what {node.name!r} makes is read with another scale, or quantized"
     return _Pair(node, tuple(readers), grid, float(values.reshape(())))
 
 
-def _readers(tensor: gs.Tensor, outputs: set[int]) -> list[gs.Node] | None:
+def _readers(tensor: gs.Tensor, view: View) -> list[gs.Node] | None:
     """The DequantizeLinear nodes that read a quantized tensor, directly or after moves; None when others read it."""
     found, pending = list[gs.Node](), [tensor]
     while pending:
         current = pending.pop()
-        if id(current) in outputs:
+        if id(current) in view.outputs:
             return None
         for user in current.outputs:
             if is_move(user) and user.op != "Concat" and user.inputs[0] is current:

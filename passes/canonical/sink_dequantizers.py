@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from passes.base import Refusal
-from passes.canonical.quantizer_part import COMPUTES, Part, is_op
-from passes.graph.edit import drop_nodes
-from passes.graph.grids import Grid, grid_of, is_weight
-from passes.graph.match import STANDARD
+from passes.canonical.quantizer_part import COMPUTES, Part
+from passes.graph.edit import drop_nodes, replace_output
+from passes.graph.grids import Grid, grid_of
+from passes.graph.match import STANDARD, is_constant, is_op
 from passes.graph.movement import data_inputs, element_type, grid_after, grows, is_move
 
 
@@ -55,16 +54,16 @@ class _Site:
         found = []
         for tensor in data_inputs(move):
             node = part.source(tensor)
-            if node is None or not is_op(node, "DequantizeLinear") or is_weight(node.inputs[0]):
+            if node is None or not is_op(node, "DequantizeLinear") or is_constant(node.inputs[0]):
                 return None
             found.append((node, grid_of(node)))
         grid = found[0][1]
         after = None if grid is None else grid_after(move, grid)
         if grid is None or any(other != grid for _, other in found):
-            part.refusals.append(Refusal(move.name, "what it reads is dequantized with scales that differ"))
+            part.edit.decline(move, "what it reads is dequantized with scales that differ")
             return None
         if after is None:
-            part.refusals.append(Refusal(move.name, "the scales would have to move along with the data"))
+            part.edit.decline(move, "the scales would have to move along with the data")
             return None
         return cls(move, tuple(node for node, _ in found), grid, after)
 
@@ -77,7 +76,7 @@ class _Site:
             self._move_dequantizer(part)
         else:
             kind = element_type(self.dequantizers[0].inputs[0])
-            part.refusals.append(Refusal(self.move.name, f"there is no {self.move.op} of {kind}"))
+            part.edit.decline(self.move, f"there is no {self.move.op} of {kind}")
             return False
         return True
 
@@ -93,47 +92,44 @@ class _Site:
             q, wide, narrow = part.source(node.inputs[0]), node.outputs[0], node.inputs[0]
             if q is None or not is_op(q, "QuantizeLinear") or grid_of(q) != self.ahead:
                 return ()
-            if is_weight(q.inputs[0]) or len(wide.outputs) != 1 or len(narrow.outputs) != 1:
-                return ()
-            if part.is_output(wide) or part.is_output(narrow):
+            view = part.edit.view
+            if is_constant(q.inputs[0]) or not view.is_sole(wide) or not view.is_sole(narrow):
                 return ()
             found.append(q)
         return tuple(found)
 
     def _move_pair(self, part: Part, quantizers: tuple[gs.Node, ...]) -> None:
+        """Reshape(DQ(Q(x)))  ->  DQ(Q(Reshape(x)))"""
         q, dq = quantizers[0], self.dequantizers[0]
         used = self._used(part)
         for index, source in enumerate(quantizers):
             self.move.inputs[index] = source.inputs[0]
         for out in used:
-            wide = gs.Variable(part.names.fresh(f"{out.name}_wide"), out.dtype, out.shape)
-            narrow = gs.Variable(part.names.fresh(f"{out.name}_quantized"), self.ahead.dtype, out.shape)
-            self.move.outputs[_index(self.move, out)] = wide
+            wide = gs.Variable(part.edit.names.fresh(f"{out.name}_wide"), out.dtype, out.shape)
+            narrow = gs.Variable(part.edit.names.fresh(f"{out.name}_quantized"), self.ahead.dtype, out.shape)
+            replace_output(self.move, out, wide)
             q_name, dq_name = (
-                node.name if out is used[0] else part.names.fresh(node.name) for node in (q, dq)
+                node.name if out is used[0] else part.edit.names.fresh(node.name) for node in (q, dq)
             )
             part.quantizer(q, self.after, q_name, wide, narrow)
             part.quantizer(dq, self.after, dq_name, narrow, out)
         _forget(part, (*quantizers, *self.dequantizers))
 
     def _move_dequantizer(self, part: Part) -> None:
+        """Reshape(DQ(q))  ->  DQ(Reshape(q))"""
         dq = self.dequantizers[0]
         used = self._used(part)
         for index, node in enumerate(self.dequantizers):
             self.move.inputs[index] = node.inputs[0]
         free = not dq.outputs[0].outputs and not part.is_output(dq.outputs[0])
         for out in list(self.move.outputs):
-            narrow = gs.Variable(part.names.fresh(f"{out.name}_quantized"), self.ahead.dtype, out.shape)
-            self.move.outputs[_index(self.move, out)] = narrow
+            narrow = gs.Variable(part.edit.names.fresh(f"{out.name}_quantized"), self.ahead.dtype, out.shape)
+            replace_output(self.move, out, narrow)
             if any(out is t for t in used):
-                name = dq.name if free and out is used[0] else part.names.fresh(dq.name)
+                name = dq.name if free and out is used[0] else part.edit.names.fresh(dq.name)
                 part.quantizer(dq, self.after, name, narrow, out)
         if free:
             _forget(part, (dq,))
-
-
-def _index(node: gs.Node, output: gs.Tensor) -> int:
-    return next(i for i, tensor in enumerate(node.outputs) if tensor is output)
 
 
 def _forget(part: Part, nodes: tuple[gs.Node, ...]) -> None:

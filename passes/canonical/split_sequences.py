@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graph.edit import Emitter, Names, drop_nodes, insert_before, replace_uses
-from passes.graph.match import array_of, output_ids, producer
-from passes.weights.recipe import Array
+from passes.base import Pass, PassResult, register
+from passes.graph.edit import Declined, Edit, Emitter
+from passes.graph.match import View, held_values
 
 
 @register
@@ -37,108 +36,85 @@ class SplitSequences(Pass):
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Each sequence is replaced whole or not at all."""
-        work = _Work(Names(graph), output_ids(graph))
-        for part in walk(graph):
-            work.new = {}
-            for node in part.nodes:
-                if node.op in ("SplitToSequence", "SequenceConstruct"):
-                    work.visit(node)
-            insert_before(part, work.new)
-        drop_nodes(graph, work.dead)
-        notes = (f"{work.changed} sequences replaced",) if work.changed else ()
-        return PassResult(work.changed, notes, tuple(work.refusals))
+        return Edit(graph).rewrite_each(self.match, self.rewrite, "sequences replaced")
 
-
-class _CannotError(Exception):
-    """Why a sequence must stay."""
-
-
-@dataclass
-class _Work:
-    """One sweep: fresh names, what to insert where, what to drop, what was refused."""
-
-    names: Names
-    outputs: set[int]
-    new: dict[int, list[gs.Node]] = field(default_factory=dict)
-    dead: set[int] = field(default_factory=set)
-    refusals: list[Refusal] = field(default_factory=list)
-    changed: int = 0
-
-    def visit(self, node: gs.Node) -> None:
-        try:
-            sizes = _sizes(node) if node.op == "SplitToSequence" else []
-            count = len(sizes) or len(node.inputs)
-            plan = [(user, _plan(user, count)) for user in self._users(node)]
-        except _CannotError as reason:
-            self.refusals.append(Refusal(node.name, str(reason)))
-            return
-        pieces = list(node.inputs)
-        if node.op == "SplitToSequence":
-            emitter = Emitter(node, self.names)
-            pieces = _split(emitter, sizes)
-            self.new[id(node)] = emitter.nodes
-        for user, index in plan:
-            self._rewire(user, index, pieces)
-        self.dead |= {id(node), *(id(user) for user, _ in plan)}
-        self.changed += 1
-
-    def _users(self, node: gs.Node) -> list[gs.Node]:
+    def match(self, node: gs.Node, view: View) -> _Found | None:
+        """A sequence of known parts with all that read it. Raises Declined where one of these needs the sequence."""
+        if node.op not in ("SplitToSequence", "SequenceConstruct"):
+            return None
+        sizes = _sizes(node) if node.op == "SplitToSequence" else []
         sequence = node.outputs[0]
-        if id(sequence) in self.outputs:
-            raise _CannotError(f"the sequence {sequence.name!r} is a graph output")
-        return list(sequence.outputs)
+        if id(sequence) in view.outputs:
+            raise Declined(f"the sequence {sequence.name!r} is a graph output")
+        count = len(sizes if node.op == "SplitToSequence" else node.inputs)
+        if not count:
+            raise Declined("it has no pieces")
+        return _Found(node, sizes, [(user, _piece_of(user, count)) for user in sequence.outputs])
 
-    def _rewire(self, user: gs.Node, index: int, pieces: Sequence[gs.Tensor]) -> None:
-        """Let the readers of `user` read the pieces; a graph output keeps its name through a node."""
-        emitter, out = Emitter(user, self.names), user.outputs[0]
-        if user.op == "ConcatFromSequence":
-            _concat(emitter, pieces)
-        elif user.op == "SequenceLength":
-            length = emitter.constant("length", np.array(len(pieces), np.int64))
-            emitter.emit_to("Identity", [length], [out])
-        elif id(out) in self.outputs:
-            emitter.emit_to("Identity", [pieces[index]], [out])
-        else:
-            replace_uses(out, pieces[index])
-        self.new[id(user)] = emitter.nodes
+    def rewrite(self, found: _Found, edit: Edit) -> None:
+        """Give the parts to all that read the sequence."""
+        node = found.node
+        # SplitToSequence(x, sizes)  ->  Split(x, sizes);  SequenceConstruct(a, b)  ->  a, b
+        pieces = list(node.inputs) if node.op == "SequenceConstruct" else _split(edit.at(node), found.sizes)
+        edit.remove(node)
+        for user, index in found.users:
+            _rewire(user, index, pieces, edit)
 
 
-def _plan(user: gs.Node, count: int) -> int:
-    """The piece that a reader asks for (0 for readers of all). Raises _CannotError."""
+@dataclass(frozen=True)
+class _Found:
+    """What makes a sequence, the lengths of its parts (of a split), and who reads it, each with the part it wants."""
+
+    node: gs.Node
+    sizes: Sequence[int | None]
+    users: Sequence[tuple[gs.Node, int]]
+
+
+def _rewire(user: gs.Node, index: int, pieces: Sequence[gs.Tensor], edit: Edit) -> None:
+    """Let the readers of `user` read the pieces; a graph output keeps its name through a node."""
+    new, out = edit.at(user), user.outputs[0]
+    if user.op == "SequenceAt" and id(out) not in edit.view.outputs:
+        # SequenceAt(sequence, i)  ->  piece i
+        edit.replace_uses(out, pieces[index])
+        edit.remove(user)
+        return
+    outputs = edit.release(user)
+    if user.op == "ConcatFromSequence":
+        _concat(new, pieces, outputs)
+    elif user.op == "SequenceLength":
+        # SequenceLength(sequence)  ->  the number
+        length = new.constant("length", np.array(len(pieces), np.int64))
+        new.emit_to("Identity", [length], outputs)
+    else:
+        new.emit_to("Identity", [pieces[index]], outputs)
+
+
+def _piece_of(user: gs.Node, count: int) -> int:
+    """The piece that a reader asks for (0 for readers of all). Raises Declined."""
     if user.op in ("ConcatFromSequence", "SequenceLength"):
         return 0
     if user.op != "SequenceAt":
-        raise _CannotError(f"{user.op} node {user.name!r} reads the sequence")
-    index = _constant(user.inputs[1])
+        raise Declined(f"{user.op} node {user.name!r} reads the sequence")
+    index = held_values(user.inputs[1])
     if index is None:
-        raise _CannotError(f"the index of SequenceAt node {user.name!r} is not constant")
+        raise Declined(f"the index of SequenceAt node {user.name!r} is not constant")
     position = int(index.reshape(()))
     if not -count <= position < count:
-        raise _CannotError(f"SequenceAt node {user.name!r} asks for piece {position} of {count}")
+        raise Declined(f"SequenceAt node {user.name!r} asks for piece {position} of {count}")
     return position
 
 
-def _constant(tensor: gs.Tensor) -> Array | None:
-    """The values of an inline constant or of a tensor that a Constant node makes."""
-    node = producer(tensor)
-    if node is None or node.op != "Constant":
-        return array_of(tensor)
-    if "value_int" in node.attrs:
-        return np.array(node.attrs["value_int"])
-    return array_of(node.attrs["value"]) if "value" in node.attrs else None
-
-
 def _sizes(node: gs.Node) -> list[int | None]:
-    """The lengths of the pieces of a SplitToSequence, None where only run time knows. Raises _CannotError."""
+    """The lengths of the pieces of a SplitToSequence, None where only run time knows. Raises Declined."""
     data, axis = node.inputs[0], node.attrs.get("axis", 0)
-    sizes = np.array(1) if _is_unsized(node) else _constant(node.inputs[1])
+    sizes = np.array(1) if _is_unsized(node) else held_values(node.inputs[1])
     if sizes is None:
         return [None] * _length(node.inputs[1])
     if sizes.ndim == 1:
         return [int(size) for size in sizes]
     length = data.shape[axis] if data.shape is not None else None
     if not isinstance(length, (int, np.integer)):
-        raise _CannotError(f"the length of axis {axis} of {data.name!r} is not known")
+        raise Declined(f"the length of axis {axis} of {data.name!r} is not known")
     step = int(sizes)
     return [min(step, int(length) - start) for start in range(0, int(length), step)]
 
@@ -148,9 +124,9 @@ def _is_unsized(node: gs.Node) -> bool:
 
 
 def _length(sizes: gs.Tensor) -> int:
-    """How many sizes a list holds that is computed at run time. Raises _CannotError."""
+    """How many sizes a list holds that is computed at run time. Raises Declined."""
     if sizes.shape is None or len(sizes.shape) != 1 or not isinstance(sizes.shape[0], (int, np.integer)):
-        raise _CannotError(f"the number of split sizes {sizes.name!r} is not known")
+        raise Declined(f"the number of split sizes {sizes.name!r} is not known")
     return int(sizes.shape[0])
 
 
@@ -166,7 +142,7 @@ def _split(emitter: Emitter, sizes: Sequence[int | None]) -> list[gs.Tensor]:
         emitter.emit_to("Split", [data, lengths], pieces, axis=axis)
     if node.attrs.get("keepdims", 1) or not _is_unsized(node):
         return pieces
-    axes = emitter.constant("axes", np.array([axis], np.int64))
+    axes = emitter.ints("axes", axis)
     return [emitter.emit("Squeeze", [piece, axes], data.dtype) for piece in pieces]
 
 
@@ -177,10 +153,10 @@ def _piece(emitter: Emitter, data: gs.Tensor, axis: int, index: int, size: int |
     return gs.Variable(emitter.names.fresh(f"{emitter.site.name}/piece_{index}"), data.dtype, shape)
 
 
-def _concat(emitter: Emitter, pieces: Sequence[gs.Tensor]) -> None:
-    """Concat of the pieces in place of a ConcatFromSequence."""
-    axis, out = emitter.site.attrs["axis"], emitter.site.outputs[0]
+def _concat(emitter: Emitter, pieces: Sequence[gs.Tensor], outputs: Sequence[gs.Tensor]) -> None:
+    """ConcatFromSequence(sequence)  ->  Concat(pieces), each after an Unsqueeze where the axis is new"""
+    axis = emitter.site.attrs["axis"]
     if emitter.site.attrs.get("new_axis", 0):
-        axes = emitter.constant("axes", np.array([axis], np.int64))
+        axes = emitter.ints("axes", axis)
         pieces = [emitter.emit("Unsqueeze", [piece, axes], piece.dtype) for piece in pieces]
-    emitter.emit_to("Concat", pieces, [out], axis=axis)
+    emitter.emit_to("Concat", pieces, outputs, axis=axis)

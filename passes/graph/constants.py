@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from passes.graph.match import array_of, producer, weight_recipe
+from passes.graph.match import View, array_of, held_values, input_of, producer, sole_reader, weight_recipe
 from passes.weights.recipe import Recipe
 
 LOSSLESS = ("Identity", "Cast", "Reshape", "Pad")
@@ -40,10 +40,9 @@ def constant_feeding(tensor: gs.Tensor) -> Found | None:
     if node.op == "Cast":
         return Found(found.name, found.recipe.cast(int(node.attrs["to"])), found.padded)
     if node.op == "Reshape":
-        target = constant_ints(node, 1)
         if found.padded:
             return found
-        shape = resolved(found.recipe.shape, target)
+        shape = reshaped(node, found.recipe.shape)
         return None if shape is None else Found(found.name, found.recipe.reshape(shape))
     return _padded(node, found)
 
@@ -60,19 +59,23 @@ def _padded(node: gs.Node, found: Found) -> Found | None:
     return Found(found.name, found.recipe, found.recipe.shape[-1] + pads[-1] if pads[-1] else 0)
 
 
-def relabelled(tensor: gs.Tensor, shape: tuple[int, ...]) -> tuple[gs.Tensor, tuple[int, ...]]:
-    """What Reshape and Slice from the start make of a tensor of `shape` that nothing else reads: result, shape."""
-    while len(tensor.outputs) == 1 and (node := tensor.outputs[0]).inputs[0] is tensor:
+def relabelled(
+    tensor: gs.Tensor, shape: tuple[int, ...], view: View
+) -> tuple[gs.Tensor, tuple[int, ...], list[gs.Node]]:
+    """What Reshape and Slice from the start make of a tensor that nothing else reads: result, its shape, the nodes."""
+    nodes = list[gs.Node]()
+    while (node := sole_reader(tensor, view)) is not None and node.inputs[0] is tensor:
         if node.op == "Reshape":
-            reached = resolved(shape, constant_ints(node, 1))
+            reached = reshaped(node, shape)
         elif node.op == "Slice":
             reached = _sliced(node, shape)
         else:
             break
         if reached is None:
             break
+        nodes.append(node)
         tensor, shape = node.outputs[0], reached
-    return tensor, shape
+    return tensor, shape, nodes
 
 
 def _sliced(node: gs.Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -89,21 +92,28 @@ def _sliced(node: gs.Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 def constant_ints(node: gs.Node, index: int) -> list[int] | None:
     """The integers of a constant input; None when it is left out or computed."""
-    if index >= len(node.inputs) or node.inputs[index].is_empty():
-        return None
-    made = producer(node.inputs[index])
-    source = (
-        node.inputs[index] if made is None else made.attrs.get("value") if made.op == "Constant" else None
-    )
-    array = None if source is None else array_of(source)
+    tensor = input_of(node, index)
+    array = None if tensor is None else held_values(tensor)
     return None if array is None else [int(value) for value in array.reshape(-1)]
 
 
-def resolved(shape: tuple[int, ...], target: list[int] | None) -> tuple[int, ...] | None:
-    """The shape that Reshape makes of `shape`; None when the target is not known or does not fit."""
+def reshaped(node: gs.Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape that a Reshape node makes of `shape`; None when its target is computed or does not fit."""
+    return resolved(shape, constant_ints(node, 1), allowzero=bool(node.attrs.get("allowzero", 0)))
+
+
+def resolved(
+    shape: tuple[int, ...], target: list[int] | None, *, allowzero: bool = False
+) -> tuple[int, ...] | None:
+    """The shape that Reshape makes of `shape`; None when the target is not known or does not fit.
+
+    In the target, 0 keeps a dimension (unless `allowzero`), and -1 is what is left.
+    """
     if target is None:
         return None
-    dims = [shape[i] if dim == 0 and i < len(shape) else dim for i, dim in enumerate(target)]
+    dims = [
+        shape[i] if dim == 0 and not allowzero and i < len(shape) else dim for i, dim in enumerate(target)
+    ]
     known = math.prod(dim for dim in dims if dim != -1)
     if -1 in dims and known:
         dims[dims.index(-1)] = math.prod(shape) // known

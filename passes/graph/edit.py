@@ -48,6 +48,11 @@ def replace_uses(old: gs.Tensor, new: gs.Tensor) -> None:
                 node.inputs[index] = new
 
 
+def replace_output(node: gs.Node, old: gs.Tensor, new: gs.Tensor) -> None:
+    """Let `node` give `new` in the place of `old`, which keeps its readers and has no producer then."""
+    node.outputs[next(i for i, tensor in enumerate(node.outputs) if tensor is old)] = new
+
+
 def drop_nodes(graph: gs.Graph, dead: set[int]) -> None:
     """Remove the nodes whose `id()` is in `dead` from the graph and its subgraphs, in one linear sweep."""
     if not dead:
@@ -63,10 +68,8 @@ def drop_nodes(graph: gs.Graph, dead: set[int]) -> None:
         part.nodes = [node for node in part.nodes if id(node) not in dead]
 
 
-def insert_before(graph: gs.Graph, new: Mapping[int, Sequence[gs.Node]]) -> None:
-    """Insert nodes in front of the node whose `id()` is the key, so that the order stays topological."""
-    if new:
-        graph.nodes = [item for node in graph.nodes for item in (*new.get(id(node), ()), node)]
+class Declined(Exception):
+    """Why a pattern that is there must stay: what `match` of `Edit.rewrite_each` may raise from deep below."""
 
 
 class Edit:
@@ -85,6 +88,7 @@ class Edit:
         self._removed = set[int]()
         self._before: dict[int, list[gs.Node]] = defaultdict(list)
         self._after: dict[int, list[gs.Node]] = defaultdict(list)
+        self._refusals: list[Refusal] = []
 
     @cached_property
     def names(self) -> Names:
@@ -115,6 +119,19 @@ class Edit:
         """Let every consumer of `old` read `new` (nodes only: graph outputs stay)."""
         replace_uses(old, new)
 
+    def readers(self, tensor: gs.Tensor) -> list[gs.Node]:
+        """The nodes that read a tensor and stay, one as often as it reads it."""
+        return [node for node in tensor.outputs if id(node) not in self._removed]
+
+    def decline(self, place: gs.Node | gs.Tensor, reason: str) -> None:
+        """Say why a node, or a tensor, at which the pattern is there stays as it is."""
+        self._refusals.append(Refusal(place.name, reason))
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Where the pass declined so far."""
+        return tuple(self._refusals)
+
     def rename_after(self, value: gs.Tensor, total: gs.Node, owner: gs.Node) -> None:
         """Rename `value`, whose bias goes from `total` into `owner`, after the module of `owner`.
 
@@ -135,19 +152,18 @@ class Edit:
     ) -> PassResult:
         """Let `rewrite` write anew what `match` finds at a node, node by node, and apply the edit.
 
-        `match` gives a reason, a str, where the pattern is there and must stay. `unit`: what the note counts.
+        `match` gives a reason, a str, where the pattern is there and must stay, or raises Declined with the reason.
+        `unit`: what the note counts.
         """
-        changed, refusals = 0, list[Refusal]()
+        changed = 0
         for part in self.view.parts:
             self.made.clear()
             for node in part.nodes:
-                found = match(node, self.view)
-                if isinstance(found, str):
-                    refusals.append(Refusal(node.name, found))
-                elif found is not None:
+                found = self._found(match, node)
+                if found is not None:
                     rewrite(found, self)
                     changed += 1
-        return self._applied(changed, unit, refusals)
+        return self.finish({unit: changed})
 
     def rewrite_groups(
         self,
@@ -157,15 +173,30 @@ class Edit:
         unit: str,
     ) -> PassResult:
         """Find all that `match` finds in a graph or subgraph, then let `rewrite` make one of each `group`."""
-        changed, refusals = 0, list[Refusal]()
+        changed = 0
         for part in self.view.parts:
-            answers = [(node, match(node, self.view)) for node in part.nodes]
-            refusals += [Refusal(node.name, found) for node, found in answers if isinstance(found, str)]
-            members = [found for _, found in answers if found is not None and not isinstance(found, str)]
-            for items in group(members):
+            answers = [self._found(match, node) for node in part.nodes]
+            for items in group([found for found in answers if found is not None]):
                 rewrite(items, self)
                 changed += len(items)
-        return self._applied(changed, unit, refusals)
+        return self.finish({unit: changed})
+
+    def _found(self, match: Callable[[gs.Node, View], T | str | None], node: gs.Node) -> T | None:
+        """What `match` finds at a node; None where it finds nothing, or says why the node stays."""
+        try:
+            found = match(node, self.view)
+        except Declined as reason:
+            found = str(reason)
+        if not isinstance(found, str):
+            return found
+        self.decline(node, found)
+        return None
+
+    def finish(self, counts: Mapping[str, int]) -> PassResult:
+        """Apply the edit; say of each kind of change how often it was made, and where the pass declined."""
+        self.apply()
+        notes = tuple(f"{count} {what}" for what, count in counts.items() if count)
+        return PassResult(sum(counts.values()), notes, self.refusals)
 
     def apply(self) -> None:
         """Insert the new nodes and drop those that go."""
@@ -176,10 +207,9 @@ class Edit:
                 for item in (*self._before.get(id(node), ()), node, *self._after.get(id(node), ()))
             ]
         drop_nodes(self._graph, self._removed)
-
-    def _applied(self, changed: int, unit: str, refusals: Sequence[Refusal]) -> PassResult:
-        self.apply()
-        return PassResult(changed, (f"{changed} {unit}",) if changed else (), tuple(refusals))
+        self._before.clear()
+        self._after.clear()
+        self._removed.clear()
 
 
 class Names:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes.graph.match import array_of, producer
+from passes.graph.match import array_of, input_of
 from passes.weights.evaluate import BOUNDS, evaluate
 from passes.weights.recipe import Array, dtype_of, recipe_of
 from passes.weights.sources import np_dtype
@@ -57,9 +57,12 @@ def small_values(tensor: gs.Tensor) -> Array | None:
     return evaluate(recipe) if recipe.source.kind == "inline" else None
 
 
-def input_of(node: gs.Node, index: int) -> gs.Tensor | None:
-    """An optional input, or None when it is left out."""
-    return node.inputs[index] if index < len(node.inputs) and not node.inputs[index].is_empty() else None
+def quantized_type(node: gs.Node) -> int:
+    """The element type that a QuantizeLinear makes: that of its zero point, else of `output_dtype`, else UINT8."""
+    zero = input_of(node, 2)
+    if zero is not None:
+        return dtype_of(zero) or int(TensorProto.UNDEFINED)
+    return int(node.attrs.get("output_dtype", 0)) or int(TensorProto.UINT8)
 
 
 def grid_of(node: gs.Node) -> Grid | None:
@@ -140,9 +143,3 @@ def _all_codes_survive(dtype: int, wide: int, scales: bytes, zeros: bytes) -> bo
             if not np.array_equal(back.view(np.uint8), np.broadcast_to(codes, back.shape).view(np.uint8)):
                 return False
     return True
-
-
-def is_weight(tensor: gs.Tensor) -> bool:
-    """Whether a tensor is a constant: what is done to it belongs to the passes that fold weights."""
-    node = producer(tensor)
-    return isinstance(tensor, gs.Constant) or (node is not None and node.op == "Constant")

@@ -90,11 +90,6 @@ def dims(tensor: gs.Tensor) -> list[Any]:
     return list(tensor.shape or ())
 
 
-def output_ids(graph: gs.Graph) -> set[int]:
-    """`id()` of every tensor that is an output of the graph or of a subgraph; these must keep their name."""
-    return {id(tensor) for part in walk(graph) for tensor in part.outputs}
-
-
 def static_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
     """The shape when every dimension is a known number, otherwise None."""
     shape = tensor.shape
@@ -115,6 +110,39 @@ def array_of(tensor: gs.Tensor) -> Array | None:
         return None
     array: Array = onnx.numpy_helper.to_array(values.tensor)
     return array
+
+
+def input_of(node: gs.Node, index: int) -> gs.Tensor | None:
+    """An optional input, or None when it is left out."""
+    return node.inputs[index] if index < len(node.inputs) and not node.inputs[index].is_empty() else None
+
+
+def is_constant(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is a constant or made by a Constant node, whatever is known of its values."""
+    return isinstance(tensor, gs.Constant) or is_op(producer(tensor), "Constant")
+
+
+def constant_value(node: gs.Node) -> Array | None:
+    """The value of a Constant node; None for strings and sparse tensors."""
+    for key, value in node.attrs.items():
+        if key == "value":
+            return array_of(value)
+        if key in ("value_int", "value_ints"):
+            return np.array(value, np.int64)
+        if key in ("value_float", "value_floats"):
+            return np.array(value, np.float32)
+    return None
+
+
+def held_values(tensor: gs.Tensor) -> Array | None:
+    """The values of a constant in memory, or of a tensor that a Constant node makes; None for anything else."""
+    node = producer(tensor)
+    return constant_value(node) if is_op(node, "Constant") else array_of(tensor)
+
+
+def permutation(node: gs.Node, rank: int) -> tuple[int, ...]:
+    """Where a Transpose of `rank` axes takes each axis from; without `perm` it reverses them."""
+    return tuple(node.attrs.get("perm", range(rank)[::-1]))
 
 
 def is_recipe(tensor: gs.Tensor) -> bool:

@@ -9,8 +9,8 @@ from functools import lru_cache
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.graph.grids import Grid, input_of
-from passes.graph.match import STANDARD
+from passes.graph.grids import Grid
+from passes.graph.match import STANDARD, input_of, permutation
 from passes.weights.recipe import dtype_of
 
 _SAME_SIZE = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
@@ -91,7 +91,7 @@ def _moved(node: gs.Node, grid: Grid, *, backward: bool) -> Grid | None:
     if axis is None or grid.block_size:
         return None
     if node.op == "Transpose":
-        perm = list(node.attrs.get("perm", range(len(node.outputs[0].shape or []))[::-1]))
+        perm = permutation(node, len(node.outputs[0].shape or []))
         return grid.on(perm[axis] if backward else perm.index(axis)) if len(perm) > axis else None
     here, there = (node.inputs[0].shape, node.outputs[0].shape)[:: -1 if backward else 1]
     if here is None or there is None:
@@ -120,11 +120,6 @@ def _untouched(node: gs.Node, axis: int) -> bool:
     was, now = node.inputs[0].shape[axis], node.outputs[0].shape[axis]
     steps = input_of(node, 4)
     return isinstance(was, int) and was == now and steps is None
-
-
-def opset_of(graph: gs.Graph) -> int:
-    """The version of the default domain that the graph is written in."""
-    return int(graph.opset)
 
 
 def element_type(tensor: gs.Tensor) -> str:

@@ -15,7 +15,8 @@ from onnx import TensorProto
 from onnx.defs import OpSchema
 
 from passes.base import PassError, walk
-from passes.graph.match import STANDARD
+from passes.graph.grids import quantized_type
+from passes.graph.match import STANDARD, constant_value
 from passes.weights.recipe import dtype_of
 
 OPSET = 23
@@ -126,12 +127,6 @@ def _dequantized(node: gs.Node) -> int | None:
     return node.attrs.get("output_dtype") or dtype_of(node.inputs[1])
 
 
-def _quantized(node: gs.Node) -> int | None:
-    if len(node.inputs) > 2 and not node.inputs[2].is_empty():
-        return dtype_of(node.inputs[2])
-    return int(node.attrs.get("output_dtype", 0)) or int(TensorProto.UINT8)
-
-
 def _named(key: str, default: int | None) -> Callable[[gs.Node], int | None]:
     """The type that an attribute names, else `default`."""
 
@@ -149,13 +144,21 @@ def _held(node: gs.Node) -> int | None:
     return dtype_of(value) if value is not None else None
 
 
+def _of_constant(node: gs.Node) -> int | None:
+    """The type of what a Constant holds, as a tensor or as numbers in an attribute."""
+    if "value" in node.attrs:
+        return _held(node)
+    array = constant_value(node)
+    return None if array is None else int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+
+
 _SPECIAL: dict[str, Callable[[gs.Node], int | None]] = {
     "Cast": _named("to", None),
     "CastLike": lambda node: dtype_of(node.inputs[1]),
-    "Constant": _held,
+    "Constant": _of_constant,
     "ConstantOfShape": lambda node: _held(node) or int(TensorProto.FLOAT),
     "DequantizeLinear": _dequantized,
-    "QuantizeLinear": _quantized,
+    "QuantizeLinear": lambda node: quantized_type(node) or None,
     "RandomNormal": _named("dtype", int(TensorProto.FLOAT)),
     "RandomUniform": _named("dtype", int(TensorProto.FLOAT)),
     "RandomNormalLike": lambda node: _named("dtype", dtype_of(node.inputs[0]))(node),

@@ -9,13 +9,16 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes.base import Pass, PassResult, register, walk
-from passes.graph.edit import Emitter, Names, insert_before
+from passes.base import Pass, PassResult, register
+from passes.graph.edit import Edit
+from passes.graph.match import STANDARD
 from passes.weights.recipe import dtype_of
 
 _BF16, _FLOAT = int(TensorProto.BFLOAT16), int(TensorProto.FLOAT)
 _OPSET = 23
 """The opset of canonical graphs."""
+_MOVED = "Einsums that only move axes are Transposes"
+_CAST = "nodes compute in float32, since ONNX has no bfloat16 for them"
 
 
 @register
@@ -34,29 +37,24 @@ class CastUnsupported(Pass):
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Visit every node once."""
-        names, moved, cast = Names(graph), 0, 0
-        for part in walk(graph):
-            new: dict[int, list[gs.Node]] = {}
-            after: dict[int, gs.Node] = {}
-            for node in part.nodes:
-                if not _unsupported(node):
-                    continue
-                if (perm := _permutation(node)) is not None:
-                    node.op, node.attrs = "Transpose", {"perm": perm}
-                    moved += 1
-                    continue
-                after |= _cast_around(node, names, new)
-                cast += 1
-            insert_before(part, new)
-            part.nodes = [n for node in part.nodes for n in (node, after.get(id(node))) if n is not None]
-        notes = [f"{moved} Einsums that only move axes are Transposes"] if moved else []
-        notes += [f"{cast} nodes compute in float32, since ONNX has no bfloat16 for them"] if cast else []
-        return PassResult(moved + cast, tuple(notes))
+        edit = Edit(graph)
+        counts = {_MOVED: 0, _CAST: 0}
+        for node in (node for part in edit.view.parts for node in part.nodes):
+            if not _unsupported(node):
+                continue
+            if (perm := _permutation(node)) is not None:
+                # Einsum<"nhwpqc->nchpwq">(x)  ->  Transpose<perm>(x)
+                node.op, node.attrs = "Transpose", {"perm": perm}
+                counts[_MOVED] += 1
+            else:
+                _cast_around(node, edit)
+                counts[_CAST] += 1
+        return edit.finish(counts)
 
 
 def _unsupported(node: gs.Node) -> bool:
     """Whether an input is bfloat16 where the schema has no such type."""
-    if node.domain not in (None, "", "ai.onnx") or not onnx.defs.has(node.op, _OPSET, ""):
+    if node.domain not in STANDARD or not onnx.defs.has(node.op, _OPSET, ""):
         return False
     schema = onnx.defs.get_schema(node.op, _OPSET, "")
     if not schema.inputs or len(node.outputs) != 1:
@@ -78,17 +76,17 @@ def _permutation(node: gs.Node) -> list[int] | None:
     return [source.index(letter) for letter in target] if arrow and distinct and source.isalpha() else None
 
 
-def _cast_around(node: gs.Node, names: Names, new: dict[int, list[gs.Node]]) -> dict[int, gs.Node]:
-    """Put Casts before `node` into `new`; the Cast that follows, by `id()` of the node."""
-    emit = Emitter(node, names)
+def _cast_around(node: gs.Node, edit: Edit) -> None:
+    """Op(x)  ->  Cast<bfloat16>(Op(Cast<float32>(x)))"""
+    before = edit.at(node)
     for index, tensor in enumerate(node.inputs):
         if not tensor.is_empty() and dtype_of(tensor) == _BF16:
-            node.inputs[index] = emit.emit("Cast", [tensor], _FLOAT, to=_FLOAT)
-    new[id(node)] = emit.nodes
+            node.inputs[index] = before.emit("Cast", [tensor], _FLOAT, to=_FLOAT)
     (output,) = node.outputs
     if dtype_of(output) not in (None, _BF16):
-        return {}
-    wide = gs.Variable(names.fresh(f"{node.name}/wide_out"), dtype=_FLOAT, shape=output.shape)
+        return
+    wide = gs.Variable(edit.names.fresh(f"{node.name}/wide_out"), dtype=_FLOAT, shape=output.shape)
     node.outputs = [wide]
     output.dtype = _BF16
-    return {id(node): gs.Node("Cast", names.fresh(f"{node.name}/narrow"), {"to": _BF16}, [wide], [output])}
+    narrow = gs.Node("Cast", edit.names.fresh(f"{node.name}/narrow"), {"to": _BF16}, [wide], [output])
+    edit.at(node, after=True).nodes.append(narrow)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes.base import Pass, PassResult, Refusal, register, walk
+from passes.base import Pass, PassResult, register
 from passes.graph.constants import Found, constant_feeding, relabelled
-from passes.graph.edit import Names, drop_nodes
+from passes.graph.edit import Edit
+from passes.graph.match import View
 from passes.graph.types import FLOATS
 from passes.weights.recipe import Recipe, constant
 
@@ -40,75 +41,74 @@ class FoldInt4Weights(Pass):
     3. Weights of another rank (convolutions), or whose blocks cross rows: the values that INT4 has, stored in the
        weight's own type; no compiler has INT4 kernels for them.
 
-    Not when data or scale is computed, or there is no block size.
+        before: Reshape(DequantizeLinear{axis=0, block_size=B}(w as rows of B, s), [N, K])
+        after:  DequantizeLinear{axis=1, block_size=B}(w in INT4 [N, K], s [N, K / B])
+
+    Declines when: the scale is computed or not one for each block; a padded weight is read with its padding. Does not
+    fire when the data is computed, or there is no block size.
     """
 
     name: ClassVar[str] = "fold-int4-weights"
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Visit every block dequantizer of a float constant."""
-        work = _Work(Names(graph))
-        for part in walk(graph):
-            for node in list(part.nodes):
-                if node.op in _OPS and node.attrs.get("block_size", 0):
-                    work.visit(node)
-        drop_nodes(graph, work.dead)
-        notes = [f"{work.stored} weights stored as INT4"] if work.stored else []
-        notes += [f"{work.wide} weights of other ranks hold INT4 values in 16 bits"] if work.wide else []
-        return PassResult(work.stored + work.wide, tuple(notes), tuple(work.refusals))
+        stored, wide = list[str](), list[str]()
 
+        def rewrite(found: _Found, edit: Edit) -> None:
+            (wide if found.blocks.axis is None else stored).append(found.node.name)
+            _rewrite(found, edit)
 
-@dataclass
-class _Work:
-    """One sweep: fresh names, what to drop, counts and refusals."""
+        result = Edit(graph).rewrite_each(self.match, rewrite, "weights of INT4")
+        notes = [f"{len(stored)} weights stored as INT4"] if stored else []
+        notes += [f"{len(wide)} weights of other ranks hold INT4 values in 16 bits"] if wide else []
+        return replace(result, notes=tuple(notes))
 
-    names: Names
-    dead: set[int] = field(default_factory=set)
-    stored: int = 0
-    wide: int = 0
-    refusals: list[Refusal] = field(default_factory=list)
-
-    def visit(self, node: gs.Node) -> None:
-        """Replace one dequantizer and what reshapes its output."""
+    def match(self, node: gs.Node, view: View) -> _Found | str | None:
+        """A block dequantizer of a float constant, and what reshapes its output."""
+        if node.op not in _OPS or not node.attrs.get("block_size", 0):
+            return None
         weight, scale = constant_feeding(node.inputs[0]), constant_feeding(node.inputs[1])
         if weight is None or weight.recipe.dtype not in FLOATS:
-            return
-        size = int(node.attrs["block_size"])
-        rows, odd = divmod(
-            math.prod(weight.recipe.shape[:-1]) * (weight.padded or weight.recipe.shape[-1]), size
-        )
+            return None
+        size, columns = int(node.attrs["block_size"]), weight.padded or weight.recipe.shape[-1]
+        rows, odd = divmod(math.prod(weight.recipe.shape[:-1]) * columns, size)
         if scale is None or odd or math.prod(scale.recipe.shape) != rows:
             shape = "computed" if scale is None else scale.recipe.shape
-            reason = f"its scale is {shape}, and not one for each of {rows} blocks of {size}"
-            self.refusals.append(Refusal(node.name, reason))
-            return
-        output, shape = relabelled(node.outputs[0], (rows, size))
-        if weight.padded and shape != weight.recipe.shape:
-            reason = f"the weight was padded to {weight.padded} columns and is read as {shape}"
-            self.refusals.append(Refusal(node.name, reason))
-            return
-        self._replace(node, output, _layout(weight, scale.recipe, shape, size), weight)
+            return f"its scale is {shape}, and not one for each of {rows} blocks of {size}"
+        output, reached, movers = relabelled(node.outputs[0], (rows, size), view)
+        if weight.padded and reached != weight.recipe.shape:
+            return f"the weight was padded to {weight.padded} columns and is read as {reached}"
+        blocks = _layout(weight, scale.recipe, reached, size)
+        return _Found(node, _module(node.name) or weight.name, output, movers, blocks)
 
-    def _replace(self, node: gs.Node, output: gs.Tensor, blocks: _Blocks, weight: Found) -> None:
-        """Let `output` be made by the node itself, of stored values; drop the nodes in between."""
-        name = _module(node.name) or weight.name
-        tensor = node.outputs[0]
-        while tensor is not output:
-            mover = tensor.outputs[0]
-            self.dead.add(id(mover))
-            tensor = mover.outputs[0]
-        output.inputs.clear()
-        node.domain, node.outputs = None, [output]
-        if blocks.axis is None:
-            held = constant(self.names.fresh(f"{name}_int4"), blocks.rounded().cast(weight.recipe.dtype))
-            node.op, node.attrs, node.inputs = "Identity", {}, [held]
-            self.wide += 1
-            return
-        values = constant(self.names.fresh(f"{name}_q"), blocks.values())
-        scales = constant(self.names.fresh(f"{name}_scale"), blocks.scale)
-        node.op, node.inputs = "DequantizeLinear", [values, scales]
-        node.attrs = {"axis": blocks.axis, "block_size": blocks.size}
-        self.stored += 1
+
+@dataclass(frozen=True)
+class _Found:
+    """A dequantizer of the weight `name`, the nodes that reshape what it gives to `output`, and what to store."""
+
+    node: gs.Node
+    name: str
+    output: gs.Tensor
+    movers: list[gs.Node]
+    blocks: _Blocks
+
+
+def _rewrite(found: _Found, edit: Edit) -> None:
+    """Let `output` be made by the node itself, of stored values; the nodes in between go."""
+    node, name, blocks = found.node, found.name, found.blocks
+    edit.remove(*found.movers)
+    found.output.inputs.clear()
+    node.domain, node.outputs = None, [found.output]
+    if blocks.axis is None:
+        # Reshape(DequantizeLinear(w, s))  ->  Identity(w rounded to INT4 values)
+        held = constant(edit.names.fresh(f"{name}_int4"), blocks.rounded().cast(blocks.weight.dtype))
+        node.op, node.attrs, node.inputs = "Identity", {}, [held]
+        return
+    # Reshape(DequantizeLinear(w, s))  ->  DequantizeLinear(w in INT4, s)
+    values = constant(edit.names.fresh(f"{name}_q"), blocks.values())
+    scales = constant(edit.names.fresh(f"{name}_scale"), blocks.scale)
+    node.op, node.inputs = "DequantizeLinear", [values, scales]
+    node.attrs = {"axis": blocks.axis, "block_size": blocks.size}
 
 
 def _module(node: str) -> str:

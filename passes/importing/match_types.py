@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes.base import Pass, PassError, PassResult, register
-from passes.graph.edit import Names, inline, insert_before, replace_uses
+from passes.graph.edit import Edit, Names, inline, replace_output
 from passes.graph.match import STANDARD, array_of, producer
 from passes.graph.types import FLOATS, HALVES, compute_type, schema_of, set_output_types, slots
 from passes.weights.recipe import constant, dtype_of, recipe_of
@@ -66,19 +66,18 @@ class MatchTypes(Pass):
     def run(self, graph: gs.Graph) -> PassResult:
         """One sweep in graph order; bodies of If, Loop and Scan where they stand."""
         declared = {id(tensor): dtype_of(tensor) for tensor in graph.outputs}
-        work = _Work(compute_type(graph), Names(graph), declared)
+        work = _Work(Edit(graph), compute_type(graph), declared)
         work.sweep(graph)
         work.keep_outputs(graph)
-        notes = tuple(f"{count} {what}" for what, count in work.counts.items() if count)
-        return PassResult(sum(work.counts.values()), notes)
+        return work.edit.finish(work.counts)
 
 
 @dataclass
 class _Work:
-    """The compute type, fresh names, types that outputs declare, what was made by tensor and type, and counts."""
+    """The edit, the compute type, types that outputs declare, what was made by tensor and type, and counts."""
 
+    edit: Edit
     hp: int
-    names: Names
     declared: dict[int, int | None]
     counts: dict[str, int] = field(default_factory=dict)
     _made: dict[tuple[int, int], gs.Tensor] = field(default_factory=dict)
@@ -88,21 +87,16 @@ class _Work:
 
     def sweep(self, graph: gs.Graph) -> None:
         """Match and type every node of one graph."""
-        new: dict[int, list[gs.Node]] = {}
         for node in graph.nodes:
             for body in (value for value in node.attrs.values() if isinstance(value, gs.Graph)):
                 outer, self._made = self._made, dict(self._made)  # a Cast made in a body is not seen outside
                 self.sweep(body)
                 self._made = outer
-            before: list[gs.Node] = []
             self._skip_widening(node)
             self._scales(node)
             for index, to in self._wanted(node):
-                self._convert(node, index, to, before)
-            if before:
-                new[id(node)] = before
+                self._convert(node, index, to)
             set_output_types(node)
-        insert_before(graph, new)
 
     def _wanted(self, node: gs.Node) -> Iterator[tuple[int, int]]:
         """Inputs that must change, with the type that they must have."""
@@ -129,23 +123,24 @@ class _Work:
             return int(TensorProto.FLOAT)
         return self.hp
 
-    def _convert(self, node: gs.Node, index: int, to: int, before: list[gs.Node]) -> None:
+    def _convert(self, node: gs.Node, index: int, to: int) -> None:
         """Let input `index` have type `to`: another constant, or a Cast in front of the node."""
         tensor = node.inputs[index]
         key = (id(tensor), to)
         if key not in self._made:
             if isinstance(tensor, gs.Constant):
-                self._made[key] = _cast_constant(tensor, to, self.names)
+                self._made[key] = _cast_constant(tensor, to, self.edit.names)
                 self.count("constants stored in the type of what they meet")
             else:
-                self._made[key] = self._cast(tensor, to, before)
+                self._made[key] = self._cast(tensor, to, node)
                 self.count("casts added")
         node.inputs[index] = self._made[key]
 
-    def _cast(self, tensor: gs.Tensor, to: int, nodes: list[gs.Node]) -> gs.Tensor:
-        name = self.names.fresh(f"{tensor.name}/to_{TensorProto.DataType.Name(to).lower()}")
+    def _cast(self, tensor: gs.Tensor, to: int, reader: gs.Node) -> gs.Tensor:
+        """Reader(x)  ->  Reader(Cast(x))"""
+        name = self.edit.names.fresh(f"{tensor.name}/to_{TensorProto.DataType.Name(to).lower()}")
         out = gs.Variable(f"{name}_out", dtype=to, shape=tensor.shape)
-        nodes.append(gs.Node("Cast", name, attrs={"to": to}, inputs=[tensor], outputs=[out]))
+        self.edit.at(reader).nodes.append(gs.Node("Cast", name, {"to": to}, [tensor], [out]))
         return out
 
     def _skip_widening(self, node: gs.Node) -> None:
@@ -173,17 +168,14 @@ class _Work:
         if node.op not in ("QuantizeLinear", "DequantizeLinear"):
             return
         scale = node.inputs[1]
-        if (
-            not isinstance(scale, gs.Constant)
-            or dtype_of(scale) != TensorProto.FLOAT
-            or self.hp not in HALVES
-        ):
+        is_float = isinstance(scale, gs.Constant) and dtype_of(scale) == TensorProto.FLOAT
+        if not is_float or self.hp not in HALVES:
             return
         if self._stays_wide(node) or not _in_range(scale, self.hp):
             return
         key = (id(scale), self.hp)
         if key not in self._made:
-            self._made[key] = _cast_constant(scale, self.hp, self.names)
+            self._made[key] = _cast_constant(scale, self.hp, self.edit.names)
         self.count("scales in the compute type")
         node.inputs[1] = self._made[key]
 
@@ -210,14 +202,14 @@ class _Work:
             declared, found, node = self.declared[id(tensor)], dtype_of(tensor), producer(tensor)
             if node is None or not declared or not found or declared == found:
                 continue
-            inner = gs.Variable(self.names.fresh(f"{tensor.name}/computed"), dtype=found, shape=tensor.shape)
-            replace_uses(tensor, inner)
-            node.outputs[next(i for i, t in enumerate(node.outputs) if t is tensor)] = inner
+            # y = Op(x), of another type  ->  y = Cast(Op(x)), at the end of the graph
+            names = self.edit.names
+            inner = gs.Variable(names.fresh(f"{tensor.name}/computed"), dtype=found, shape=tensor.shape)
+            self.edit.replace_uses(tensor, inner)
+            replace_output(node, tensor, inner)
             tensor.dtype = declared
-            name = self.names.fresh(f"{tensor.name}/Cast")
-            graph.nodes.append(
-                gs.Node("Cast", name, attrs={"to": declared}, inputs=[inner], outputs=[tensor])
-            )
+            cast = gs.Node("Cast", names.fresh(f"{tensor.name}/Cast"), {"to": declared}, [inner], [tensor])
+            self.edit.at(graph.nodes[-1], after=True).nodes.append(cast)
             self.count("outputs cast to the type that they declare")
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes.base import Pass, PassError, PassResult, Refusal, register, walk
+from passes.base import Pass, PassError, PassResult, register
 from passes.graph.constants import constant_feeding
-from passes.graph.edit import Emitter, Names, inline, insert_before
-from passes.graph.match import STANDARD, array_of, producer, weight_recipe
+from passes.graph.edit import Edit, inline
+from passes.graph.match import STANDARD, array_of, is_weight, producer, recipe_of_constant, weight_recipe
 from passes.graph.trt_ops import DOMAIN
 from passes.graph.types import FLOATS, compute_type
 from passes.weights.block_operations import E2M1_MAX, E4M3_MAX
-from passes.weights.recipe import Recipe, bits_of, constant, dtype_of, recipe_of
+from passes.weights.recipe import Recipe, bits_of, constant, dtype_of
 from passes.weights.sources import keep, np_dtype, read
 
 FLOAT, UINT8, INT4 = int(TensorProto.FLOAT), int(TensorProto.UINT8), int(TensorProto.INT4)
@@ -44,7 +44,9 @@ class NormalizeQdq(Pass):
        TRT_MXFP8DynamicQuantize; its scale, always 1, goes. `output_dtype` becomes the compute type.
     6. TRT_FP4DynamicQuantize and TRT_MXFP8DynamicQuantize get their domain, default attributes and output types.
 
-    Not when the data of a DequantizeLinear is a float tensor (see fold-int4-weights). PassError for
+        before: TRT_FP8DequantizeLinear(q, s [1])      after: DequantizeLinear(q, s [], zero point of FLOAT8E4M3FN)
+
+    Declines when: the data of a DequantizeLinear is a float tensor (see fold-int4-weights). PassError for
     TRT_FP4QDQ of a computed tensor: the export dropped its amax, so what it rounded to is not known.
     Constant nodes must be folded before.
     """
@@ -53,28 +55,23 @@ class NormalizeQdq(Pass):
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Visit every quantizer once."""
-        work = _Work(Names(graph), compute_type(graph))
-        for part in walk(graph):
-            work.new = {}
+        work = _Work(Edit(graph), compute_type(graph))
+        for part in work.edit.view.parts:
             for node in part.nodes:
                 rewrite = _REWRITES.get(node.op)
                 if rewrite is not None and node.domain in (*STANDARD, DOMAIN):
                     rewrite(work, node)
-            insert_before(part, work.new)
-        notes = tuple(f"{count} {what}" for what, count in work.counts.items())
-        return PassResult(sum(work.counts.values()), notes, tuple(work.refusals))
+        return work.edit.finish(work.counts)
 
 
 @dataclass
 class _Work:
-    """One sweep: fresh names, the compute type, nodes to insert, constants made, counts and refusals."""
+    """One sweep: the edit, the compute type, constants made by the `id()` of the old one and a type, and counts."""
 
-    names: Names
+    edit: Edit
     hp: int
-    new: dict[int, list[gs.Node]] = field(default_factory=dict)
     made: dict[tuple[int, int], gs.Constant] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    refusals: list[Refusal] = field(default_factory=list)
 
     def count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -82,9 +79,9 @@ class _Work:
     def quantizer(self, node: gs.Node) -> None:
         """QuantizeLinear and DequantizeLinear under any name but those of dynamic blocks."""
         if node.op.endswith("DequantizeLinear") and dtype_of(node.inputs[0]) in FLOATS:
-            reason = "its data is a float tensor: it marks a weight that was never quantized"
-            self.refusals.append(Refusal(node.name, reason))
+            self.edit.decline(node, "its data is a float tensor: it marks a weight that was never quantized")
             return
+        # TRT_FP8QuantizeLinear(x, s)  ->  QuantizeLinear(x, s, zero point)
         kind = node.op.partition("_")[2][:4].rstrip("QD")
         node.op = node.op.removeprefix(f"TRT_{kind}")
         if kind:
@@ -111,7 +108,7 @@ class _Work:
     def _zero_point(self, dtype: int) -> gs.Constant:
         """The scalar zero of a quantized type, one for the graph."""
         if (0, dtype) not in self.made:
-            name = self.names.fresh(f"zero_point_{TensorProto.DataType.Name(dtype).lower()}")
+            name = self.edit.names.fresh(f"zero_point_{TensorProto.DataType.Name(dtype).lower()}")
             self.made[0, dtype] = inline(name, np.zeros((), np_dtype(dtype)))
         return self.made[0, dtype]
 
@@ -126,7 +123,7 @@ class _Work:
             return
         key = (id(tensor), dtype)
         if key not in self.made:
-            name = self.names.fresh(f"{tensor.name}_{TensorProto.DataType.Name(dtype).lower()}")
+            name = self.edit.names.fresh(f"{tensor.name}_{TensorProto.DataType.Name(dtype).lower()}")
             self.made[key] = constant(name, _bytes_as(recipe, dtype, node))
             self.count("weights whose bytes were declared as another type")
         node.inputs[index] = self.made[key]
@@ -138,15 +135,11 @@ class _Work:
             return
         key = (id(tensor), -1)
         if key not in self.made:
-            name, array, recipe = (
-                self.names.fresh(f"{tensor.name}_scalar"),
-                array_of(tensor),
-                recipe_of(tensor),
-            )
-            if array is None and recipe is None:
+            if not is_weight(tensor):
                 return
-            made = inline(name, array.reshape(())) if array is not None else None
-            self.made[key] = made or constant(name, recipe.reshape(()))  # type: ignore[union-attr]
+            name, array = self.edit.names.fresh(f"{tensor.name}_scalar"), array_of(tensor)
+            recipe = recipe_of_constant(tensor).reshape(())
+            self.made[key] = constant(name, recipe) if array is None else inline(name, array.reshape(()))
             self.count("scales of shape [1] that are scalars")
         node.inputs[index] = self.made[key]
         node.attrs.pop("axis", None)
@@ -178,18 +171,16 @@ class _Work:
                 f"TRT_FP4QDQ node {node.name!r} quantizes a computed tensor, and its amax is not in the file: "
                 "export that quantizer as dynamic (ModelOpt's configure_linear_module_onnx_quantizers)"
             )
-        size, emit = int(node.attrs.get("block_size", 16)), Emitter(node, self.names)
+        # TRT_FP4QDQ(w)  ->  Cast(DQ(values, DQ(scales, s))) of values, scales = TRT_FP4DynamicQuantize(w, s)
+        size, new = int(node.attrs.get("block_size", 16)), self.edit.at(node)
         amax = found.recipe.amax().scale_of_amax(NVFP4_BOUND)
-        scale = constant(self.names.fresh(f"{found.name}_scale_2"), amax)
+        scale = constant(self.edit.names.fresh(f"{found.name}_scale_2"), amax)
         values, scales = self._outputs(node, (E2M1, E4M3))
         attrs: dict[str, Any] = {"axis": -1, "block_size": size}
-        emit.emit_to(
-            "TRT_FP4DynamicQuantize", [node.inputs[0], scale], [values, scales], **attrs, scale_type=E4M3
-        )
-        emit.nodes[-1].domain = DOMAIN
-        step = emit.emit("DequantizeLinear", [scales, scale], FLOAT)
-        wide = emit.emit("DequantizeLinear", [values, step], FLOAT, **attrs)
-        self.new[id(node)] = emit.nodes
+        data, more = [node.inputs[0], scale], {**attrs, "scale_type": E4M3}
+        new.emit_to("TRT_FP4DynamicQuantize", data, [values, scales], domain=DOMAIN, **more)
+        step = new.emit("DequantizeLinear", [scales, scale], FLOAT)
+        wide = new.emit("DequantizeLinear", [values, step], FLOAT, **attrs)
         node.op, node.domain, node.attrs, node.inputs = "Cast", None, {"to": found.recipe.dtype}, [wide]
         self.count("marks of NVFP4 weights expanded")
 
@@ -198,13 +189,11 @@ class _Work:
         attrs = {"axis": -1, "block_size": 32, **node.attrs}
         data, output = node.inputs[0], node.outputs[0]
         if dtype_of(data) in FLOATS or _computes_float(data):
-            values, scales = self._outputs(node, (E4M3, UINT8))
-            emit = Emitter(node, self.names)
-            blocks = {key: attrs[key] for key in ("axis", "block_size")}
-            emit.emit_to("TRT_MXFP8DynamicQuantize", [data], [values, scales], **blocks, output_dtype=E4M3)
-            emit.nodes[-1].domain = DOMAIN
-            self.new[id(node)] = emit.nodes
-            node.inputs = [values, scales]
+            # TRT_MXFP8DequantizeLinear(x)  ->  TRT_MXFP8DequantizeLinear(TRT_MXFP8DynamicQuantize(x))
+            made = self._outputs(node, (E4M3, UINT8))
+            blocks = {"axis": attrs["axis"], "block_size": attrs["block_size"], "output_dtype": E4M3}
+            self.edit.at(node).emit_to("TRT_MXFP8DynamicQuantize", [data], made, domain=DOMAIN, **blocks)
+            node.inputs = made
             self.count("marks of MXFP8 tensors expanded")
         else:
             self._bytes_as(node, 0, E4M3)
@@ -216,7 +205,9 @@ class _Work:
 
     def _outputs(self, node: gs.Node, types: tuple[int, int]) -> list[gs.Variable]:
         pairs = zip(("values", "scales"), types, strict=True)
-        return [gs.Variable(self.names.fresh(f"{node.name}/{kind}"), dtype=dtype) for kind, dtype in pairs]
+        return [
+            gs.Variable(self.edit.names.fresh(f"{node.name}/{kind}"), dtype=dtype) for kind, dtype in pairs
+        ]
 
 
 def _computes_float(tensor: gs.Tensor) -> bool:

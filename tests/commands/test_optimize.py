@@ -64,6 +64,54 @@ def test_passes_are_run_checked_and_reported(
     np.testing.assert_allclose(results[1], results[0], rtol=1e-5, atol=1e-5)
 
 
+def with_one_input(tmp_path: Path, dims: list[str], node: onnx.NodeProto, weight: np.ndarray) -> Path:
+    """x -> node -> Identity -> y, and a node that nothing reads."""
+    value = helper.make_tensor_value_info
+    ends = value("x", TensorProto.FLOAT, dims), value("y", TensorProto.FLOAT, None)
+    last = helper.make_node("Identity", ["z"], ["y"], "last")
+    unread = helper.make_node("Relu", ["x"], ["unread"], "unread")
+    tensors = [numpy_helper.from_array(weight, "W")]
+    graph = helper.make_graph([node, last, unread], "graph", ends[:1], ends[1:], tensors)
+    path = tmp_path / "made.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dims", "node", "weight", "said"),
+    [
+        (
+            ["batch", "channels", "height", "width"],
+            helper.make_node("Conv", ["x", "W"], ["z"], "conv"),
+            np.ones((3, 7, 1, 1), np.float32),
+            "outputs within",
+        ),
+        (
+            ["tokens"],  # made for 4099 tokens, and says that it takes any number
+            helper.make_node("Mul", ["x", "W"], ["z"], "mul"),
+            np.ones((4099,), np.float32),
+            "numbers not compared: before it, it did not run",
+        ),
+    ],
+    ids=["channels of the weights", "no size runs"],
+)
+def test_sizes_are_found_or_it_says_that_nothing_was_compared(
+    dims: list[str],
+    node: onnx.NodeProto,
+    weight: np.ndarray,
+    said: str,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    path, out = with_one_input(tmp_path, dims, node, weight), tmp_path / "out.onnx"
+    assert run(["opt", str(path), "-p", "remove-unused", "-o", str(out), "--check", "numeric"]) == 0
+    assert said in capsys.readouterr().out
+    declared = onnx.load(out).graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param for d in declared] == dims
+
+
 def test_dump_writes_the_graph_after_every_pass(model: Path, tmp_path: Path) -> None:
     arguments = ["opt", str(model), "-p", PASSES, "-o", str(tmp_path / "out.onnx"), "--dump"]
     assert run([*arguments, str(tmp_path / "dump")]) == 0

@@ -184,8 +184,7 @@ class TestExports:
         assert report.sms == sms
         assert report.nbytes > 1 << 20
 
-    def test_the_command_compares_every_pass_and_says_what_was_done(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setenv("COLUMNS", "200")
+    def test_the_command_compares_every_pass_and_says_what_was_done(self, tmp_path, capsys):
         output = tmp_path / "out.onnx"
         assert run(["import", str(FIXTURES / "flux_fp8.onnx"), "-o", str(output)]) == 0
         shown = capsys.readouterr().out

@@ -24,6 +24,7 @@ from diffc.quantize.convert import layer_of, role_of
 from diffc.validate.float32 import cpu_session, feed, float32_copy
 from diffc.validate.torch_reference import torch_outputs
 from passes.storage import load
+from tests import polygraphy_cli
 from tests.conftest import CELLS, HAS_RTX, PROMPTS, Cell, Cells, small_request
 
 NARROW = (
@@ -112,6 +113,27 @@ def test_onnx_runtime_opens_and_runs_it_with_its_default_options(cell: Cell) -> 
     inputs = random_inputs(cell.plan.source.family, cell.plan.source.config, shape, dtype=types, seed=4)
     (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
     assert np.isfinite(found).all()
+
+
+def test_polygraphy_repeats_the_validation_within_the_limits_that_are_written_beside_it(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = cell.folder / "validation"
+    if cell.plan.dtype == "bfloat16":
+        assert not (folder / "run.sh").exists()  # ONNX Runtime has no kernels for it on the CPU
+    else:
+        commands = polygraphy_cli.lines(folder / "run.sh")
+        assert len(commands) == 2
+        assert not any("--graph-optimization-level" in command for command in commands)
+        for command in commands:
+            assert polygraphy_cli.status(command, folder, monkeypatch) == 0
+    if HAS_RTX:
+        commands = polygraphy_cli.lines(folder / "rtx.sh")
+        assert {command[1] for command in commands} == {
+            f"../{engine['file']}" for engine in cell.artifact.manifest["engines"]
+        }
+        assert all((folder / command[1]).is_file() for command in commands)
+        assert b"\r\n" in (folder / "rtx.bat").read_bytes()
 
 
 def test_one_engine_for_each_gpu_with_the_weights_in_it(cell: Cell) -> None:

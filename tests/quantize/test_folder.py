@@ -111,7 +111,7 @@ def flip_byte(path: Path) -> None:
             lambda c: (c / "checkpoint.json").write_text("[1]", encoding="utf-8"),
             "damaged: .*not a JSON object",
         ),
-        (lambda c: change_record(c, schema=99), "has schema 99; this diffc reads schema 1"),
+        (lambda c: change_record(c, schema=99), "has schema 99; this diffc reads schemas 1 and 2"),
         (lambda c: change_record(c, family=None), "damaged: checkpoint.json lacks 'family'"),
         (lambda c: change_record(c, tensors_sha256=None), "damaged: checkpoint.json lacks 'tensors_sha256'"),
         (lambda c: change_record(c, settings={"x": {}}), "damaged: the settings of x are not those"),

@@ -12,6 +12,7 @@ import pytest
 
 from diffc.cli.main import run
 from diffc.commands.validate import ValidateRequest, validate_artifact
+from tests import polygraphy_cli
 from tests.cli_helpers import Capture, refusal
 from tests.conftest import Cell, Cells
 from tests.validate.damage import SMALL
@@ -50,11 +51,44 @@ def polygraphy(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_run_sh_is_a_shell_script_that_stops_at_the_first_failure(fp8: Cell, tmp_path: Path) -> None:
-    folder = tmp_path / "script"
+@pytest.fixture(scope="module")
+def script(fp8: Cell, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What --script writes."""
+    folder = tmp_path_factory.mktemp("written") / "script"
     validate_artifact(ValidateRequest(fp8.folder, shapes=(SMALL,)), script=folder)
-    text = (folder / "run.sh").read_text()
+    return folder
+
+
+def test_an_rtx_pc_gets_a_script_that_builds_and_compares(
+    fp8: Cell, script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = script
+    file = fp8.artifact.manifest["targets"].get("trt-rtx")
+    for path in (*folder.glob("*.sh"), *folder.glob("*.py")):
+        assert b"\r" not in path.read_bytes()
+    for path in folder.glob("*.bat"):
+        text = path.read_bytes()
+        assert text.count(b"\n") == text.count(b"\r\n") > 3
+        assert text.startswith(b'@echo off\r\ncd /d "%~dp0"\r\n')
+    batch, shell = ((folder / f"run.{kind}").read_text() for kind in ("bat", "sh"))
+    assert batch.count("|| exit /b 1") == shell.count("polygraphy run ") > 0
+    if file is None:
+        return
+    assert "export POLYGRAPHY_USE_TENSORRT_RTX=1\n" in (folder / "rtx.sh").read_text()
+    assert b"set POLYGRAPHY_USE_TENSORRT_RTX=1\r\n" in (folder / "rtx.bat").read_bytes()
+    profile = fp8.artifact.manifest["profile"]
+    for command in polygraphy_cli.lines(folder / "rtx.sh"):
+        assert f"timestep:[{profile['maximum']['batch']}]" in command[command.index("--trt-max-shapes") :]
+        assert (folder / command[1]).is_file()
+        made = folder / "made.py"
+        assert polygraphy_cli.status([*command, "--gen-script", str(made)], folder, monkeypatch) == 0
+        assert "create_network" in made.read_text() or "NetworkFromOnnxPath" in made.read_text()
+        made.unlink()
+
+
+def test_run_sh_is_a_shell_script_that_stops_at_the_first_failure(fp8: Cell, script: Path) -> None:
+    text = (script / "run.sh").read_text()
     assert text.startswith("#!/bin/sh\nset -e\n")
     models = {*fp8.artifact.manifest["targets"].values()}
     assert text.count("polygraphy run ") == 3 * len(models)
-    assert subprocess.run(["sh", "-n", "run.sh"], cwd=folder, check=False).returncode == 0
+    assert subprocess.run(["sh", "-n", "run.sh"], cwd=script, check=False).returncode == 0

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from diffc.artifact.folder import write_manifest
 from diffc.cli.main import run
 from diffc.commands.validate import ValidateRequest, validate_artifact
-from diffc.validate import script
+from diffc.validate import polygraphy_case
 
 NAMES = (
     'x" + str(getattr(__import__("os"), "system")("touch PWNED")) + ".onnx',
@@ -50,7 +50,7 @@ def test_a_name_is_never_code(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "script"
     validate_artifact(ValidateRequest(artifact(tmp_path / "a", name), against="ort"), script=folder)
     codes = {p.read_text() for p in folder.glob("*.py")}
-    assert codes == {script._LOADER, script._COMPARE}
+    assert codes == {polygraphy_case.LOADER, polygraphy_case.COMPARE}
     for file in folder.iterdir():
         assert file.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
         if file.suffix == ".py":
@@ -74,8 +74,10 @@ def test_a_case_says_types_and_limit_as_data(tmp_path: Path) -> None:
         ValidateRequest(artifact(tmp_path / "a", 'a"b'), against="ort", limit=0.25), script=folder
     )
     (case, *_) = folder.glob("*-case.json")
-    assert json.loads(case.read_text()) == {"types": {'a"b': "float32"}, "limit": 0.25}
-    for code in (script._LOADER, script._COMPARE):
+    held = json.loads(case.read_text())
+    assert (held["types"], held["limit"]) == ({'a"b': "float32"}, 0.25)
+    assert (folder / held["inputs"]).is_file()
+    for code in (polygraphy_case.LOADER, polygraphy_case.COMPARE):
         ast.parse(code)
 
 

@@ -3,8 +3,9 @@
     python -m tools.prove.modelopt_imports EXPORTS WORK [--only sdxl] [--no-engines]
 
 For every export: whether it compiles for ONNX Runtime, whether model.onnx opens with its default options, how
-far its outputs are from those of the torch model (relative L2, in float32, at the traced size and at another), and
-which engines TensorRT-RTX builds. One line of JSON each, also in WORK/results.jsonl; what stands there is skipped.
+far its outputs are from those of the torch model (relative L2, in float32, at the traced size and at another), how
+far those of diffc.load are where the file has a family, and which engines TensorRT-RTX builds. One line of JSON each,
+also in WORK/results.jsonl; what stands there is skipped.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 
+import diffc
+from diffc.artifact.folder import Artifact
 from diffc.compile.import_profile import named_dimensions
 from diffc.compile.onnx_model import compile_onnx
 from diffc.compile.request import CompileRequest
 from diffc.errors import DiffcError
 from diffc.frontend.onnx_file import read_model
+from diffc.models.inputs import forward_kwargs
+from diffc.models.registry import find_family
 from diffc.progress import Silent
 from diffc.validate.float32 import cpu_session, feed, float32_copy
 from passes import PassError
@@ -87,6 +93,7 @@ def taken(folder: Path, work: Path, engines: bool) -> dict[str, Any]:
             )
             found["opens"] = _opens(output / "model.onnx")
             found["error"] = _errors(output / "model.onnx", reference, sizes)
+            found["diffc.load"] = _loaded(output, reference, sizes)
     return found
 
 
@@ -127,6 +134,23 @@ def _errors(path: Path, reference: Mapping[str, Any], sizes: list[int]) -> dict[
     except DiffcError as error:
         return str(error).replace("\n", " ")[:300]
     return found
+
+
+def _loaded(artifact: Path, reference: Mapping[str, Any], sizes: list[int]) -> dict[str, float] | str:
+    """Relative L2 distance of the module of diffc.load, which diffusers' pipelines call, from the torch model."""
+    try:
+        with diffc.load(artifact, target="ort") as module:
+            spec, found = find_family(Artifact.load(artifact).manifest["model"]["family"]), {}
+            for size in sizes:
+                values = {
+                    item.name: torch.from_numpy(reference[f"in{size}_{item.name}"])
+                    for item in spec.inputs(module.config)
+                }
+                (got,) = module(**forward_kwargs(spec, module.config, values), return_dict=False)
+                found[f"size {size}"] = _distance(got.float().numpy(), reference[f"wide{size}"])
+            return found
+    except DiffcError as error:
+        return str(error).replace("\n", " ")[:300]
 
 
 def _distance(got: Any, want: Any) -> float:

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from diffc.artifact.folder import Artifact
+from diffc.backends.sm import with_cards
 from diffc.backends.target import RUNTIMES
 from diffc.commands.doctor_run.cases import Case, Sample, cases, samples
 from diffc.commands.doctor_run.child import Ran, run_case
@@ -181,7 +182,7 @@ def _why_not(found: Examined, case: Case) -> str:
     gpus = found.machine["gpus"]
     if RUNTIMES[case.target].on_cpu or (gpus and not case.sms):
         return ""
-    wanted = " or ".join(f"SM{sm}" for sm in case.sms) or "an NVIDIA GPU"
+    wanted = " or ".join(map(with_cards, case.sms)) or "an NVIDIA GPU"
     if not gpus:
         return f"this machine has no NVIDIA GPU or driver; it would run on {wanted}"
     here = ", ".join(f"{gpu['name']} (SM{gpu['sm']})" for gpu in gpus)

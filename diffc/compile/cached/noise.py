@@ -19,12 +19,13 @@ from torch.utils._pytree import tree_map
 
 from diffc.cache.resolve import ResolvedCache
 from diffc.cache.streams import kept_tensors
-from diffc.compile.calibration import PipelineRun, calibration_call
+from diffc.compile.calibration import PipelineRun, usual_arguments
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.locate import ModelSource
 from diffc.progress import Reporter
 from diffc.quantize.calibrate import DEFAULT_PROMPTS
 from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.pipeline_call import call_arguments
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.validate.torch_hooks import without_rounding
 from diffc.validate.torch_reference import TorchReference
@@ -120,18 +121,23 @@ def neighbouring_calls(source: ModelSource, run: PipelineRun, steps: int) -> lis
         if len(calls) > steps // 2:
             raise _Enough
 
-    with quiet_libraries():
-        pipe = run.open(source)
+    with quiet_libraries(), run.opened(source) as pipe:
         pipe.set_progress_bar_config(disable=True)
-        size = min(run.size or calibration_call(family, pipe, None)["height"], MOST_PIXELS)
+        height, width = (min(size, MOST_PIXELS) for size in run.size(pipe, family))
         handle = getattr(pipe, family.component).register_forward_pre_hook(note, with_kwargs=True)
         try:
             pipe(
-                prompt=[(run.prompts or DEFAULT_PROMPTS)[0]],
-                generator=[torch.Generator("cpu").manual_seed(run.seed)],
-                num_inference_steps=steps,
-                output_type="latent",
-                **calibration_call(family, pipe, size),
+                **call_arguments(
+                    pipe.__call__,
+                    [(run.prompts or DEFAULT_PROMPTS)[0]],
+                    seeds=[run.seed],
+                    steps=steps,
+                    height=height,
+                    width=width,
+                    guidance=run.guidance,
+                    usual=usual_arguments(family, pipe),
+                    negative_prompt=run.negative_prompt,
+                )
             )
         except _Enough:
             pass

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 from accelerate import init_empty_weights
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from diffc.errors import DiffcError
 from diffc.models.family import Family
@@ -15,8 +15,8 @@ from diffc.models.sources.fake import fake_parameters
 from diffc.models.sources.misfit import misfit
 from diffc.models.sources.quiet import quiet_libraries as quiet_libraries
 from diffc.models.sources.source import ModelSource
-from diffc.models.sources.torch_weights import tensor_of
 from diffc.models.spec import Config
+from diffc.tensors import tensor_of
 from passes.base import collector_paused
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -80,7 +80,10 @@ class FakeBackbone:
     def copy(self) -> torch.nn.Module:
         """Modules of its own over the same fake parameters and buffers, which hold no values."""
         tensors = (*self.module.parameters(), *self.module.buffers())
-        with self.mode:
+        captured = (
+            self.source.family.interface is not None
+        )  # it has real tables, which are copied as they are
+        with unset_fake_temporarily() if captured else self.mode:
             return copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
 
 

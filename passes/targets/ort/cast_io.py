@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.base import Pass, PassError, PassResult, Refusal, register
-from passes.graph.edit import Names, replace_uses
+from passes.base import Pass, PassError, PassResult, register
+from passes.graph.edit import Edit
 from passes.graph.types import FLOAT_TYPES
 from passes.weights.recipe import dtype_of
 
@@ -45,18 +45,18 @@ class CastIo(Pass):
                 f"cast-io: no input or output is called {strange[0]!r}. Known: {', '.join(sorted(known))}"
             )
         both = {id(t) for t in graph.inputs} & {id(t) for t in graph.outputs}
-        names, done, refusals = Names(graph), list[str](), list[Refusal]()
-        for tensor in [*graph.inputs, *graph.outputs]:
+        edit, done = Edit(graph), list[str]()
+        for tensor in {id(t): t for t in (*graph.inputs, *graph.outputs)}.values():
             to = wanted.get(tensor.name)
             if to is None or dtype_of(tensor) == to:
                 continue
             if id(tensor) in both:
-                refusals.append(Refusal(tensor.name, "it is an input and an output"))
+                edit.decline(tensor, "it is an input and an output")
                 continue
             done.append(tensor.name)
-            (_cast_input if _is_input(graph, tensor) else _cast_output)(graph, tensor, to, names)
-        notes = (f"cast {', '.join(done)}",) if done else ()
-        return PassResult(len(done), notes, tuple(dict.fromkeys(refusals)))
+            (_cast_input if _is_input(graph, tensor) else _cast_output)(graph, tensor, to, edit)
+        result = edit.finish({"values": len(done)})
+        return replace(result, notes=(f"cast {', '.join(done)}",) if done else ())
 
 
 def _pair(text: str) -> tuple[str, int]:
@@ -74,18 +74,20 @@ def _np_type(to: int) -> np.dtype[np.generic]:
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(to))
 
 
-def _cast_input(graph: gs.Graph, tensor: gs.Tensor, to: int, names: Names) -> None:
-    """Everything that read the input reads its Cast to the type that it had."""
+def _cast_input(graph: gs.Graph, tensor: gs.Tensor, to: int, edit: Edit) -> None:
+    """x -> all its readers  ->  x of the new type -> Cast to the old one -> all its readers"""
+    names = edit.names
     if tensor.outputs:
         inner = gs.Variable(names.fresh(f"{tensor.name}_inside"), tensor.dtype, tensor.shape)
-        replace_uses(tensor, inner)
+        edit.replace_uses(tensor, inner)
         own = {"to": dtype_of(tensor)}
         graph.nodes.insert(0, gs.Node("Cast", names.fresh(f"{tensor.name}/Cast"), own, [tensor], [inner]))
     tensor.dtype = _np_type(to)
 
 
-def _cast_output(graph: gs.Graph, tensor: gs.Tensor, to: int, names: Names) -> None:
-    """The tensor keeps its producer and readers under another name; the output is its Cast."""
+def _cast_output(graph: gs.Graph, tensor: gs.Tensor, to: int, edit: Edit) -> None:
+    """y = Op(x)  ->  y = Cast(y_inside), y_inside = Op(x), which keeps the readers that y had"""
+    names = edit.names
     name, tensor.name = tensor.name, names.fresh(f"{tensor.name}_inside")
     outer = gs.Variable(name, _np_type(to), tensor.shape)
     graph.nodes.append(gs.Node("Cast", names.fresh(f"{name}/Cast"), {"to": to}, [tensor], [outer]))

@@ -8,10 +8,10 @@ from typing import ClassVar
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.base import Pass, PassResult, register, walk
-from passes.graph.edit import Names
-from passes.graph.match import producer
-from passes.weights.recipe import dtype_of
+from passes.base import Pass, PassResult, register
+from passes.graph.edit import Edit
+from passes.graph.grids import quantized_type
+from passes.graph.match import View, is_op, producer
 
 _FLOAT8 = {
     int(onnx.TensorProto.FLOAT8E4M3FN),
@@ -32,6 +32,8 @@ class GuardSlices(Pass):
     (INVALID_GRAPH), unless the session says `session.disable_quant_qdq`. It moves nothing across a Concat, and removes
     none; TensorRT does.
 
+        before: QuantizeLinear(Slice(x))      after: QuantizeLinear(Concat{axis=0}(Slice(x)))
+
     Fires on a Slice whose output reaches a QuantizeLinear to FP8 through nothing but Reshape, Transpose, Squeeze and
     Unsqueeze. Not for INT8, which Slice has, and not for a Slice that is guarded already.
     """
@@ -39,30 +41,27 @@ class GuardSlices(Pass):
     name: ClassVar[str] = "guard-slices"
 
     def run(self, graph: gs.Graph) -> PassResult:
-        """The Slice gets an output of its own; the Concat gives the tensor that was the Slice's."""
-        names, count = Names(graph), 0
-        for part in walk(graph):
-            slices = {id(node) for q in part.nodes if _makes_float8(q) for node in _slice_above(q)}
-            count += len(slices)
-            part.nodes = [new for node in part.nodes for new in _guarded(node, id(node) in slices, names)]
-        return PassResult(count, (f"{count} Slices guarded",) if count else ())
+        """Find the Slices from the quantizers that they lead to, then guard each."""
+        edit = Edit(graph)
+        quantizers = (node for part in edit.view.parts for node in part.nodes if _makes_float8(node))
+        slices = {id(node) for quantizer in quantizers for node in _slice_above(quantizer)}
+
+        def match(node: gs.Node, _view: View) -> gs.Node | None:
+            return node if id(node) in slices else None
+
+        return edit.rewrite_each(match, _guard, "Slices guarded")
 
 
-def _guarded(node: gs.Node, fires: bool, names: Names) -> list[gs.Node]:
-    """The node, followed by the Concat when the pass fires."""
-    if not fires:
-        return [node]
+def _guard(node: gs.Node, edit: Edit) -> None:
+    """Slice(x)  ->  Concat(Slice(x)): the Slice gets an output of its own, the Concat gives the tensor that was its."""
     (value,) = node.outputs
-    inner = gs.Variable(names.fresh(f"{value.name}_sliced"), value.dtype, value.shape)
+    inner = gs.Variable(edit.names.fresh(f"{value.name}_sliced"), value.dtype, value.shape)
     node.outputs = [inner]
-    return [node, gs.Node("Concat", names.fresh(f"{node.name}/Concat"), {"axis": 0}, [inner], [value])]
+    edit.at(node, after=True).emit_to("Concat", [inner], [value], axis=0)
 
 
 def _makes_float8(node: gs.Node) -> bool:
-    if node.op != "QuantizeLinear":
-        return False
-    zero = dtype_of(node.inputs[2]) if len(node.inputs) > 2 else node.attrs.get("output_dtype")
-    return zero in _FLOAT8
+    return is_op(node, "QuantizeLinear") and quantized_type(node) in _FLOAT8
 
 
 def _slice_above(quantizer: gs.Node) -> list[gs.Node]:
@@ -70,4 +69,4 @@ def _slice_above(quantizer: gs.Node) -> list[gs.Node]:
     node = producer(quantizer.inputs[0])
     while node is not None and node.op in _MOVED_ACROSS:
         node = producer(node.inputs[0])
-    return [node] if node is not None and node.op == "Slice" else []
+    return [node] if is_op(node, "Slice") else []

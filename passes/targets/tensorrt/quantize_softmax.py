@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes.base import Pass, PassResult, Refusal, register, walk
-from passes.graph.edit import Emitter, Names, drop_nodes, insert_before
-from passes.graph.grids import grid_of, input_of, is_weight, small_values
-from passes.graph.match import STANDARD, output_ids, producer
-from passes.targets.tensorrt.decompose_attention import CannotError, Site, causal_mask, repeat_heads, to_heads
-from passes.weights.recipe import dtype_of
+from passes.base import Pass, PassResult, register
+from passes.graph.edit import Edit, Emitter
+from passes.graph.grids import grid_of, small_values
+from passes.graph.match import View, is_constant, is_op, producer
+from passes.targets.tensorrt.attention_parts import (
+    Site,
+    from_heads,
+    largest_above,
+    mask_of,
+    masked_scores,
+    repeat_heads,
+    to_heads,
+)
 
 # A probability is at most 1, and the largest number of FLOAT8E4M3FN is 448: no calibration is needed. This is the first
 # number from 1 / 448 on that float16 and bfloat16 both hold: rounded down, it would cut off probabilities near 1.
@@ -56,44 +63,60 @@ class QuantizeSoftmax(Pass):
     max_head_dim: int = 256
 
     def run(self, graph: gs.Graph) -> PassResult:
-        """Replace each node where it stands."""
-        names, outputs = Names(graph), output_ids(graph)
-        dead: set[int] = set()
-        refusals: list[Refusal] = []
-        for part in walk(graph):
-            new: dict[int, list[gs.Node]] = {}
-            for node in part.nodes:
-                if node.op != "Attention" or node.domain not in STANDARD:
-                    continue
-                pairs = [_Pair.of(tensor) for tensor in node.inputs[:3]]
-                found = [pair for pair in pairs if pair is not None]
-                if not found:
-                    continue
-                used = [bool(t.outputs) or id(t) in outputs for t in node.outputs]
-                try:
-                    site = Site.of(node, used)
-                    self._reject(site, len(found))
-                    new[id(node)] = _Writer(site, Emitter(node, names), found).write()
-                    dead.add(id(node))
-                except CannotError as reason:
-                    refusals.append(Refusal(node.name, str(reason)))
-            insert_before(part, new)
-        drop_nodes(graph, dead)
-        if dead:
-            _drop_unread(graph, outputs)
-        notes = (f"{len(dead)} Attention nodes in FP8",) if dead else ()
-        return PassResult(len(dead), notes, tuple(refusals))
+        """Replace each node where it stands, then drop the pairs that only Attention read."""
+        result = Edit(graph).rewrite_each(self.match, self.rewrite, "Attention nodes in FP8")
+        if result.changed:
+            _drop_unread(graph)
+        return result
 
-    def _reject(self, site: Site, pairs: int) -> None:
+    def match(self, node: gs.Node, view: View) -> _Found | str | None:
+        """An Attention node whose queries, keys and values are FP8. Raises Declined where it must stay."""
+        if not is_op(node, "Attention"):
+            return None
+        pairs = [pair for pair in map(_Pair.of, node.inputs[:3]) if pair is not None]
+        if not pairs:
+            return None
+        site = Site.of(node, view)
+        reason = self._reason(site, len(pairs))
+        if reason is None:
+            site.check_heads()
+        return reason or _Found(site, *pairs)
+
+    def _reason(self, site: Site, pairs: int) -> str | None:
         attrs = site.node.attrs
         if pairs < 3:
-            raise CannotError("only some of queries, keys and values are quantized to FP8 with one scale")
+            return "only some of queries, keys and values are quantized to FP8 with one scale"
         if attrs.get("softcap", 0.0) or attrs.get("softmax_precision", 0) not in (0, site.dtype):
-            raise CannotError("it has softcap or softmax_precision")
+            return "it has softcap or softmax_precision"
         if any(site.used[1:]):
-            raise CannotError("more than its first output is used")
+            return "more than its first output is used"
         if site.head_size is None or site.head_size > self.max_head_dim:
-            raise CannotError(f"its head size is not known to be at most {self.max_head_dim}")
+            return f"its head size is not known to be at most {self.max_head_dim}"
+        return None
+
+    def rewrite(self, found: _Found, edit: Edit) -> None:
+        """Attention(DQ(Q(q)), DQ(Q(k)), DQ(Q(v)))  ->  MatMul(DQ(Q(Softmax(MatMul(DQ(Q(q)), DQ(Q(k)))))), DQ(Q(v)))"""
+        site, kind = found.site, found.site.np_dtype
+        node, new = site.node, edit.at(site.node)
+        # 1. to heads, before quantization; keys transposed
+        q = to_heads(new, found.q.source, site.q_heads, site)
+        k = repeat_heads(new, to_heads(new, found.k.source, site.kv_heads, site), node.inputs[1], site)
+        v = repeat_heads(new, to_heads(new, found.v.source, site.kv_heads, site), node.inputs[2], site)
+        for index, pair in enumerate((found.q, found.k, found.v)):
+            node.inputs[index] = (
+                pair.source
+            )  # from here on no shape is read from a pair, and the pairs may go
+        k = new.emit("Transpose", [k], kind, perm=[0, 1, 3, 2])
+        # 2. the factor of the scores goes into the scale that dequantizes the queries
+        factor = node.attrs.get("scale")
+        factor = 1.0 / math.sqrt(site.head_size or 1) if factor is None else factor
+        scores = new.emit(
+            "MatMul", [found.q.written(new, q, kind, factor), found.k.written(new, k, kind)], kind
+        )
+        # 3. masked, 4. Softmax and its pair, 5. MatMul with the values
+        scores, open_rows = _masked(new, scores, site)
+        rows = _quantized(new, new.emit("Softmax", [scores], kind, axis=-1), kind)
+        _finish(new, [rows, found.v.written(new, v, kind)], open_rows, site, edit.release(node)[0])
 
 
 @dataclass(frozen=True)
@@ -108,9 +131,8 @@ class _Pair:
     def of(cls, tensor: gs.Tensor) -> _Pair | None:
         """The pair that makes a tensor, or None."""
         dq = producer(tensor)
-        if dq is None or dq.op != "DequantizeLinear" or (q := producer(dq.inputs[0])) is None:
-            return None
-        if q.op != "QuantizeLinear" or is_weight(q.inputs[0]):
+        q = producer(dq.inputs[0]) if is_op(dq, "DequantizeLinear") else None
+        if dq is None or not is_op(q, "QuantizeLinear") or is_constant(q.inputs[0]):
             return None
         grid, values = grid_of(q), small_values(q.inputs[1])
         if grid is None or grid != grid_of(dq) or grid.axis is not None or grid.zero or values is None:
@@ -122,97 +144,72 @@ class _Pair:
         """What is quantized."""
         return self.quantizer.inputs[0]
 
-
-@dataclass(frozen=True)
-class _Writer:
-    """The nodes that take the place of one Attention node."""
-
-    site: Site
-    new: Emitter
-    pairs: list[_Pair]
-
-    def write(self) -> list[gs.Node]:
-        """All nodes, in order. Raises CannotError."""
-        site, new, kind = self.site, self.new, self.site.np_dtype
-        q, k, v = self.pairs
-        if site.q_heads is None or site.kv_heads is None:
-            raise CannotError("its head counts are not known")
-        queries = to_heads(new, q.source, site.q_heads, site)
-        keys = repeat_heads(new, to_heads(new, k.source, site.kv_heads, site), site.node.inputs[1], site)
-        values = repeat_heads(new, to_heads(new, v.source, site.kv_heads, site), site.node.inputs[2], site)
-        for index, pair in enumerate(
-            self.pairs
-        ):  # nothing raises from here on, and no shape is read from a pair
-            site.node.inputs[index] = pair.source
-        keys = new.emit("Transpose", [keys], kind, perm=[0, 1, 3, 2])
-        factor = site.node.attrs.get("scale")
-        factor = 1.0 / math.sqrt(site.head_size or 1) if factor is None else factor
-        scores = new.emit("MatMul", [self._pair(q, queries, factor), self._pair(k, keys)], kind)
-        scores, open_rows = self._masked(scores)
-        rows = self._probabilities(new.emit("Softmax", [scores], kind, axis=-1))
-        self._finish([rows, self._pair(v, values)], open_rows)
-        return new.nodes
-
-    def _pair(self, pair: _Pair, tensor: gs.Tensor, factor: float = 1.0) -> gs.Tensor:
+    def written(self, new: Emitter, tensor: gs.Tensor, kind: np.dtype[Any], factor: float = 1.0) -> gs.Tensor:
         """`tensor` quantized as the pair does, and dequantized `factor` times larger."""
-        new, q, dq = self.new, pair.quantizer, pair.dequantizer
+        q, dq = self.quantizer, self.dequantizer
         narrow = new.emit("QuantizeLinear", [tensor, *q.inputs[1:]], TensorProto.FLOAT8E4M3FN, **q.attrs)
         scale = dq.inputs[1]
         if factor != 1.0:
-            scale = new.constant("query_scale", np.array(pair.scale * factor, self.site.np_dtype))
-        return new.emit("DequantizeLinear", [narrow, scale, *dq.inputs[2:]], self.site.np_dtype, **dq.attrs)
+            scale = new.constant("query_scale", np.array(self.scale * factor, kind))
+        return new.emit("DequantizeLinear", [narrow, scale, *dq.inputs[2:]], kind, **dq.attrs)
 
-    def _probabilities(self, rows: gs.Tensor) -> gs.Tensor:
-        new, kind = self.new, self.site.np_dtype
-        scale = new.constant("softmax_scale", np.array(_SCALE, kind))
-        zero = new.constant("softmax_zero_point", np.array(0, ml_dtypes.float8_e4m3fn))
-        narrow = new.emit("QuantizeLinear", [rows, scale, zero], TensorProto.FLOAT8E4M3FN)
-        return new.emit("DequantizeLinear", [narrow, scale, zero], kind)
 
-    def _masked(self, scores: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor | None]:
-        """Scores with -inf where masked, and which rows have anything left, (..., queries, 1); None: all have."""
-        new, kind, mask = self.new, self.site.np_dtype, input_of(self.site.node, 3)
-        causal = causal_mask(new, self.site) if self.site.node.attrs.get("is_causal", 0) else None
-        if causal is None and mask is None:
-            return scores, None
-        least = new.constant("masked", np.array(-np.inf, kind))
-        if mask is not None and dtype_of(mask) != TensorProto.BOOL:
-            bias = mask if causal is None else new.emit("Where", [causal, mask, least], kind)
-            return new.emit("Add", [scores, bias], kind), self._above(bias, least)
-        masks = [tensor for tensor in (mask, causal) if tensor is not None]
-        allowed = masks[0] if len(masks) == 1 else new.emit("And", masks, np.bool_)
-        scores = new.emit("Where", [allowed, scores, least], kind)
-        if mask is None:  # every query sees the first key
-            return scores, None
-        ones = new.emit("Cast", [allowed], kind, to=self.site.dtype)
-        return scores, self._above(ones, new.constant("none", np.array(0, kind)))
+@dataclass(frozen=True)
+class _Found:
+    """An Attention node and the pairs of its queries, keys and values."""
 
-    def _above(self, tensor: gs.Tensor, limit: gs.Tensor) -> gs.Tensor:
-        """Whether the largest number of each row is above `limit`."""
-        axes = self.new.constant("axes", np.array([-1], np.int64))
-        best = self.new.emit("ReduceMax", [tensor, axes], self.site.np_dtype, keepdims=1)
-        return self.new.emit("Greater", [best, limit], np.bool_)
+    site: Site
+    q: _Pair
+    k: _Pair
+    v: _Pair
 
-    def _finish(self, factors: list[gs.Tensor], open_rows: gs.Tensor | None) -> None:
-        """The product, zeros in rows where everything is masked, and the layout of the output."""
-        new, kind, output = self.new, self.site.np_dtype, self.site.node.outputs[0]
-        y = new.emit("MatMul", factors, kind)
-        if open_rows is not None:
-            y = new.emit("Where", [open_rows, y, new.constant("zero", np.array(0, kind))], kind)
-        if self.site.rank == 4:
-            new.nodes[-1].outputs[0] = output
+
+def _quantized(new: Emitter, rows: gs.Tensor, kind: np.dtype[Any]) -> gs.Tensor:
+    """rows  ->  DQ(Q(rows)) with the scale of probabilities"""
+    scale = new.constant("softmax_scale", np.array(_SCALE, kind))
+    zero = new.constant("softmax_zero_point", np.array(0, ml_dtypes.float8_e4m3fn))
+    narrow = new.emit("QuantizeLinear", [rows, scale, zero], TensorProto.FLOAT8E4M3FN)
+    return new.emit("DequantizeLinear", [narrow, scale, zero], kind)
+
+
+def _masked(new: Emitter, scores: gs.Tensor, site: Site) -> tuple[gs.Tensor, gs.Tensor | None]:
+    """Scores with -inf where masked, and which rows have anything left, (..., queries, 1); None: all have."""
+    mask = mask_of(new, site)
+    if mask is None:
+        return scores, None
+    scores = masked_scores(new, scores, mask, site)
+    if not mask.given:  # is_causal alone: every query sees the first key
+        return scores, None
+    if mask.bias is not None:
+        return scores, largest_above(new, mask.bias, mask.least, site)
+    ones = new.emit("Cast", [mask.allowed], site.np_dtype, to=site.dtype)
+    return scores, largest_above(new, ones, new.constant("none", np.array(0, site.np_dtype)), site)
+
+
+def _finish(
+    new: Emitter, factors: list[gs.Tensor], open_rows: gs.Tensor | None, site: Site, output: gs.Tensor
+) -> None:
+    """MatMul(weights, values), zeros in rows where everything is masked, and the layout of the output."""
+    kind = site.np_dtype
+    if site.rank == 4 and open_rows is None:
+        new.emit_to("MatMul", factors, [output])
+        return
+    y = new.emit("MatMul", factors, kind)
+    if open_rows is not None:
+        zero = new.constant("zero", np.array(0, kind))
+        if site.rank == 4:
+            new.emit_to("Where", [open_rows, y, zero], [output])
             return
-        y = new.emit("Transpose", [y], kind, perm=[0, 2, 1, 3])
-        new.emit_to("Reshape", [y, new.constant("shape", np.array([0, 0, -1], np.int64))], [output])
+        y = new.emit("Where", [open_rows, y, zero], kind)
+    from_heads(new, y, output, site)
 
 
-def _drop_unread(graph: gs.Graph, outputs: set[int]) -> None:
+def _drop_unread(graph: gs.Graph) -> None:
     """Remove the pairs that only Attention read."""
     for op in ("DequantizeLinear", "QuantizeLinear"):
-        dead = {
-            id(node)
-            for part in walk(graph)
-            for node in part.nodes
-            if node.op == op and not node.outputs[0].outputs and id(node.outputs[0]) not in outputs
-        }
-        drop_nodes(graph, dead)
+        edit = Edit(graph)
+        nodes = (node for part in edit.view.parts for node in part.nodes if node.op == op)
+        edit.remove(
+            *(n for n in nodes if not n.outputs[0].outputs and id(n.outputs[0]) not in edit.view.outputs)
+        )
+        edit.apply()

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from diffc.models.sources.safetensors_files import file_weights
-from diffc.models.sources.torch_weights import TorchWeights, fill_buffers, tensor_of
+from diffc.models.sources.torch_weights import TorchWeights, fill_buffers
+from diffc.tensors import tensor_of
 from passes.weights.recipe import Recipe
 
 TYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8]

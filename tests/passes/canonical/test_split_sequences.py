@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from passes import Pipeline
 from passes.canonical.split_sequences import SplitSequences
 from tests.passes.graph_helpers import apply, check_same, model, ops
 
@@ -175,3 +176,22 @@ def test_a_piece_that_is_a_graph_output_keeps_its_name() -> None:
     assert ops(result.model) == ["Split", "Identity"]
     assert [out.name for out in result.model.graph.output] == ["y"]
     check_same(before, result.model, {"x": random(2, 6)})
+
+
+def test_a_body_reads_a_sequence_from_outside() -> None:
+    before = model(
+        """g (float[b,12] x, bool c) => (float[b,k] y) {
+            s = SplitToSequence<axis = 1>(x, four)
+            y = If (c) <
+                then_branch = t () => (float[b,12] p) { j = ConcatFromSequence<axis = 1>(s) p = Neg(j) },
+                else_branch = e () => (float[b,4] q) { q = SequenceAt(s, i0) }
+            >
+        }""",
+        {"four": np.array(4), **parts(1)},
+    )
+    result = Pipeline([SplitSequences()]).run(before)
+    assert ops(result.model) == ["Split", "If"]
+    bodies = [[node.op_type for node in a.g.node] for a in result.model.graph.node[1].attribute]
+    assert sorted(bodies) == [["Concat", "Neg"], ["Identity"]]
+    for taken in (True, False):
+        check_same(before, result.model, {"x": random(3, 12), "c": np.array(taken)})

@@ -5,7 +5,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from passes.base import Refusal
-from passes.graph.edit import Edit, Names
+from passes.graph.edit import Declined, Edit, Names, replace_output
 from passes.graph.match import View, is_op
 from tests.passes.graph_helpers import graph_of, made_by
 
@@ -120,6 +120,43 @@ def test_each_match_is_rewritten_in_bodies_too() -> None:
     branch = made_by(graph, "b")
     assert [n.op for n in graph.nodes] == ["Relu", "If", "Relu"]
     assert [n.op for n in branch.attrs["then_branch"].nodes] == ["Relu"]
+
+
+def test_a_match_declines_from_deep_below() -> None:
+    graph = graph_of(CHAIN)
+
+    def match(node: gs.Node, _view: View) -> gs.Node | None:
+        if is_op(node, "Abs"):
+            raise Declined("it is an Abs")
+        return node if is_op(node, "Relu") else None
+
+    result = Edit(graph).rewrite_each(
+        match, lambda node, edit: edit.decline(node.outputs[0], "half done"), "things"
+    )
+    assert result.refusals == (Refusal(made_by(graph, "b").name, "it is an Abs"), Refusal("c", "half done"))
+    assert result.notes == ("1 things",)
+
+
+def test_what_is_removed_reads_nothing_and_is_removed_once() -> None:
+    graph = graph_of("g (float[4] x) => (float[4] y, float[4] z) { y = Neg(x) z = Abs(x) u = Relu(x) }")
+    edit, x = Edit(graph), graph.inputs[0]
+    edit.remove(made_by(graph, "u"))
+    edit.at(made_by(graph, "y")).emit("Sign", [x])
+    assert [node.op for node in edit.readers(x)] == ["Neg", "Abs", "Sign"]
+    result = edit.finish({"signs": 1, "sines": 0, "nodes gone": 1})
+    assert (result.changed, result.notes, result.refusals) == (2, ("1 signs", "1 nodes gone"), ())
+    ops = [node.op for node in graph.nodes]
+    assert ops == ["Sign", "Neg", "Abs"]
+    edit.apply()  # what was applied is not applied again
+    assert [node.op for node in graph.nodes] == ops
+
+
+def test_another_output() -> None:
+    graph = graph_of("g (float[4] x) => (float[2] y, float[2] z) { y, z = Split<num_outputs = 2>(x) }")
+    node, z = made_by(graph, "y"), graph.outputs[1]
+    replace_output(node, z, gs.Variable("w"))
+    assert [tensor.name for tensor in node.outputs] == ["y", "w"]
+    assert len(z.inputs) == 0
 
 
 def test_groups() -> None:

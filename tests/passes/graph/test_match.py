@@ -9,11 +9,16 @@ from passes.graph.from_onnx import import_graph
 from passes.graph.match import (
     View,
     bias_add,
+    constant_value,
     cut_of,
+    held_values,
+    input_of,
     is_channel_norm,
+    is_constant,
     is_op,
     is_per_image,
     number_of,
+    permutation,
     producer,
     projection,
     sole_producer,
@@ -188,3 +193,52 @@ def test_operators_and_numbers() -> None:
     x, one = add.inputs
     two = made_by(graph, "t").inputs[1]
     assert (number_of(one), number_of(two), number_of(x)) == (1.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "expected"),
+    [
+        ("value = float[2] {1.5, -2}", np.array([1.5, -2], np.float32)),
+        ("value_int = 3", np.array(3)),
+        ("value_ints = [3, 4]", np.array([3, 4])),
+        ("value_float = 0.5", np.array(0.5, np.float32)),
+        ("value_floats = [0.5, 1.5]", np.array([0.5, 1.5], np.float32)),
+    ],
+)
+def test_values_of_a_constant_node(attribute: str, expected: Any) -> None:
+    graph = graph_of(f"g (float[1] x) => (float y) {{ c = Constant<{attribute}>() y = Identity(c) }}")
+    node, tensor = made_by(graph, "c"), made_by(graph, "y").inputs[0]
+    for found in (constant_value(node), held_values(tensor)):
+        assert found is not None
+        assert (found.dtype, found.shape, found.tolist()) == (
+            expected.dtype,
+            expected.shape,
+            expected.tolist(),
+        )
+    assert is_constant(tensor)
+
+
+def test_values_that_are_held_or_computed() -> None:
+    text = "g (float[2] x) => (float[2] y, float[2] z) { y = Add(x, w) z = Mul(x, r) }"
+    array = np.array([1, 2], np.float32)
+    graph = graph_of(text, {"w": array, "r": Recipe.of_array(array)})
+    (x, w), r = made_by(graph, "y").inputs, made_by(graph, "z").inputs[1]
+    held = held_values(w)
+    assert held is not None
+    assert np.array_equal(held, array)
+    assert held_values(x) is held_values(r) is None
+    assert [is_constant(t) for t in (x, w, r)] == [False, True, True]
+
+
+def test_optional_inputs_and_orders_of_axes() -> None:
+    text = """g (float[2,3,4] x, float m) => (float y, float z, float t) {
+        y = Clip(x, , m) z = Transpose(x) t = Transpose<perm = [1, 0, 2]>(x)
+    }"""
+    graph = graph_of(text)
+    clip = made_by(graph, "y")
+    assert input_of(clip, 1) is input_of(clip, 3) is None
+    assert input_of(clip, 2) is graph.inputs[1]
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    ran = run_ort(model(text), {"x": x, "m": np.array(50, np.float32)})
+    for name, got in zip("zt", ran[1:], strict=True):
+        assert np.array_equal(x.transpose(permutation(made_by(graph, name), 3)), got)

@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from passes import PassError, Pipeline
-from passes.importing.rewrite_opset import NO_KERNEL_22, RewriteOpset, changes
+from passes.importing.rewrite_opset import NO_KERNEL_22, RewriteOpset
+from passes.importing.schema_changes import changes
 from tests.passes.graph_helpers import apply, check_same, materialize, run_ort
 from tests.passes.importing.test_rewrite_opset import old, raised, random
 
