@@ -34,7 +34,7 @@ class ModelSource:
 
     `stored_dtype` is the compute type where the types of the weights do not tell it, empty elsewhere. `held` are the
     layers that the files hold quantized, by their names: codes, scales and inputs; their `weights` are what the codes
-    stand for. `parts`: what the file of the backbone holds besides, such as "VAE"; `beside` has the tensors of these, by
+    stand for. `parts`: what the file of the backbone holds besides, such as "VAE"; `beside` has their tensors, by
     their names in the file. `exact` names the weights that are not rounded to the compute type (`as_held`).
     """
 
