@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 _FENCED = re.compile(r"^(?:<!-- test: ([\w ]+) -->\n)?```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_INDENTED = re.compile(r"^ {4,}((?:diffc|python3?|py|pip|polygraphy|sh|\.venv\S*)(?: .*)?)$", re.MULTILINE)
+_INDENTED = re.compile(r"^ {4,}((?:diffc|python3?|py|pip|polygraphy|sh|cd|\.venv\S*)(?: .*)?)$", re.MULTILINE)
 _DIFFC = ("diffc", ".venv/Scripts/diffc")
 
 

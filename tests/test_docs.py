@@ -54,6 +54,7 @@ OTHERS = (
     "py -m venv ",
     ".venv",
     "sh check/run.sh",
+    "cd build/digits-sd3-fp8/validation && sh run.sh",
     "export POLYGRAPHY_USE_TENSORRT_RTX=1",
 )
 """How lines of other programs begin; each kind has its check here, or in tests/commands/test_package_optimum.py."""

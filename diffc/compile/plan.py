@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from diffc.artifact.folder import check_output
 from diffc.backends.sm import check_format_sms
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, find_target
 from diffc.backends.tensorrt.device import check_stripping
 from diffc.compile.request import DTYPES, CompileRequest
+from diffc.compile.stored import AUTO, check_held, described, format_of
 from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
 from diffc.models.profiles import ShapeProfile, painted_size, parse_profile
+from diffc.models.sampling import Sampling, sampling_of
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource, locate
+from diffc.models.sources.pipelines import with_pipeline
 from diffc.models.spec import Shape
 from diffc.quantize.folder import check_place
-from diffc.quantize.formats import Format, find_format
+from diffc.quantize.formats import FORMATS, STORED, Format, find_format
 from diffc.validate.shapes import usual_shapes
+
+if TYPE_CHECKING:
+    from diffc.quantize.checkpoint import Checkpoint
 
 VALIDATION_BYTES = 16
 """Memory per parameter while validating: torch's float32 weights, and ONNX Runtime's, each twice while loading."""
@@ -27,7 +35,8 @@ VALIDATION_BYTES = 16
 class Plan:
     """A request whose every part was found and fits together.
 
-    `streams_validation`: the model is too large to be validated whole, see `diffc.validate.streamed`.
+    `streams_validation`: the model is too large to be validated whole, see `diffc.validate.streamed`. `checkpoint` is
+    the calibration of a model that was quantized in memory.
     """
 
     request: CompileRequest
@@ -37,6 +46,7 @@ class Plan:
     dtype: str
     profile: ShapeProfile
     streams_validation: bool = False
+    checkpoint: Checkpoint | None = None
 
     @property
     def rounds_activations(self) -> bool:
@@ -46,7 +56,24 @@ class Plan:
     @property
     def calibrates(self) -> bool:
         """Whether the compile runs a calibration, which can take hours, instead of taking one that is there."""
-        return self.format.algorithm is not None and self.request.from_checkpoint is None
+        return (
+            self.format.algorithm is not None
+            and self.request.from_checkpoint is None
+            and self.checkpoint is None
+        )
+
+    @property
+    def runs_pipeline(self) -> bool:
+        """Whether the compile runs the pipeline on prompts to calibrate."""
+        return self.calibrates and self.request.calibrate == "pipeline"
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """Denoising steps and guidance of calibration: those asked for, otherwise those that the pipeline tells."""
+        usual, request = sampling_of(self.source), self.request
+        asked = request.steps is not None or request.guidance is not None
+        guidance = usual.guidance if request.guidance is None else request.guidance
+        return Sampling(request.steps or usual.steps, guidance, "" if asked else usual.why)
 
     @property
     def validation_shapes(self) -> tuple[Shape, ...]:
@@ -62,7 +89,7 @@ class Plan:
             return "as --skip-validation asks"
         if self.streams_validation:
             return "the model is too large to run it whole"
-        if self.source.pipeline_dir is None or self.request.calibrate == "synthetic":
+        if not self.source.has_pipeline or self.request.calibrate == "synthetic":
             return "there is no pipeline to run"
         try:
             check_components(self.source)
@@ -71,9 +98,14 @@ class Plan:
         return ""
 
 
-def check(request: CompileRequest) -> Plan:
-    """Everything that can be refused is refused here, before any expensive work."""
-    fmt = find_format(request.format)
+def check(
+    request: CompileRequest, source: ModelSource | None = None, checkpoint: Checkpoint | None = None
+) -> Plan:
+    """Everything that can be refused is refused here, before any expensive work.
+
+    `source` is the model where it is in memory, and `checkpoint` its calibration where it was quantized there.
+    """
+    fmt = FORMATS["none"] if request.format == AUTO else find_format(request.format)
     targets = tuple(find_target(name) for name in dict.fromkeys(request.targets))
     request.options.check(fmt)
     check_format_sms(fmt.name, fmt.min_sm, request.sms)
@@ -85,10 +117,15 @@ def check(request: CompileRequest) -> Plan:
     for target in targets:
         target.check_format(fmt.name)
     check_output(request.output, force=request.force)
-    source = locate(request.model, request.hub)
-    _check_calibration(request, fmt, source)
-    if request.image_size is not None:
-        source.family.check(source.config, Shape(1, request.image_size, request.image_size, 1))
+    source = source or locate(request.model, request.hub)
+    if request.pipeline is not None:
+        source = with_pipeline(source, request.pipeline, request.hub)
+    fmt = format_of(request.format, source)
+    if fmt is STORED:
+        source = source.as_held()
+        check_held(source, targets, request.sms)
+    _check_calibration(request, fmt, source, calibrated=checkpoint is not None)
+    _check_images(request, source)
     dtype = source.dtype if request.dtype == "auto" else request.dtype
     if dtype != "float16" and 75 in request.sms:
         raise UnsupportedError(
@@ -100,9 +137,17 @@ def check(request: CompileRequest) -> Plan:
             "TensorRT has no attention in float32, so none that runs in FP8 beside it",
             fix="give --dtype float16 or bfloat16, or leave out --quantize-mha",
         )
-    profile = parse_profile(request.profile, source.family, source.config, painted_size(source.pipeline_dir))
+    profile = parse_profile(request.profile, source.family, source.config, _painted(source))
     streams = not request.skip_validation and not _fits_memory(source)
-    return Plan(request, source, fmt, targets, dtype, profile, streams)
+    return Plan(request, source, fmt, targets, dtype, profile, streams, checkpoint)
+
+
+def _painted(source: ModelSource) -> int | None:
+    """The image size of the pipeline's VAE, in pixels; None where there is no VAE."""
+    if source.pipeline is None:
+        return painted_size(source.pipeline_dir)
+    config = getattr(getattr(source.pipeline, "vae", None), "config", None)
+    return getattr(config, "sample_size", None)
 
 
 def _fits_memory(source: ModelSource) -> bool:
@@ -143,7 +188,17 @@ def _check_sms(targets: Sequence[Target], sms: Sequence[int]) -> None:
         raise UsageError("--sm is given, and no target builds for named GPUs", fix="add --target trt-rtx")
 
 
-def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource) -> None:
+def _check_images(request: CompileRequest, source: ModelSource) -> None:
+    """Raise UsageError for a size of calibration images that the model cannot paint."""
+    height, width = (size or request.image_size for size in (request.height, request.width))
+    usual = source.family.pixel_multiple(source.config)
+    if height or width:
+        source.family.check(source.config, Shape(1, height or usual, width or usual, 1))
+
+
+def _check_calibration(
+    request: CompileRequest, fmt: Format, source: ModelSource, *, calibrated: bool
+) -> None:
     for name, dtype in request.component_dtypes:
         if dtype not in DTYPES:
             raise unknown_value(f"dtype of component {name!r}", dtype, DTYPES)
@@ -152,19 +207,23 @@ def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource
     if request.save_checkpoint is not None:
         if not fmt.quantizes:
             raise UsageError(
-                "format 'none' has no calibration to save", fix="give --format, or no --save-checkpoint"
+                f"format {fmt.name!r} has no calibration to save",
+                fix="give --format, or no --save-checkpoint",
             )
         check_place(request.save_checkpoint)
     if not fmt.quantizes:
         if request.from_checkpoint is not None:
-            raise UsageError("format 'none' takes no checkpoint", fix="give its --format, or leave it out")
+            raise UsageError(
+                f"format {fmt.name!r} takes no checkpoint", fix="give its --format, or leave it out"
+            )
         return
-    if fmt.algorithm is None or request.calibrate == "synthetic":
+    if calibrated or fmt.algorithm is None or request.calibrate == "synthetic":
         return  # no pipeline is needed
-    if request.from_checkpoint is None and source.pipeline_dir is None:
+    if request.from_checkpoint is None and not source.has_pipeline:
         raise DiffcError(
             f"{source.path} is a backbone alone, and calibration runs the whole pipeline on prompts",
-            fix="give the pipeline's folder, --from-checkpoint with an earlier calibration, or, to try a compile,"
+            fix="give the pipeline's folder, --pipeline with one around it, --from-checkpoint with an earlier"
+            " calibration, or, to try a compile,"
             " --calibrate synthetic",
         )
     if request.from_checkpoint is None:
@@ -175,6 +234,11 @@ def describe(plan: Plan) -> str:
     """One line that says what will be done."""
     sms = "".join(f" SM{sm}" for sm in plan.request.sms)
     targets = ", ".join(target.name for target in plan.targets)
-    return (
+    line = (
         f"{plan.source.name} ({plan.source.family}) to {plan.format.name} in {plan.dtype}, for {targets}{sms}"
     )
+    if not plan.source.held:
+        return line
+    if plan.format is STORED:
+        return f"{line}: {described(plan.source)} layers as the file holds them"
+    return f"{line}; its own codes ({described(plan.source)}) are expanded: --format stored keeps them"

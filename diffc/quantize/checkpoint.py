@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from diffc.quantize.convert import (
     weighted_layers,
 )
 from diffc.quantize.fingerprint import backbone_config, config_hash
+from diffc.quantize.formats import STORED
 from diffc.quantize.kinds import Settings, kind_of
 from diffc.quantize.scaling import apply_scaling
 from diffc.quantize.state import (
@@ -118,7 +119,29 @@ class Checkpoint:
         Quantizers that ModelOpt puts on norms by accident are left out. Raises DiffcError as
         `diffc.quantize.modelopt_file.read` does.
         """
-        found = modelopt_file.read(path, backbone, weights or {})
+        return cls._of_modelopt(modelopt_file.read(path, backbone, weights or {}), backbone, family)
+
+    @classmethod
+    def from_modelopt_object(
+        cls,
+        name: str,
+        content: Mapping[str, Any],
+        stored: Mapping[str, Recipe],
+        backbone: nn.Module,
+        *,
+        family: str,
+        weights: Mapping[str, Recipe],
+    ) -> Checkpoint:
+        """The same for a model in memory: `content` is what `mto.save` would write, `stored` its tensors as recipes."""
+        found = modelopt_file.found_in(name, content, stored, backbone, weights)
+        return cls._of_modelopt(found, backbone, family)
+
+    def of_source(self, fingerprint: str) -> Checkpoint:
+        """The same calibration, of the weights with this fingerprint."""
+        return replace(self, source=fingerprint)
+
+    @classmethod
+    def _of_modelopt(cls, found: modelopt_file.Found, backbone: nn.Module, family: str) -> Checkpoint:
         return cls(
             family,
             found.format,
@@ -129,6 +152,11 @@ class Checkpoint:
             scaling=found.scaling,
             weights=found.weights,
         )
+
+    @property
+    def scales_weights(self) -> bool:
+        """Whether `scaling` still has to be applied to the weights: a file's own codes have it in them."""
+        return self.format != STORED.name
 
     @property
     def config_hash(self) -> str:
@@ -204,7 +232,7 @@ class Checkpoint:
             quantizer.set_from_attribute_config(QuantizerAttributeConfig(**attributes_of(settings)))
             if name in self.amax:
                 quantizer.amax = tensor_of(self.amax[name], like)
-        apply_scaling(backbone, self.scaling)
+        apply_scaling(backbone, self.scaling, weights=self.scales_weights)
         put_weights(backbone, self.weights)
 
 

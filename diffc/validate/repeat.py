@@ -22,10 +22,10 @@ from diffc.validate.reports import UNROUNDED, ShapeReport, file_name
 from diffc.validate.tolerances import tolerance_of
 from passes.files.atomic import write_text
 
-README = """The comparisons of the compile, for `polygraphy run` (pip install polygraphy onnxruntime).
+README = """The comparisons of the compile, for `polygraphy run`: pip install polygraphy==0.53.6 onnxruntime==1.31.1
 
   run.sh, run.bat    the graphs in ONNX Runtime on the CPU, with its default options, against torch's outputs
-  rtx.sh, rtx.bat    the engines of TensorRT-RTX: remove the lines of other GPUs than yours (pip install tensorrt-rtx)
+  rtx.sh, rtx.bat    the engines of TensorRT-RTX: remove the lines of other GPUs (tensorrt-rtx of the manifest)
   NAME-inputs.json, NAME-torch.json    inputs, and the outputs of ModelOpt's torch model for them
   NAME-onnxruntime.json, NAME.json     what ONNX Runtime gave at the compile, and how far it was off
   NAME-case.json     the types of the inputs, and the limit of the relative L2 error that NAME-compare.py holds

@@ -60,6 +60,8 @@ def check_components(source: ModelSource, *, without: Collection[str] = ()) -> N
     than diffusers. Reads names, no weights.
     """
     pipeline = source.pipeline_dir
+    if source.pipeline is not None:
+        return  # a pipeline in memory was loaded by its owner
     if pipeline is None:
         raise DiffcError(
             f"{source.path} is a backbone alone, and this needs the whole pipeline",
@@ -74,7 +76,11 @@ def check_components(source: ModelSource, *, without: Collection[str] = ()) -> N
         )
     for name in present:
         if name not in without and _is_model(pipeline / name):
-            _check_weights(pipeline / name, source.variant, is_backbone=name == source.path.name)
+            _check_weights(
+                pipeline / name,
+                source.variant,
+                is_backbone=name in (source.path.name, source.family.component),
+            )
 
 
 def backbone_file(source: ModelSource) -> WeightFile | None:
