@@ -73,7 +73,7 @@ def planned(plan: Plan, terminal: Terminal) -> None:
     bits = plan.format.stored_bits or (32 if plan.dtype == "float32" else 16)
     weights = source.parameters * bits / 8
     terminal.line(f"Would compile {describe(plan)}")
-    terminal.line(made_for({"profile": asdict(plan.profile)}))
+    terminal.line(made_for({"profile": plan.profile.described()}))
     for applied in source.loras:
         terminal.line(f"LoRA: {applied.summary()}")
     names = ["model.onnx_data"]
@@ -85,7 +85,7 @@ def planned(plan: Plan, terminal: Terminal) -> None:
     checks = "layer by layer, for want of memory" if plan.streams_validation else "whole"
     terminal.line("Not compared with torch" if request.skip_validation else f"Compared with torch, {checks}")
     terminal.line(f"Nothing was written to {request.output}")
-    terminal.result({"files": dict.fromkeys(names, weights), "profile": asdict(plan.profile)})
+    terminal.result({"files": dict.fromkeys(names, weights), "profile": plan.profile.described()})
 
 
 def lora_lines(manifest: Mapping[str, Any]) -> list[str]:

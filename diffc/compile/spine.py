@@ -43,7 +43,7 @@ from diffc.compile.lora_slots import slotted
 from diffc.compile.manifest import manifest
 from diffc.compile.onnx_model import compile_onnx
 from diffc.compile.pipeline_step import check_step
-from diffc.compile.plan import Plan, check, check_targets, describe
+from diffc.compile.plan import Plan, assumed, check, check_targets, describe
 from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.compile.stored import held_checkpoint
 from diffc.compile.validation import validate_by_layer, validate_whole
@@ -131,6 +131,8 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     ui.note(describe(plan))
     for applied in plan.source.loras:
         ui.note(applied.summary())
+    for line in assumed(plan):
+        ui.note(line)
     parts = Parts(ui, part_names(plan))
     cache = resolve_cache(plan, backbone, ui)
     loras = [applied.file.path for applied in plan.source.loras]
