@@ -40,6 +40,7 @@ from passes.targets.ort_cuda.merge_row_products import MergeRowProducts
 from passes.targets.ort_cuda.rewrite_patches import RewritePatches
 from passes.targets.tensorrt.add_zero_bias import AddZeroBias
 from passes.targets.tensorrt.decompose_attention import DecomposeAttention
+from passes.targets.tensorrt.fold_scale_cast import FoldScaleCast
 from passes.targets.tensorrt.quantize_softmax import QuantizeSoftmax
 from passes.targets.tensorrt.type_trt_ops import TypeTrtOps
 
@@ -83,6 +84,7 @@ _TENSORRT: tuple[Pass, ...] = (
     DecomposeAttention(),  # the compiler has no float32 kernel and none above 256 (16-bit stays one node)
     AddZeroBias(),  # after fuse-qdq, which lets layers share their quantized input
     FoldConstants(),  # the causal mask and the shapes that decomposing adds are often static
+    FoldScaleCast(),  # after all that match a DequantizeLinear by its types
     RemoveUnused(),  # what folding left, and the doubled scales and axes of many attention layers
     TypeTrtOps(),  # last: what is typed must not change any more
 )

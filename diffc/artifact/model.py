@@ -8,12 +8,18 @@ from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.models.sources.locate import ModelSource, locate, locate_again
+from diffc.quantize.formats import STORED
 
 
 def remembered(model: str) -> str:
     """What a manifest keeps of MODEL of the command line: a file or folder as an absolute path, a name as it is."""
     place = Path(model).expanduser()
     return model if model in EMBEDDED or not place.exists() else str(place.absolute())
+
+
+def _as_compiled(source: ModelSource, artifact: Artifact) -> ModelSource:
+    """The source with the values that the compile took: those of its codes where it kept them."""
+    return source.as_held() if artifact.manifest["format"] == STORED.name else source
 
 
 def compiled_model(artifact: Artifact, given: str | None, option: str) -> ModelSource:
@@ -24,7 +30,7 @@ def compiled_model(artifact: Artifact, given: str | None, option: str) -> ModelS
     """
     if given is not None:
         try:
-            return locate(given)
+            return _as_compiled(locate(given), artifact)
         except DiffcError as error:
             raise DiffcError(error.what, fix=f"name the folder of the model: {option}") from error
     model = artifact.manifest["request"]["model"]
@@ -34,7 +40,7 @@ def compiled_model(artifact: Artifact, given: str | None, option: str) -> ModelS
             fix=f"say where the model lies now: {option}",
         )
     try:
-        source = locate_again(artifact.manifest)
+        source = _as_compiled(locate_again(artifact.manifest), artifact)
     except DiffcError as error:
         raise DiffcError(
             f"{artifact.folder} was compiled from {model}, and the model cannot be read there now: {error.what}",

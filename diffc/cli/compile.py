@@ -40,9 +40,14 @@ def compile_command(
     format: Annotated[
         str,
         typer.Option(
-            "--format", "-f", metavar="FORMAT", help="{formats}.", autocompletion=completed(choices.formats)
+            "--format",
+            "-f",
+            metavar="FORMAT",
+            help="{formats}; stored keeps a quantized file's own codes.",
+            show_default="none; stored for a quantized file",
+            autocompletion=completed(choices.formats),
         ),
-    ] = "none",
+    ] = "auto",
     target: Annotated[
         list[str] | None,
         typer.Option(

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from diffc.cli.terminal import Terminal
 
 EXAMPLES = examples(
-    "diffc inspect build/digits", "diffc inspect PIPELINE", "diffc inspect build/digits --json -"
+    "diffc inspect build/digits",
+    "diffc inspect PIPELINE",
+    "diffc inspect model.safetensors",
+    "diffc inspect build/digits --json -",
 )
 
 
@@ -24,7 +27,7 @@ def inspect_command(
         str,
         typer.Argument(
             metavar="ARTIFACT|MODEL",
-            help="A folder that `diffc compile` wrote, a pipeline or backbone folder, or an embedded model.",
+            help="A folder that `diffc compile` wrote, a pipeline or backbone folder, a file, or an embedded model.",
             autocompletion=completed(choices.models),
         ),
     ],

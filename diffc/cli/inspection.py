@@ -79,6 +79,7 @@ def _model(source: ModelSource, terminal: Terminal) -> None:
     terminal.line(f"  pipeline {source.pipeline_dir or 'none: calibration on prompts and painting need one'}")
     terminal.line(f"  {_count(count)} parameters in {len(source.weights)} tensors, {size} in {source.dtype}")
     terminal.line(made_for({"profile": profile}), " unless --profile says otherwise")
+    found = _held(source, terminal)
     sizes = {f.name: count * (f.stored_bits or 8 * source.nbytes / count) / 8 for f in FORMATS.values()}
     about = ", ".join(f"{name} {megabytes(size).strip()}" for name, size in sizes.items())
     terminal.console.print(styled(f"About as large as: {about}"))
@@ -94,5 +95,22 @@ def _model(source: ModelSource, terminal: Terminal) -> None:
             "profile": profile,
             "config": dict(source.config),
             "bytes_by_format": sizes,
+            **found,
         }
     )
+
+
+def _held(source: ModelSource, terminal: Terminal) -> dict[str, Any]:
+    """What a file holds quantized, layer by layer, what else is in it, and what compiles it."""
+    from diffc.commands.look import layer_rule, look
+
+    looked = look(source)
+    for kind, names in looked.kinds.items():
+        terminal.line(f"  {len(names)} layers {kind}: {layer_rule(names)}")
+    if source.parts:
+        terminal.line(f"  beside the backbone: {', '.join(source.parts)}")
+    if looked.missing:
+        terminal.line(f"  not in the file: {', '.join(looked.missing)}")
+    terminal.line(f"Compile it: {looked.command}")
+    held = {kind: list(names) for kind, names in looked.kinds.items()}
+    return {"held": held, "parts": list(source.parts), "command": looked.command}

@@ -31,6 +31,7 @@ from diffc.cli import (
     validate,
 )
 from diffc.cli.cache import cache_app
+from diffc.cli.checkpoint import checkpoint_app
 from diffc.cli.command import Command, Group, shared_options
 from diffc.cli.models import models_app
 from diffc.plugins import broken, load, unusable
@@ -81,7 +82,8 @@ for name, function, text, panel in (
     app.command(name, cls=Command, epilog=text, rich_help_panel=panel)(shared_options(function))
 app.add_typer(models_app, name="models", rich_help_panel=_LISTS)
 app.add_typer(cache_app, name="cache", rich_help_panel=_LISTS)
-_OWN = [*(command.name or "" for command in app.registered_commands), "models", "cache"]
+app.add_typer(checkpoint_app, name="checkpoint", rich_help_panel=_MAKE)
+_OWN = [*(command.name or "" for command in app.registered_commands), "models", "cache", "checkpoint"]
 for name, added in load("diffc.commands", FunctionType, _OWN).items():
     app.command(name, cls=Command, rich_help_panel="From other packages")(shared_options(added))
 for fault in broken("diffc.commands"):

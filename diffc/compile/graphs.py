@@ -14,6 +14,7 @@ from diffc.compile.cached.variants import CacheBuild
 from diffc.progress import Reporter
 from passes import Pass, Pipeline, PipelineResult
 from passes.canonical.fix_size import FixSize
+from passes.canonical.keep_stored_codes import KeepStoredCodes
 from passes.graph.check import Check
 from passes.pipeline import PassRecord
 from passes.presets import CANONICAL, DEFAULT_OPTIONS, TargetOptions, target_passes
@@ -40,13 +41,16 @@ def canonicalize(
     check: Check,
     dump: Path | None,
     ui: Reporter,
+    *,
+    keep_codes: bool = False,
 ) -> PipelineResult:
     """The traced `model` after the passes that every target gets, and the user's `own`.
 
-    It is made for `batch` images, None for any number.
+    It is made for `batch` images, None for any number. `keep_codes`: weights that a file holds as codes stay these.
     """
     fixed = () if batch is None else (FixSize("batch", batch),)
-    result = run_passes((*fixed, *CANONICAL, *own), model, "rewrite the graph", check, dump, ui)
+    stored = (KeepStoredCodes(),) if keep_codes else ()  # after the layouts: it takes them over to the codes
+    result = run_passes((*fixed, *CANONICAL, *stored, *own), model, "rewrite the graph", check, dump, ui)
     ui.note(f"{len(model.graph.node)} -> {len(result.model.graph.node)} nodes")
     return result
 

@@ -10,13 +10,14 @@ from diffc.backends.sm import check_format_sms
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, find_target
 from diffc.backends.tensorrt.device import check_stripping
 from diffc.compile.request import DTYPES, CompileRequest
+from diffc.compile.stored import AUTO, check_held, described, format_of
 from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
 from diffc.models.profiles import ShapeProfile, painted_size, parse_profile
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.spec import Shape
 from diffc.quantize.folder import check_place
-from diffc.quantize.formats import Format, find_format
+from diffc.quantize.formats import FORMATS, STORED, Format, find_format
 from diffc.validate.shapes import usual_shapes
 
 VALIDATION_BYTES = 16
@@ -73,7 +74,7 @@ class Plan:
 
 def check(request: CompileRequest) -> Plan:
     """Everything that can be refused is refused here, before any expensive work."""
-    fmt = find_format(request.format)
+    fmt = FORMATS["none"] if request.format == AUTO else find_format(request.format)
     targets = tuple(find_target(name) for name in dict.fromkeys(request.targets))
     request.options.check(fmt)
     check_format_sms(fmt.name, fmt.min_sm, request.sms)
@@ -86,6 +87,10 @@ def check(request: CompileRequest) -> Plan:
         target.check_format(fmt.name)
     check_output(request.output, force=request.force)
     source = locate(request.model, request.hub)
+    fmt = format_of(request.format, source)
+    if fmt is STORED:
+        source = source.as_held()
+        check_held(source, targets, request.sms)
     _check_calibration(request, fmt, source)
     if request.image_size is not None:
         source.family.check(source.config, Shape(1, request.image_size, request.image_size, 1))
@@ -152,12 +157,15 @@ def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource
     if request.save_checkpoint is not None:
         if not fmt.quantizes:
             raise UsageError(
-                "format 'none' has no calibration to save", fix="give --format, or no --save-checkpoint"
+                f"format {fmt.name!r} has no calibration to save",
+                fix="give --format, or no --save-checkpoint",
             )
         check_place(request.save_checkpoint)
     if not fmt.quantizes:
         if request.from_checkpoint is not None:
-            raise UsageError("format 'none' takes no checkpoint", fix="give its --format, or leave it out")
+            raise UsageError(
+                f"format {fmt.name!r} takes no checkpoint", fix="give its --format, or leave it out"
+            )
         return
     if fmt.algorithm is None or request.calibrate == "synthetic":
         return  # no pipeline is needed
@@ -175,6 +183,11 @@ def describe(plan: Plan) -> str:
     """One line that says what will be done."""
     sms = "".join(f" SM{sm}" for sm in plan.request.sms)
     targets = ", ".join(target.name for target in plan.targets)
-    return (
+    line = (
         f"{plan.source.name} ({plan.source.family}) to {plan.format.name} in {plan.dtype}, for {targets}{sms}"
     )
+    if not plan.source.held:
+        return line
+    if plan.format is STORED:
+        return f"{line}: {described(plan.source)} layers as the file holds them"
+    return f"{line}; its own codes ({described(plan.source)}) are expanded: --format stored keeps them"

@@ -34,6 +34,7 @@ class CompileRequest:
 
     `model`: an embedded model, a pipeline or backbone folder, an id of the Hugging Face hub, or an .onnx file; `hub`
     says which of its files are read. `output`: the folder to write.
+    `format` "auto" keeps what the model's file holds quantized, and is "none" for any other.
     `sms`: compute capabilities to build engines for, such as 89. `dtype` "auto" is the type in which the backbone's
     weights are stored. `profile`: the text of --profile. `from_checkpoint`: a calibration to take instead of a new one.
     `save_checkpoint`: a folder to save the calibration in as well, as soon as it is finished.
@@ -50,7 +51,7 @@ class CompileRequest:
 
     model: str
     output: Path
-    format: str = "none"
+    format: str = "auto"
     targets: tuple[str, ...] = ("ort",)
     sms: tuple[int, ...] = ()
     dtype: str = "auto"

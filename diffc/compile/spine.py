@@ -40,6 +40,7 @@ from diffc.compile.manifest import manifest
 from diffc.compile.onnx_model import compile_onnx
 from diffc.compile.plan import Plan, check, check_targets, describe
 from diffc.compile.request import CompileRequest, CompileResult, request_key
+from diffc.compile.stored import held_checkpoint
 from diffc.compile.validation import validate_by_layer, validate_whole
 from diffc.frontend.trace import trace as trace_backbone
 from diffc.frontend.trace import trace_seconds
@@ -47,6 +48,8 @@ from diffc.models.sources.backbone import FakeBackbone, check_weights, loading_s
 from diffc.progress import Parts, Reporter, estimated
 from diffc.progress_bar import default_reporter
 from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.formats import STORED
+from diffc.validate.comparisons import format_of_graph
 from diffc.validate.passes import NumericCheck
 from diffc.validate.repeat import write_repetition
 from diffc.validate.reports import ShapeReport, require_match, save_reports
@@ -118,6 +121,11 @@ def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> 
 
     None for a format that does not quantize.
     """
+    if plan.format is STORED:
+        checkpoint = held_checkpoint(plan.source, backbone)
+        if checkpoint is not None:
+            checkpoint.save(folder / CHECKPOINT)
+        return checkpoint
     if not plan.format.quantizes:
         return None
     checkpoint = kept_checkpoint(folder)
@@ -195,7 +203,8 @@ def rewrite(
     request, batch = plan.request, plan.profile.batch
     inputs = partial(validation_arrays, plan.source, plan.dtype, request.seed, batch)
     numbers = NumericCheck(inputs)
-    result = canonicalize(model, batch, request.own_passes, numbers, request.dump, ui)
+    keep = plan.format is STORED
+    result = canonicalize(model, batch, request.own_passes, numbers, request.dump, ui, keep_codes=keep)
     graphs = legalize(result.model, plan.targets, numbers, request.dump, ui, target_options(plan))
     graphs = replace(graphs, records=[*result.records, *graphs.records])
     if cache is None:
@@ -221,6 +230,8 @@ def validate(
         return ()
     models = {name: folder / name for name in graphs.models}
     name, seed, shapes = plan.format.name, plan.request.seed + 1, plan.validation_shapes
+    if plan.format is STORED:
+        name = format_of_graph(graphs.models["model.onnx"])
     variants = graphs.cache is not None and graphs.cache.variants
     if plan.streams_validation:
         with ui.stage("load the torch model, its weights left in their files"):

@@ -75,6 +75,8 @@ def scaling_of(name: str, checkpoint: Checkpoint) -> npt.NDArray[np.float32] | N
 
 def scaled_weight(weight: Recipe, layer: str, checkpoint: Checkpoint) -> Recipe:
     """The weight of `layer` changed as `diffc.quantize.scaling.apply_scaling` does: divided, and less its branch."""
+    if not checkpoint.scales_weights:
+        return weight
     scaling = checkpoint.scaling
     factor = scaling.get(f"{layer}.input_quantizer.pre_quant_scale")
     if factor is not None:

@@ -26,6 +26,7 @@ from diffc.quantize.convert import (
     weighted_layers,
 )
 from diffc.quantize.fingerprint import backbone_config, config_hash
+from diffc.quantize.formats import STORED
 from diffc.quantize.kinds import Settings, kind_of
 from diffc.quantize.scaling import apply_scaling
 from diffc.quantize.state import (
@@ -131,6 +132,11 @@ class Checkpoint:
         )
 
     @property
+    def scales_weights(self) -> bool:
+        """Whether `scaling` still has to be applied to the weights: a file's own codes have it in them."""
+        return self.format != STORED.name
+
+    @property
     def config_hash(self) -> str:
         """SHA-256 of the backbone's config."""
         return config_hash(self.config)
@@ -204,7 +210,7 @@ class Checkpoint:
             quantizer.set_from_attribute_config(QuantizerAttributeConfig(**attributes_of(settings)))
             if name in self.amax:
                 quantizer.amax = tensor_of(self.amax[name], like)
-        apply_scaling(backbone, self.scaling)
+        apply_scaling(backbone, self.scaling, weights=self.scales_weights)
         put_weights(backbone, self.weights)
 
 

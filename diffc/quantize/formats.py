@@ -180,12 +180,26 @@ FORMATS: dict[str, Format] = {
 }
 FORMATS |= plugins.load("diffc.formats", Format, FORMATS)
 
+STORED = Format(
+    name="stored",
+    summary="as the model's file holds it: its own codes and scales, for the layers that it has quantized",
+    weight=(),
+    input=None,
+    layers="all",
+    algorithm=None,
+    min_sm=75,
+    evidence="that of what the file holds",
+)
+"""The format of a file that is quantized already; not in FORMATS, since nothing is quantized with it."""
+
 
 def find_format(name: str) -> Format:
     """The format of that name, with "-" for "_" if you like. Raises DiffcError that lists the known ones, or
     that names the packages of a plugin which cannot be used.
     """
     key = name.replace("-", "_")
+    if key == STORED.name:
+        return STORED
     if key in FORMATS:
         return FORMATS[key]
     unusable = plugins.unusable("diffc.formats", "format", key)

@@ -235,7 +235,7 @@ def _format_of(path: Path, settings: Mapping[str, Settings], tensors: Mapping[st
     branched = any(name.endswith("._svdquant_lora_a") for name in tensors)
     for fmt in FORMATS.values():
         if fmt.quantizes and (fmt.algorithm == "svdquant") == branched and _scales(fmt) == scaled:
-            expected = _settings_of_format(fmt.name)
+            expected = settings_of_format(fmt.name)
             if all(value == expected.get(_in_layer(name)) for name, value in own.items()):
                 return fmt.name
     kinds = sorted({str(value) for value in own.values()})
@@ -257,7 +257,7 @@ def _in_layer(name: str) -> str:
     return name.removeprefix(layer_of(name)).lstrip(".")
 
 
-def _settings_of_format(format: str) -> dict[str, Settings]:
+def settings_of_format(format: str) -> dict[str, Settings]:
     """What a format gives the quantizers of a layer, by their name in it."""
     from torch import nn
 

@@ -61,8 +61,8 @@ def low_rank(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tenso
     return u[:, :rank] * s[:rank], v[:, :rank].T
 
 
-def apply_scaling(backbone: nn.Module, scaling: Scaling) -> None:
-    """Give the quantized layers of `backbone` their factors and branches, and change their weights accordingly.
+def apply_scaling(backbone: nn.Module, scaling: Scaling, *, weights: bool = True) -> None:
+    """Give the quantized layers of `backbone` their factors and branches, and change their `weights` accordingly.
 
     In the order and with the roundings of ModelOpt: weight / factor in float32, rounded to the weight's type;
     then minus the branch, whose product is computed in float64 so that every implementation rounds it alike. Fake
@@ -74,7 +74,7 @@ def apply_scaling(backbone: nn.Module, scaling: Scaling) -> None:
         quantizer: Any = backbone.get_submodule(path)
         weight: Any = backbone.get_submodule(path.rpartition(".")[0]).weight
         setattr(quantizer, kind, tensor_of(array, weight, weight.dtype))
-    for path, own in by_layer(scaling).items():
+    for path, own in by_layer(scaling).items() if weights else ():
         layer: Any = backbone.get_submodule(path)
         if fake_mode_of(layer.weight) is None and not layer.weight.is_meta:
             layer.weight.data = scaled(layer.weight.data, own)

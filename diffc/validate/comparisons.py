@@ -23,6 +23,7 @@ from diffc.models.registry import find_family
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, check_weights
 from diffc.progress import Update
 from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.formats import STORED
 from diffc.validate.onnx_reference import Draw, GraphReference, draw_by_graph
 from diffc.validate.outputs import Session, validate_model, validate_session
 from diffc.validate.reports import GraphSizes, ShapeReport, Sizes
@@ -81,20 +82,26 @@ class Comparison:
         )
 
 
+def format_of_graph(model: onnx.ModelProto) -> str:
+    """A format that rounds activations as this graph does."""
+    weights = {t.name for t in model.graph.initializer}
+    rounded = {n.op_type for n in model.graph.node if n.input and n.input[0] not in weights}
+    if any(op.startswith("TRT_") and "DynamicQuantize" in op for op in rounded):
+        return "nvfp4"
+    return "int8" if "QuantizeLinear" in rounded else "none"
+
+
 def format_and_dtype(artifact: Artifact, model: onnx.ModelProto) -> tuple[str, str]:
     """The format and the compute type, which name the tolerance.
 
-    For an imported graph, a format that rounds activations as this graph does.
+    For an imported graph, and one of stored codes, a format that rounds activations as this graph does.
     """
     manifest = artifact.manifest
+    if manifest["format"] == STORED.name:
+        return format_of_graph(model), manifest["dtype"]
     if not is_imported(artifact):
         return manifest["format"], manifest["dtype"]
-    weights = {t.name for t in model.graph.initializer}
-    rounded = {n.op_type for n in model.graph.node if n.input and n.input[0] not in weights}
-    format = "int8" if "QuantizeLinear" in rounded else "none"
-    if any(op.startswith("TRT_") and "DynamicQuantize" in op for op in rounded):
-        format = "nvfp4"
-    return format, compute_type(model)
+    return format_of_graph(model), compute_type(model)
 
 
 def shapes_of(

@@ -46,7 +46,8 @@ class CheckpointWeights(Mapping[str, Any]):
     """The tensors of `weights` as `Checkpoint.apply` makes them, in float32: scaled, or what the checkpoint carries."""
 
     def __init__(self, weights: Mapping[str, torch.Tensor], checkpoint: Checkpoint, dtype: torch.dtype):
-        self._weights, self._scaling, self._dtype = weights, by_layer(checkpoint.scaling), dtype
+        scaling = checkpoint.scaling if checkpoint.scales_weights else {}
+        self._weights, self._scaling, self._dtype = weights, by_layer(scaling), dtype
         self._carried = TorchWeights(checkpoint.weights, dtype)
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -71,7 +72,7 @@ def offloaded(source: ModelSource, dtype: str, checkpoint: Checkpoint | None) ->
 
     with quiet_libraries(), init_empty_weights(include_buffers=False):
         model = build_backbone(source.family, source.config, torch.float32)
-    weights: Mapping[str, torch.Tensor] = TorchWeights(source.weights, DTYPES[dtype])
+    weights: Mapping[str, torch.Tensor] = TorchWeights(source.weights, DTYPES[dtype], source.exact)
     if checkpoint is not None:
         weights = CheckpointWeights(weights, checkpoint, DTYPES[dtype])
     fill_buffers(model, weights, DTYPES[dtype])

@@ -17,6 +17,7 @@ from diffc.models.sources.locate import ModelSource
 from diffc.models.spec import Shape
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.simulate import cpu_block_quant
+from diffc.tensors import tensor_of
 from diffc.validate.outputs import FLOOR_RUNS, Drawn, Outputs, as_float32
 from diffc.validate.shapes import usual_shapes
 from diffc.validate.torch_hooks import (
@@ -56,6 +57,8 @@ def torch_outputs(model: torch.nn.Module, source: ModelSource, values: Drawn) ->
 def reference_model(source: ModelSource, dtype: str, checkpoint: Checkpoint | None) -> torch.nn.Module:
     """The torch backbone, fake-quantized by ModelOpt: weights rounded to `dtype`, arithmetic in float32.
 
+    Weights that a file holds as codes have the values of these, unrounded.
+
     In torch's own 16-bit arithmetic, its roundings, and the quantizer steps that they flip, would be part of the
     reference.
     """
@@ -63,7 +66,10 @@ def reference_model(source: ModelSource, dtype: str, checkpoint: Checkpoint | No
     if checkpoint is not None:
         checkpoint.apply(model, source.family.name)
         quantize_twice_as_graphs_do(model, DTYPES[dtype])
-    return model.float()
+    model = model.float()
+    for name in source.exact:
+        model.get_parameter(name).data = tensor_of(source.weights[name], torch.float32)
+    return model
 
 
 class TorchReference:

@@ -14,10 +14,11 @@ from functools import partial
 import ml_dtypes
 import numpy as np
 
-from passes.weights.operations import BOUNDS, Shape, Step, bind
+from passes.weights.operations import BOUNDS, bind
 from passes.weights.recipe import Array, Recipe, RecipeValues
 from passes.weights.rounding import all_codes, lookup, scratch
 from passes.weights.sources import read
+from passes.weights.step import Shape, Step
 
 __all__ = ["BOUNDS", "THREADS", "Task", "evaluate", "tasks", "to_bytes"]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ from passes.weights.block_operations import BLOCK_KERNELS, E2M1_MAX, E4M3_MAX, l
 from passes.weights.recipe import Array, Op, Recipe
 from passes.weights.rounding import nearest, scratch
 from passes.weights.sources import np_dtype
+from passes.weights.step import Evaluate, Shape, Step
+from passes.weights.stored_operations import STORED_BINDERS
 
 # The largest magnitude of each quantized type; ONNX QuantizeLinear saturates there.
 BOUNDS: dict[int, tuple[float, float]] = {
@@ -26,23 +27,6 @@ BOUNDS: dict[int, tuple[float, float]] = {
     TensorProto.FLOAT8E4M3FN: (-E4M3_MAX, E4M3_MAX),
     TensorProto.FLOAT4E2M1: (-E2M1_MAX, E2M1_MAX),
 }
-
-Shape = tuple[int, ...]
-Evaluate = Callable[[Recipe], Array]
-
-
-@dataclass(frozen=True)
-class Step:
-    """An operation with its arguments at hand: `run(x, rows)`, where `x` holds the rows `rows` of its input.
-
-    `shape` is that of the whole result. `by_rows`: row i of the result needs row i of the input alone;
-    otherwise `x` must be the whole input. `by_element`: an element needs that element alone.
-    """
-
-    run: Callable[[Array, slice], Array]
-    shape: Shape
-    by_rows: bool = True
-    by_element: bool = False
 
 
 def bind(op: Op, shape: Shape, evaluate: Evaluate) -> Step:
@@ -209,4 +193,5 @@ BINDERS: dict[str, Callable[[Mapping[str, Any], Shape, Evaluate], Step]] = {
     "spread_blocks": _spread_blocks,
     "quantize": _quantize,
     "dequantize": _dequantize,
+    **STORED_BINDERS,
 }

@@ -20,13 +20,17 @@ _ALIGNMENT = 8
 """Bytes that the head of a safetensors file is a multiple of."""
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Recipe]) -> str:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Recipe], metadata: Mapping[str, str] | None = None
+) -> str:
     """Write `tensors` to the new file `path` in the order of their names; returns the SHA-256 of the file.
 
-    Equal tensors give equal bytes. Raises PassError for a type that the format lacks, FileExistsError when the file is
-    there.
+    `metadata` goes into the header as `__metadata__`. Equal tensors give equal bytes. Raises PassError for a type that
+    the format lacks, FileExistsError when the file is there.
     """
     header, begin = dict[str, object](), 0
+    if metadata:
+        header["__metadata__"] = dict(metadata)
     for name in sorted(tensors):
         recipe = tensors[name]
         dtype = np_dtype(recipe.dtype)

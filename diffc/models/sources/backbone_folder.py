@@ -10,10 +10,12 @@ from diffc.models.registry import family_of
 from diffc.models.sources.components import check_variant
 from diffc.models.sources.hub_cache import identity
 from diffc.models.sources.json_files import read_json
-from diffc.models.sources.misfit import quantized_config
 from diffc.models.sources.safetensors_files import file_names, folder_weights
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource, Reader
 from diffc.models.sources.weight_names import choose
+from diffc.models.spec import Config
+from diffc.models.stored.folder import ENTRY, decode_folder, is_quantized
+from diffc.models.stored.held import compute_dtype
 
 
 def read_backbone(
@@ -25,14 +27,21 @@ def read_backbone(
     Raises UnsupportedError for a backbone of no known family, DiffcError for a folder that is not complete.
     """
     config = read_json(folder / "config.json")
-    if error := quantized_config(config, folder / "config.json"):
-        raise error
+    config, said = {key: value for key, value in config.items() if key != ENTRY}, config
     family = family_of(config, folder / "config.json")
     weights = folder_weights(folder, variant)
     if pipeline is None:
         chosen = choose(file_names(folder), variant)
         variant = chosen.variant if chosen else None
-    return ModelSource(name, folder, pipeline, config, family, weights, variant)
+    source = ModelSource(name, folder, pipeline, config, family, weights, variant)
+    return as_decoded(source, said) if is_quantized(said, weights) else source
+
+
+def as_decoded(source: ModelSource, config: Config) -> ModelSource:
+    """The source of a folder whose weights ModelOpt quantized, scales taken in; `config` is its whole config.json."""
+    found = decode_folder(source.path, config, source.weights)
+    dtype = compute_dtype(found.weights, found.held)
+    return replace(source, weights=found.weights, held=found.held, stored_dtype=dtype)
 
 
 def folder_of(model: str, subfolder: str = "") -> Path:

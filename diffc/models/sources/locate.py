@@ -8,14 +8,19 @@ from typing import Any
 
 from diffc import plugins
 from diffc.errors import DiffcError, UsageError
-from diffc.models.sources import backbone_folder, embedded_name, hub, pipeline_folder
+from diffc.models.sources import backbone_folder, embedded_name, hub, pipeline_folder, single_file
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource, Reader
 
 __all__ = ["READERS", "ModelSource", "locate", "locate_again"]
 
 
 def _readers(options: HubOptions) -> tuple[Reader, ...]:
-    own = (embedded_name.READER, pipeline_folder.reader(options), backbone_folder.reader(options))
+    own = (
+        embedded_name.READER,
+        pipeline_folder.reader(options),
+        backbone_folder.reader(options),
+        single_file.READER,
+    )
     last = hub.reader(options)
     added = plugins.load("diffc.readers", Reader, [reader.name for reader in (*own, last)])
     return (*own, *added.values(), last)

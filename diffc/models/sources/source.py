@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -14,6 +14,7 @@ from onnx import TensorProto
 from diffc.models.family import Family
 from diffc.models.sources.fingerprint import hash_weights
 from diffc.models.spec import Config
+from diffc.models.stored.held import Held
 from passes.weights.recipe import Recipe
 
 _DTYPES = {int(TensorProto.FLOAT16): "float16", int(TensorProto.BFLOAT16): "bfloat16"}
@@ -28,6 +29,11 @@ class ModelSource:
     is the word in the names of the files taken ("fp16"), None for plain names; a component of the pipeline that has no
     files of the variant has plain ones. `revision` is the commit of a model that lies in the cache of the Hugging Face
     hub, whose `name` is its id there; None for every other model.
+
+    `stored_dtype` is the compute type where the types of the weights do not tell it, empty elsewhere. `held` are the
+    layers that the files hold quantized, by their names: codes, scales and inputs; their `weights` are what the codes
+    stand for. `parts`: what the file of the backbone holds besides, such as "VAE".
+    `exact` names the weights that are not rounded to the compute type (`as_held`).
     """
 
     name: str
@@ -38,15 +44,26 @@ class ModelSource:
     weights: Mapping[str, Recipe]
     variant: str | None = None
     revision: str | None = None
+    stored_dtype: str = ""
+    held: Mapping[str, Held] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+    exact: frozenset[str] = frozenset()
 
     @cached_property
     def fingerprint(self) -> str:
         """`hash_weights` of the weights, computed once."""
         return hash_weights(self.weights)
 
+    def as_held(self) -> ModelSource:
+        """The source whose quantized layers have the values of their codes, which a compile stores as they are."""
+        own = {f"{name}.weight": layer.weight for name, layer in self.held.items()}
+        return replace(self, weights={**self.weights, **own}, exact=frozenset(own))
+
     @property
     def dtype(self) -> str:
         """The compute type of the weights, that of most tensors: "float32", "float16" or "bfloat16"."""
+        if self.stored_dtype:
+            return self.stored_dtype
         types = Counter(recipe.dtype for recipe in self.weights.values())
         return _DTYPES.get(types.most_common(1)[0][0], "float32")
 

@@ -11,13 +11,21 @@ from passes.weights.recipe import Recipe
 
 
 class TorchWeights(Mapping[str, torch.Tensor]):
-    """The tensors of `weights` by name, in float32; their values are first rounded to `dtype` if one is given."""
+    """The tensors of `weights` by name, in float32; their values are first rounded to `dtype` if one is given.
 
-    def __init__(self, weights: Mapping[str, Recipe], dtype: torch.dtype | None = None):
-        self._weights, self._dtype = weights, dtype
+    Those of `exact` are not rounded.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Recipe],
+        dtype: torch.dtype | None = None,
+        exact: frozenset[str] = frozenset(),
+    ):
+        self._weights, self._dtype, self._exact = weights, dtype, exact
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        tensor = tensor_of(self._weights[name], self._dtype)
+        tensor = tensor_of(self._weights[name], None if name in self._exact else self._dtype)
         return tensor.float()
 
     def __iter__(self) -> Iterator[str]:

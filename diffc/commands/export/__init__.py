@@ -1,0 +1,1 @@
+"""`diffc checkpoint export`: a calibration in the layouts of other tools."""
