@@ -13,6 +13,7 @@ Any other exception is our bug and shows its traceback.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class DiffcError(Exception):
@@ -52,4 +53,7 @@ def unknown_value(kind: str, value: str, known: Iterable[str], *, fix: str = "")
 
 
 def _unknown(kind: str, value: str, known: Iterable[str]) -> str:
-    return f"unknown {kind} {value!r}. Known: {', '.join(known)}"
+    names = list(known)
+    close = get_close_matches(value.lower().replace("-", "_"), names, 1)
+    meant = f". Did you mean {close[0]}?" if close else ""
+    return f"unknown {kind} {value!r}. Known: {', '.join(names)}{meant}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnx
@@ -31,14 +32,15 @@ __all__ = [
 ]
 
 
-def load(path: Path) -> onnx.ModelProto:
+def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Read an .onnx file; weights beside it or large ones inside it become recipes.
 
     Raises PassError for a missing or corrupt file, for one that holds recipes, and for external data outside the
     model's folder.
     """
-    model = read_graph(path)
-    bind_weights(model, path)
+    file = Path(path)
+    model = read_graph(file)
+    bind_weights(model, file)
     return model
 
 

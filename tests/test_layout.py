@@ -15,12 +15,14 @@ import pytest
 
 from tests import ROOT
 
-_BASICS = "errors progress progress_bar plugins memory version output_files terminal_text tensors passes"
+_BASICS = (
+    "errors progress progress_bar plugins memory version output_files paths terminal_text tensors passes"
+)
 _MODELS = f"models quantize cache {_BASICS}"
 
 # Room: the rooms that it may import from, from top to bottom. "passes" stands for any room of that package.
 DIFFC: Mapping[str, str] = {
-    "": "runtime errors version",  # diffc/__init__.py: `diffc.load`
+    "": "runtime compile errors version",  # diffc/__init__.py: the names that users import
     "__main__": "cli",
     "cli": f"commands train compile runtime validate artifact backends frontend quality {_MODELS}",
     "commands": f"compile runtime validate artifact backends frontend quality {_MODELS}",
@@ -41,6 +43,7 @@ DIFFC: Mapping[str, str] = {
     "memory": "",
     "tensors": "passes",
     "version": "",
+    "paths": "",
     "output_files": "errors passes",
     "terminal_text": "",
     "progress_bar": "progress terminal_text",

@@ -8,6 +8,7 @@ from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.models.sources.locate import ModelSource, locate, locate_again
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.quantize.formats import STORED
 
 
@@ -22,25 +23,34 @@ def _as_compiled(source: ModelSource, artifact: Artifact) -> ModelSource:
     return source.as_held() if artifact.manifest["format"] == STORED.name else source
 
 
-def compiled_model(artifact: Artifact, given: str | None, option: str) -> ModelSource:
+def compiled_model(
+    artifact: Artifact, given: str | None, option: str, hub: HubOptions = DEFAULT_HUB
+) -> ModelSource:
     """The model at `given`; None for where the compile found it. `option` is the command's way to name another place.
+
+    `hub` says which files of it are read; where the compile found it, in the place of what the compile said.
 
     Raises DiffcError when no model is there. Where the compile found it, it must also have the weights of the compile:
     another model may lie there by now.
     """
     if given is not None:
         try:
-            return _as_compiled(locate(given), artifact)
+            return _as_compiled(locate(given, hub), artifact)
         except DiffcError as error:
             raise DiffcError(error.what, fix=f"name the folder of the model: {option}") from error
     model = artifact.manifest["request"]["model"]
+    if "object" in artifact.manifest["model"]:
+        raise DiffcError(
+            f"{artifact.folder} was compiled from a {model}",
+            fix=f"save that with save_pretrained, and say where it lies: {option}",
+        )
     if Path(model).is_absolute() and not Path(model).exists():
         raise DiffcError(
             f"{artifact.folder} was compiled from {model}, which is not there now",
             fix=f"say where the model lies now: {option}",
         )
     try:
-        source = _as_compiled(locate_again(artifact.manifest), artifact)
+        source = _as_compiled(locate_again(artifact.manifest, hub), artifact)
     except DiffcError as error:
         raise DiffcError(
             f"{artifact.folder} was compiled from {model}, and the model cannot be read there now: {error.what}",

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffc.cache.generations import Generation, Generations, time_and_conditions
+from diffc.cache.generations import CacheReport, Generation, Generations, time_and_conditions
 from diffc.cache.plan import CachePlan
 from diffc.cache.presets import plan_of
 from diffc.cache.resolve import Group, ResolvedCache, resolve
@@ -34,6 +34,10 @@ class AppliedCache:
     plan: ResolvedCache
     generations: Generations
     _undo: ExitStack
+
+    def report(self) -> CacheReport:
+        """How many steps there were so far, and how many of them used kept values."""
+        return self.generations.report
 
     def remove(self) -> None:
         """Restore the backbone; a second call does nothing."""
@@ -111,7 +115,9 @@ def _counting(
     def run(*args: Any, **kwargs: Any) -> Any:
         given = dict(signature.bind(*args, **kwargs).arguments)
         generation = generations.advance(*time_and_conditions(given))
-        token = current.set((generation, plan.reused(generation.step, generations.count)))
+        reused = plan.reused(generation.step, generations.count)
+        generations.note(reused=bool(reused))
+        token = current.set((generation, reused))
         try:
             return forward(*args, **kwargs)
         finally:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffc.cli.command import examples
+from diffc.cli.hub import CacheDir, Revision, Subfolder, Token, Variant
 
 if TYPE_CHECKING:
     from diffc.cli.terminal import Terminal
@@ -62,16 +63,23 @@ def bench_command(
         Path | None,
         typer.Option(metavar="FILE", help="Draw the medians into this .png, .svg or .pdf."),
     ] = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Measure latency, throughput and memory of an artifact beside torch. Exit code 1: a side failed."""
     from diffc.commands.bench import output
     from diffc.commands.bench.run import BenchRequest, bench, require_measured
+    from diffc.models.sources.source import HubOptions
 
     folder = artifact.expanduser().absolute()
     output.check_plot(plot)
     output.check_folder(plot)
     sides, shapes = tuple(against) if against else None, tuple(shape or ())
-    request = BenchRequest(folder, sides, target, device, model, shapes, repeat, seed, cuda_graph)
+    hub = HubOptions(revision, variant, subfolder, token, cache_dir)
+    request = BenchRequest(folder, sides, target, device, model, shapes, repeat, seed, cuda_graph, hub)
     rows = bench(request, terminal.ui)
     terminal.print(*output.tables(rows))
     terminal.result(output.described(rows, folder))

@@ -11,6 +11,7 @@ import typer
 from diffc.cli import choices
 from diffc.cli.choices import completed
 from diffc.cli.command import Command, Group, examples, shared_options
+from diffc.cli.hub import CacheDir, Revision, Subfolder, Token, Variant
 
 if TYPE_CHECKING:
     from diffc.cli.terminal import Terminal
@@ -51,14 +52,22 @@ def show_command(
         ),
     ],
     steps: Annotated[int, typer.Option(metavar="COUNT", help="Denoising steps.", min=1)] = 20,
+    revision: Revision = None,
+    variant: Variant = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Say which blocks a plan uses again in which steps, and how many models a compile makes of it."""
     from diffc.cache.resolve import spell
     from diffc.compile.cached.stages import resolve_for
     from diffc.models.sources.backbone import FakeBackbone
     from diffc.models.sources.locate import locate
+    from diffc.models.sources.source import HubOptions
 
-    found = resolve_for(FakeBackbone(locate(model)), plan)
+    found = resolve_for(
+        FakeBackbone(locate(model, HubOptions(revision, variant, subfolder, token, cache_dir))), plan
+    )
     groups = []
     for number, group in enumerate(found.groups):
         reused = [number in step for step in found.schedule(steps)]
@@ -113,6 +122,11 @@ def search_command(
         Path | None,
         typer.Option(metavar="FILE", help="Draw change by block and step, and the speed/quality curve."),
     ] = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Measure how much blocks change from step to step in torch, and write the plan of best quality."""
     from diffc.cli.listings import plans_tried
@@ -121,11 +135,12 @@ def search_command(
     from diffc.commands.cache_search.pipeline import DEFAULT_PROMPTS, load_for_search
     from diffc.commands.cache_search.plot import draw
     from diffc.commands.cache_search.search import search
+    from diffc.models.sources.source import HubOptions
 
     check_plot(plot)
     for path in (output, plot):
         check_folder(path)
-    pipe = load_for_search(model, terminal.ui)
+    pipe = load_for_search(model, terminal.ui, HubOptions(revision, variant, subfolder, token, cache_dir))
     asked = SearchRequest(tuple(prompt or DEFAULT_PROMPTS), steps, speedup, trials, seed, size)
     with terminal.ui.stage("measure and try plans") as update:
         found = search(pipe, asked, update)

@@ -48,10 +48,11 @@ def cache_plans() -> Iterable[str]:
 
 
 def models() -> Iterable[str]:
-    """The embedded models."""
+    """The embedded models, and the names of released ones."""
     from diffc.models.embedded.catalogue import EMBEDDED
+    from diffc.models.sources.released_name import RELEASED
 
-    return EMBEDDED
+    return [*EMBEDDED, *RELEASED]
 
 
 def all_models() -> Iterable[str]:

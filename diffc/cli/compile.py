@@ -11,6 +11,7 @@ import typer
 from diffc.cli import choices
 from diffc.cli.choices import completed
 from diffc.cli.command import examples
+from diffc.cli.hub import CacheDir, Revision, Subfolder, Token, Variant
 
 if TYPE_CHECKING:
     from diffc.cli.terminal import Terminal
@@ -23,7 +24,6 @@ EXAMPLES = examples(
     "diffc compile exported.onnx --target trt-rtx --sm 89 -o build/imported",
 )
 _QUANTIZE, _CALIBRATE = "Quantization", "Calibration (of formats that need it)"
-_HUB = "Models of the Hugging Face hub, and variants"
 _CACHE, _ENGINES, _CHECK = "Cache diffusion", "Engines", "Checks and output"
 
 
@@ -43,7 +43,7 @@ def compile_command(
             "--format",
             "-f",
             metavar="FORMAT",
-            help="{formats}; stored keeps a quantized file's own codes.",
+            help="{formats}; ModelOpt's names too (fp4); stored keeps a quantized file's own codes.",
             show_default="none; stored for a quantized file",
             autocompletion=completed(choices.formats),
         ),
@@ -69,7 +69,7 @@ def compile_command(
         str,
         typer.Option(
             metavar="TYPE",
-            help="Compute type: {dtypes}; auto is the type of the stored weights.",
+            help="Compute type: {dtypes}, or Half, BFloat16; auto is the type of the stored weights.",
             autocompletion=completed(lambda: choices.DTYPES),
         ),
     ] = "auto",
@@ -81,48 +81,11 @@ def compile_command(
             show_default="half to 1.5 times the model's own size",
         ),
     ] = "",
-    revision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REVISION",
-            help="Branch, tag or commit.",
-            show_default="the main branch",
-            rich_help_panel=_HUB,
-        ),
-    ] = None,
-    variant: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORD",
-            help="Which weight files to read, such as fp16 for model.fp16.safetensors.",
-            show_default="plain names, or the variant that is there",
-            rich_help_panel=_HUB,
-        ),
-    ] = None,
-    subfolder: Annotated[
-        str,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of the pipeline or backbone in the model.",
-            show_default=False,
-            rich_help_panel=_HUB,
-        ),
-    ] = "",
-    token: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TOKEN",
-            help="For gated and private models.",
-            show_default="the one of `hf auth login`",
-            rich_help_panel=_HUB,
-        ),
-    ] = None,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Cache of downloads.", show_default="the hub's", rich_help_panel=_HUB
-        ),
-    ] = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+    cache_dir: CacheDir = None,
     quantize_mha: Annotated[
         bool,
         typer.Option("--quantize-mha", help="Attention's q, k and v in FP8, too.", rich_help_panel=_QUANTIZE),
@@ -194,7 +157,7 @@ def compile_command(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Calibration to use again: ARTIFACT/checkpoint, or a .pt of ModelOpt.",
+            help="Calibration to use again: ARTIFACT/checkpoint, a .pt of ModelOpt, or the folder that has it.",
             rich_help_panel=_CALIBRATE,
         ),
     ] = None,
@@ -229,16 +192,35 @@ def compile_command(
         int, typer.Option(metavar="COUNT", help="Prompts at a time.", min=1, rich_help_panel=_CALIBRATE)
     ] = 4,
     steps: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--steps",
             "--n-steps",
             metavar="COUNT",
             help="Denoising steps of a prompt.",
             min=1,
+            show_default="20; 4 for turbo models",
             rich_help_panel=_CALIBRATE,
         ),
-    ] = 20,
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance",
+            "--guidance-scale",
+            metavar="SCALE",
+            help="Guidance scale.",
+            min=0,
+            show_default="the family's; 0 for turbo models",
+            rich_help_panel=_CALIBRATE,
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT", help="What not to paint.", show_default="none", rich_help_panel=_CALIBRATE
+        ),
+    ] = "",
     image_size: Annotated[
         int | None,
         typer.Option(
@@ -247,6 +229,18 @@ def compile_command(
             min=1,
             show_default="the model's",
             rich_help_panel=_CALIBRATE,
+        ),
+    ] = None,
+    height: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS", help="Height.", min=1, show_default="--image-size", rich_help_panel=_CALIBRATE
+        ),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS", help="Width.", min=1, show_default="--image-size", rich_help_panel=_CALIBRATE
         ),
     ] = None,
     component_dtype: Annotated[
@@ -378,8 +372,12 @@ def compile_command(
         component_dtypes=tuple(map(parse_component_dtype, component_dtype or ())),
         prompts=None if prompts_file is None else read_prompts(prompts_file),
         steps=steps,
+        guidance=guidance,
+        negative_prompt=negative_prompt,
         batch_size=batch_size,
         image_size=image_size,
+        height=height,
+        width=width,
         seed=seed,
         cache_plan=cache_plan,
         cache_layout=cache_layout,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffc.cli.command import examples
+from diffc.cli.hub import CacheDir, Revision, Subfolder, Token, Variant
 
 if TYPE_CHECKING:
     from diffc.cli.terminal import Terminal
@@ -56,7 +57,7 @@ def generate_command(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Where the diffusers pipeline lies now.",
+            help="Where the diffusers pipeline lies now: a folder, or OWNER/NAME of the hub.",
             show_default="where the compile found it",
         ),
     ] = None,
@@ -73,10 +74,16 @@ def generate_command(
     no_warm_up: Annotated[
         bool, typer.Option("--no-warm-up", help="Time the first run, with all that it sets up.")
     ] = False,
+    revision: Revision = None,
+    variant: Variant = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Paint with the diffusers pipeline of an artifact and its compiled backbone; writes a PNG."""
     from diffc.cli.tables import painted
     from diffc.commands.generate import GenerateRequest, generate
+    from diffc.models.sources.source import HubOptions
 
     request = GenerateRequest(
         artifact.expanduser().absolute(),
@@ -94,5 +101,6 @@ def generate_command(
         target=target,
         device=device,
         warm_up=not no_warm_up,
+        hub=HubOptions(revision, variant, subfolder, token, cache_dir),
     )
     painted(generate(request, terminal.ui), request, terminal)

@@ -9,6 +9,7 @@ import typer
 from diffc.cli import choices
 from diffc.cli.choices import completed
 from diffc.cli.command import examples
+from diffc.cli.hub import CacheDir, Revision, Subfolder, Token, Variant
 
 if TYPE_CHECKING:
     from diffc.cli.terminal import Terminal
@@ -27,14 +28,21 @@ def inspect_command(
         str,
         typer.Argument(
             metavar="ARTIFACT|MODEL",
-            help="A folder that `diffc compile` wrote, a pipeline or backbone folder, a file, or an embedded model.",
+            help="What `diffc compile` wrote, a pipeline or backbone folder, a file, OWNER/NAME of the hub, or a name.",
             autocompletion=completed(choices.models),
         ),
     ],
     passes: Annotated[bool, typer.Option("--passes", help="What every pass did, too.")] = False,
+    revision: Revision = None,
+    variant: Variant = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Say what an artifact holds (shapes, formats, passes, sizes, engines, checks), or what a model is."""
     from diffc.cli.inspection import inspected
     from diffc.commands.inspect import inspect
+    from diffc.models.sources.source import HubOptions
 
-    inspected(inspect(what), terminal, passes=passes)
+    hub = HubOptions(revision, variant, subfolder, token, cache_dir)
+    inspected(inspect(what, hub), terminal, passes=passes)

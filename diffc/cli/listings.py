@@ -46,7 +46,7 @@ def list_passes(rows: Sequence[tuple[str, str, str]], terminal: Terminal, *, sho
 def list_formats(terminal: Terminal) -> None:
     """The formats: what they store, which GPUs have them, what each target does with them, and the reasons."""
     from diffc.backends.target import TARGETS
-    from diffc.quantize.formats import FORMATS
+    from diffc.quantize.formats import FORMAT_ALIASES, FORMATS
 
     table = plain_table("format", "weights", "inputs", "GPUs", "what it is")
     for fmt in FORMATS.values():
@@ -59,6 +59,9 @@ def list_formats(terminal: Terminal) -> None:
         )
     terminal.print(table)
     terminal.line("(+) attention in FP8 as well, with --quantize-mha; needs float16 or bfloat16")
+    for name in FORMATS:
+        if others := [alias for alias, meant in FORMAT_ALIASES.items() if meant == name]:
+            terminal.line(f"{name} is also called {', '.join(others)}")
     table = plain_table("format", *TARGETS, title="What each target does with it")
     for name in FORMATS:
         table.add_row(name, *(_taken(name, target) for target in TARGETS.values()))
@@ -114,6 +117,7 @@ def list_models(terminal: Terminal) -> None:
     """The embedded models, and the real ones that `diffc models make --random-weights` writes."""
     from diffc.models.embedded.catalogue import EMBEDDED
     from diffc.models.embedded.real import REAL
+    from diffc.models.sources.released_name import RELEASED
 
     table = plain_table("name", "family", "stored in", "what it is")
     rows = [(m.name, m.family, m.dtype, m.description) for m in EMBEDDED.values()]
@@ -124,8 +128,17 @@ def list_models(terminal: Terminal) -> None:
     for row in (*rows, *real):
         table.add_row(*map(cell, row))
     terminal.print(table)
-    terminal.line("(*) the configuration alone. A compile takes the downloaded folder of such a model;")
+    terminal.line(
+        "(*) not here: `diffc compile NAME` downloads it from the Hugging Face hub, gated ones with --token;"
+    )
     terminal.line("    one of the same size with random weights: diffc models make NAME DIR --random-weights")
+    terminal.line("")
+    table = plain_table(
+        "short name", "on the Hugging Face hub", title="Names that MODEL can be, as in ModelOpt's scripts"
+    )
+    for name, identity in RELEASED.items():
+        table.add_row(cell(name), cell(identity))
+    terminal.print(table)
     keys = ("name", "family", "dtype", "description")
     terminal.result([dict(zip(keys, row, strict=True)) for row in (*rows, *real)])
 

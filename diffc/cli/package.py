@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffc.cli.command import examples
+from diffc.cli.hub import CacheDir, Revision, Subfolder, Token, Variant
 
 if TYPE_CHECKING:
     from diffc.cli.terminal import Terminal
@@ -34,10 +35,10 @@ def package_command(
         ),
     ] = None,
     pipeline: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="DIR",
-            help="Where the diffusers pipeline lies now.",
+            help="Where the diffusers pipeline lies now: a folder, or OWNER/NAME of the hub.",
             show_default="where the compile found it",
         ),
     ] = None,
@@ -57,9 +58,15 @@ def package_command(
         bool, typer.Option("--skip-validation", help="Do not compare the components with torch.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a package at -o.")] = False,
+    revision: Revision = None,
+    variant: Variant = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Write an artifact, text encoders, VAE and tokenizers as one folder for another runtime."""
     from diffc.commands.package.optimum import PackageRequest, package
+    from diffc.models.sources.source import HubOptions
 
     request = PackageRequest(
         artifact.expanduser().absolute(),
@@ -71,6 +78,7 @@ def package_command(
         dtype,
         skip_validation,
         force,
+        HubOptions(revision, variant, subfolder, token, cache_dir),
     )
     result = package(request, terminal.ui)
     for name, error in result.errors.items():

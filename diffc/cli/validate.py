@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffc.cli.command import examples
+from diffc.cli.hub import CacheDir, Revision, Subfolder, Token, Variant
 
 if TYPE_CHECKING:
     from diffc.cli.terminal import Terminal
@@ -43,7 +44,7 @@ def validate_command(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Where the torch model lies now.",
+            help="Where the torch model lies now: a folder, or OWNER/NAME of the hub.",
             show_default="where the compile found it",
         ),
     ] = None,
@@ -80,10 +81,16 @@ def validate_command(
         Path | None,
         typer.Option(metavar="DIR", help="Write what `polygraphy run` repeats this with to this folder."),
     ] = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Run an artifact again and compare it with torch, or with another graph. Exit code 3: it differs."""
     from diffc.cli.comparisons import compared, modules_compared
     from diffc.commands.validate import ValidateRequest, validate_artifact
+    from diffc.models.sources.source import HubOptions
 
     request = ValidateRequest(
         artifact.expanduser().absolute(),
@@ -93,6 +100,7 @@ def validate_command(
         tuple(shape or ()),
         tuple(seed or ()),
         tolerance,
+        HubOptions(revision, variant, subfolder, token, cache_dir),
     )
     result = validate_artifact(request, terminal.ui, bisect=bisect, script=script)
     compared(result.reports, terminal, f"{target} against {result.against}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -22,8 +22,10 @@ from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource
 from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.models.spec import Shape
 from diffc.output_files import check_output_file
+from diffc.paths import AnyPath, Converted, as_path, as_text_or_none, as_texts
 from diffc.progress import Reporter, Update, estimated
 from diffc.progress_bar import default_reporter
 from diffc.quality.classifier import read_digits
@@ -44,24 +46,25 @@ class GenerateRequest:
     `compare` holds artifact folders, and "torch" for the uncompiled backbone. Image n of `batch` has the seed
     `seed` + n. `height` and `width` are in pixels, `pipeline` is the diffusers folder in the place of the one of the
     compile. `warm_up`: every variant paints two steps before its time is taken, since the first run of a runtime also
-    allocates and compiles.
+    allocates and compiles. `hub` says which files of the pipeline are read.
     """
 
-    artifact: Path
-    output: Path
-    prompt: str
+    artifact: Converted[AnyPath, Path] = Converted(as_path)
+    output: Converted[AnyPath, Path] = Converted(as_path)
+    prompt: Converted[str, str] = Converted(str)
     negative_prompt: str | None = None
-    compare: tuple[str, ...] = ()
+    compare: Converted[str | Iterable[str], tuple[str, ...]] = Converted(as_texts, ())
     steps: int = 25
     seed: int = 0
     height: int | None = None
     width: int | None = None
     guidance: float | None = None
     batch: int = 1
-    pipeline: str | None = None
+    pipeline: Converted[AnyPath | None, str | None] = Converted(as_text_or_none, None)
     target: str | None = None
     device: str | None = None
     warm_up: bool = True
+    hub: HubOptions = DEFAULT_HUB
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
     ui = ui or default_reporter()
     check_output_file(request.output)
     artifact = Artifact.load(request.artifact)
-    source = _source(artifact, request.pipeline)
+    source = _source(artifact, request.pipeline, request.hub)
     _, device = resolve(artifact, request.target, request.device)
     names = (name for name in dict.fromkeys(request.compare) if name != TORCH)
     folders = [request.artifact, *(Path(name).expanduser().absolute() for name in names)]
@@ -152,7 +155,7 @@ def verdict(painted: Painted, prompt: str) -> str:
     return f"reads as {read}: {right} of {len(painted.read)} right"
 
 
-def _source(artifact: Artifact, pipeline: str | None) -> ModelSource:
+def _source(artifact: Artifact, pipeline: str | None, hub: HubOptions = DEFAULT_HUB) -> ModelSource:
     """The diffusers pipeline of the compile, or the one that is given."""
     model = artifact.manifest["model"]
     if "family" not in model:
@@ -165,7 +168,7 @@ def _source(artifact: Artifact, pipeline: str | None) -> ModelSource:
             f"{artifact.folder} was compiled from an ONNX file, which says nothing of the pipeline around it",
             fix=f"give the pipeline of that {model['family']} model: --pipeline DIR",
         )
-    source = compiled_model(artifact, pipeline, "--pipeline DIR")
+    source = compiled_model(artifact, pipeline, "--pipeline DIR", hub)
     if source.pipeline_dir is None:
         raise DiffcError(
             f"{source.path} is a backbone alone, and painting takes the whole pipeline",

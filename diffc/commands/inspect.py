@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 from diffc.artifact.describe import is_imported
 from diffc.artifact.folder import MANIFEST, Artifact
 from diffc.errors import DiffcError
 from diffc.models.sources.locate import ModelSource, locate, locate_again
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions
+from diffc.paths import AnyPath, as_path, as_text
 
 _PROMPT = ("--prompt", "a red fox", "-o", "fox.png")
 
 
-def inspect(what: str) -> Artifact | ModelSource:
-    """The artifact or model that `what` names; no weight is read. Raises DiffcError when it is neither."""
-    folder = Path(what).expanduser()
+def inspect(what: AnyPath, hub: HubOptions = DEFAULT_HUB) -> Artifact | ModelSource:
+    """The artifact or model that `what` names; no weight is read. Raises DiffcError when it is neither.
+
+    `hub` says which files of a model are read.
+    """
+    folder = as_path(what)
     if (folder / MANIFEST).is_file():
         return Artifact.load(folder)
     try:
-        return locate(what)
+        return locate(as_text(what), hub)
     except DiffcError as error:
         raise DiffcError(
             f"{what} is not an artifact, and not a model: {error.what}", fix=error.fix

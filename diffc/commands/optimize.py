@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from inspect import cleandoc
-from pathlib import Path
 
 import onnx
 
@@ -13,6 +12,7 @@ from diffc.artifact.folder import check_model_output
 from diffc.compile.import_check import ImportCheck
 from diffc.errors import unknown_value
 from diffc.frontend.onnx_interface import fix_channels, name_dimensions
+from diffc.paths import AnyPath, as_path, as_path_or_none
 from diffc.progress import Reporter
 from diffc.progress_bar import default_reporter
 from passes import Pipeline, PipelineResult, all_passes, find_pass
@@ -23,12 +23,12 @@ CHECKS = ("structure", "numeric")
 
 
 def optimize(
-    model: Path,
+    model: AnyPath,
     passes: str,
-    output: Path,
+    output: AnyPath,
     *,
     check: str = "structure",
-    dump: Path | None = None,
+    dump: AnyPath | None = None,
     force: bool = False,
     ui: Reporter | None = None,
 ) -> PipelineResult:
@@ -38,6 +38,7 @@ def optimize(
     it runs; a model that runs at none of those tried is not compared, and each record says why. Raises PassError for
     what the passes cannot take, DiffcError when `output` exists and `force` is not given.
     """
+    model, output, dump = as_path(model), as_path(output), as_path_or_none(dump)
     if check not in CHECKS:
         raise unknown_value("check", check, CHECKS)
     check_model_output(output, model=model, force=force)

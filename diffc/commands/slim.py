@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from diffc.artifact.folder import OPTIONAL, Artifact, save_manifest, staging
 from diffc.backends.target import RUNTIMES, named_target
 from diffc.commands.package.copying import copy_file
 from diffc.errors import DiffcError
+from diffc.paths import AnyPath, Converted, as_numbers, as_path, as_texts
 
 _DATA = ".onnx_data"
 
@@ -19,10 +20,10 @@ _DATA = ".onnx_data"
 class SlimRequest:
     """What to copy where. `targets`: runtime targets, none for all; `sms`: engines of these GPUs, none for all."""
 
-    artifact: Path
-    output: Path
-    targets: tuple[str, ...] = ()
-    sms: tuple[int, ...] = ()
+    artifact: Converted[AnyPath, Path] = Converted(as_path)
+    output: Converted[AnyPath, Path] = Converted(as_path)
+    targets: Converted[str | Iterable[str], tuple[str, ...]] = Converted(as_texts, ())
+    sms: Converted[int | Iterable[int], tuple[int, ...]] = Converted(as_numbers, ())
     force: bool = False
 
 

@@ -23,6 +23,8 @@ from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.inputs import forward_kwargs
 from diffc.models.registry import find_family
 from diffc.models.sources.backbone import quiet_libraries
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions
+from diffc.paths import AnyPath, Converted, as_path, as_text_or_none
 from diffc.progress import Reporter, estimated
 from diffc.progress_bar import default_reporter
 from diffc.runtime.interface import Interface
@@ -61,16 +63,18 @@ class ValidateRequest:
     `diffc.load` loads for it. `against` is "torch", "ort" (the artifact's own graph in float32 on the CPU), an
     artifact, or an .onnx file; None is torch where there is a torch model. `model` is where the torch model lies now,
     None for where the compile found it. `shapes` are texts of --shape; none means the two of a compile. Without
-    `seeds`, one that the compile did not use. `limit` replaces all tolerances.
+    `seeds`, one that the compile did not use. `limit` replaces all tolerances. `hub` says which files of the torch
+    model are read.
     """
 
-    artifact: Path
+    artifact: Converted[AnyPath, Path] = Converted(as_path)
     target: str = "ort"
-    against: str | None = None
-    model: str | None = None
+    against: Converted[AnyPath | None, str | None] = Converted(as_text_or_none, None)
+    model: Converted[AnyPath | None, str | None] = Converted(as_text_or_none, None)
     shapes: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     limit: float | None = None
+    hub: HubOptions = DEFAULT_HUB
 
 
 @dataclass(frozen=True)
@@ -248,7 +252,7 @@ def _comparisons(
                 quiet_libraries(),
                 estimated(update, _LOADING),
             ):
-                torch_reference = torch_reference or torch_reference_of(artifact, request.model)
+                torch_reference = torch_reference or torch_reference_of(artifact, request.model, request.hub)
             reference = torch_reference
         else:
             reference = graph_reference(artifact, model, against, format, dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffc.compile.plan import Plan, check, check_targets
 from diffc.compile.request import CompileRequest, CompileResult
@@ -20,3 +22,13 @@ def __getattr__(name: str) -> Any:
     from diffc.compile.spine import compile_model
 
     return compile_model
+
+
+class _Package(ModuleType):
+    """This package, which says what to call when somebody calls it."""
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("diffc.compile is a package. Call diffc.compile_model(model, output, format=...)")
+
+
+sys.modules[__name__].__class__ = _Package

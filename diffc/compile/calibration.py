@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import cycle, islice
@@ -16,6 +17,8 @@ import torch
 from accelerate import init_empty_weights
 
 from diffc.artifact.resume import CHECKPOINT
+from diffc.compile.live import unquantized_backbone
+from diffc.compile.pipeline_step import checked_first_call
 from diffc.errors import DiffcError
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, build_backbone, quiet_libraries
@@ -28,6 +31,7 @@ from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
 from diffc.quantize.checkpoint import LIBRARIES, Checkpoint
 from diffc.quantize.convert import insert_quantizers
 from diffc.quantize.fingerprint import backbone_config
+from diffc.quantize.folder import RECORD
 from diffc.quantize.formats import Format
 from diffc.quantize.options import QuantOptions
 from diffc.quantize.synthetic import calibrate_synthetic
@@ -40,20 +44,41 @@ SYNTHETIC_PIXELS, SYNTHETIC_TEXT = 256, 64
 class PipelineRun:
     """How a pipeline is run on prompts, for calibration and for measuring rounding noise.
 
-    `prompts` None: those of `diffc.quantize.calibrate`. `size`: pixels, None for the model's own. `dtype`: the compute
-    type on a GPU ("float16", ...), with other types for some components in `component_dtypes`; float32 on the CPU.
+    `prompts` None: those of `diffc.quantize.calibrate`. `height`, `width`: pixels, None for the model's own. `guidance`
+    None is the family's. `dtype`: the compute type on a GPU ("float16", ...), with other types for some components in
+    `component_dtypes`; float32 on the CPU.
     """
 
     prompts: tuple[str, ...] | None
     steps: int
     batch_size: int
-    size: int | None
+    height: int | None
+    width: int | None
     seed: int
     dtype: str
     component_dtypes: tuple[tuple[str, str], ...] = ()
+    guidance: float | None = None
+    negative_prompt: str = ""
 
-    def open(self, source: ModelSource) -> Any:
-        """The diffusers pipeline of `source`, offline, on the GPU if there is one."""
+    def size(self, pipe: Any) -> tuple[int, int]:
+        """Height and width of the images, in pixels: those asked for, or the size of the pipeline's VAE."""
+        usual = pipe.vae.config.sample_size
+        return self.height or usual, self.width or usual
+
+    @contextmanager
+    def opened(self, source: ModelSource, *, shares: bool = True) -> Iterator[Any]:
+        """The diffusers pipeline of `source`, whose backbone may be changed; one in memory is as before at the end.
+
+        `shares`: the weights of a backbone in memory are not written to.
+        """
+        if source.pipeline is None:
+            yield self._open(source)
+            return
+        with unquantized_backbone(source, shares=shares) as pipe:
+            yield pipe
+
+    def _open(self, source: ModelSource) -> Any:
+        """The pipeline in a folder, offline, on the GPU if there is one."""
         cuda = torch.cuda.is_available()
         dtype: Any = DTYPES[self.dtype] if cuda else torch.float32
         if cuda and self.component_dtypes:
@@ -78,11 +103,12 @@ def kept_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def load_checkpoint(path: Path, format: Format, backbone: FakeBackbone) -> Checkpoint:
-    """The checkpoint at `path`: a folder that diffc wrote, or a `.pt` file of ModelOpt's `mto.save`.
+    """The checkpoint at `path`: a folder that diffc wrote, a `.pt` file of ModelOpt's `mto.save`, or its folder.
 
     Raises DiffcError when it belongs to another model or holds another format than was asked for.
     """
     source = backbone.source
+    path = modelopt_checkpoint(path, source.family.component)
     if path.is_file():
         with quiet_libraries():
             checkpoint = Checkpoint.from_modelopt(
@@ -90,13 +116,32 @@ def load_checkpoint(path: Path, format: Format, backbone: FakeBackbone) -> Check
             )
     else:
         checkpoint = Checkpoint.load(path)
-        checkpoint.check(backbone.module, source.family.name, source.fingerprint)
+        checkpoint.check(backbone.module, source.family.name, source.fingerprint_like(checkpoint.source))
     if checkpoint.format != format.name:
         raise DiffcError(
             f"the checkpoint {path} was calibrated for {checkpoint.format}, and {format.name} is asked for",
             fix=f"give --format {shlex.quote(str(checkpoint.format))}, or leave --from-checkpoint out",
         )
     return checkpoint
+
+
+def modelopt_checkpoint(path: Path, component: str) -> Path:
+    """The file in a folder that ModelOpt's `--quantized-torch-ckpt-save-path` made; any other `path` itself.
+
+    The folder, often called NAME.pt, has a file for each backbone: `component`.pt. Raises DiffcError where it has
+    several and none of that name.
+    """
+    if not path.is_dir() or (path / RECORD).is_file():
+        return path
+    files = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".pth"))
+    own = [file for file in files if file.stem == component]
+    if len(files) > 1 and not own:
+        raise DiffcError(
+            f"{path} has several checkpoints, and none is called {component}.pt:"
+            f" {', '.join(file.name for file in files)}",
+            fix="give the file itself",
+        )
+    return next(iter(own or files), path)
 
 
 def uncalibrated(format: Format, options: QuantOptions, backbone: FakeBackbone) -> Checkpoint:
@@ -119,31 +164,54 @@ def calibrate_on_prompts(
     """Calibrate by running the diffusers pipeline on `count` prompts (None: each once), on the GPU if there is one."""
     family = source.family
     prompts = _repeated(run.prompts or DEFAULT_PROMPTS, count)
-    with (
-        ui.stage("load the pipeline") as update,
-        quiet_libraries(),
-        estimated(update, pipeline_seconds(source)),
-    ):
-        pipe = run.open(source)
-    size = run.size or pipe.vae.config.sample_size
-    call = dict(family.calibration) | {"height": size, "width": size}
-    title = f"calibrate {format.name} on {len(prompts)} prompts, {run.steps} steps, {size} px"
-    with quiet_libraries(), ui.stage(title) as update:
-        calibrate(
-            pipe,
-            family.component,
-            format,
-            family.unquantized,
-            prompts=prompts,
-            steps=run.steps,
-            seed=run.seed,
-            batch_size=run.batch_size,
-            call_args=call,
-            progress=update,
-            options=options,
+    # Other methods than max write to the weights.
+    with ExitStack() as stack:
+        with (
+            ui.stage("load the pipeline") as update,
+            quiet_libraries(),
+            estimated(update, pipeline_seconds(source)),
+        ):
+            pipe = stack.enter_context(run.opened(source, shares=format.algorithm == "max"))
+        height, width = run.size(pipe)
+        usual = dict(family.calibration)
+        title = (
+            f"calibrate {format.name} on {len(prompts)} prompts, {run.steps} steps, {_pixels(height, width)}"
         )
-    record = {"prompts": list(prompts), "steps": run.steps, "seed": run.seed, "options": asdict(options)}
-    return _checkpoint(getattr(pipe, family.component), source, format, {**record, **call})
+        checked = checked_first_call(getattr(pipe, family.component), source)
+        with quiet_libraries(), ui.stage(title) as update, checked:
+            calibrate(
+                pipe,
+                family.component,
+                format,
+                family.unquantized,
+                prompts=prompts,
+                steps=run.steps,
+                seed=run.seed,
+                batch_size=run.batch_size,
+                height=height,
+                width=width,
+                usual=usual,
+                guidance=run.guidance,
+                negative_prompt=run.negative_prompt,
+                progress=update,
+                options=options,
+            )
+        guidance = {} if run.guidance is None else {"guidance_scale": run.guidance}
+        negative = {"negative_prompt": run.negative_prompt} if run.negative_prompt else {}
+        record = {
+            "prompts": list(prompts),
+            "steps": run.steps,
+            "seed": run.seed,
+            "options": asdict(options),
+            **{**usual, **guidance, **negative},
+            "height": height,
+            "width": width,
+        }
+        return _checkpoint(getattr(pipe, family.component), source, format, record)
+
+
+def _pixels(height: int, width: int) -> str:
+    return f"{height} px" if height == width else f"{height}x{width} px"
 
 
 def _checkpoint(

@@ -12,6 +12,7 @@ from diffc.artifact.folder import check_model_output
 from diffc.compile.import_check import ImportCheck
 from diffc.errors import DiffcError
 from diffc.frontend.onnx_file import Imported, read_model
+from diffc.paths import AnyPath, as_path, as_path_or_none
 from diffc.progress import Reporter
 from diffc.progress_bar import default_reporter
 from passes import Pass, Pipeline
@@ -28,15 +29,15 @@ if TYPE_CHECKING:
 CANONICAL_TRT = frozenset({"TRT_FP4DynamicQuantize", "TRT_MXFP8DynamicQuantize", "TRT_MXFP8DequantizeLinear"})
 
 
-def import_model(path: Path) -> onnx.ModelProto:
+def import_model(path: AnyPath) -> onnx.ModelProto:
     """The model in `path` in canonical form (opset 23, IR 11), its weights recipes. Raises as `import_result`."""
     return import_result(path).model
 
 
 def import_result(
-    path: Path,
+    path: AnyPath,
     *,
-    dump: Path | None = None,
+    dump: AnyPath | None = None,
     check_numbers: bool = True,
     steps: Sequence[Pass] = IMPORT,
     ui: Reporter | None = None,
@@ -46,9 +47,9 @@ def import_result(
     Raises PassError and DiffcError for files that cannot be imported, each with what to do, and PassCheckError when
     a pass breaks the graph or changes numbers beyond its tolerance.
     """
-    ui = ui or default_reporter()
+    ui, path = ui or default_reporter(), as_path(path)
     check = ImportCheck(numbers=check_numbers)
-    return canonical(read(path, ui), path, check, dump=dump, steps=steps, ui=ui)
+    return canonical(read(path, ui), path, check, dump=as_path_or_none(dump), steps=steps, ui=ui)
 
 
 def read(path: Path, ui: Reporter) -> Imported:
@@ -89,9 +90,15 @@ def canonical(
 
 
 def import_file(
-    path: Path, output: Path, *, dump: Path | None = None, force: bool = False, ui: Reporter
+    path: AnyPath,
+    output: AnyPath,
+    *,
+    dump: AnyPath | None = None,
+    force: bool = False,
+    ui: Reporter | None = None,
 ) -> PipelineResult:
     """`import_result`, written to `output`, weights streamed beside it."""
+    ui, path, output = ui or default_reporter(), as_path(path), as_path(output)
     check_model_output(output, model=path, force=force)
     result = import_result(path, dump=dump, steps=IMPORT_FILE, ui=ui)
     with ui.stage("write weights") as update:

@@ -40,9 +40,11 @@ def manifest(
             "bytes": plan.source.nbytes,
             "fingerprint": plan.source.fingerprint,
             **({} if plan.source.revision is None else {"revision": plan.source.revision}),
+            **({} if plan.source.origin is None else {"object": dict(plan.source.origin)}),
             "config": dict(plan.source.config),
         },
         "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},
+        **_sampling(plan),
         "format": plan.format.name,
         "dtype": plan.dtype,
         "targets": dict(graphs.files),
@@ -54,6 +56,14 @@ def manifest(
         "engines": described_engines(engines),
         **({} if graphs.cache is None else {"cache": graphs.cache.manifest() | _noise(noise)}),
     }
+
+
+def _sampling(plan: Plan) -> dict[str, Any]:
+    """The steps and the guidance of a calibration on prompts, as they were in the end."""
+    if not plan.runs_pipeline:
+        return {}
+    sampling = plan.sampling
+    return {"sampling": {"steps": sampling.steps, "guidance": sampling.guidance}}
 
 
 def _noise(noise: CacheNoise | None) -> dict[str, Any]:

@@ -48,6 +48,11 @@ _FROM_FILE = {
     "calib_size": "--calib-size",
     "component_dtypes": "--component-dtype",
     "image_size": "--image-size",
+    "height": "--height",
+    "width": "--width",
+    "steps": "--steps",
+    "guidance": "--guidance",
+    "negative_prompt": "--negative-prompt",
     "cache_plan": "--cache-plan",
     "hub": "options of the Hugging Face hub and variants",
 }

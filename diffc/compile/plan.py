@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from diffc.artifact.folder import check_output
 from diffc.backends.sm import check_format_sms
@@ -13,12 +15,16 @@ from diffc.compile.request import DTYPES, CompileRequest
 from diffc.compile.stored import AUTO, check_held, described, format_of
 from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
 from diffc.models.profiles import ShapeProfile, painted_size, parse_profile
+from diffc.models.sampling import Sampling, sampling_of
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.spec import Shape
 from diffc.quantize.folder import check_place
 from diffc.quantize.formats import FORMATS, STORED, Format, find_format
 from diffc.validate.shapes import usual_shapes
+
+if TYPE_CHECKING:
+    from diffc.quantize.checkpoint import Checkpoint
 
 VALIDATION_BYTES = 16
 """Memory per parameter while validating: torch's float32 weights, and ONNX Runtime's, each twice while loading."""
@@ -28,7 +34,8 @@ VALIDATION_BYTES = 16
 class Plan:
     """A request whose every part was found and fits together.
 
-    `streams_validation`: the model is too large to be validated whole, see `diffc.validate.streamed`.
+    `streams_validation`: the model is too large to be validated whole, see `diffc.validate.streamed`. `checkpoint` is
+    the calibration of a model that was quantized in memory.
     """
 
     request: CompileRequest
@@ -38,6 +45,7 @@ class Plan:
     dtype: str
     profile: ShapeProfile
     streams_validation: bool = False
+    checkpoint: Checkpoint | None = None
 
     @property
     def rounds_activations(self) -> bool:
@@ -47,7 +55,24 @@ class Plan:
     @property
     def calibrates(self) -> bool:
         """Whether the compile runs a calibration, which can take hours, instead of taking one that is there."""
-        return self.format.algorithm is not None and self.request.from_checkpoint is None
+        return (
+            self.format.algorithm is not None
+            and self.request.from_checkpoint is None
+            and self.checkpoint is None
+        )
+
+    @property
+    def runs_pipeline(self) -> bool:
+        """Whether the compile runs the pipeline on prompts to calibrate."""
+        return self.calibrates and self.request.calibrate == "pipeline"
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """Denoising steps and guidance of calibration: those asked for, otherwise those that the pipeline tells."""
+        usual, request = sampling_of(self.source), self.request
+        asked = request.steps is not None or request.guidance is not None
+        guidance = usual.guidance if request.guidance is None else request.guidance
+        return Sampling(request.steps or usual.steps, guidance, "" if asked else usual.why)
 
     @property
     def validation_shapes(self) -> tuple[Shape, ...]:
@@ -63,7 +88,7 @@ class Plan:
             return "as --skip-validation asks"
         if self.streams_validation:
             return "the model is too large to run it whole"
-        if self.source.pipeline_dir is None or self.request.calibrate == "synthetic":
+        if not self.source.has_pipeline or self.request.calibrate == "synthetic":
             return "there is no pipeline to run"
         try:
             check_components(self.source)
@@ -72,8 +97,13 @@ class Plan:
         return ""
 
 
-def check(request: CompileRequest) -> Plan:
-    """Everything that can be refused is refused here, before any expensive work."""
+def check(
+    request: CompileRequest, source: ModelSource | None = None, checkpoint: Checkpoint | None = None
+) -> Plan:
+    """Everything that can be refused is refused here, before any expensive work.
+
+    `source` is the model where it is in memory, and `checkpoint` its calibration where it was quantized there.
+    """
     fmt = FORMATS["none"] if request.format == AUTO else find_format(request.format)
     targets = tuple(find_target(name) for name in dict.fromkeys(request.targets))
     request.options.check(fmt)
@@ -86,14 +116,13 @@ def check(request: CompileRequest) -> Plan:
     for target in targets:
         target.check_format(fmt.name)
     check_output(request.output, force=request.force)
-    source = locate(request.model, request.hub)
+    source = source or locate(request.model, request.hub)
     fmt = format_of(request.format, source)
     if fmt is STORED:
         source = source.as_held()
         check_held(source, targets, request.sms)
-    _check_calibration(request, fmt, source)
-    if request.image_size is not None:
-        source.family.check(source.config, Shape(1, request.image_size, request.image_size, 1))
+    _check_calibration(request, fmt, source, calibrated=checkpoint is not None)
+    _check_images(request, source)
     dtype = source.dtype if request.dtype == "auto" else request.dtype
     if dtype != "float16" and 75 in request.sms:
         raise UnsupportedError(
@@ -105,9 +134,17 @@ def check(request: CompileRequest) -> Plan:
             "TensorRT has no attention in float32, so none that runs in FP8 beside it",
             fix="give --dtype float16 or bfloat16, or leave out --quantize-mha",
         )
-    profile = parse_profile(request.profile, source.family, source.config, painted_size(source.pipeline_dir))
+    profile = parse_profile(request.profile, source.family, source.config, _painted(source))
     streams = not request.skip_validation and not _fits_memory(source)
-    return Plan(request, source, fmt, targets, dtype, profile, streams)
+    return Plan(request, source, fmt, targets, dtype, profile, streams, checkpoint)
+
+
+def _painted(source: ModelSource) -> int | None:
+    """The image size of the pipeline's VAE, in pixels; None where there is no VAE."""
+    if source.pipeline is None:
+        return painted_size(source.pipeline_dir)
+    config = getattr(getattr(source.pipeline, "vae", None), "config", None)
+    return getattr(config, "sample_size", None)
 
 
 def _fits_memory(source: ModelSource) -> bool:
@@ -148,7 +185,17 @@ def _check_sms(targets: Sequence[Target], sms: Sequence[int]) -> None:
         raise UsageError("--sm is given, and no target builds for named GPUs", fix="add --target trt-rtx")
 
 
-def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource) -> None:
+def _check_images(request: CompileRequest, source: ModelSource) -> None:
+    """Raise UsageError for a size of calibration images that the model cannot paint."""
+    height, width = (size or request.image_size for size in (request.height, request.width))
+    usual = source.family.pixel_multiple(source.config)
+    if height or width:
+        source.family.check(source.config, Shape(1, height or usual, width or usual, 1))
+
+
+def _check_calibration(
+    request: CompileRequest, fmt: Format, source: ModelSource, *, calibrated: bool
+) -> None:
     for name, dtype in request.component_dtypes:
         if dtype not in DTYPES:
             raise unknown_value(f"dtype of component {name!r}", dtype, DTYPES)
@@ -167,9 +214,9 @@ def _check_calibration(request: CompileRequest, fmt: Format, source: ModelSource
                 f"format {fmt.name!r} takes no checkpoint", fix="give its --format, or leave it out"
             )
         return
-    if fmt.algorithm is None or request.calibrate == "synthetic":
+    if calibrated or fmt.algorithm is None or request.calibrate == "synthetic":
         return  # no pipeline is needed
-    if request.from_checkpoint is None and source.pipeline_dir is None:
+    if request.from_checkpoint is None and not source.has_pipeline:
         raise DiffcError(
             f"{source.path} is a backbone alone, and calibration runs the whole pipeline on prompts",
             fix="give the pipeline's folder, --from-checkpoint with an earlier calibration, or, to try a compile,"

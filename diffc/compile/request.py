@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,9 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from diffc.artifact.describe import versions
 from diffc.artifact.folder import Artifact
+from diffc.backends.sm import parse_sm
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions
 from diffc.errors import DiffcError, UsageError
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
+from diffc.paths import (
+    AnyPath,
+    Converted,
+    as_path,
+    as_path_or_none,
+    as_text,
+    as_texts,
+    as_texts_or_none,
+)
+from diffc.quantize.formats import format_name
 from diffc.quantize.options import DEFAULT_OPTIONS, QuantOptions
 from passes import Pass, Pipeline
 from passes.weights.journal import code_version
@@ -26,12 +37,35 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16")
 """The compute types of a compiled backbone."""
+DTYPE_ALIASES: Mapping[str, str] = {
+    "float": "float32",
+    "fp32": "float32",
+    "single": "float32",
+    "half": "float16",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+}
+"""Other names of types: those of ModelOpt's scripts (Half, BFloat16, Float) and short ones; capitals do not matter."""
+
+
+def dtype_name(name: str) -> str:
+    """The type that `name` means, "torch." before it or not; `name` itself where it is none."""
+    spelled = name.lower().removeprefix("torch.")
+    spelled = DTYPE_ALIASES.get(spelled, spelled)
+    return spelled if spelled in ("auto", *DTYPES) else name
+
+
+def _as_sms(value: int | str | Iterable[int | str]) -> tuple[int, ...]:
+    """Compute capabilities: 89, "8.9" or "sm_89", one or several."""
+    values = (value,) if isinstance(value, int | str) else value
+    return tuple(one if isinstance(one, int) else parse_sm(one) for one in values)
 
 
 @dataclass(frozen=True)
 class CompileRequest:
     """Everything that a compile depends on; the defaults are those of the command line.
 
+    Paths may be text or os.PathLike, `targets` and `sms` a single one; formats and types may have ModelOpt's names.
     `model`: an embedded model, a pipeline or backbone folder, an id of the Hugging Face hub, or an .onnx file; `hub`
     says which of its files are read. `output`: the folder to write.
     `format` "auto" keeps what the model's file holds quantized, and is "none" for any other.
@@ -41,39 +75,45 @@ class CompileRequest:
     `prompts`: None for diffc's own. `calibrate` "synthetic" runs random inputs layer by layer instead of the pipeline
     on prompts. `calib_size`: how many prompts to use, None for all; more than there are repeat with other noise.
     `component_dtypes`: (component, type) pairs for calibration on a GPU; other components have the compute type.
-    `steps`: denoising steps of a calibration prompt. `batch_size`: calibration prompts at a time. `image_size`: pixels
-    of the calibration images, None for the model's own. `seed`: of calibration noise and validation inputs.
+    `steps` and `guidance`: denoising steps and guidance scale of a calibration prompt, None for what the pipeline is
+    meant for (`diffc.models.sampling`). `negative_prompt`: empty for none. `batch_size`: calibration prompts at a time.
+    `image_size`: pixels of the calibration images, None for the model's own; `height` and `width` take its place where
+    they are given. `seed`: of calibration noise and validation inputs.
     `cache_plan`: a preset of `diffc.cache` or a plan file, empty for none; `cache_layout`: one of
     `diffc.cache.layout.LAYOUTS`. `passes`: the text of --passes, empty for none; they run after the canonical ones and
     before those of each target. `force`: replace an artifact at `output`. `dump`: a folder for the graph after each
     pass.
     """
 
-    model: str
-    output: Path
-    format: str = "auto"
-    targets: tuple[str, ...] = ("ort",)
-    sms: tuple[int, ...] = ()
-    dtype: str = "auto"
+    model: Converted[AnyPath, str] = Converted(as_text)
+    output: Converted[AnyPath, Path] = Converted(as_path)
+    format: Converted[str, str] = Converted(format_name, "auto")
+    targets: Converted[str | Iterable[str], tuple[str, ...]] = Converted(as_texts, ("ort",))
+    sms: Converted[int | str | Iterable[int | str], tuple[int, ...]] = Converted(_as_sms, ())
+    dtype: Converted[str, str] = Converted(dtype_name, "auto")
     profile: str = ""
-    from_checkpoint: Path | None = None
-    save_checkpoint: Path | None = None
+    from_checkpoint: Converted[AnyPath | None, Path | None] = Converted(as_path_or_none, None)
+    save_checkpoint: Converted[AnyPath | None, Path | None] = Converted(as_path_or_none, None)
     options: QuantOptions = DEFAULT_OPTIONS
-    prompts: tuple[str, ...] | None = None
+    prompts: Converted[str | Iterable[str] | None, tuple[str, ...] | None] = Converted(as_texts_or_none, None)
     calib_size: int | None = None
     calibrate: str = "pipeline"
     component_dtypes: tuple[tuple[str, str], ...] = ()
-    steps: int = 20
+    steps: int | None = None
+    guidance: float | None = None
+    negative_prompt: str = ""
     batch_size: int = 4
     image_size: int | None = None
+    height: int | None = None
+    width: int | None = None
     seed: int = 0
-    cache_plan: str = ""
+    cache_plan: Converted[AnyPath, str] = Converted(as_text, "")
     cache_layout: str = "full+reduced"
     passes: str = ""
     engine: EngineOptions = DEFAULT_ENGINE
     skip_validation: bool = False
     force: bool = False
-    dump: Path | None = None
+    dump: Converted[AnyPath | None, Path | None] = Converted(as_path_or_none, None)
     hub: HubOptions = DEFAULT_HUB
 
     @property
@@ -97,22 +137,20 @@ class CompileResult:
     engines: Sequence[EngineReport] = field(default=())
 
 
-_MODELOPT_DTYPES = {"Half": "float16", "BFloat16": "bfloat16", "Float": "float32"}
-
-
 def parse_component_dtype(text: str) -> tuple[str, str]:
     """(component, type) of "vae:float32"; types may have ModelOpt's names. Raises UsageError for another form."""
     name, colon, dtype = text.partition(":")
     if not (name and colon and dtype):
         raise UsageError(f"--component-dtype is {text!r}", fix="write COMPONENT:TYPE, such as vae:float32")
-    return name, _MODELOPT_DTYPES.get(dtype, dtype)
+    return name, dtype_name(dtype)
 
 
-def read_prompts(path: Path) -> tuple[str, ...]:
+def read_prompts(path: AnyPath) -> tuple[str, ...]:
     """The prompts in a UTF-8 text file, one a line; a byte order mark is left out.
 
     Raises DiffcError for a file that cannot be read, or holds none.
     """
+    path = as_path(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -5,10 +5,12 @@ This file and `plan.py` alone know what a Plan holds; each stage is given what i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, overload
 
 import onnx
 
@@ -36,15 +38,19 @@ from diffc.compile.calibration import (
 )
 from diffc.compile.engines import build_engines, engine_profile
 from diffc.compile.graphs import Graphs, canonicalize, legalize, write
+from diffc.compile.live import LiveModel, is_model_object, read_live
 from diffc.compile.manifest import manifest
 from diffc.compile.onnx_model import compile_onnx
+from diffc.compile.pipeline_step import check_step
 from diffc.compile.plan import Plan, check, check_targets, describe
 from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.compile.stored import held_checkpoint
 from diffc.compile.validation import validate_by_layer, validate_whole
+from diffc.errors import UsageError
 from diffc.frontend.trace import trace as trace_backbone
 from diffc.frontend.trace import trace_seconds
 from diffc.models.sources.backbone import FakeBackbone, check_weights, loading_seconds
+from diffc.paths import AnyPath
 from diffc.progress import Parts, Reporter, estimated
 from diffc.progress_bar import default_reporter
 from diffc.quantize.checkpoint import Checkpoint
@@ -60,15 +66,65 @@ from passes.presets import TargetOptions
 __all__ = ["CompileRequest", "CompileResult", "Plan", "check", "check_targets", "compile_model"]
 
 
-def compile_model(request: CompileRequest, ui: Reporter | None = None) -> CompileResult:
+@overload
+def compile_model(model: CompileRequest, output: Reporter | None = None) -> CompileResult: ...
+
+
+@overload
+def compile_model(
+    model: Any, output: AnyPath, ui: Reporter | None = None, **settings: Any
+) -> CompileResult: ...
+
+
+def compile_model(
+    model: Any, output: AnyPath | Reporter | None = None, ui: Reporter | None = None, **settings: Any
+) -> CompileResult:
     """Compile a backbone: quantize, trace, rewrite, write, validate, build; the artifact appears when all is done.
+
+    `model`: a CompileRequest, then with a Reporter at most. Otherwise what MODEL of the command line can be, or a
+    diffusers pipeline or backbone in memory, with `output`, the folder to write, and `settings`, the other fields of
+    CompileRequest. Of a model in memory the live weights are compiled: a LoRA that was fused into them counts, and
+    quantizers of mtq.quantize are the calibration. A pipeline calibrates as it is, and is as before at the end.
 
     Raises DiffcError or PassError for what the user can fix, MismatchError when outputs differ.
     """
+    if isinstance(model, CompileRequest):
+        reporter: Any = ui or output or default_reporter()
+        return _compile(model, reporter)
+    if output is None or not isinstance(output, str | os.PathLike):
+        raise UsageError(
+            "compile_model is given a model and no folder to write", fix="compile_model(model, output)"
+        )
     ui = ui or default_reporter()
+    if not is_model_object(model):
+        return _compile(CompileRequest(model, output, **settings), ui)
+    with read_live(model, ui) as live:
+        request = CompileRequest(live.source.name, output, **settings)
+        if live.checkpoint is not None:
+            request = of_calibration(request, live.checkpoint)
+        return _compile(request, ui, live)
+
+
+def of_calibration(request: CompileRequest, checkpoint: Checkpoint) -> CompileRequest:
+    """The request with the format of a model that was quantized in memory. Raises UsageError for another one."""
+    if request.format not in ("auto", "none", checkpoint.format):
+        raise UsageError(
+            f"the model was quantized to {checkpoint.format} by mtq.quantize, and {request.format} is asked for",
+            fix="leave format out, or give the model before mtq.quantize",
+        )
+    if request.from_checkpoint is not None:
+        raise UsageError(
+            "the model was quantized by mtq.quantize, and has a calibration of its own",
+            fix="leave from_checkpoint out, or give the model before mtq.quantize",
+        )
+    return replace(request, format=checkpoint.format)
+
+
+def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = None) -> CompileResult:
+    """The compile of a request, whose model may be in memory."""
     if request.model.endswith(".onnx"):
         return compile_onnx(request, ui)
-    plan = check(request)
+    plan = check(request) if live is None else check(request, live.source, live.checkpoint)
     backbone = FakeBackbone(plan.source, plan.dtype)
     check_weights(backbone)
     ui.note(describe(plan))
@@ -76,6 +132,7 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
     cache = resolve_cache(plan, backbone, ui)
     files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files]
     key = request_key(request, files, plan.source.fingerprint)
+    hold_interface(plan, ui)
     with staging(request.output, force=request.force, key=key, note=ui.note) as folder:
         checkpoint = quantize(plan, backbone, folder, parts["quantize"])
         noise = measure(plan, cache, checkpoint, parts["quantize"])
@@ -90,6 +147,19 @@ def compile_model(request: CompileRequest, ui: Reporter | None = None) -> Compil
     artifact = Artifact(request.output, written)
     moved = [engine.moved(request.output / "engines") for engine in engines]
     return CompileResult(artifact, graphs.records, validation, moved)
+
+
+def hold_interface(plan: Plan, ui: Reporter) -> None:
+    """Hold the graph's inputs against one step of the pipeline, where no calibration runs it anyway.
+
+    Raises UnsupportedError where they differ.
+    """
+    if plan.request.skip_validation or not plan.source.has_pipeline or plan.runs_pipeline:
+        return
+    with ui.stage("one step of the pipeline, to see what it gives the backbone"):
+        reason = check_step(plan.source)
+    if reason:
+        ui.note(f"the graph's inputs are not held against the pipeline: {reason}")
 
 
 def part_names(plan: Plan) -> tuple[str, ...]:
@@ -154,6 +224,8 @@ def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> 
 def calibrated(plan: Plan, backbone: FakeBackbone, ui: Reporter) -> Checkpoint:
     """The checkpoint that the request names, or a new one."""
     request = plan.request
+    if plan.checkpoint is not None:
+        return plan.checkpoint
     if request.from_checkpoint is not None:
         return load_checkpoint(request.from_checkpoint, plan.format, backbone)
     if plan.format.algorithm is None:
@@ -169,13 +241,26 @@ def calibrated(plan: Plan, backbone: FakeBackbone, ui: Reporter) -> Checkpoint:
             seed=request.seed,
         )
     run = pipeline_run(plan)
+    if plan.sampling.why:
+        ui.note(str(plan.sampling))
     return calibrate_on_prompts(plan.source, plan.format, request.options, run, ui, count=request.calib_size)
 
 
 def pipeline_run(plan: Plan) -> PipelineRun:
     """How the request wants the pipeline to be run."""
-    r = plan.request
-    return PipelineRun(r.prompts, r.steps, r.batch_size, r.image_size, r.seed, plan.dtype, r.component_dtypes)
+    r, sampling = plan.request, plan.sampling
+    return PipelineRun(
+        r.prompts,
+        sampling.steps,
+        r.batch_size,
+        r.height or r.image_size,
+        r.width or r.image_size,
+        r.seed,
+        plan.dtype,
+        r.component_dtypes,
+        sampling.guidance,
+        r.negative_prompt,
+    )
 
 
 def measure(

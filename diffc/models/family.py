@@ -23,7 +23,9 @@ class Family:
     """Everything that diffc knows about a family of backbones; nothing else in diffc asks for a family's name.
 
     Which backbones belong to it: those of the diffusers class `backbone_class` whose config.json has the entries
-    `requires`. `component` is their name in a pipeline.
+    `requires`. `component` is their name in a pipeline. `completed` is given config.json and model_index.json (None for
+    a backbone alone) and returns the config that all else is given: with what only the pipeline tells. It raises
+    UnsupportedError for an entry that adds an input which the family does not have.
 
     Interface of the graph, each given a config.json: `inputs` in graph order, the dimensions of the one `output`,
     the dynamic dimensions `dims`; `sizes` turns a Shape into the sizes of these. Height and width must be multiples
@@ -54,6 +56,7 @@ class Family:
     calibration: Mapping[str, Any]
     output_class: str
     requires: Mapping[str, Any] = field(default_factory=dict)
+    completed: Callable[[Config, Mapping[str, Any] | None], Config] = lambda config, _: config
     attributes: Callable[[Config], Mapping[str, Any]] = lambda _: {}
     cache_plans: tuple[str, ...] = ()
     optimum: Optimum | None = None

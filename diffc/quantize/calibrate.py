@@ -16,6 +16,7 @@ from diffc.quantize.kinds import kind_of
 from diffc.quantize.modelopt_state import record_quantize_mode
 from diffc.quantize.options import QuantOptions
 from diffc.quantize.percentile import use_percentile
+from diffc.quantize.pipeline_call import call_arguments, steps_of, takes
 from diffc.quantize.scaling import portable_scaling
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.quantize.state import settings_of, usable_amax
@@ -53,7 +54,11 @@ def calibrate(
     steps: int,
     seed: int,
     batch_size: int,
-    call_args: Mapping[str, Any],
+    height: int,
+    width: int,
+    usual: Mapping[str, Any],
+    guidance: float | None = None,
+    negative_prompt: str = "",
     progress: Progress,
     options: QuantOptions | None = None,
 ) -> None:
@@ -63,9 +68,10 @@ def calibrate(
     `modelopt.torch.opt.save` then writes, `restore` takes (`diffc.quantize.modelopt_state`).
 
     Prompt i starts from noise of its own generator, seeded with seed + i, so two runs on one machine agree
-    bit for bit and the batch size changes no noise. `call_args` goes to the pipeline's call (guidance, image
-    size). The pipeline's own progress bars are switched off. Raises DiffcError for empty or non-positive
-    settings, and when a quantizer ends without a finite, non-zero amax.
+    bit for bit and the batch size changes no noise. `height` and `width` are in pixels; `usual` goes to the pipeline's
+    call where it takes it, `guidance` and `negative_prompt` as they are (see `pipeline_call.call_arguments`).
+    The pipeline's own progress bars are switched off. Raises DiffcError for empty or non-positive settings, and when a
+    quantizer ends without a finite, non-zero amax.
     """
     if not prompts:
         raise DiffcError("no prompts to calibrate with", fix="put at least one prompt into the prompts file")
@@ -80,23 +86,35 @@ def calibrate(
     record_quantize_mode(backbone)
     if fmt.algorithm is None:
         return
+
+    def arguments(numbers: Sequence[int]) -> dict[str, Any]:
+        return call_arguments(
+            pipe.__call__,
+            [prompts[i] for i in numbers],
+            seeds=[seed + i for i in numbers],
+            steps=steps,
+            height=height,
+            width=width,
+            guidance=guidance,
+            usual=usual,
+            negative_prompt=negative_prompt,
+        )
+
     if options.percentile != 1.0 or options.collect_method != "default":
-        _use_percentile(pipe, backbone, steps, options)
+        _use_percentile(backbone, steps_of(pipe, arguments([0])), options)
     pipe.set_progress_bar_config(disable=True)
     passes = Passes(progress, _PASSES[fmt.algorithm])
 
     def run_prompts(_: nn.Module) -> None:
-        _run(pipe, prompts, batch_size, seed, {**call_args, "num_inference_steps": steps}, passes)
+        _run(pipe, len(prompts), batch_size, arguments, passes)
         passes.done += 1
 
     _collect(backbone, algorithm_of(fmt, options), run_prompts)
     _finish(backbone)
 
 
-def _use_percentile(pipe: Any, backbone: nn.Module, steps: int, options: QuantOptions) -> None:
+def _use_percentile(backbone: nn.Module, calls: int, options: QuantOptions) -> None:
     """Collect the inputs of convolutions by step. Raises DiffcError where none is quantized."""
-    pipe.scheduler.set_timesteps(steps)  # schedulers of second order call the backbone more often than that
-    calls = len(pipe.scheduler.timesteps)
     method = "global_min" if options.collect_method == "default" else options.collect_method
     if not use_percentile(backbone, options.percentile, calls, method):
         raise DiffcError(
@@ -173,16 +191,14 @@ def _dtype(backbone: nn.Module) -> str:
 
 def _run(
     pipe: Any,
-    prompts: Sequence[str],
+    count: int,
     batch_size: int,
-    seed: int,
-    call_args: Mapping[str, Any],
+    arguments: Callable[[Sequence[int]], dict[str, Any]],
     progress: Progress,
 ) -> None:
-    """Denoise every prompt, batch by batch; the VAE does not run."""
-    import torch
-
-    batches = [range(i, min(i + batch_size, len(prompts))) for i in range(0, len(prompts), batch_size)]
+    """Denoise every one of `count` prompts, batch by batch; `arguments` are those of the prompts of some numbers."""
+    batches = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+    tells = takes(pipe.__call__, "callback_on_step_end")
     for number, batch in enumerate(batches):
 
         def step_done(pipe: Any, step: int, _time: Any, tensors: Any, number: int = number) -> Any:
@@ -190,13 +206,7 @@ def _run(
             progress(number * per_batch + step + 1, len(batches) * per_batch)
             return tensors
 
-        pipe(
-            prompt=[prompts[i] for i in batch],
-            generator=[torch.Generator("cpu").manual_seed(seed + i) for i in batch],
-            output_type="latent",
-            callback_on_step_end=step_done,
-            **call_args,
-        )
+        pipe(**arguments(batch), **({"callback_on_step_end": step_done} if tells else {}))
 
 
 def _finish(backbone: nn.Module) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +119,29 @@ class Checkpoint:
         Quantizers that ModelOpt puts on norms by accident are left out. Raises DiffcError as
         `diffc.quantize.modelopt_file.read` does.
         """
-        found = modelopt_file.read(path, backbone, weights or {})
+        return cls._of_modelopt(modelopt_file.read(path, backbone, weights or {}), backbone, family)
+
+    @classmethod
+    def from_modelopt_object(
+        cls,
+        name: str,
+        content: Mapping[str, Any],
+        stored: Mapping[str, Recipe],
+        backbone: nn.Module,
+        *,
+        family: str,
+        weights: Mapping[str, Recipe],
+    ) -> Checkpoint:
+        """The same for a model in memory: `content` is what `mto.save` would write, `stored` its tensors as recipes."""
+        found = modelopt_file.found_in(name, content, stored, backbone, weights)
+        return cls._of_modelopt(found, backbone, family)
+
+    def of_source(self, fingerprint: str) -> Checkpoint:
+        """The same calibration, of the weights with this fingerprint."""
+        return replace(self, source=fingerprint)
+
+    @classmethod
+    def _of_modelopt(cls, found: modelopt_file.Found, backbone: nn.Module, family: str) -> Checkpoint:
         return cls(
             family,
             found.format,

@@ -193,14 +193,47 @@ STORED = Format(
 """The format of a file that is quantized already; not in FORMATS, since nothing is quantized with it."""
 
 
+FORMAT_ALIASES: Mapping[str, str] = {
+    "fp4": "nvfp4",
+    "float8": "fp8",
+    "e4m3": "fp8",
+    "int4": "int4_awq",
+    "awq": "int4_awq",
+    "w4a16": "int4_awq",
+    "w4a8": "w4a8_awq",
+    "smoothquant": "int8_smoothquant",
+    "int8_sq": "int8_smoothquant",
+    "svdquant": "nvfp4_svdquant",
+    "fp4_svdquant": "nvfp4_svdquant",
+    "int8_default_cfg": "int8",
+    "int8_smoothquant_cfg": "int8_smoothquant",
+    "fp8_default_cfg": "fp8",
+    "int4_awq_cfg": "int4_awq",
+    "w4a8_awq_beta_cfg": "w4a8_awq",
+    "nvfp4_default_cfg": "nvfp4",
+    "nvfp4_svdquant_default_cfg": "nvfp4_svdquant",
+    "mxfp8_default_cfg": "mxfp8",
+}
+"""Other names of formats: those of ModelOpt's scripts (--format fp4) and of its configs (mtq.NVFP4_DEFAULT_CFG)."""
+
+
+def format_name(name: str) -> str:
+    """The name of the format that `name` means: other names, "-" for "_" and capitals are understood."""
+    if name in FORMATS:
+        return name
+    spelled = name.lower().replace("-", "_")
+    return FORMAT_ALIASES.get(spelled, spelled if spelled in FORMATS else name)
+
+
 def find_format(name: str) -> Format:
-    """The format of that name, with "-" for "_" if you like. Raises DiffcError that lists the known ones, or
-    that names the packages of a plugin which cannot be used.
+    """The format that `name` means (see `format_name`).
+
+    Raises UsageError that lists the known ones, or that names the packages of a plugin which cannot be used.
     """
-    key = name.replace("-", "_")
+    key = format_name(name)
     if key == STORED.name:
         return STORED
     if key in FORMATS:
         return FORMATS[key]
-    unusable = plugins.unusable("diffc.formats", "format", key)
+    unusable = plugins.unusable("diffc.formats", "format", key.replace("-", "_"))
     raise unusable or unknown_value("format", name, FORMATS, fix="choose one of these with --format")

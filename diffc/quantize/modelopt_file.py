@@ -60,7 +60,20 @@ def read(path: Path, backbone: nn.Module, weights: Mapping[str, Recipe]) -> Foun
     are left out. Raises DiffcError when the file is missing, damaged, holds objects that `weights_only`
     refuses, or is of another model; UnsupportedError for quantizers of a kind that diffc does not compile.
     """
-    content = _load(path)
+    content, prefix = _load(path), "model_state_dict."
+    tensors = {name: recipe for name, recipe in torch_tensors(path).items() if name.startswith(prefix)}
+    stored = {name.removeprefix(prefix): recipe for name, recipe in tensors.items()}
+    return found_in(str(path), content, stored, backbone, weights)
+
+
+def found_in(
+    path: str,
+    content: Mapping[str, Any],
+    stored: Mapping[str, Recipe],
+    backbone: nn.Module,
+    weights: Mapping[str, Recipe],
+) -> Found:
+    """The same for the dict that `mto.save` writes, its tensors `stored` as recipes; `path` is for messages."""
     states, tensors = _quantizer_states(path, content), content["model_state_dict"]
     enabled = {name: state for name, state in states.items() if not state.get("_disabled", True)}
     enabled = {name: state for name, state in enabled.items() if "_num_bits" in state}  # not the sequences
@@ -80,21 +93,24 @@ def read(path: Path, backbone: nn.Module, weights: Mapping[str, Recipe]) -> Foun
         if (kind := kind_of(settings[name])).has_amax
     }
     version = str(content["modelopt_state"].get("modelopt_version"))
-    carried = _weights(path, backbone, weights, {layer_of(name.rpartition(".")[0]) for name in scaling})
+    carried = _weights(
+        path, stored, backbone, weights, {layer_of(name.rpartition(".")[0]) for name in scaling}
+    )
     return Found(format, settings, amax, scaling, version, carried)
 
 
 def _weights(
-    path: Path, backbone: nn.Module, own: Mapping[str, Recipe], scaled: set[str]
+    path: str,
+    stored: Mapping[str, Recipe],
+    backbone: nn.Module,
+    own: Mapping[str, Recipe],
+    scaled: set[str],
 ) -> dict[str, Recipe]:
-    """The backbone's tensors in the file that are not equal to the model's `own`; values stay in the file.
+    """The backbone's tensors in `stored` that are not equal to the model's `own`; values stay in the file.
 
     `scaled` are the layers whose channel factors or branches diffc applies.
     """
-    prefix, wanted = "model_state_dict.", set(backbone.state_dict())
-    stored = {
-        name.removeprefix(prefix): r for name, r in torch_tensors(path).items() if name.startswith(prefix)
-    }
+    wanted = set(backbone.state_dict())
     theirs = {name: recipe for name, recipe in stored.items() if name in wanted}
     plain = {name: recipe for name, recipe in own.items() if name.rpartition(".")[0] not in scaled}
     for name in list(theirs):
@@ -104,7 +120,7 @@ def _weights(
                 del theirs[name]
             else:
                 theirs[name] = whole
-    return changed_weights(theirs, plain, str(path))
+    return changed_weights(theirs, plain, path)
 
 
 def _unscaled(layer: str, stored: Mapping[str, Recipe]) -> Recipe | None:
@@ -164,11 +180,11 @@ def _load(path: Path) -> dict[str, Any]:
             f"{path} is damaged, or not a file of torch.save ({error})", fix="copy it again"
         ) from error
     if not isinstance(content, dict) or not {"modelopt_state", "model_state_dict"} <= content.keys():
-        raise _not_mto(path)
+        raise _not_mto(str(path))
     return content
 
 
-def _not_mto(path: Path) -> DiffcError:
+def _not_mto(path: str) -> DiffcError:
     return DiffcError(
         f"{path} is not a checkpoint of a model that ModelOpt quantized: expected the dict of mto.save with"
         " 'modelopt_state' and 'model_state_dict'",
@@ -176,7 +192,7 @@ def _not_mto(path: Path) -> DiffcError:
     )
 
 
-def _quantizer_states(path: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _quantizer_states(path: str, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The state of every quantizer by module path, as the last mode that was applied left it."""
     try:
         modes = [mode["metadata"] for _, mode in content["modelopt_state"]["modelopt_state_dict"]]
@@ -188,7 +204,7 @@ def _quantizer_states(path: Path, content: Mapping[str, Any]) -> dict[str, dict[
     return dict(found[-1])
 
 
-def _refuse_unsupported(path: Path, enabled: Mapping[str, Any]) -> None:
+def _refuse_unsupported(path: str, enabled: Mapping[str, Any]) -> None:
     for name, state in enabled.items():
         if not state.get("_fake_quant", True):
             raise UnsupportedError(
@@ -198,7 +214,7 @@ def _refuse_unsupported(path: Path, enabled: Mapping[str, Any]) -> None:
 
 
 def _check_model(
-    path: Path, backbone: nn.Module, quantized: list[str], layers: set[str], tensors: Mapping[str, Any]
+    path: str, backbone: nn.Module, quantized: list[str], layers: set[str], tensors: Mapping[str, Any]
 ) -> None:
     """Raises DiffcError unless every quantized layer exists in `backbone` with a weight of the same shape."""
     if not quantized:
@@ -214,7 +230,7 @@ def _check_model(
             )
 
 
-def _check_blocks(path: Path, backbone: nn.Module, settings: Mapping[str, Settings]) -> None:
+def _check_blocks(path: str, backbone: nn.Module, settings: Mapping[str, Settings]) -> None:
     """Raises UnsupportedError for a weight that is not whole blocks: ModelOpt pads it, which no kernel does."""
     for name, value in settings.items():
         size = block_size_of(value)
@@ -228,7 +244,7 @@ def _check_blocks(path: Path, backbone: nn.Module, settings: Mapping[str, Settin
             )
 
 
-def _format_of(path: Path, settings: Mapping[str, Settings], tensors: Mapping[str, Any]) -> str:
+def _format_of(path: str, settings: Mapping[str, Settings], tensors: Mapping[str, Any]) -> str:
     """The format whose quantizers have these settings. Raises UnsupportedError when there is none."""
     own = {name: value for name, value in settings.items() if not role_of(name).endswith(_ATTENTION)}
     scaled = any(name.endswith("._pre_quant_scale") for name in tensors)

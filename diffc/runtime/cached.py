@@ -73,6 +73,7 @@ class CachedSession:
         """The outputs of the denoising step that this call is. Raises DiffcError as the models' sessions do."""
         generation = self.generations.advance(*time_and_conditions(inputs))
         wanted = self.plan.reused(generation.step, self.generations.count)
+        self.generations.note(reused=bool(wanted))
         found = self._step(wanted, inputs, generation.values, _sizes(self._signature, inputs))
         return {name: found[name] for name in output_shapes}
 

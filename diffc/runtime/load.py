@@ -21,6 +21,7 @@ from diffc.backends.torch_types import TORCH_TYPES
 from diffc.errors import DiffcError
 from diffc.models.family import Family, misfits
 from diffc.models.registry import find_family
+from diffc.paths import AnyPath, as_path
 from diffc.runtime.cached import open_cached
 from diffc.runtime.interface import Interface, NamedSession
 from diffc.runtime.module import CompiledBackbone
@@ -30,7 +31,7 @@ from passes.files.contained import why_outside
 
 
 def load(
-    artifact: str | Path,
+    artifact: AnyPath,
     *,
     target: str | None = None,
     device: str | torch.device | None = None,
@@ -52,7 +53,7 @@ def load(
     DiffcError when the artifact is damaged, was compiled for none of what runs here, or the target does not come up;
     nothing falls back.
     """
-    found = Artifact.load(Path(artifact).expanduser().absolute())
+    found = Artifact.load(as_path(artifact).absolute())
     if verify:
         found.verify()
     model = found.manifest["model"]

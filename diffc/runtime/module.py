@@ -14,14 +14,20 @@ from torch import Tensor, nn
 from diffc.backends.session import Session
 from diffc.backends.signature import Signature
 from diffc.backends.torch_types import TORCH_TYPES
+from diffc.cache.generations import CacheReport
 from diffc.errors import DiffcError
 from diffc.models.family import Family
+from diffc.models.stand_in import class_of, full_config, take_attributes
 from diffc.runtime.cached import CachedSession
 
 _HOOKS = ("_hf_hook", "_diffusers_hook")
 _NO_OFFLOAD = (
     "a compiled backbone cannot be offloaded: its weights belong to the runtime, and stay where they are"
 )
+
+
+class NotCompiledError(DiffcError, AttributeError):
+    """What a torch backbone has and a compiled one cannot have; `hasattr` is False for an attribute."""
 
 
 class CompiledBackbone(nn.Module):
@@ -43,13 +49,13 @@ class CompiledBackbone(nn.Module):
     ):
         super().__init__()
         self.target, self._spec, self._signature = target, spec, signature
-        self.config = _full_config(spec, config)
+        self.config = full_config(spec, config)
         self._session, self._dtype = session, dtype
         self._paths = {item.path or (item.name,): item.name for item in spec.inputs(config)}
         self._positions = [path[0] for path in self._paths if len(path) == 1]
-        for path, value in spec.attributes(config).items():
-            _set_at(self, path, value)
+        take_attributes(self, spec, config)
         self.eval()
+        self._backbone_class = spec.backbone_class
 
     @property
     def dtype(self) -> torch.dtype:
@@ -92,6 +98,10 @@ class CompiledBackbone(nn.Module):
         if isinstance(self._session, CachedSession):
             self._session.generations.reset(steps)
 
+    def cache_report(self) -> CacheReport:
+        """How many steps ran so far, and how many of them used kept values; none did without a cache plan."""
+        return self._session.generations.report if isinstance(self._session, CachedSession) else CacheReport()
+
     def close(self) -> None:
         """Free the session: weights, memory and caches. A closed module runs no more."""
         self._session.close()
@@ -111,6 +121,24 @@ class CompiledBackbone(nn.Module):
                 fix="call pipe.remove_all_hooks(), then move the other components with pipe.to(device)",
             )
         super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuse what diffusers can do to a torch backbone and nobody can to a compiled one, with the way out."""
+        kind = self.__dict__.get("_backbone_class", "")
+        if not kind or name.startswith("_") or not hasattr(class_of(kind), name):
+            return super().__getattr__(name)
+        error = NotCompiledError(
+            f"a compiled backbone has no {name}: its weights and operators are those of the compile",
+            fix="do it to the torch model (for a LoRA: load_lora_weights, fuse_lora, unload_lora_weights),"
+            " save_pretrained, and compile that",
+        )
+        if not callable(getattr(class_of(kind), name)):
+            raise error
+
+        def refused(*_: Any, **__: Any) -> Any:
+            raise error
+
+        return refused
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompiledBackbone:
         """What .to(), .half(), .cuda() and their like come down to."""
@@ -184,34 +212,6 @@ def _empty(value: Any) -> bool:
     return value is None or (isinstance(value, Mapping | list | tuple) and not value)
 
 
-class PlainConfig(dict[str, Any]):
-    """A config whose entries are attributes as well, as diffusers' FrozenDict has them, for use without it."""
-
-    def __getattr__(self, name: str) -> Any:
-        """The entry of that name."""
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-
-def _full_config(spec: Family, config: Mapping[str, Any]) -> Any:
-    """The config as diffusers' FrozenDict, with the defaults of what an older config.json leaves out.
-
-    Without diffusers it is what config.json has.
-    """
-    import inspect
-
-    try:
-        import diffusers
-        from diffusers.configuration_utils import FrozenDict
-    except ImportError:
-        return PlainConfig(config)
-    parameters = inspect.signature(getattr(diffusers, spec.backbone_class).__init__).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return FrozenDict(defaults | dict(config))
-
-
 def _output_class(spec: Family) -> Any:
     """The class of what diffusers' forward() returns; without diffusers, one that has the attribute alone."""
     module, _, name = spec.output_class.partition(":")
@@ -219,14 +219,3 @@ def _output_class(spec: Family) -> Any:
         return getattr(import_module(module), name)
     except ImportError:
         return SimpleNamespace
-
-
-def _set_at(owner: Any, path: str, value: Any) -> None:
-    """Give `owner` the attribute at a dotted path, with empty objects on the way to it."""
-    first, _, rest = path.partition(".")
-    if not rest:
-        setattr(owner, first, value)
-        return
-    if not hasattr(owner, first):
-        setattr(owner, first, SimpleNamespace())
-    _set_at(getattr(owner, first), rest, value)

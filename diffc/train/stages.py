@@ -39,6 +39,7 @@ def calibrated(plan: TrainPlan, accelerator: Any, work: Path, ui: Reporter) -> C
                 request.teacher_steps,
                 request.teacher_batch,
                 plan.pixels,
+                plan.pixels,
                 request.seed,
                 plan.source.dtype,
             )

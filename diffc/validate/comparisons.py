@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from diffc.models.inputs import random_inputs
 from diffc.models.profiles import ShapeProfile
 from diffc.models.registry import find_family
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, check_weights
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.progress import Update
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.formats import STORED
@@ -185,15 +186,17 @@ def _model_file(path: Path) -> Path:
     )
 
 
-def torch_reference_of(artifact: Artifact, model: str | None = None) -> TorchReference:
+def torch_reference_of(
+    artifact: Artifact, model: str | None = None, hub: HubOptions = DEFAULT_HUB
+) -> TorchReference:
     """The fake-quantized torch model that the artifact was compiled from, rebuilt from its manifest.
 
     `model` is where the torch model lies now, None for where the compile found it. Raises DiffcError when there is no
     model, or another one.
     """
     manifest = artifact.manifest
-    source = compiled_model(artifact, model, "--model DIR")
-    if dict(source.config) != dict(manifest["model"]["config"]):
+    source = compiled_model(artifact, model, "--model DIR", hub)
+    if _own_entries(source.config) != _own_entries(manifest["model"]["config"]):
         raise DiffcError(
             f"{source.path} is another model than the one that {artifact.folder} was compiled from:"
             " its config.json differs",
@@ -202,6 +205,11 @@ def torch_reference_of(artifact: Artifact, model: str | None = None) -> TorchRef
     backbone = FakeBackbone(source, manifest["dtype"])
     check_weights(backbone)
     return TorchReference(source, manifest["dtype"], _checkpoint(artifact, backbone))
+
+
+def _own_entries(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without where it was loaded from and by which diffusers it was written."""
+    return {k: v for k, v in config.items() if k not in ("_name_or_path", "_diffusers_version")}
 
 
 def _checkpoint(artifact: Artifact, backbone: FakeBackbone) -> Checkpoint | None:
@@ -217,5 +225,5 @@ def _checkpoint(artifact: Artifact, backbone: FakeBackbone) -> Checkpoint | None
         return None
     checkpoint = Checkpoint.load(folder)
     source = backbone.source
-    checkpoint.check(backbone.module, source.family.name, source.fingerprint)
+    checkpoint.check(backbone.module, source.family.name, source.fingerprint_like(checkpoint.source))
     return checkpoint

@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ SAFETENSORS_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-_MEMORY: dict[str, Array] = {}
+_MEMORY: dict[str, Array | Callable[[], Array]] = {}
 
 
 def np_dtype(dtype: int) -> np.dtype[Any]:
@@ -131,7 +132,19 @@ def _read_inline(source: Source) -> Array:
 def _read_memory(source: Source) -> Array:
     if source.key not in _MEMORY:
         raise PassError("a weight kept in memory is gone: the model was loaded in another process")
-    return _MEMORY[source.key]
+    kept = _MEMORY[source.key]
+    array = kept() if callable(kept) else kept
+    # Weights of equal bytes share a key: zeros of any shape, and of types of one size.
+    return (
+        array
+        if array.dtype == np_dtype(source.dtype) and array.shape == source.shape
+        else _as_source(array, source)
+    )
+
+
+def _as_source(array: Array, source: Source) -> Array:
+    """The bytes of `array` in the type and shape of `source`."""
+    return np.ascontiguousarray(array).reshape(-1).view(np_dtype(source.dtype)).reshape(source.shape)
 
 
 def keep(array: Array) -> Recipe:
@@ -139,6 +152,28 @@ def keep(array: Array) -> Recipe:
     key = hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()
     _MEMORY[key] = array
     return Recipe.of_source(Source("memory", "", onnx_dtype(array.dtype), array.shape, key))
+
+
+def keep_lazily(
+    key: str, load: Callable[[], Array], dtype: np.dtype[Any] | type[Any], shape: tuple[int, ...]
+) -> Recipe:
+    """A recipe over values that `load` gives whenever they are read; `key` is the SHA-256 of their bytes.
+
+    The newest array of a key is read: an earlier one may have been written to since.
+    """
+    _MEMORY[key] = load
+    return Recipe.of_source(Source("memory", "", onnx_dtype(dtype), shape, key))
+
+
+@contextmanager
+def memory_of_its_own() -> Iterator[None]:
+    """Arrays that are kept while this is open are let go at its end; recipes over them are read no more."""
+    earlier = dict(_MEMORY)
+    try:
+        yield
+    finally:
+        _MEMORY.clear()
+        _MEMORY.update(earlier)
 
 
 READERS: dict[str, Callable[[Source], Array]] = {

@@ -49,13 +49,15 @@ Part = tuple[Place, memoryview, bool]
 """The next bytes of a place, and whether they are its last."""
 
 
-def save(model: onnx.ModelProto, path: Path, progress: Progress | None = None) -> list[SavedFile]:
+def save(
+    model: onnx.ModelProto, path: str | os.PathLike[str], progress: Progress | None = None
+) -> list[SavedFile]:
     """Write `path` and, for weights over 1 KiB, `path` + "_data".
 
     Equal recipes are stored once. Raises PassError when the disk has no room; then nothing is left on the disk. After a
     kill, the same call goes on where the killed one was.
     """
-    return save_all({path: model}, progress)
+    return save_all({Path(path): model}, progress)
 
 
 def save_all(

@@ -12,6 +12,7 @@ from torch import nn
 
 from diffc import cache
 from diffc.cache import CachePlan, Entry, Steps, resolve
+from diffc.cache.generations import time_and_conditions
 from diffc.cache.plan import steps_from_json, steps_to_json
 from diffc.cache.resolve import ResolvedCache, matches, spell
 from diffc.errors import DiffcError
@@ -352,3 +353,58 @@ def test_a_pipeline_tells_the_number_of_steps_and_each_call_is_new() -> None:
         assert torch.equal(paint("a handwritten seven", 4), first)
     assert not torch.equal(first, other)
     assert not torch.equal(paint("a handwritten seven", 4), first)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_inference_mode_computes_the_same(mode: Any) -> None:
+    backbone, plan = backbone_of("sd3"), CachePlan((Entry(("transformer_blocks.*",), Steps(every=2)),))
+    loop, times = Loop("sd3", 1), (500, 400, 300)
+    with cache.apply(backbone, plan):
+        expected = [call(backbone, loop.at(time, 2)) for time in times]
+    with mode(), cache.apply(backbone, plan) as applied:
+        made = Loop("sd3", 1)
+        found = [call(backbone, made.at(time, 2)) for time in times]
+        made.at(200, 2)["encoder_hidden_states"].mul_(2)  # written to in place: another prompt
+        call(backbone, made.at(200, 2))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert str(applied.report()) == "1 of 4 steps used kept values"
+
+
+def test_branches_called_in_turn_are_each_a_generation() -> None:
+    """Loops of their own call the prompt and then none, without telling which it is."""
+    backbone, plan = backbone_of("sd3"), CachePlan((Entry(("transformer_blocks.*",), Steps(every=2)),))
+    with cache.apply(backbone, plan) as applied:
+        for time in (900, 800, 700, 600):
+            for seed in (1, 2):
+                call(backbone, Loop("sd3", seed).at(time, seed))
+    assert (applied.report().steps, applied.report().reused) == (8, 4)
+
+
+def test_what_a_control_adds_is_no_condition() -> None:
+    given = {"sample": torch.ones(1), "timestep": torch.tensor(3.0), "encoder_hidden_states": torch.ones(2)}
+    controls = {
+        "down_block_additional_residuals": (torch.ones(3), torch.ones(4)),
+        "mid_block_additional_residual": torch.ones(5),
+        "block_controlnet_hidden_states": [torch.ones(6)],
+    }
+    time, tensors, conditions = time_and_conditions(given | controls)
+    assert (float(time), list(conditions)) == (3.0, ["encoder_hidden_states"])
+    assert [len(tensor) for tensor in tensors] == [1, 2, 3, 4, 5, 6]
+    nested = {
+        "timestep": 1.0,
+        "added_cond_kwargs": {"text_embeds": torch.ones(2)},
+        "image_embeds": [torch.ones(1)],
+    }
+    assert list(time_and_conditions(nested)[2]) == ["text_embeds", "image_embeds.0"]
+
+
+def test_a_plan_that_is_not_followed_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    backbone, plan = backbone_of("sd3"), CachePlan((Entry(("transformer_blocks.*",), Steps(every=2)),))
+    with cache.apply(backbone, plan) as applied:
+        for step in range(6):
+            call(backbone, Loop("sd3", 20 + step).at(900 - 100 * step, 1))  # another prompt in every step
+    told = (
+        "the cache plan is not followed: from step to step encoder_hidden_states, pooled_projections changed,"
+    )
+    assert capsys.readouterr().err == f"{told} so each step is computed in full\n"
+    assert applied.report().reused == 0

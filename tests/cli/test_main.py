@@ -233,7 +233,8 @@ def test_a_real_command_prints_its_error_and_debug_its_traceback(tmp_path: Path)
     arguments = compile_arguments(tmp_path, "--format", "fp9")
     plain = in_a_process(*arguments)
     assert (plain.returncode, plain.stdout) == (2, "")
-    assert plain.stderr.splitlines()[0] == f"error: unknown format 'fp9'. Known: {', '.join(FORMATS)}"
+    first = plain.stderr.splitlines()[0]
+    assert first == f"error: unknown format 'fp9'. Known: {', '.join(FORMATS)}. Did you mean fp8?"
     assert "Traceback" not in plain.stderr
     debug = in_a_process("--debug", *arguments)
     assert debug.returncode == 1

@@ -19,7 +19,7 @@ from tests.cli_helpers import RTX, Capture, compile_arguments, refusal
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--format", "fp9"], rf"unknown format 'fp9'. Known: {', '.join(FORMATS)}\n"),
+        (["--format", "fp9"], rf"unknown format 'fp9'. Known: {', '.join(FORMATS)}. Did you mean fp8\?\n"),
         (["--target", "cuda"], r"unknown target 'cuda'. Known: trt-rtx, tensorrt, ort"),
         ([*RTX, "--sm", "88"], r"unknown compute capability '88'. Known: 75, 80, 86, 89, 120, 121"),
         (["--dtype", "float8"], r"unknown dtype 'float8'. Known: auto, float32, float16, bfloat16"),

@@ -79,3 +79,62 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         family.check(config, Shape(0, 64, 64, 3))
     with pytest.raises(DiffcError, match=r"height is 130 at .*, and this model ends at 128"):
         family.check(config, Shape(1, 1040, 64, 3))
+
+
+UNETS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, dict[str, tuple[str | int, ...]]]] = {
+    "base": ({}, None, {"text_embeds": ("batch", 64), "time_ids": ("batch", 6)}),
+    "inpaint": ({"in_channels": 9}, {}, {"sample": ("batch", 9, "height", "width")}),
+    "lcm": ({"time_cond_proj_dim": 16}, None, {"timestep_cond": ("batch", 16)}),
+    "refiner": (
+        {"projection_class_embeddings_input_dim": 40 + 5 * tiny.TIME_ID_WIDTH},
+        {"requires_aesthetics_score": True},
+        {"text_embeds": ("batch", 40), "time_ids": ("batch", 5)},
+    ),
+    "refiner alone": (
+        {"cross_attention_dim": 40, "projection_class_embeddings_input_dim": 40 + 5 * tiny.TIME_ID_WIDTH},
+        None,
+        {"text_embeds": ("batch", 40), "time_ids": ("batch", 5)},
+    ),
+    "kolors": (
+        {"encoder_hid_dim": 48, "encoder_hid_dim_type": "text_proj"},
+        None,
+        {"encoder_hidden_states": ("batch", "text", 48), "text_embeds": ("batch", 64)},
+    ),
+    "times as classes": ({"class_embed_type": "timestep"}, None, {"class_labels": ("batch",)}),
+    "projected classes": (
+        {"class_embed_type": "projection"},
+        None,
+        {"class_labels": ("batch", tiny.SDXL["projection_class_embeddings_input_dim"])},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNETS)
+def test_conditions_of_a_unet_are_those_of_its_config(kind: str) -> None:
+    """Held against diffusers' own forward, which refuses any other shape."""
+    changed, index, expected = UNETS[kind]
+    family, shape = FAMILIES["sdxl"], Shape(2, 128, 64, 7)
+    config = family.completed(tiny.SDXL | changed, index)
+    dims = family.input_dims(config)
+    assert {name: dims[name] for name in expected} == expected
+    values = random_inputs(family, config, shape, dtype=torch.float32, seed=3)
+    with torch.no_grad():
+        backbone = build_backbone(family, config, torch.float32)
+        output = backbone(**forward_kwargs(family, config, values)).sample
+        unconditioned = {**values, "timestep_cond": torch.zeros(2, 16)} if kind == "lcm" else None
+        if unconditioned is not None:
+            assert not torch.equal(backbone(**forward_kwargs(family, config, unconditioned)).sample, output)
+    assert output.shape == (2, 4, 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"cross_attention_dim": 64}, r"five sizes .* or six[\s\S]*requires_aesthetics_score"),
+        ({"num_class_embeds": 10}, "num_class_embeds=10, which adds an input"),
+        ({"encoder_hid_dim_type": "ip_image_proj"}, "encoder_hid_dim_type='ip_image_proj'"),
+    ],
+)
+def test_a_unet_that_does_not_tell_its_inputs_is_refused(changed: dict[str, Any], says: str) -> None:
+    with pytest.raises(DiffcError, match=says):
+        FAMILIES["sdxl"].completed(tiny.SDXL | changed, None)

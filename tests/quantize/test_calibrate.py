@@ -53,7 +53,8 @@ def run(pipe: diffusers.DiffusionPipeline, family: str, format: str = "fp8", **c
         spec.component,
         FORMATS[format],
         spec.unquantized,
-        call_args={**spec.calibration, **SMALL},
+        usual=spec.calibration,
+        **SMALL,
         progress=lambda done, total: seen.append((done, total)),
         **settings,
     )

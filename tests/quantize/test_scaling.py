@@ -99,7 +99,9 @@ def calibrated(format: str, options: QuantOptions | None = None) -> nn.Module:
         steps=1,
         seed=40,
         batch_size=1,
-        call_args={},
+        usual={},
+        height=64,
+        width=64,
         progress=lambda done, total: None,
         options=options or QuantOptions(),
     )

@@ -25,7 +25,9 @@ from diffc.commands.package.parts import Parts, find_parts
 from diffc.commands.package.tokenizers import loadable_class, rewrite_config
 from diffc.errors import DiffcError, UnsupportedError, unknown_value
 from diffc.models.registry import find_family
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.models.spec import Shape
+from diffc.paths import AnyPath, Converted, as_path, as_path_or_none, as_text_or_none
 from diffc.progress import Reporter
 from diffc.progress_bar import default_reporter
 from passes import Pipeline
@@ -44,17 +46,19 @@ class PackageRequest:
     `components` is a folder of `optimum-cli export onnx` to take everything but the backbone from; without it text
     encoders and VAE are exported from the pipeline folder (`pipeline`, or the one that was compiled) in `dtype`.
     `target` says whose model of the artifact is taken, by default the first that ONNX Runtime runs.
+    `hub` says which files of the pipeline are read.
     """
 
-    artifact: Path
-    output: Path
+    artifact: Converted[AnyPath, Path] = Converted(as_path)
+    output: Converted[AnyPath, Path] = Converted(as_path)
     layout: str = "optimum"
-    components: Path | None = None
-    pipeline: Path | None = None
+    components: Converted[AnyPath | None, Path | None] = Converted(as_path_or_none, None)
+    pipeline: Converted[AnyPath | None, str | None] = Converted(as_text_or_none, None)
     target: str | None = None
     dtype: str = "float16"
     skip_validation: bool = False
     force: bool = False
+    hub: HubOptions = DEFAULT_HUB
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def package(request: PackageRequest, ui: Reporter | None = None) -> Packaged:
             f"optimum-onnx has no pipeline for {family}", fix="load the artifact with diffc.load"
         )
     file = listed(artifact.folder, artifact.manifest, model_file(artifact, request.target))
-    parts = find_parts(artifact, request.components, request.pipeline)
+    parts = find_parts(artifact, request.components, request.pipeline, request.hub)
     with staging(request.output, force=request.force) as folder:
         with ui.stage("backbone"):
             backbone(artifact, file, folder / family.component, family.optimum.types)

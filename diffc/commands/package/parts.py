@@ -12,6 +12,9 @@ from diffc.artifact.folder import Artifact
 from diffc.artifact.model import compiled_model
 from diffc.errors import DiffcError
 from diffc.models.sources.components import pipeline_variant
+from diffc.models.sources.hub_cache import is_repository
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions
+from diffc.paths import AnyPath, as_path, as_text
 from passes.files.contained import contained
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -34,11 +37,16 @@ class Parts:
     variant: str | None = None
 
 
-def find_parts(artifact: Artifact, components: Path | None, pipeline: Path | None) -> Parts:
-    """The parts of an artifact's pipeline. Raises DiffcError that says which folder or file is missing."""
+def find_parts(
+    artifact: Artifact, components: Path | None, pipeline: AnyPath | None, hub: HubOptions = DEFAULT_HUB
+) -> Parts:
+    """The parts of an artifact's pipeline. Raises DiffcError that says which folder or file is missing.
+
+    `pipeline` is a folder, or a model of the hub; None for the one of the compile. `hub` says which files are read.
+    """
     if components is not None:
         return _exported(components)
-    folder, variant = (pipeline, None) if pipeline else _compiled_pipeline(artifact)
+    folder, variant = _pipeline(artifact, pipeline, hub)
     index = _index(folder, "a diffusers pipeline folder")
     named = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry[1]}
     graphs = {name: kind for name, kind in named.items() if name in (*TEXT_ENCODERS, "vae")}
@@ -47,10 +55,19 @@ def find_parts(artifact: Artifact, components: Path | None, pipeline: Path | Non
     return Parts(folder, index, taken, graphs, variant=variant or pipeline_variant(folder))
 
 
-def _compiled_pipeline(artifact: Artifact) -> tuple[Path, str | None]:
-    """The pipeline folder that was compiled, and its variant. Raises DiffcError for a backbone alone, or none."""
+def _pipeline(artifact: Artifact, given: AnyPath | None, hub: HubOptions) -> tuple[Path, str | None]:
+    """The pipeline folder that is given or was compiled, and its variant.
+
+    A folder that is given needs no backbone. Raises DiffcError for a backbone alone, or none.
+    """
+    if (
+        given is not None
+        and (folder := as_path(given) / hub.subfolder).is_dir()
+        and not is_repository(folder)
+    ):
+        return folder, hub.variant
     option = "--pipeline DIR, or give an optimum-cli export: --components DIR"
-    source = compiled_model(artifact, None, option)
+    source = compiled_model(artifact, None if given is None else as_text(given), option, hub)
     if source.pipeline_dir is None:
         raise DiffcError(f"{source.path} is a backbone without its pipeline", fix=f"name it: {option}")
     return source.pipeline_dir, source.variant

@@ -25,6 +25,7 @@ from diffc.models.sources.locate import ModelSource
 from diffc.progress import Reporter
 from diffc.quantize.calibrate import DEFAULT_PROMPTS
 from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.pipeline_call import call_arguments
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.validate.torch_hooks import without_rounding
 from diffc.validate.torch_reference import TorchReference
@@ -120,18 +121,23 @@ def neighbouring_calls(source: ModelSource, run: PipelineRun, steps: int) -> lis
         if len(calls) > steps // 2:
             raise _Enough
 
-    with quiet_libraries():
-        pipe = run.open(source)
+    with quiet_libraries(), run.opened(source) as pipe:
         pipe.set_progress_bar_config(disable=True)
-        size = min(run.size or pipe.vae.config.sample_size, MOST_PIXELS)
+        height, width = (min(size, MOST_PIXELS) for size in run.size(pipe))
         handle = getattr(pipe, family.component).register_forward_pre_hook(note, with_kwargs=True)
         try:
             pipe(
-                prompt=[(run.prompts or DEFAULT_PROMPTS)[0]],
-                generator=[torch.Generator("cpu").manual_seed(run.seed)],
-                num_inference_steps=steps,
-                output_type="latent",
-                **dict(family.calibration) | {"height": size, "width": size},
+                **call_arguments(
+                    pipe.__call__,
+                    [(run.prompts or DEFAULT_PROMPTS)[0]],
+                    seeds=[run.seed],
+                    steps=steps,
+                    height=height,
+                    width=width,
+                    guidance=run.guidance,
+                    usual=family.calibration,
+                    negative_prompt=run.negative_prompt,
+                )
             )
         except _Enough:
             pass

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from diffc.models.registry import family_of
 from diffc.models.sources.components import check_variant
@@ -26,9 +28,10 @@ def read_backbone(
     `variant` is that of the pipeline; None for a backbone alone takes plain files before any variant.
     Raises UnsupportedError for a backbone of no known family, DiffcError for a folder that is not complete.
     """
-    config = read_json(folder / "config.json")
+    config: Mapping[str, Any] = read_json(folder / "config.json")
     config, said = {key: value for key, value in config.items() if key != ENTRY}, config
     family = family_of(config, folder / "config.json")
+    config = family.completed(config, _index(folder, pipeline))
     weights = folder_weights(folder, variant)
     if pipeline is None:
         chosen = choose(file_names(folder), variant)
@@ -42,6 +45,15 @@ def as_decoded(source: ModelSource, config: Config) -> ModelSource:
     found = decode_folder(source.path, config, source.weights)
     dtype = compute_dtype(found.weights, found.held)
     return replace(source, weights=found.weights, held=found.held, stored_dtype=dtype)
+
+
+def _index(folder: Path, pipeline: Path | None) -> dict[str, Any] | None:
+    """model_index.json of the pipeline, also where the folder of its backbone was given; None where there is none."""
+    place = pipeline or folder.parent
+    if not (place / "model_index.json").is_file():
+        return None
+    index = read_json(place / "model_index.json")
+    return index if pipeline is not None or folder.name in index else None
 
 
 def folder_of(model: str, subfolder: str = "") -> Path:

@@ -60,6 +60,8 @@ def check_components(source: ModelSource, *, without: Collection[str] = ()) -> N
     than diffusers. Reads names, no weights.
     """
     pipeline = source.pipeline_dir
+    if source.pipeline is not None:
+        return  # a pipeline in memory was loaded by its owner
     if pipeline is None:
         raise DiffcError(
             f"{source.path} is a backbone alone, and this needs the whole pipeline",

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Recipe, Source
 
 WHOLE_BYTES = 1 << 26
@@ -66,3 +69,23 @@ def _without_folders(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: Path(v).name if k == "path" else _without_folders(v) for k, v in value.items()}
     return value
+
+
+CONTENT = "content:"
+"""What `hash_values` begins with, so that the two kinds of fingerprint are told apart."""
+
+
+def hash_values(weights: Mapping[str, Recipe]) -> str:
+    """The hash of names, types and values of all tensors: the same for a model in memory and for its saved copy.
+
+    Every value is read. A recipe over memory has the hash of its values in it already.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        recipe = weights[name]
+        key = recipe.source.key
+        if recipe.ops or recipe.source.kind != "memory":
+            values = np.ascontiguousarray(evaluate(recipe)).reshape(-1).view(np.uint8)
+            key = hashlib.sha256(values.data).hexdigest()
+        digest.update(f"{name} {recipe.dtype} {list(recipe.shape)} {key}\n".encode())
+    return CONTENT + digest.hexdigest()

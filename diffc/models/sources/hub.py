@@ -10,10 +10,12 @@ from glob import escape
 from pathlib import Path, PurePosixPath
 
 from diffc.errors import DiffcError
+from diffc.models.registry import family_of
 from diffc.models.sources import backbone_folder, pipeline_folder
 from diffc.models.sources.backbone_folder import folder_of
 from diffc.models.sources.components import check_components, components_of
 from diffc.models.sources.hub_cache import is_repository, repository_folder, repository_id, snapshot
+from diffc.models.sources.json_files import read_json
 from diffc.models.sources.source import HubOptions, ModelSource, Reader
 from diffc.models.sources.weight_names import choose, common_variant, of_variant
 
@@ -99,7 +101,19 @@ def _download(name: str, options: HubOptions) -> Path:
     names = components_of(pipeline)[0] if (pipeline / "model_index.json").is_file() else []
     folders = [str(top / component) for component in names] or [str(top)]
     needed = needed_files(files, folders, options.variant)
+    configs = [file for file in needed if PurePosixPath(file).name == "config.json"]
+    _check_class(
+        Path(fetch(allow_patterns=[escape(file) for file in (*first, *configs)])) / options.subfolder
+    )
     return Path(fetch(allow_patterns=[escape(file) for file in (*first, *needed)]))
+
+
+def _check_class(folder: Path) -> None:
+    """Raise UnsupportedError for a backbone that diffc does not know, before its weights are downloaded."""
+    is_pipeline = (folder / "model_index.json").is_file()
+    place = (pipeline_folder.component(folder) if is_pipeline else folder) / "config.json"
+    if place.is_file():
+        family_of(read_json(place), place)
 
 
 def needed_files(files: Iterable[str], folders: Sequence[str], variant: str | None) -> list[str]:

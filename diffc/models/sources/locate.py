@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 from diffc import plugins
 from diffc.errors import DiffcError, UsageError
-from diffc.models.sources import backbone_folder, embedded_name, hub, pipeline_folder, single_file
+from diffc.models.embedded.catalogue import EMBEDDED
+from diffc.models.sources import (
+    backbone_folder,
+    embedded_name,
+    hub,
+    pipeline_folder,
+    released_name,
+    single_file,
+)
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource, Reader
 
 __all__ = ["READERS", "ModelSource", "locate", "locate_again"]
@@ -21,9 +30,9 @@ def _readers(options: HubOptions) -> tuple[Reader, ...]:
         backbone_folder.reader(options),
         single_file.READER,
     )
-    last = hub.reader(options)
-    added = plugins.load("diffc.readers", Reader, [reader.name for reader in (*own, last)])
-    return (*own, *added.values(), last)
+    last = (released_name.reader(options), hub.reader(options))
+    added = plugins.load("diffc.readers", Reader, [reader.name for reader in (*own, *last)])
+    return (*own, *added.values(), *last)
 
 
 READERS: tuple[Reader, ...] = _readers(DEFAULT_HUB)
@@ -47,23 +56,25 @@ def locate(model: str, options: HubOptions = DEFAULT_HUB) -> ModelSource:
         reasons.append(f"\n  {reader.name}: {reason}")
     reasons.append(plugins.unusable_ones("diffc.readers", "reader"))
     expected = "; ".join(reader.expects for reader in READERS)
-    raise DiffcError(f"nothing reads the model {model!r}{''.join(reasons)}", fix=f"give {expected}")
+    close = get_close_matches(model.lower(), [*EMBEDDED, *released_name.RELEASED], 1)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    raise DiffcError(f"nothing reads the model {model!r}.{meant}{''.join(reasons)}", fix=f"give {expected}")
 
 
-def locate_again(manifest: Mapping[str, Any]) -> ModelSource:
-    """The model that the compile of an artifact with this manifest found.
+def locate_again(manifest: Mapping[str, Any], options: HubOptions = DEFAULT_HUB) -> ModelSource:
+    """The model that the compile of an artifact with this manifest found; `options` replace those of the compile.
 
     A model of the hub is found by its id and its commit when the folder of the compile is gone. Raises what `locate`
     raises.
     """
     request, described = manifest["request"], manifest["model"]
-    options = HubOptions.from_json(request.get("hub", {}))
+    found = options.over(HubOptions.from_json(request.get("hub", {})))
     try:
-        return locate(request["model"], options)
+        return locate(request["model"], found)
     except DiffcError:
         if not described.get("revision") or request["model"] == described["name"]:
             raise
-        return locate(described["name"], replace(options, revision=described["revision"]))
+        return locate(described["name"], replace(found, revision=options.revision or described["revision"]))
 
 
 def _check_revision(source: ModelSource, options: HubOptions) -> None:

@@ -25,13 +25,13 @@ def _declines(options: HubOptions, model: str) -> str | None:
 
 def _open(options: HubOptions, model: str) -> ModelSource:
     folder = folder_of(model, options.subfolder)
-    backbone, (name, revision) = _component(folder), identity(folder)
+    backbone, (name, revision) = component(folder), identity(folder)
     variant = pipeline_variant(folder, options.variant)
     source = read_backbone(backbone, name=name, pipeline=folder, variant=variant)
     return replace(source, revision=revision)
 
 
-def _component(pipeline: Path) -> Path:
+def component(pipeline: Path) -> Path:
     """The backbone folder of a pipeline folder. Raises DiffcError when it is missing, or no component is a backbone."""
     index = read_json(pipeline / "model_index.json")
     known = components()

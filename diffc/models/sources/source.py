@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from onnx import TensorProto
 
 from diffc.models.family import Family
-from diffc.models.sources.fingerprint import hash_weights
+from diffc.models.sources.fingerprint import CONTENT, hash_values, hash_weights
 from diffc.models.spec import Config
 from diffc.models.stored.held import Held
 from passes.weights.recipe import Recipe
@@ -28,7 +29,8 @@ class ModelSource:
     backbone alone. No weight is in memory: a recipe says where the bytes lie and what is computed from them. `variant`
     is the word in the names of the files taken ("fp16"), None for plain names; a component of the pipeline that has no
     files of the variant has plain ones. `revision` is the commit of a model that lies in the cache of the Hugging Face
-    hub, whose `name` is its id there; None for every other model.
+    hub, whose `name` is its id there; None for every other model. A model in memory has `origin`, which says what it is
+    (`diffc.models.sources.live`), and `pipeline` where a whole pipeline was given; its `path` is no file.
 
     `stored_dtype` is the compute type where the types of the weights do not tell it, empty elsewhere. `held` are the
     layers that the files hold quantized, by their names: codes, scales and inputs; their `weights` are what the codes
@@ -48,11 +50,24 @@ class ModelSource:
     held: Mapping[str, Held] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     exact: frozenset[str] = frozenset()
+    pipeline: Any = field(default=None, repr=False, compare=False)
+    origin: Mapping[str, Any] | None = None
 
     @cached_property
     def fingerprint(self) -> str:
-        """`hash_weights` of the weights, computed once."""
-        return hash_weights(self.weights)
+        """`hash_weights` of the weights, of a model in memory `hash_values`; computed once."""
+        return hash_weights(self.weights) if self.origin is None else hash_values(self.weights)
+
+    def fingerprint_like(self, recorded: str) -> str:
+        """The fingerprint of the kind that `recorded` is; empty where this model has none of that kind."""
+        if recorded.startswith(CONTENT):
+            return self.fingerprint if self.origin is not None else hash_values(self.weights)
+        return self.fingerprint if self.origin is None else ""
+
+    @property
+    def has_pipeline(self) -> bool:
+        """Whether the backbone has its pipeline around it, in a folder or in memory."""
+        return self.pipeline_dir is not None or self.pipeline is not None
 
     def as_held(self) -> ModelSource:
         """The source whose quantized layers have the values of their codes, which a compile stores as they are."""
@@ -93,6 +108,11 @@ class HubOptions:
     subfolder: str = ""
     token: str | None = field(default=None, repr=False)
     cache_dir: Path | None = None
+
+    def over(self, recorded: HubOptions) -> HubOptions:
+        """`recorded`, with what these options say in its place."""
+        said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        return replace(recorded, **said)
 
     def to_json(self) -> dict[str, str | None]:
         """The options for a manifest, without the token."""
