@@ -23,7 +23,15 @@ def generate_command(
     terminal: Terminal,
     artifact: Annotated[Path, typer.Argument(help="A folder that `diffc compile` wrote.")],
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to paint.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The PNG to write.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The PNG to write; a .gif or .webp shows the frames one after the other.",
+        ),
+    ],
     negative_prompt: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="What not to paint, for pipelines with guidance."),
@@ -52,6 +60,10 @@ def generate_command(
     ] = None,
     width: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Width.", show_default="--size", min=1)
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(metavar="COUNT", help="Frames of a video.", show_default="the model's", min=1),
     ] = None,
     pipeline: Annotated[
         str | None,
@@ -101,6 +113,7 @@ def generate_command(
         target=target,
         device=device,
         warm_up=not no_warm_up,
+        frames=frames,
         hub=HubOptions(revision, variant, subfolder, token, cache_dir),
     )
     painted(generate(request, terminal.ui), request, terminal)

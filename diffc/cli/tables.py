@@ -73,7 +73,7 @@ def planned(plan: Plan, terminal: Terminal) -> None:
     bits = plan.format.stored_bits or (32 if plan.dtype == "float32" else 16)
     weights = source.parameters * bits / 8
     terminal.line(f"Would compile {describe(plan)}")
-    terminal.line(made_for({"profile": asdict(plan.profile)}))
+    terminal.line(made_for({"profile": plan.profile.described()}))
     names = ["model.onnx_data"]
     for target in (target for target in plan.targets if target.is_engine):
         sms = request.sms if target.ahead_of_time else (None,)
@@ -83,7 +83,7 @@ def planned(plan: Plan, terminal: Terminal) -> None:
     checks = "layer by layer, for want of memory" if plan.streams_validation else "whole"
     terminal.line("Not compared with torch" if request.skip_validation else f"Compared with torch, {checks}")
     terminal.line(f"Nothing was written to {request.output}")
-    terminal.result({"files": dict.fromkeys(names, weights), "profile": asdict(plan.profile)})
+    terminal.result({"files": dict.fromkeys(names, weights), "profile": plan.profile.described()})
 
 
 def file_rows(manifest: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,8 @@ from diffc.artifact.resume import CHECKPOINT
 from diffc.compile.live import unquantized_backbone
 from diffc.compile.pipeline_step import checked_first_call
 from diffc.errors import DiffcError
+from diffc.models.call import frames_argument, parameters_of, plain_sizes
+from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, build_backbone, quiet_libraries
 from diffc.models.sources.locate import ModelSource
@@ -60,8 +62,14 @@ class PipelineRun:
     guidance: float | None = None
     negative_prompt: str = ""
 
-    def size(self, pipe: Any) -> tuple[int, int]:
-        """Height and width of the images, in pixels: those asked for, or the size of the pipeline's VAE."""
+    def size(self, pipe: Any, family: Family) -> tuple[int, int]:
+        """Height and width of the images, in pixels: those asked for, or the size of the pipeline's VAE.
+
+        A family that was read off its pipeline has a size of its own.
+        """
+        if family.interface is not None:
+            native = family.native({})
+            return self.height or native.height, self.width or native.width
         usual = pipe.vae.config.sample_size
         return self.height or usual, self.width or usual
 
@@ -172,8 +180,8 @@ def calibrate_on_prompts(
             estimated(update, pipeline_seconds(source)),
         ):
             pipe = stack.enter_context(run.opened(source, shares=format.algorithm == "max"))
-        height, width = run.size(pipe)
-        usual = dict(family.calibration)
+        height, width = run.size(pipe, family)
+        usual = usual_arguments(family, pipe)
         title = (
             f"calibrate {format.name} on {len(prompts)} prompts, {run.steps} steps, {_pixels(height, width)}"
         )
@@ -214,6 +222,15 @@ def _pixels(height: int, width: int) -> str:
     return f"{height} px" if height == width else f"{height}x{width} px"
 
 
+def usual_arguments(family: Family, pipe: Any) -> dict[str, Any]:
+    """What the family gives the pipeline's call beside prompts and sizes of images."""
+    if family.interface is None:
+        return dict(family.calibration)
+    parameters, native = parameters_of(pipe), family.native({})
+    frames = {name: native.frames for name in [frames_argument(parameters)] if name}
+    return {**family.calibration, **plain_sizes(parameters), **frames}
+
+
 def _checkpoint(
     backbone: torch.nn.Module, source: ModelSource, format: Format, calibration: Mapping[str, Any]
 ) -> Checkpoint:
@@ -246,7 +263,7 @@ def calibrate_on_random_inputs(
     `size`: pixels, None for SYNTHETIC_PIXELS.
     """
     family, config, pixels = source.family, source.config, size or SYNTHETIC_PIXELS
-    shape = Shape(batch_size, pixels, pixels, SYNTHETIC_TEXT)
+    shape = Shape(batch_size, pixels, pixels, SYNTHETIC_TEXT, family.video_frames(2))
     with quiet_libraries(), init_empty_weights(include_buffers=False):
         backbone = build_backbone(family, config, torch.float32)
     weights = TorchWeights(source.weights)

@@ -153,7 +153,7 @@ def _backbone(
     return {
         "model": {"name": path.name, "sha256": file_sha256(path), **described},
         "interface": interface.to_json(),
-        "profile": asdict(shape_profile(interface, model, request.profile)),
+        "profile": shape_profile(interface, model, request.profile).described(),
     }
 
 

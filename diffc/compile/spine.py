@@ -42,7 +42,7 @@ from diffc.compile.live import LiveModel, is_model_object, read_live
 from diffc.compile.manifest import manifest
 from diffc.compile.onnx_model import compile_onnx
 from diffc.compile.pipeline_step import check_step
-from diffc.compile.plan import Plan, check, check_targets, describe
+from diffc.compile.plan import Plan, assumed, check, check_targets, describe
 from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.compile.stored import held_checkpoint
 from diffc.compile.validation import validate_by_layer, validate_whole
@@ -128,6 +128,8 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     backbone = FakeBackbone(plan.source, plan.dtype)
     check_weights(backbone)
     ui.note(describe(plan))
+    for line in assumed(plan):
+        ui.note(line)
     parts = Parts(ui, part_names(plan))
     cache = resolve_cache(plan, backbone, ui)
     files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files]

@@ -20,7 +20,7 @@ from diffc.backends.tensorrt.run import pick_engine
 from diffc.backends.torch_types import TORCH_TYPES
 from diffc.errors import DiffcError
 from diffc.models.family import Family, misfits
-from diffc.models.registry import find_family
+from diffc.models.registry import family_of_manifest
 from diffc.paths import AnyPath, as_path
 from diffc.runtime.cached import open_cached
 from diffc.runtime.interface import Interface, NamedSession
@@ -63,7 +63,7 @@ def load(
             " knows",
             fix="compile the diffusers model, or run model.onnx in a session of your own",
         )
-    spec = find_family(model["family"])
+    spec = family_of_manifest(model)
     chosen, where = resolve(found, target, device)
     full = _config_for(found, spec, config)
     signature, interface = signature_of(found, chosen, full), Interface.of_manifest(found.manifest)
@@ -106,7 +106,7 @@ def signature_of(
     if "family" not in described:
         ranges = artifact.manifest["profile"] if target.takes_ranges else ()
         return Signature.of(inner, (), [Profile.of_json(entry) for entry in ranges])
-    spec, full = find_family(described["family"]), config or described["config"]
+    spec, full = family_of_manifest(described), config or described["config"]
     signature = Signature.of(inner, spec.dims(full))
     interface = Interface.of_manifest(artifact.manifest)
     if interface is not None:
