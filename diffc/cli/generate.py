@@ -83,6 +83,13 @@ def generate_command(
         str | None,
         typer.Option(metavar="DEVICE", help="cpu or cuda.", show_default="where the target runs"),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[=WEIGHT]",
+            help="A LoRA for the slots of an artifact of --lora-slots; repeatable. torch of --compare gets it, too.",
+        ),
+    ] = None,
     no_warm_up: Annotated[
         bool, typer.Option("--no-warm-up", help="Time the first run, with all that it sets up.")
     ] = False,
@@ -95,6 +102,7 @@ def generate_command(
     """Paint with the diffusers pipeline of an artifact and its compiled backbone; writes a PNG."""
     from diffc.cli.tables import painted
     from diffc.commands.generate import GenerateRequest, generate
+    from diffc.models.sources.lora_files import parse_lora
     from diffc.models.sources.source import HubOptions
 
     request = GenerateRequest(
@@ -113,6 +121,7 @@ def generate_command(
         target=target,
         device=device,
         warm_up=not no_warm_up,
+        loras=tuple(map(parse_lora, lora or ())),
         frames=frames,
         hub=HubOptions(revision, variant, subfolder, token, cache_dir),
     )

@@ -22,6 +22,8 @@ from diffc.models.profiles import ShapeProfile
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource
+from diffc.models.sources.lora_files import LoraSpec
+from diffc.models.sources.loras import with_loras
 from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.models.spec import Shape
@@ -54,7 +56,8 @@ class GenerateRequest:
     """What to paint, and with what; None leaves a setting to the pipeline.
 
     `compare` holds artifact folders, and "torch" for the uncompiled backbone. Image n of `batch` has the seed
-    `seed` + n. `height` and `width` are in pixels, `frames` are those of a video, `pipeline` is the diffusers folder in
+    `seed` + n. `loras` go into the slots of the artifact (`CompiledBackbone.set_lora`) and into torch's backbone.
+    `height` and `width` are in pixels, `frames` are those of a video, `pipeline` is the diffusers folder in
     the place of the one of the compile. `warm_up`: every variant paints two steps before its time is taken, since the
     first run of a runtime also allocates and compiles. `hub` says which files of the
     pipeline are read.
@@ -77,6 +80,7 @@ class GenerateRequest:
     warm_up: bool = True
     frames: int | None = None
     hub: HubOptions = DEFAULT_HUB
+    loras: tuple[LoraSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,12 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
     ui = ui or default_reporter()
     check_output_file(request.output)
     artifact = Artifact.load(request.artifact)
-    source = _source(artifact, request.pipeline, request.hub)
+    if request.loras and "lora_slots" not in artifact.manifest:
+        raise DiffcError(
+            f"{artifact.folder} was compiled without LoRA slots",
+            fix="compile with --lora-slots RANK, or fuse the LoRA: diffc relora ARTIFACT --lora FILE",
+        )
+    source = with_loras(_source(artifact, request.pipeline, request.hub), request.loras)
     _, device = resolve(artifact, request.target, request.device)
     names = (name for name in dict.fromkeys(request.compare) if name != TORCH)
     folders = [request.artifact, *(Path(name).expanduser().absolute() for name in names)]
@@ -231,6 +240,8 @@ def _variants(
         target = request.target if number == 0 else None
         config = source.config if is_imported(other) else None
         module = load(folder, target=target, device=pipe.device, dtype=pipe.vae.dtype, config=config)
+        if number == 0:
+            module.set_lora(request.loras)
         yield f"{other.manifest['format']} {module.target} ({folder.name})", module
 
 

@@ -36,6 +36,7 @@ from diffc.quantize.fingerprint import backbone_config
 from diffc.quantize.folder import RECORD
 from diffc.quantize.formats import Format
 from diffc.quantize.options import QuantOptions
+from diffc.quantize.reweigh import BASE, reweighed
 from diffc.quantize.synthetic import calibrate_synthetic
 
 SYNTHETIC_PIXELS, SYNTHETIC_TEXT = 256, 64
@@ -123,7 +124,7 @@ def load_checkpoint(path: Path, format: Format, backbone: FakeBackbone) -> Check
                 path, backbone.copy(), family=source.family.name, weights=source.weights
             )
     else:
-        checkpoint = Checkpoint.load(path)
+        checkpoint = _for_loras(Checkpoint.load(path), source)
         checkpoint.check(backbone.module, source.family.name, source.fingerprint_like(checkpoint.source))
     if checkpoint.format != format.name:
         raise DiffcError(
@@ -131,6 +132,17 @@ def load_checkpoint(path: Path, format: Format, backbone: FakeBackbone) -> Check
             fix=f"give --format {shlex.quote(str(checkpoint.format))}, or leave --from-checkpoint out",
         )
     return checkpoint
+
+
+def _for_loras(checkpoint: Checkpoint, source: ModelSource) -> Checkpoint:
+    """`checkpoint` for the weights of `source` where it is of the same model with other LoRAs, or without any."""
+    base, seen = source.base or source, checkpoint.calibration.get(BASE)
+    known = base.fingerprint_like(checkpoint.source)
+    if checkpoint.source == source.fingerprint or known not in (checkpoint.source, seen):
+        return checkpoint
+    weights = source.weights
+    changed = weights if seen else {n: r for n, r in weights.items() if r is not base.weights[n]}
+    return reweighed(checkpoint, weights, changed, source.fingerprint)
 
 
 def modelopt_checkpoint(path: Path, component: str) -> Path:
@@ -234,6 +246,7 @@ def usual_arguments(family: Family, pipe: Any) -> dict[str, Any]:
 def _checkpoint(
     backbone: torch.nn.Module, source: ModelSource, format: Format, calibration: Mapping[str, Any]
 ) -> Checkpoint:
+    calibration = {**calibration, **_base_of(source)}
     return Checkpoint.from_backbone(
         backbone,
         family=source.family.name,
@@ -241,6 +254,11 @@ def _checkpoint(
         source=source.fingerprint,
         calibration=calibration,
     )
+
+
+def _base_of(source: ModelSource) -> dict[str, str]:
+    """What a calibration with LoRAs remembers of the model without them."""
+    return {} if source.base is None else {BASE: source.base.fingerprint}
 
 
 def _repeated(prompts: tuple[str, ...], count: int | None) -> tuple[str, ...]:
@@ -276,6 +294,7 @@ def calibrate_on_random_inputs(
             backbone, weights, inputs, format, family.unquantized, options, update
         )
     record = {"synthetic": str(shape), "seed": seed, "options": json.loads(json.dumps(asdict(options)))}
+    record |= _base_of(source)
     return Checkpoint(
         family.name,
         format.name,

@@ -11,6 +11,7 @@ from diffc.artifact.describe import described_engines, described_passes, describ
 from diffc.artifact.model import remembered
 from diffc.compile.plan import Plan
 from diffc.models.sources.hub import pinned
+from diffc.models.sources.loras import described_loras
 
 if TYPE_CHECKING:
     from diffc.backends.tensorrt.build import EngineReport
@@ -40,6 +41,7 @@ def manifest(
             "bytes": plan.source.nbytes,
             "fingerprint": plan.source.fingerprint,
             **({} if plan.source.revision is None else {"revision": plan.source.revision}),
+            **({} if not plan.source.loras else {"loras": described_loras(plan.source, plan.request.loras)}),
             **({} if plan.source.origin is None else {"object": dict(plan.source.origin)}),
             "config": dict(plan.source.config),
             **_interface(plan),
@@ -55,6 +57,7 @@ def manifest(
         "passes": described_passes(graphs.records),
         "validation": [report.described() for report in validation],
         "engines": described_engines(engines),
+        **({} if graphs.lora is None else {"lora_slots": graphs.lora.described(plan.source)}),
         **({} if graphs.cache is None else {"cache": graphs.cache.manifest() | _noise(noise)}),
     }
 

@@ -94,6 +94,11 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
 
 def check_request(request: CompileRequest) -> tuple[Target, ...]:
     """The targets. Raises DiffcError for options that an ONNX file leaves no room for, before any work."""
+    if request.loras or request.lora_slots:
+        raise DiffcError(
+            f"{request.model} is an ONNX file, and --lora and --lora-slots are for diffusers models",
+            fix="fuse the LoRA by a pass: --passes 'fuse-lora{file=FILE.safetensors,weight=0.8}'",
+        )
     default = {field.name: field.default for field in fields(CompileRequest)}
     given = [option for name, option in _FROM_FILE.items() if getattr(request, name) != default[name]]
     if given:

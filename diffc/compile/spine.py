@@ -39,6 +39,7 @@ from diffc.compile.calibration import (
 from diffc.compile.engines import build_engines, engine_profile
 from diffc.compile.graphs import Graphs, canonicalize, legalize, write
 from diffc.compile.live import LiveModel, is_model_object, read_live
+from diffc.compile.lora_slots import slotted
 from diffc.compile.manifest import manifest
 from diffc.compile.onnx_model import compile_onnx
 from diffc.compile.pipeline_step import check_step
@@ -128,11 +129,14 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     backbone = FakeBackbone(plan.source, plan.dtype)
     check_weights(backbone)
     ui.note(describe(plan))
+    for applied in plan.source.loras:
+        ui.note(applied.summary())
     for line in assumed(plan):
         ui.note(line)
     parts = Parts(ui, part_names(plan))
     cache = resolve_cache(plan, backbone, ui)
-    files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files]
+    loras = [applied.file.path for applied in plan.source.loras]
+    files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files, *loras]
     key = request_key(request, files, plan.source.fingerprint)
     hold_interface(plan, ui)
     with staging(request.output, force=request.force, key=key, note=ui.note) as folder:
@@ -293,7 +297,8 @@ def rewrite(
     keep = plan.format is STORED
     result = canonicalize(model, batch, request.own_passes, numbers, request.dump, ui, keep_codes=keep)
     graphs = legalize(result.model, plan.targets, numbers, request.dump, ui, target_options(plan))
-    graphs = replace(graphs, records=[*result.records, *graphs.records])
+    lora = slotted(graphs.models, graphs.files, request.lora_slots)
+    graphs = replace(graphs, records=[*result.records, *graphs.records], lora=lora)
     if cache is None:
         return graphs
     layout, options = find_layout(request.cache_layout), target_options(plan)

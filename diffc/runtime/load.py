@@ -24,6 +24,7 @@ from diffc.models.registry import family_of_manifest
 from diffc.paths import AnyPath, as_path
 from diffc.runtime.cached import open_cached
 from diffc.runtime.interface import Interface, NamedSession
+from diffc.runtime.lora import LoraSlots
 from diffc.runtime.module import CompiledBackbone
 from diffc.runtime.profile import profile_of
 from passes.files.atomic import open_new
@@ -78,7 +79,8 @@ def load(
         session = NamedSession(session, interface, signature)
         signature = interface.with_names(signature)
     own = TORCH_TYPES[{"float32": "FLOAT"}.get(found.manifest["dtype"], found.manifest["dtype"].upper())]
-    return CompiledBackbone(session, signature, spec, full, dtype or own, chosen.name)
+    slots = LoraSlots.of(found.manifest, chosen.name)
+    return CompiledBackbone(session, signature, spec, full, dtype or own, chosen.name, slots)
 
 
 def _config_for(artifact: Artifact, spec: Family, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -196,6 +198,7 @@ def open_model(
         model = ModelFile(artifact.folder / entry["file"], target, device, cache, weights=weights)
     else:
         name = manifest["targets"][target.file_of]
+        name = manifest.get("lora_slots", {}).get("files", {}).get(target.name, name)
         identity = (manifest["files"][name], manifest["files"].get("model.onnx_data", {}))
         model = ModelFile(artifact.folder / name, target, device, cache, identity)
     return runtime_of(target).open_session(replace(model, cuda_graph=cuda_graph), signature)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path as FilePath
 from types import SimpleNamespace, TracebackType
 from typing import Any
 
@@ -18,8 +19,10 @@ from diffc.cache.generations import CacheReport
 from diffc.errors import DiffcError
 from diffc.models.family import Family
 from diffc.models.nested import Path, dotted, places, without_repeats
+from diffc.models.sources.lora_files import LoraSpec
 from diffc.models.stand_in import class_of, full_config, take_attributes
 from diffc.runtime.cached import CachedSession
+from diffc.runtime.lora import LoraSlots
 
 _HOOKS = ("_hf_hook", "_diffusers_hook")
 _NO_OFFLOAD = (
@@ -48,8 +51,10 @@ class CompiledBackbone(nn.Module):
         config: Mapping[str, Any],
         dtype: torch.dtype,
         target: str,
+        slots: LoraSlots | None = None,
     ):
         super().__init__()
+        self._slots, self._lora = slots, dict[str, Tensor]()
         self.target, self._spec, self._signature = target, spec, signature
         self.config = full_config(spec, config)
         self._session, self._dtype = session, dtype
@@ -84,7 +89,7 @@ class CompiledBackbone(nn.Module):
         given = self._named(args, kwargs)
         inputs = self._tensors(given)
         sizes = self._signature.check({name: tuple(tensor.shape) for name, tensor in inputs.items()})
-        outputs = self._session.run(inputs, self._signature.output_shapes(sizes))
+        outputs = self._session.run({**inputs, **self._lora}, self._signature.output_shapes(sizes))
         dtype = given[self._signature.inputs[0].name].dtype
         found = {item.field: outputs[item.name].to(dtype) for item in self._outputs}
         return _output_class(self._spec)(**found) if return_dict else tuple(found.values())
@@ -105,6 +110,32 @@ class CompiledBackbone(nn.Module):
         """
         if isinstance(self._session, CachedSession):
             self._session.generations.reset(steps)
+
+    def set_lora(
+        self,
+        files: str | FilePath | LoraSpec | Sequence[str | FilePath | LoraSpec] = (),
+        weights: float | Sequence[float] | None = None,
+        *,
+        partial: bool = False,
+    ) -> tuple[str, ...]:
+        """Take these LoRAs from the next call on, in the place of those before; without files, none.
+
+        `files`: paths, ids of the hub, or texts as of `--lora`; `weights` replace those in the texts. Returns a line
+        for each file that says what of it counts. Raises DiffcError, and changes nothing, when the model was compiled
+        without --lora-slots, and as `diffc.runtime.lora.LoraSlots.values` does.
+        """
+        wanted = [files] if isinstance(files, str | FilePath | LoraSpec) else list(files)
+        strengths = [weights] if isinstance(weights, int | float) else weights
+        if not wanted:
+            self._lora = {}
+            return ()
+        if self._slots is None:
+            raise DiffcError(
+                f"this backbone was compiled without LoRA slots, or runs on {self.target}, which has none",
+                fix="compile with --lora-slots RANK, or fuse the LoRA: diffc relora ARTIFACT --lora FILE",
+            )
+        self._lora, applied = self._slots.values(wanted, strengths, partial=partial, device=self.device)
+        return tuple(item.summary() for item in applied)
 
     def cache_report(self) -> CacheReport:
         """How many steps ran so far, and how many of them used kept values; none did without a cache plan."""

@@ -15,6 +15,7 @@ from diffc.models.sources.fake import fake_parameters
 from diffc.models.sources.misfit import misfit
 from diffc.models.sources.quiet import quiet_libraries as quiet_libraries
 from diffc.models.sources.source import ModelSource
+from diffc.models.sources.torch_loras import fused_tensors
 from diffc.models.spec import Config
 from diffc.tensors import tensor_of
 from passes.base import collector_paused
@@ -111,7 +112,8 @@ def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
     Raises DiffcError when the weights do not fit config.json.
     """
     model = build_backbone(source.family, source.config, dtype)
-    state = {name: tensor_of(recipe, dtype) for name, recipe in source.weights.items()}
+    state = fused_tensors(source, dtype)
+    state |= {name: tensor_of(r, dtype) for name, r in source.weights.items() if name not in state}
     try:
         model.load_state_dict(state, assign=False)
     except RuntimeError as error:
