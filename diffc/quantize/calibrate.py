@@ -207,6 +207,8 @@ def _run(
             return tensors
 
         pipe(**arguments(batch), **({"callback_on_step_end": step_done} if tells else {}))
+        if not tells:  # PixArt has no such callback
+            progress(number + 1, len(batches))
 
 
 def _finish(backbone: nn.Module) -> None:
