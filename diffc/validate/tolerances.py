@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from diffc.errors import unknown
-from diffc.quantize.formats import FORMATS, STORED, Format
+from diffc.quantize.formats import FORMATS, Format
 
 _BY_ROUNDING: Mapping[str, Mapping[str, float]] = {
     # The same arithmetic in another order of summation: float32 rounding (6e-8) over some hundred layers, 4e-7
@@ -30,10 +30,8 @@ MAX_REL_L2: Mapping[tuple[str, str], float] = {
     (fmt.name, dtype): limit
     for fmt in FORMATS.values()
     for dtype, limit in _BY_ROUNDING[_rounding(fmt)].items()
-} | {(STORED.name, dtype): limit for dtype, limit in _BY_ROUNDING["4 bits"].items()}
-"""A file's own codes may be of any kind; whoever has the graph asks for a format like it (`format_of_graph`).
-
-(format, compute type) -> largest ||reference - result|| / ||reference|| of any output."""
+}
+"""(format, compute type) -> largest ||reference - result|| / ||reference|| of any output."""
 
 
 def tolerance_of(format_name: str, dtype: str) -> float:
