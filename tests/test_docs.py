@@ -44,8 +44,9 @@ OF_THE_HUB = {
     "stabilityai/stable-diffusion-xl-base-1.0": "digits-sdxl",
     "stabilityai/stable-diffusion-3.5-medium": "digits-sd3",
     "black-forest-labs/FLUX.1-dev": "digits-flux",
+    "PIPELINE_FOLDER": "digits-sd3",
 }
-"""Models that need a network -> an embedded one of the same family."""
+"""Models that need a network, and a name for the reader's own -> an embedded one of the same family."""
 OTHERS = (
     "python3 tools/run.py ",
     "python -m tools.",

@@ -36,6 +36,7 @@ from diffc.quantize.fingerprint import backbone_config
 from diffc.quantize.folder import RECORD
 from diffc.quantize.formats import Format
 from diffc.quantize.options import QuantOptions
+from diffc.quantize.pipeline_call import IMAGE_ARGUMENTS
 from diffc.quantize.reweigh import BASE, reweighed
 from diffc.quantize.synthetic import calibrate_synthetic
 
@@ -240,7 +241,8 @@ def usual_arguments(family: Family, pipe: Any) -> dict[str, Any]:
         return dict(family.calibration)
     parameters, native = parameters_of(pipe), family.native({})
     frames = {name: native.frames for name in [frames_argument(parameters)] if name}
-    return {**family.calibration, **plain_sizes(parameters), **frames}
+    images = {name: None for name in IMAGE_ARGUMENTS if name in parameters}  # it was called without any
+    return {**family.calibration, **plain_sizes(parameters), **frames, **images}
 
 
 def _checkpoint(

@@ -313,6 +313,11 @@ def target_options(plan: Plan) -> TargetOptions:
     return TargetOptions(quantized_attention=plan.request.options.quantizes_attention, tokens=tokens)
 
 
+def rounding_of(plan: Plan, graphs: Graphs) -> str:
+    """The format that names the tolerance: of a file's own codes, one that rounds activations as the graph does."""
+    return format_of_graph(graphs.models["model.onnx"]) if plan.format is STORED else plan.format.name
+
+
 def validate(
     plan: Plan, checkpoint: Checkpoint | None, graphs: Graphs, folder: Path, ui: Reporter
 ) -> Sequence[ShapeReport]:
@@ -321,9 +326,7 @@ def validate(
         ui.note("not validated, as --skip-validation asks")
         return ()
     models = {name: folder / name for name in graphs.models}
-    name, seed, shapes = plan.format.name, plan.request.seed + 1, plan.validation_shapes
-    if plan.format is STORED:
-        name = format_of_graph(graphs.models["model.onnx"])
+    name, seed, shapes = rounding_of(plan, graphs), plan.request.seed + 1, plan.validation_shapes
     variants = graphs.cache is not None and graphs.cache.variants
     if plan.streams_validation:
         with ui.stage("load the torch model, its weights left in their files"):
@@ -354,7 +357,7 @@ def explain(
         graphs.files,
         reports,
         described_engines(engines),
-        format=plan.format.name,
+        format=rounding_of(plan, graphs),
         dtype=plan.dtype,
     )
 
