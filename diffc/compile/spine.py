@@ -38,7 +38,7 @@ from diffc.compile.calibration import (
 )
 from diffc.compile.engines import build_engines, engine_profile
 from diffc.compile.graphs import Graphs, canonicalize, legalize, write
-from diffc.compile.live import LiveModel, is_model_object, read_live
+from diffc.compile.live import LiveModel, is_model_object, read_live, rest_of_pipeline
 from diffc.compile.manifest import manifest
 from diffc.compile.onnx_model import compile_onnx
 from diffc.compile.pipeline_step import check_step
@@ -131,7 +131,7 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     parts = Parts(ui, part_names(plan))
     cache = resolve_cache(plan, backbone, ui)
     files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files]
-    key = request_key(request, files, plan.source.fingerprint)
+    key = request_key(request, files, identity_of(plan))
     hold_interface(plan, ui)
     with staging(request.output, force=request.force, key=key, note=ui.note) as folder:
         checkpoint = quantize(plan, backbone, folder, parts["quantize"])
@@ -147,6 +147,13 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     artifact = Artifact(request.output, written)
     moved = [engine.moved(request.output / "engines") for engine in engines]
     return CompileResult(artifact, graphs.records, validation, moved)
+
+
+def identity_of(plan: Plan) -> str:
+    """What stands for the model in the key of a compile: its weights, and all else of a model in memory that counts."""
+    source, checkpoint = plan.source, plan.checkpoint
+    calibration = "" if checkpoint is None else checkpoint.digest
+    return " ".join(filter(None, (source.fingerprint, calibration, rest_of_pipeline(source))))
 
 
 def hold_interface(plan: Plan, ui: Reporter) -> None:
