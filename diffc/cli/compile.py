@@ -32,7 +32,7 @@ def compile_command(
     model: Annotated[
         str,
         typer.Argument(
-            help="A pipeline or backbone folder, OWNER/NAME of the hub, an .onnx file, or an embedded model.",
+            help="A pipeline or backbone folder, a file, OWNER/NAME of the hub, an .onnx file, or an embedded model.",
             autocompletion=completed(choices.models),
         ),
     ],
@@ -153,6 +153,15 @@ def compile_command(
             autocompletion=completed(lambda: choices.CALIBRATE),
         ),
     ] = "pipeline",
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIPELINE",
+            help="Pipeline around a MODEL that is a backbone alone or one file, to calibrate with.",
+            show_default=False,
+            rich_help_panel=_CALIBRATE,
+        ),
+    ] = None,
     from_checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -355,6 +364,7 @@ def compile_command(
         dtype=dtype,
         profile=profile,
         from_checkpoint=from_checkpoint,
+        pipeline=pipeline,
         save_checkpoint=save_checkpoint and save_checkpoint.expanduser().absolute(),
         options=QuantOptions(
             quantize_mha,

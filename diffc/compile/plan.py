@@ -18,6 +18,7 @@ from diffc.models.profiles import ShapeProfile, painted_size, parse_profile
 from diffc.models.sampling import Sampling, sampling_of
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource, locate
+from diffc.models.sources.pipelines import with_pipeline
 from diffc.models.spec import Shape
 from diffc.quantize.folder import check_place
 from diffc.quantize.formats import FORMATS, STORED, Format, find_format
@@ -117,6 +118,8 @@ def check(
         target.check_format(fmt.name)
     check_output(request.output, force=request.force)
     source = source or locate(request.model, request.hub)
+    if request.pipeline is not None:
+        source = with_pipeline(source, request.pipeline, request.hub)
     fmt = format_of(request.format, source)
     if fmt is STORED:
         source = source.as_held()
@@ -219,7 +222,8 @@ def _check_calibration(
     if request.from_checkpoint is None and not source.has_pipeline:
         raise DiffcError(
             f"{source.path} is a backbone alone, and calibration runs the whole pipeline on prompts",
-            fix="give the pipeline's folder, --from-checkpoint with an earlier calibration, or, to try a compile,"
+            fix="give the pipeline's folder, --pipeline with one around it, --from-checkpoint with an earlier"
+            " calibration, or, to try a compile,"
             " --calibrate synthetic",
         )
     if request.from_checkpoint is None:

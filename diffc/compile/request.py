@@ -81,8 +81,8 @@ class CompileRequest:
     they are given. `seed`: of calibration noise and validation inputs.
     `cache_plan`: a preset of `diffc.cache` or a plan file, empty for none; `cache_layout`: one of
     `diffc.cache.layout.LAYOUTS`. `passes`: the text of --passes, empty for none; they run after the canonical ones and
-    before those of each target. `force`: replace an artifact at `output`. `dump`: a folder for the graph after each
-    pass.
+    before those of each target. `pipeline`: the pipeline around a model that is a backbone alone or one file.
+    `force`: replace an artifact at `output`. `dump`: a folder for the graph after each pass.
     """
 
     model: Converted[AnyPath, str] = Converted(as_text)
@@ -115,6 +115,7 @@ class CompileRequest:
     force: bool = False
     dump: Converted[AnyPath | None, Path | None] = Converted(as_path_or_none, None)
     hub: HubOptions = DEFAULT_HUB
+    pipeline: str | None = None
 
     @property
     def own_passes(self) -> tuple[Pass, ...]:

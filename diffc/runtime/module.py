@@ -34,8 +34,9 @@ class CompiledBackbone(nn.Module):
     """A compiled backbone as diffusers calls it; `diffc.load` makes it.
 
     Inputs are cast to the graph's types and made contiguous; nothing is padded, and what the graph has no input
-    for is refused. The output is a new tensor, of the type of the first input. Threads may call it at the same
-    time. It has no parameters: `.to()` changes `dtype` alone, and raises DiffcError for another device.
+    for is refused. A time that is one number counts for every image. The output is a new tensor, of the type of the
+    first input. Threads may call it at the same time. It has no parameters: `.to()` changes `dtype` alone, and raises
+    DiffcError for another device.
     """
 
     def __init__(

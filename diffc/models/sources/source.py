@@ -34,8 +34,8 @@ class ModelSource:
 
     `stored_dtype` is the compute type where the types of the weights do not tell it, empty elsewhere. `held` are the
     layers that the files hold quantized, by their names: codes, scales and inputs; their `weights` are what the codes
-    stand for. `parts`: what the file of the backbone holds besides, such as "VAE".
-    `exact` names the weights that are not rounded to the compute type (`as_held`).
+    stand for. `parts`: what the file of the backbone holds besides, such as "VAE"; `beside` has their tensors, by
+    their names in the file. `exact` names the weights that are not rounded to the compute type (`as_held`).
     """
 
     name: str
@@ -50,6 +50,7 @@ class ModelSource:
     held: Mapping[str, Held] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     exact: frozenset[str] = frozenset()
+    beside: Mapping[str, Recipe] = field(default_factory=dict)
     pipeline: Any = field(default=None, repr=False, compare=False)
     origin: Mapping[str, Any] | None = None
 
