@@ -15,6 +15,7 @@ from diffc.artifact.folder import Artifact
 from diffc.backends.sm import parse_sm
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions
 from diffc.errors import DiffcError, UsageError
+from diffc.models.sources.lora_files import LoraSpec
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.paths import (
     AnyPath,
@@ -80,6 +81,8 @@ class CompileRequest:
     meant for (`diffc.models.sampling`). `negative_prompt`: empty for none. `batch_size`: calibration prompts at a time.
     `image_size`: pixels of the calibration images, None for the model's own; `height` and `width` take its place where
     they are given. `seed`: of calibration noise and validation inputs.
+    `loras`: LoRA files to fuse into the weights; `lora_partial`: their keys that fit no layer are left out.
+    `lora_slots`: the highest rank of LoRAs that the compiled model takes when it runs, 0 for none.
     `cache_plan`: a preset of `diffc.cache` or a plan file, empty for none; `cache_layout`: one of
     `diffc.cache.layout.LAYOUTS`. `passes`: the text of --passes, empty for none; they run after the canonical ones and
     before those of each target. `pipeline`: the pipeline around a model that is a backbone alone or one file.
@@ -108,6 +111,9 @@ class CompileRequest:
     height: int | None = None
     width: int | None = None
     seed: int = 0
+    loras: tuple[LoraSpec, ...] = ()
+    lora_partial: bool = False
+    lora_slots: int = 0
     cache_plan: Converted[AnyPath, str] = Converted(as_text, "")
     cache_layout: str = "full+reduced"
     passes: str = ""

@@ -217,6 +217,8 @@ def _run(
                 fix="see whether the pipeline paints without diffc; --debug shows where it failed, and"
                 " --calibrate synthetic does not run it",
             ) from error
+        if not tells:  # PixArt has no such callback
+            progress(number + 1, len(batches))
 
 
 def _finish(backbone: nn.Module) -> None:
