@@ -23,6 +23,7 @@ from diffc.paths import (
     as_path,
     as_path_or_none,
     as_text,
+    as_text_or_none,
     as_texts,
     as_texts_or_none,
 )
@@ -121,7 +122,7 @@ class CompileRequest:
     force: bool = False
     dump: Converted[AnyPath | None, Path | None] = Converted(as_path_or_none, None)
     hub: HubOptions = DEFAULT_HUB
-    pipeline: str | None = None
+    pipeline: Converted[AnyPath | None, str | None] = Converted(as_text_or_none, None)
 
     @property
     def own_passes(self) -> tuple[Pass, ...]:

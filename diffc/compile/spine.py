@@ -38,7 +38,7 @@ from diffc.compile.calibration import (
 )
 from diffc.compile.engines import build_engines, engine_profile
 from diffc.compile.graphs import Graphs, canonicalize, legalize, write
-from diffc.compile.live import LiveModel, is_model_object, read_live
+from diffc.compile.live import LiveModel, is_model_object, read_live, rest_of_pipeline
 from diffc.compile.lora_slots import slotted
 from diffc.compile.manifest import manifest
 from diffc.compile.onnx_model import compile_onnx
@@ -137,7 +137,7 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     cache = resolve_cache(plan, backbone, ui)
     loras = [applied.file.path for applied in plan.source.loras]
     files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files, *loras]
-    key = request_key(request, files, plan.source.fingerprint)
+    key = request_key(request, files, identity_of(plan))
     hold_interface(plan, ui)
     with staging(request.output, force=request.force, key=key, note=ui.note) as folder:
         checkpoint = quantize(plan, backbone, folder, parts["quantize"])
@@ -153,6 +153,13 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     artifact = Artifact(request.output, written)
     moved = [engine.moved(request.output / "engines") for engine in engines]
     return CompileResult(artifact, graphs.records, validation, moved)
+
+
+def identity_of(plan: Plan) -> str:
+    """What stands for the model in the key of a compile: its weights, and all else of a model in memory that counts."""
+    source, checkpoint = plan.source, plan.checkpoint
+    calibration = "" if checkpoint is None else checkpoint.digest
+    return " ".join(filter(None, (source.fingerprint, calibration, rest_of_pipeline(source))))
 
 
 def hold_interface(plan: Plan, ui: Reporter) -> None:
@@ -313,6 +320,11 @@ def target_options(plan: Plan) -> TargetOptions:
     return TargetOptions(quantized_attention=plan.request.options.quantizes_attention, tokens=tokens)
 
 
+def rounding_of(plan: Plan, graphs: Graphs) -> str:
+    """The format that names the tolerance: of a file's own codes, one that rounds activations as the graph does."""
+    return format_of_graph(graphs.models["model.onnx"]) if plan.format is STORED else plan.format.name
+
+
 def validate(
     plan: Plan, checkpoint: Checkpoint | None, graphs: Graphs, folder: Path, ui: Reporter
 ) -> Sequence[ShapeReport]:
@@ -321,9 +333,7 @@ def validate(
         ui.note("not validated, as --skip-validation asks")
         return ()
     models = {name: folder / name for name in graphs.models}
-    name, seed, shapes = plan.format.name, plan.request.seed + 1, plan.validation_shapes
-    if plan.format is STORED:
-        name = format_of_graph(graphs.models["model.onnx"])
+    name, seed, shapes = rounding_of(plan, graphs), plan.request.seed + 1, plan.validation_shapes
     variants = graphs.cache is not None and graphs.cache.variants
     if plan.streams_validation:
         with ui.stage("load the torch model, its weights left in their files"):
@@ -354,7 +364,7 @@ def explain(
         graphs.files,
         reports,
         described_engines(engines),
-        format=plan.format.name,
+        format=rounding_of(plan, graphs),
         dtype=plan.dtype,
     )
 

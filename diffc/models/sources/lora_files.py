@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from diffc.errors import DiffcError, UsageError
-from diffc.models.embedded.loras import EMBEDDED_LORAS
 from diffc.models.sources.hub_cache import repository_folder, snapshot
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from passes.weights.lora.file import DIFFUSERS_FILE
@@ -22,7 +21,7 @@ _FORM = "write FILE, FILE=WEIGHT, or FILE=WEIGHT,PATTERN=WEIGHT,..., such as sty
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """A LoRA to apply: a file, a folder, an id of the hub or the name of an embedded one, and how strongly it counts.
+    """A LoRA to apply: a file, a folder or an id of the hub, and how strongly it counts.
 
     `patterns` are (pattern, weight): layers that a pattern matches have its weight in the place of `weight`, those of
     several the last one's. See `passes.weights.lora.match.Strength`.
@@ -89,7 +88,7 @@ def lora_path(spec: LoraSpec, hub: HubOptions = DEFAULT_HUB) -> Path:
 
     Raises DiffcError when it is nowhere.
     """
-    path = EMBEDDED_LORAS.get(spec.file) or Path(spec.file).expanduser()
+    path = Path(spec.file).expanduser()
     if path.exists():
         return path.absolute()
     match = _ID.fullmatch(spec.file)

@@ -99,7 +99,14 @@ class ModelSource:
         """Bytes of all tensors, as stored."""
         if self.base is not None:
             return self.base.nbytes
-        return sum(recipe.nbytes for recipe in self.weights.values())
+        return sum(_stored_bytes(recipe) for recipe in self.weights.values())
+
+
+def _stored_bytes(recipe: Recipe) -> int:
+    """Bytes that a tensor has in its file: of codes and scales where it is dequantized."""
+    if any(op.name in ("dequantize", "gguf_values") for op in recipe.ops):
+        return sum(source.length for source in recipe.sources)
+    return recipe.nbytes
 
 
 @dataclass(frozen=True)
