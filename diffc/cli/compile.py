@@ -24,6 +24,7 @@ EXAMPLES = examples(
     "diffc compile exported.onnx --target trt-rtx --sm 89 -o build/imported",
 )
 _QUANTIZE, _CALIBRATE = "Quantization", "Calibration (of formats that need it)"
+_LORA = "LoRA"
 _CACHE, _ENGINES, _CHECK = "Cache diffusion", "Engines", "Checks and output"
 
 
@@ -32,7 +33,7 @@ def compile_command(
     model: Annotated[
         str,
         typer.Argument(
-            help="A pipeline or backbone folder, OWNER/NAME of the hub, an .onnx file, or an embedded model.",
+            help="A pipeline or backbone folder, a file, OWNER/NAME of the hub, an .onnx file, or an embedded model.",
             autocompletion=completed(choices.models),
         ),
     ],
@@ -81,6 +82,30 @@ def compile_command(
             show_default="half to 1.5 times the model's own size",
         ),
     ] = "",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[=WEIGHT]",
+            help="A LoRA to fuse into the weights, a file or OWNER/NAME; FILE=0.8,PATTERN=WEIGHT for single layers;"
+            " repeatable.",
+            rich_help_panel=_LORA,
+        ),
+    ] = None,
+    lora_partial: Annotated[
+        bool,
+        typer.Option(
+            "--lora-partial", help="Leave out keys of a LoRA that fit no layer.", rich_help_panel=_LORA
+        ),
+    ] = False,
+    lora_slots: Annotated[
+        int,
+        typer.Option(
+            metavar="RANK",
+            help="Let the compiled model take LoRAs up to this rank when it runs (target ort).",
+            show_default="no slots",
+            rich_help_panel=_LORA,
+        ),
+    ] = 0,
     revision: Revision = None,
     variant: Variant = None,
     subfolder: Subfolder = "",
@@ -153,6 +178,15 @@ def compile_command(
             autocompletion=completed(lambda: choices.CALIBRATE),
         ),
     ] = "pipeline",
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIPELINE",
+            help="Pipeline around a MODEL that is a backbone alone or one file, to calibrate with.",
+            show_default=False,
+            rich_help_panel=_CALIBRATE,
+        ),
+    ] = None,
     from_checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -343,6 +377,7 @@ def compile_command(
     from diffc.cli.tables import compiled, planned, planned_from_file
     from diffc.compile.plan import check
     from diffc.compile.request import CompileRequest, parse_component_dtype, read_prompts
+    from diffc.models.sources.lora_files import parse_lora
     from diffc.models.sources.source import HubOptions
     from diffc.quantize.options import QuantOptions
 
@@ -355,6 +390,7 @@ def compile_command(
         dtype=dtype,
         profile=profile,
         from_checkpoint=from_checkpoint,
+        pipeline=pipeline,
         save_checkpoint=save_checkpoint and save_checkpoint.expanduser().absolute(),
         options=QuantOptions(
             quantize_mha,
@@ -379,6 +415,9 @@ def compile_command(
         height=height,
         width=width,
         seed=seed,
+        loras=tuple(map(parse_lora, lora or ())),
+        lora_partial=lora_partial,
+        lora_slots=lora_slots,
         cache_plan=cache_plan,
         cache_layout=cache_layout,
         passes=passes,

@@ -66,7 +66,8 @@ def doctor_command(
 def _run(
     terminal: Terminal, run: Path, report: Path | None, target: str | None, repeat: int, timeout: float
 ) -> None:
-    from diffc.commands.doctor_run.run import DoctorRequest, examine_artifact, lines
+    from diffc.commands.doctor_run.report import lines
+    from diffc.commands.doctor_run.run import DoctorRequest, examine_artifact
 
     folder = run.expanduser().absolute()
     place = (report or Path(f"diffc-report-{folder.name}.json")).expanduser()

@@ -11,13 +11,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from onnx import TensorProto
+
 from passes.base import PassError
 from passes.weights.recipe import Op, Recipe, bits_of
 from passes.weights.stored_operations import STORED_BINDERS, stored_shape
 
 _BY_ELEMENT = ("cast", "scale_of_amax", "exponent", "reciprocal", "bits", "swap_nibbles")
 """Operations that make an element of that element alone."""
-_BY_ROW = ("unpack", "gguf_values", "gguf_codes", "gguf_scales", "spread_blocks")
+_QUANTIZED = {
+    "nvfp4_scales": TensorProto.FLOAT8E4M3FN,
+    "nvfp4_values": TensorProto.FLOAT4E2M1,
+    "mxfp8_scales": TensorProto.UINT8,
+    "mxfp8_values": TensorProto.FLOAT8E4M3FN,
+}
+"""The types that operations on blocks make."""
+_BY_ROW = (*_QUANTIZED, "unpack", "gguf_values", "gguf_codes", "gguf_scales", "spread_blocks")
 """Operations that make row i of row i alone, and have no argument with rows."""
 
 
@@ -53,7 +62,19 @@ def joined(recipes: Sequence[Recipe], axis: int = 0) -> Recipe:
         order = (axis, *(i for i in range(len(first.shape)) if i != axis))
         back = tuple(order.index(i) for i in range(len(order)))
         return joined([recipe.transpose(order) for recipe in recipes]).transpose(back)
-    return _joined_codes(recipes) or first.append(others)
+    return _joined_codes(recipes) or _joined_before(recipes) or first.append(others)
+
+
+def _joined_before(recipes: Sequence[Recipe]) -> Recipe | None:
+    """The recipes joined before an operation on single elements that all of them end with."""
+    last = [recipe.ops[-1] if recipe.ops else None for recipe in recipes]
+    if last[0] is None or last[0].name != "exponent" or any(op != last[0] for op in last):
+        return None
+    inner = [found for recipe in recipes if (found := before(recipe)) is not None]
+    if len(inner) != len(recipes):
+        return None
+    whole = joined(inner)
+    return Recipe(whole.source, (*whole.ops, last[0]), recipes[0].dtype, whole.shape)
 
 
 def _cut(recipe: Recipe, axis: int, begin: int, end: int) -> Recipe:
@@ -123,8 +144,16 @@ def _result(start: Recipe, ops: Sequence[Op]) -> tuple[int, tuple[int, ...]] | N
     """Type and shape after `ops`; None after one that is not known here."""
     dtype, shape = start.dtype, start.shape
     for op in ops:
-        if op.name == "cast":
+        if op.name in ("cast", "quantize"):
             dtype = op.args["to"]
+        elif op.name in _QUANTIZED:
+            dtype = int(_QUANTIZED[op.name])
+            if op.name.endswith("_scales"):
+                shape = (*shape[:-1], shape[-1] // op.args["block_size"])
+        elif op.name == "scale_of_amax":
+            dtype = int(TensorProto.FLOAT)
+        elif op.name == "spread_blocks":
+            shape = (*shape[:-1], op.args["length"])
         elif op.name == "transpose":
             shape = tuple(shape[i] for i in op.args["perm"])
         elif op.name == "reshape":
@@ -135,7 +164,7 @@ def _result(start: Recipe, ops: Sequence[Op]) -> tuple[int, tuple[int, ...]] | N
             shape = (shape[0] + sum(item["shape"][0] for item in op.args["others"]), *shape[1:])
         elif op.name in STORED_BINDERS:
             dtype, shape = op.args.get("to", dtype), stored_shape(op.name, op.args, shape)
-        elif op.name != "multiply":
+        elif op.name not in ("multiply", "subtract_product"):
             return None
     return dtype, shape
 

@@ -19,6 +19,7 @@ from diffc.commands.doctor_run import child
 from diffc.commands.doctor_run import run as doctor
 from diffc.commands.doctor_run.cases import Case, Sample, cases
 from diffc.commands.doctor_run.child import ended, run_case
+from diffc.commands.doctor_run.report import Examined, Outcome
 from diffc.errors import DiffcError, MismatchError
 from tests.cli_helpers import Capture
 from tests.conftest import HAS_RTX, Cell, Cells
@@ -171,8 +172,8 @@ def test_every_model_of_a_cache_plan_is_a_case() -> None:
     ],
 )
 def test_the_exit_code_says_what_became_of_it(statuses: list[str], error: type[Exception] | None) -> None:
-    outcomes = [doctor.Outcome(CASE, status, "why") for status in statuses]
-    found = doctor.Examined(Artifact(Path("a"), manifest()), {"gpus": []}, outcomes)
+    outcomes = [Outcome(CASE, status, "why") for status in statuses]
+    found = Examined(Artifact(Path("a"), manifest()), {"gpus": []}, outcomes)
     if error is None:
         found.require_right()
         return

@@ -13,6 +13,7 @@ import torch
 
 import diffc
 from diffc.cli.main import run
+from diffc.compile.import_onnx import import_result
 from diffc.compile.onnx_model import compile_onnx
 from diffc.compile.request import CompileRequest
 from diffc.errors import DiffcError
@@ -22,6 +23,8 @@ from diffc.models.registry import find_family
 from diffc.models.spec import Shape
 from diffc.progress import Silent
 from diffc.runtime.module import CompiledBackbone
+from passes.presets import IMPORT_FILE
+from passes.storage import save
 from tests.cli_helpers import Capture, refusal
 from tests.compile.foreign import disguise
 from tests.conftest import Cell, Cells
@@ -94,6 +97,17 @@ def test_generate_bench_and_validate_run_it(foreign: Foreign, tmp_path: Path, ca
         ["bench", folder, "--against", "eager"], tmp_path / "x", capsys
     )
     assert run(["validate", folder, "--against", str(foreign.file)]) == 0
+
+
+def test_what_import_writes_opens_with_default_options(compiled: Cells, tmp_path: Path) -> None:
+    """FP8 that is sliced is what ONNX Runtime's default optimizations make an invalid graph of."""
+    import onnxruntime
+
+    source = compiled("tiny-sd3", "fp8").folder / "model.onnx"
+    result = import_result(source, check_numbers=False, steps=IMPORT_FILE, ui=Silent())
+    save(result.model, tmp_path / "imported.onnx")
+    path = str(tmp_path / "imported.onnx")
+    assert onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()
 
 
 def test_a_pipeline_of_other_widths_is_refused(foreign: Foreign) -> None:

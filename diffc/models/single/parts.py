@@ -38,11 +38,12 @@ _OTHERS: tuple[tuple[str, str, str], ...] = (
 
 @dataclass(frozen=True)
 class Parts:
-    """The backbone's tensors without their prefix, the prefix, and the names of the other parts that are there."""
+    """The backbone's tensors without their prefix, the prefix, the other parts by name, and `beside`, their tensors."""
 
     backbone: Mapping[str, Recipe]
     prefix: str
     others: tuple[str, ...]
+    beside: Mapping[str, Recipe]
 
 
 def split_parts(tensors: Mapping[str, Recipe], where: object) -> Parts:
@@ -57,7 +58,7 @@ def split_parts(tensors: Mapping[str, Recipe], where: object) -> Parts:
         own["scaled_fp8"] = tensors[name]
         rest.remove(name)
     found = dict.fromkeys(_part_of(name, where) for name in rest)
-    return Parts(own, prefix, tuple(found))
+    return Parts(own, prefix, tuple(found), {name: tensors[name] for name in rest})
 
 
 def _part_of(name: str, where: object) -> str:

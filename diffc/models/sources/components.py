@@ -76,7 +76,11 @@ def check_components(source: ModelSource, *, without: Collection[str] = ()) -> N
         )
     for name in present:
         if name not in without and _is_model(pipeline / name):
-            _check_weights(pipeline / name, source.variant, is_backbone=name == source.path.name)
+            _check_weights(
+                pipeline / name,
+                source.variant,
+                is_backbone=name in (source.path.name, source.family.component),
+            )
 
 
 def backbone_file(source: ModelSource) -> WeightFile | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from diffc.errors import DiffcError
+from diffc.errors import DiffcError, UsageError
+from diffc.models.single.encoders import put_into
 from diffc.models.sources.backbone import load_backbone
 from diffc.models.sources.components import backbone_file, check_components, component_variant, components_of
-from diffc.models.sources.source import ModelSource
+from diffc.models.sources.locate import locate
+from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource
 
 
 def open_pipeline(source: ModelSource, *, dtype: Any, fix: str, **components: Any) -> Any:
@@ -26,7 +29,7 @@ def open_pipeline(source: ModelSource, *, dtype: Any, fix: str, **components: An
     used = [component_variant(folder / name, source.variant) for name in present if name not in components]
     given = dict.fromkeys(absent) | _unreadable_backbone(source, dtype, components) | components
     try:
-        return DiffusionPipeline.from_pretrained(
+        pipe = DiffusionPipeline.from_pretrained(
             folder,
             dtype=dtype,
             variant=source.variant if source.variant in used else None,
@@ -36,12 +39,35 @@ def open_pipeline(source: ModelSource, *, dtype: Any, fix: str, **components: An
         )
     except (OSError, ValueError, ImportError, LookupError) as error:
         raise DiffcError(f"diffusers cannot load the pipeline in {folder}: {error}", fix=fix) from error
+    if source.beside:
+        put_into(pipe, source.beside, source.path)
+    return pipe
+
+
+def with_pipeline(source: ModelSource, place: str, options: HubOptions = DEFAULT_HUB) -> ModelSource:
+    """A backbone with the pipeline at `place` around it: a folder, or an id of the hub.
+
+    Raises UsageError when there is no pipeline, or one of another family.
+    """
+    found = locate(place, options)
+    if found.pipeline_dir is None:
+        raise UsageError(
+            f"{place} is a backbone alone, and --pipeline takes a pipeline", fix="give its folder"
+        )
+    if found.family.name != source.family.name:
+        raise UsageError(
+            f"{place} is a pipeline of {found.family}, and {source.path} is {source.family}",
+            fix="give a pipeline of the same family with --pipeline",
+        )
+    return replace(source, pipeline_dir=found.pipeline_dir, variant=found.variant)
 
 
 def _unreadable_backbone(source: ModelSource, dtype: Any, components: dict[str, Any]) -> dict[str, Any]:
-    """The backbone, loaded here, where its files have names that diffc reads and diffusers does not."""
-    component, file = source.path.name, backbone_file(source)
-    if component in components or (file is not None and file.spelling in ("", "now")):
+    """The backbone, loaded here, where diffusers does not read the names of its files, or LoRAs are in it."""
+    inside = source.pipeline_dir in source.path.parents
+    component, file = source.path.name if inside else source.family.component, backbone_file(source)
+    readable = file is not None and file.spelling in ("", "now") and not source.loras
+    if component in components or readable:
         return {}
     if isinstance(dtype, dict):
         dtype = dtype.get(component, dtype["default"])

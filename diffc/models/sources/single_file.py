@@ -44,7 +44,18 @@ def read_single_file(path: Path) -> ModelSource:
     quantized = held or file.quantized or any(bits_of(r.dtype) < 16 for r in file.tensors.values())
     dtype = compute_dtype(decoded.weights, _quantized(file, parts, decoded)) if quantized else ""
     name = path.stem
-    return ModelSource(name, path, None, config, family, found.weights, None, None, dtype, held, parts.others)
+    return ModelSource(
+        name,
+        path,
+        None,
+        config,
+        family,
+        found.weights,
+        stored_dtype=dtype,
+        held=held,
+        parts=parts.others,
+        beside=parts.beside,
+    )
 
 
 def look_into(file: File) -> tuple[Parts, Layout, Decoded]:
