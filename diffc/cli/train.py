@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 EXAMPLES = examples(
     "diffc train digits-sd3 --format nvfp4 -o build/trained",
-    "diffc compile digits-sd3 --format nvfp4 --from-checkpoint build/trained -o build/nvfp4",
     "diffc train digits-sdxl --format nvfp4 --method qat --data digits -o build/trained",
     "diffc train PIPELINE --format nvfp4 --method lora-qad --prompts-file prompts.txt --steps 2000 -o trained",
     "accelerate launch -m diffc train PIPELINE --format nvfp4 --mixed-precision bf16 -o trained",
