@@ -62,6 +62,7 @@ def slotted(tmp_path_factory: pytest.TempPathFactory) -> Path:
             calibrate="synthetic",
             loras=(LoraSpec(str(fused), 0.7),),
             lora_slots=2 * RANK,
+            skip_validation=True,  # the test below compares it with torch
         )
     )
     return folder / "out"
