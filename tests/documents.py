@@ -38,7 +38,7 @@ class Line:
     def command(self) -> str:
         """The name of diffc's command, with that of the command in it."""
         given = self.arguments or [""]
-        return " ".join(given[:2]) if given[0] in ("cache", "models") else given[0]
+        return " ".join(given[:2]) if given[0] in ("cache", "models", "checkpoint") else given[0]
 
     def __str__(self) -> str:
         return f"{self.page}: {self.text}"

@@ -8,6 +8,7 @@ test runs those of minutes, too.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from diffc.cli.main import app, run
 from tests import ROOT
 from tests.cli_helpers import Capture
 from tests.documents import COMMANDS, LINES, PAGES, README, Line, blocks
+from tests.passes.weights.lora.files import factors, written
 from tools import run as demo
 
 QUICK = ["--steps", "1"]
@@ -43,8 +45,9 @@ OF_THE_HUB = {
     "stabilityai/stable-diffusion-xl-base-1.0": "digits-sdxl",
     "stabilityai/stable-diffusion-3.5-medium": "digits-sd3",
     "black-forest-labs/FLUX.1-dev": "digits-flux",
+    "PIPELINE_FOLDER": "digits-sd3",
 }
-"""Models that need a network -> an embedded one of the same family."""
+"""Models that need a network, and a name for the reader's own -> an embedded one of the same family."""
 OTHERS = (
     "python3 tools/run.py ",
     "python -m tools.",
@@ -69,7 +72,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"], "relu")], "g", [x], [y])
         Path(name).parent.mkdir(exist_ok=True)
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11), name)
+    layer = "lora_unet_transformer_blocks_0_attn_to_q"
+    written(Path("style.safetensors"), factors(layer, 128, 128))
     Path("prompts.txt").write_text("a handwritten seven\na handwritten three\n", encoding="utf-8")
+    images = {name: f"{name}.png" for name in ("bf16", "nvfp4")}
+    for index, file in enumerate(images.values()):
+        Image.new("RGB", (32, 32), (90, 40 * index, 7)).save(file)
+    entries = [{"prompt": prompt, "images": images} for prompt in ("a seven", "a three")]
+    Path("pictures.json").write_text(json.dumps(entries), encoding="utf-8")
     Path("build").mkdir()
     return tmp_path
 

@@ -8,6 +8,7 @@ from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import EMBEDDED
 from diffc.models.sources.locate import ModelSource, locate, locate_again
+from diffc.models.sources.loras import with_recorded_loras
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.quantize.formats import STORED
 
@@ -35,7 +36,7 @@ def compiled_model(
     """
     if given is not None:
         try:
-            return _as_compiled(locate(given, hub), artifact)
+            return with_recorded_loras(_as_compiled(locate(given, hub), artifact), artifact.manifest)
         except DiffcError as error:
             raise DiffcError(error.what, fix=f"name the folder of the model: {option}") from error
     model = artifact.manifest["request"]["model"]

@@ -118,6 +118,15 @@ def search_command(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="SEED", help="Seed of the noise.", min=0, max=2**32 - 1)] = 0,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[=WEIGHT]", help="A LoRA in the weights, as for `diffc compile`; repeatable."
+        ),
+    ] = None,
+    lora_partial: Annotated[
+        bool, typer.Option("--lora-partial", help="Leave out keys of a LoRA that fit no layer.")
+    ] = False,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Draw change by block and step, and the speed/quality curve."),
@@ -135,12 +144,15 @@ def search_command(
     from diffc.commands.cache_search.pipeline import DEFAULT_PROMPTS, load_for_search
     from diffc.commands.cache_search.plot import draw
     from diffc.commands.cache_search.search import search
+    from diffc.models.sources.lora_files import parse_lora
     from diffc.models.sources.source import HubOptions
 
     check_plot(plot)
     for path in (output, plot):
         check_folder(path)
-    pipe = load_for_search(model, terminal.ui, HubOptions(revision, variant, subfolder, token, cache_dir))
+    hub = HubOptions(revision, variant, subfolder, token, cache_dir)
+    loras = tuple(map(parse_lora, lora or ()))
+    pipe = load_for_search(model, terminal.ui, hub, loras, partial=lora_partial)
     asked = SearchRequest(tuple(prompt or DEFAULT_PROMPTS), steps, speedup, trials, seed, size)
     with terminal.ui.stage("measure and try plans") as update:
         found = search(pipe, asked, update)
@@ -148,5 +160,6 @@ def search_command(
     found.save(output)
     if plot is not None:
         draw(found, plot)
-    command = shlex.join(("diffc", "compile", model, "--cache-plan", str(output)))
+    options = [part for text in lora or () for part in ("--lora", text)]
+    command = shlex.join(("diffc", "compile", model, *options, "--cache-plan", str(output)))
     terminal.line(f"Wrote {output}: {command}")

@@ -24,6 +24,7 @@ EXAMPLES = examples(
     "diffc compile exported.onnx --target trt-rtx --sm 89 -o build/imported",
 )
 _QUANTIZE, _CALIBRATE = "Quantization", "Calibration (of formats that need it)"
+_LORA = "LoRA"
 _CACHE, _ENGINES, _CHECK = "Cache diffusion", "Engines", "Checks and output"
 
 
@@ -81,6 +82,30 @@ def compile_command(
             show_default="half to 1.5 times the model's own size",
         ),
     ] = "",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[=WEIGHT]",
+            help="A LoRA to fuse into the weights, a file or OWNER/NAME; FILE=0.8,PATTERN=WEIGHT for single layers;"
+            " repeatable.",
+            rich_help_panel=_LORA,
+        ),
+    ] = None,
+    lora_partial: Annotated[
+        bool,
+        typer.Option(
+            "--lora-partial", help="Leave out keys of a LoRA that fit no layer.", rich_help_panel=_LORA
+        ),
+    ] = False,
+    lora_slots: Annotated[
+        int,
+        typer.Option(
+            metavar="RANK",
+            help="Let the compiled model take LoRAs up to this rank when it runs (target ort).",
+            show_default="no slots",
+            rich_help_panel=_LORA,
+        ),
+    ] = 0,
     revision: Revision = None,
     variant: Variant = None,
     subfolder: Subfolder = "",
@@ -352,6 +377,7 @@ def compile_command(
     from diffc.cli.tables import compiled, planned, planned_from_file
     from diffc.compile.plan import check
     from diffc.compile.request import CompileRequest, parse_component_dtype, read_prompts
+    from diffc.models.sources.lora_files import parse_lora
     from diffc.models.sources.source import HubOptions
     from diffc.quantize.options import QuantOptions
 
@@ -389,6 +415,9 @@ def compile_command(
         height=height,
         width=width,
         seed=seed,
+        loras=tuple(map(parse_lora, lora or ())),
+        lora_partial=lora_partial,
+        lora_slots=lora_slots,
         cache_plan=cache_plan,
         cache_layout=cache_layout,
         passes=passes,

@@ -23,7 +23,15 @@ def generate_command(
     terminal: Terminal,
     artifact: Annotated[Path, typer.Argument(help="A folder that `diffc compile` wrote.")],
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to paint.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The PNG to write.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The PNG to write; a .gif or .webp shows the frames one after the other.",
+        ),
+    ],
     negative_prompt: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="What not to paint, for pipelines with guidance."),
@@ -53,6 +61,10 @@ def generate_command(
     width: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Width.", show_default="--size", min=1)
     ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(metavar="COUNT", help="Frames of a video.", show_default="the model's", min=1),
+    ] = None,
     pipeline: Annotated[
         str | None,
         typer.Option(
@@ -71,6 +83,13 @@ def generate_command(
         str | None,
         typer.Option(metavar="DEVICE", help="cpu or cuda.", show_default="where the target runs"),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[=WEIGHT]",
+            help="A LoRA for the slots of an artifact of --lora-slots; repeatable. torch of --compare gets it, too.",
+        ),
+    ] = None,
     no_warm_up: Annotated[
         bool, typer.Option("--no-warm-up", help="Time the first run, with all that it sets up.")
     ] = False,
@@ -83,6 +102,7 @@ def generate_command(
     """Paint with the diffusers pipeline of an artifact and its compiled backbone; writes a PNG."""
     from diffc.cli.tables import painted
     from diffc.commands.generate import GenerateRequest, generate
+    from diffc.models.sources.lora_files import parse_lora
     from diffc.models.sources.source import HubOptions
 
     request = GenerateRequest(
@@ -101,6 +121,8 @@ def generate_command(
         target=target,
         device=device,
         warm_up=not no_warm_up,
+        loras=tuple(map(parse_lora, lora or ())),
+        frames=frames,
         hub=HubOptions(revision, variant, subfolder, token, cache_dir),
     )
     painted(generate(request, terminal.ui), request, terminal)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from diffc.cli.listings import plain_table
-from diffc.cli.tables import file_rows, made_for, megabytes
+from diffc.cli.tables import file_rows, lora_lines, made_for, megabytes
 from diffc.terminal_text import cell, styled
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def _artifact(artifact: Artifact, terminal: Terminal, *, passes: bool) -> None:
     terminal.line((f"{name}", "bold"), f", {kind}{' in ' + dtype if dtype else ''}, in {artifact.folder}")
     terminal.line(f"Compiled by diffc {manifest['diffc']} for {', '.join(manifest['targets'])}")
     terminal.line(made_for(manifest))
+    for text in lora_lines(manifest):
+        terminal.line(text)
     for row in file_rows(manifest):
         terminal.line(row)
     for title in ("inputs", "outputs"):

@@ -143,6 +143,31 @@ def list_models(terminal: Terminal) -> None:
     terminal.result([dict(zip(keys, row, strict=True)) for row in (*rows, *real)])
 
 
+def list_families(terminal: Terminal) -> None:
+    """The classes of backbones that diffc knows, and what it does with all others."""
+    from diffc.models.hints import HINTS
+    from diffc.models.registry import FAMILIES
+
+    rows: list[dict[str, Any]] = [
+        {"name": f.name, "class": f.backbone_class, "interface": "family file", "refused": ""}
+        for f in FAMILIES.values()
+    ]
+    rows += [
+        {"name": hints.name, "class": kind, "interface": "pipeline", "refused": hints.refused}
+        for kind, hints in HINTS.items()
+    ]
+    table = plain_table("name", "class of the backbone", "interface")
+    for row in rows:
+        table.add_row(row["name"], row["class"], "refused" if row["refused"] else row["interface"])
+    terminal.print(table)
+    terminal.line("interface: where inputs and sizes are known from; pipeline: read off a few calls of it.")
+    terminal.line("Any other class is read off its pipeline as well, or the compile says why not.")
+    for row in rows:
+        if row["refused"]:
+            terminal.line(f"refused, {row['name']}: {row['refused']}")
+    terminal.result(rows)
+
+
 def list_cache_plans(terminal: Terminal) -> None:
     """The presets with their arguments."""
     from diffc.cache.presets import PRESETS

@@ -30,6 +30,15 @@ def list_command(terminal: Terminal) -> None:
     list_models(terminal)
 
 
+@models_app.command("families", cls=Command)
+@shared_options
+def families_command(terminal: Terminal) -> None:
+    """List the classes of backbones: those with a family file, and those read off their pipeline."""
+    from diffc.cli.listings import list_families
+
+    list_families(terminal)
+
+
 @models_app.command("make", cls=Command, epilog=examples("diffc models make digits-sd3 models/digits"))
 @shared_options
 def make_command(

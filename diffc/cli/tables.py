@@ -73,7 +73,9 @@ def planned(plan: Plan, terminal: Terminal) -> None:
     bits = plan.format.stored_bits or (32 if plan.dtype == "float32" else 16)
     weights = source.parameters * bits / 8
     terminal.line(f"Would compile {describe(plan)}")
-    terminal.line(made_for({"profile": asdict(plan.profile)}))
+    terminal.line(made_for({"profile": plan.profile.described()}))
+    for applied in source.loras:
+        terminal.line(f"LoRA: {applied.summary()}")
     names = ["model.onnx_data"]
     for target in (target for target in plan.targets if target.is_engine):
         sms = request.sms if target.ahead_of_time else (None,)
@@ -83,7 +85,18 @@ def planned(plan: Plan, terminal: Terminal) -> None:
     checks = "layer by layer, for want of memory" if plan.streams_validation else "whole"
     terminal.line("Not compared with torch" if request.skip_validation else f"Compared with torch, {checks}")
     terminal.line(f"Nothing was written to {request.output}")
-    terminal.result({"files": dict.fromkeys(names, weights), "profile": asdict(plan.profile)})
+    terminal.result({"files": dict.fromkeys(names, weights), "profile": plan.profile.described()})
+
+
+def lora_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """A line for every LoRA in the weights, and one for slots that take others."""
+    lines = []
+    for item in manifest["model"].get("loras", ()):
+        layers = ", ".join(f"{count} {kind}" for kind, count in item["layers"].items())
+        lines.append(f"LoRA in the weights: {item['file']} (weight {item['weight']:g}), {layers} layers")
+    if slots := manifest.get("lora_slots"):
+        lines.append(f"LoRA slots: {len(slots['layers'])} layers, up to rank {slots['rank']}")
+    return lines
 
 
 def file_rows(manifest: Mapping[str, Any]) -> list[str]:

@@ -16,11 +16,14 @@ from diffc.artifact.describe import is_imported
 from diffc.artifact.folder import Artifact
 from diffc.artifact.model import compiled_model
 from diffc.errors import DiffcError, UsageError
+from diffc.models.call import frames_argument, plain_sizes
 from diffc.models.embedded.digits import WORDS
 from diffc.models.profiles import ShapeProfile
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource
+from diffc.models.sources.lora_files import LoraSpec
+from diffc.models.sources.loras import with_loras
 from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.models.spec import Shape
@@ -29,7 +32,16 @@ from diffc.paths import AnyPath, Converted, as_path, as_text_or_none, as_texts
 from diffc.progress import Reporter, Update, estimated
 from diffc.progress_bar import default_reporter
 from diffc.quality.classifier import read_digits
-from diffc.quality.pictures import Column, montage, psnr, save_png, ssim, to_image
+from diffc.quality.pictures import (
+    ANIMATED,
+    Column,
+    montage,
+    psnr,
+    save_animation,
+    save_png,
+    ssim,
+    to_image,
+)
 from diffc.runtime.load import load, resolve
 from diffc.runtime.module import CompiledBackbone
 
@@ -44,9 +56,11 @@ class GenerateRequest:
     """What to paint, and with what; None leaves a setting to the pipeline.
 
     `compare` holds artifact folders, and "torch" for the uncompiled backbone. Image n of `batch` has the seed
-    `seed` + n. `height` and `width` are in pixels, `pipeline` is the diffusers folder in the place of the one of the
-    compile. `warm_up`: every variant paints two steps before its time is taken, since the first run of a runtime also
-    allocates and compiles. `hub` says which files of the pipeline are read.
+    `seed` + n. `loras` go into the slots of the artifact (`CompiledBackbone.set_lora`) and into torch's backbone.
+    `height` and `width` are in pixels, `frames` are those of a video, `pipeline` is the diffusers folder in
+    the place of the one of the compile. `warm_up`: every variant paints two steps before its time is taken, since the
+    first run of a runtime also allocates and compiles. `hub` says which files of the
+    pipeline are read.
     """
 
     artifact: Converted[AnyPath, Path] = Converted(as_path)
@@ -64,12 +78,16 @@ class GenerateRequest:
     target: str | None = None
     device: str | None = None
     warm_up: bool = True
+    frames: int | None = None
     hub: HubOptions = DEFAULT_HUB
+    loras: tuple[LoraSpec, ...] = ()
 
 
 @dataclass(frozen=True)
 class Painted:
     """The images [N, 3, H, W] in 0..1 of one variant, the seconds they took, and how they compare.
+
+    Of videos they are the frames, one video after the other.
 
     `psnr` (dB) and `ssim` are against the first variant, None for itself. `read` holds the digits that the
     classifier reads, empty for models that paint no digits.
@@ -91,14 +109,19 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
     ui = ui or default_reporter()
     check_output_file(request.output)
     artifact = Artifact.load(request.artifact)
-    source = _source(artifact, request.pipeline, request.hub)
+    if request.loras and "lora_slots" not in artifact.manifest:
+        raise DiffcError(
+            f"{artifact.folder} was compiled without LoRA slots",
+            fix="compile with --lora-slots RANK, or fuse the LoRA: diffc relora ARTIFACT --lora FILE",
+        )
+    source = with_loras(_source(artifact, request.pipeline, request.hub), request.loras)
     _, device = resolve(artifact, request.target, request.device)
     names = (name for name in dict.fromkeys(request.compare) if name != TORCH)
     folders = [request.artifact, *(Path(name).expanduser().absolute() for name in names)]
     with_torch = TORCH in request.compare
     with ui.stage("load the pipeline") as update:
         pipe = _pipeline(source, artifact, device, update, with_backbone=with_torch)
-    request = _sized(request, pipe, source, usual_size(artifact.manifest, pipe.vae.config.sample_size))
+    request = _sized(request, pipe, source, artifact.manifest)
     painted: list[Painted] = []
     for name, backbone in _variants(folders, with_torch, pipe, source, request):
         setattr(pipe, source.family.component, backbone)
@@ -110,31 +133,39 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
         painted.append(_judge(name, images, seconds, painted, source))
         if isinstance(backbone, CompiledBackbone):
             backbone.close()
-    save_png(_picture(painted), request.output)
+    if request.output.suffix.lower() in ANIMATED:
+        save_animation([to_image(pixels) for pixels in painted[0].images], request.output)
+    else:
+        save_png(_picture(painted), request.output)
     return painted
 
 
-def usual_size(manifest: Mapping[str, Any], painted: int) -> tuple[int, int]:
+def usual_size(manifest: Mapping[str, Any], painted: int | None) -> tuple[int, int]:
     """Height and width of images without --height and --width, in pixels.
 
-    They are `painted`, the size of the pipeline's VAE. Where the artifact has engines that do not take it, they are
-    those of the shape that the engines are best at.
+    They are `painted`, the size of the pipeline's VAE; None where it tells none. Then, and where the artifact has
+    engines that do not take it, they are those of the shape that the engines are best at.
     """
     profile = ShapeProfile.of_manifest(manifest["profile"])
     best = profile.optimum
+    if painted is None:
+        return best.height, best.width
     fits = profile.holds(replace(best, height=painted, width=painted))
     return (painted, painted) if fits or not manifest["engines"] else (best.height, best.width)
 
 
 def _sized(
-    request: GenerateRequest, pipe: Any, source: ModelSource, usual: tuple[int, int]
+    request: GenerateRequest, pipe: Any, source: ModelSource, manifest: Mapping[str, Any]
 ) -> GenerateRequest:
     """The request with the size of the images. Raises DiffcError for what the model cannot paint."""
+    painted = getattr(pipe.vae.config, "sample_size", None) if source.family.interface is None else None
+    usual, optimum = usual_size(manifest, painted), ShapeProfile.of_manifest(manifest["profile"]).optimum
     height, width = request.height or usual[0], request.width or usual[1]
-    source.family.check(source.config, Shape(request.batch, height, width, 1))
+    frames = request.frames or optimum.frames
+    source.family.check(source.config, Shape(request.batch, height, width, 1, frames))
     if request.negative_prompt is not None and "negative_prompt" not in signature(pipe.__call__).parameters:
         raise UsageError(f"{type(pipe).__name__} takes no negative prompt", fix="leave --negative-prompt out")
-    return replace(request, height=height, width=width)
+    return replace(request, height=height, width=width, frames=frames)
 
 
 def asked_digit(prompt: str) -> int | None:
@@ -209,12 +240,17 @@ def _variants(
         target = request.target if number == 0 else None
         config = source.config if is_imported(other) else None
         module = load(folder, target=target, device=pipe.device, dtype=pipe.vae.dtype, config=config)
+        if number == 0:
+            module.set_lora(request.loras)
         yield f"{other.manifest['format']} {module.target} ({folder.name})", module
 
 
 def _paint(pipe: Any, backbone: Any, request: GenerateRequest, update: Update) -> tuple[Tensor, float]:
     """The images on the CPU, and the seconds of the whole pipeline."""
-    settings: dict[str, Any] = {}
+    parameters = signature(pipe.__call__).parameters
+    settings: dict[str, Any] = plain_sizes(parameters)
+    if name := frames_argument(parameters):
+        settings[name] = request.frames
     if request.guidance is not None:
         settings["guidance_scale"] = request.guidance
     if request.negative_prompt is not None:
@@ -226,18 +262,21 @@ def _paint(pipe: Any, backbone: Any, request: GenerateRequest, update: Update) -
         update(step + 1, request.steps)
         return values
 
+    if "callback_on_step_end" in parameters:
+        settings["callback_on_step_end"] = told
     started = time.perf_counter()
-    images = pipe(
+    result = pipe(
         [request.prompt] * request.batch,
         num_inference_steps=request.steps,
         height=request.height,
         width=request.width,
         generator=[torch.Generator().manual_seed(request.seed + n) for n in range(request.batch)],
         output_type="pt",
-        callback_on_step_end=told,
         **settings,
-    ).images.float()
-    return images.cpu(), time.perf_counter() - started
+    )
+    seconds = time.perf_counter() - started
+    images = (result.images if hasattr(result, "images") else result.frames).float().cpu()
+    return images.flatten(0, -4), seconds  # of a video, [N, frames, 3, H, W]
 
 
 def _judge(

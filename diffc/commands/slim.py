@@ -75,6 +75,8 @@ def _files(artifact: Artifact, target: str, engines: Sequence[Mapping[str, Any]]
         cached = artifact.manifest.get("cache", {}).get("models", ())
         yield artifact.present(compiled[runtime.file_of]).name
         yield from (model["files"][runtime.file_of] for model in cached)
+        slotted = artifact.manifest.get("lora_slots", {}).get("files", {})
+        yield from (name for of, name in slotted.items() if of == target)
         yield from _data(artifact)
         return
     mine = [engine for engine in engines if engine["target"] == target]

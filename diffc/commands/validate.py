@@ -20,8 +20,9 @@ from diffc.artifact.folder import Artifact
 from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.backends.target import TARGETS, find_target
 from diffc.errors import DiffcError, UnsupportedError
+from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs
-from diffc.models.registry import find_family
+from diffc.models.registry import family_of_manifest
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.paths import AnyPath, Converted, as_path, as_text_or_none
@@ -179,19 +180,21 @@ def _modules(comparison: Comparison, ui: Reporter) -> Sequence[ModuleReport]:
 class LoadedSession:
     """A backbone of `diffc.load` as a session over arrays: it runs what a pipeline runs."""
 
-    def __init__(self, backbone: CompiledBackbone, family: str, interface: Interface | None = None):
-        self._backbone, self._spec, self._names = backbone, find_family(family), interface
+    def __init__(self, backbone: CompiledBackbone, family: Family, interface: Interface | None = None):
+        self._backbone, self._spec, self._names = backbone, family, interface
 
     def run(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """The output by name, in float32."""
-        device, output = self._backbone.device, self._spec.output
+        """The outputs by name, in float32."""
+        device = self._backbone.device
         values = {n: torch.from_numpy(np.asarray(a, np.float32)).to(device) for n, a in feed.items()}
         if self._names is not None:
             values = {own: values[name] for own, name in self._names.inputs.items()}
-            output = self._names.outputs[output]
         kwargs = forward_kwargs(self._spec, self._backbone.config, values)
-        (sample,) = self._backbone(**kwargs, return_dict=False)
-        return {output: np.asarray(sample.float().cpu().numpy())}
+        found = self._backbone(**kwargs, return_dict=False)
+        names = [item.name for item in self._spec.outputs(self._backbone.config)]
+        if self._names is not None:
+            names = [self._names.outputs[name] for name in names]
+        return {n: np.asarray(out.float().cpu().numpy()) for n, out in zip(names, found, strict=True)}
 
 
 @contextmanager
@@ -199,8 +202,9 @@ def _session(comparison: Comparison, artifact: Path, target: str) -> Iterator[Se
     """The model as a user of the target runs it: with all optimizations of the runtime."""
     if target != "ort":
         with load_runtime(artifact, target=target) as backbone:
-            names = Interface.of_manifest(Artifact.load(artifact).manifest)
-            yield LoadedSession(backbone, comparison.family, names)
+            manifest = Artifact.load(artifact).manifest
+            family = family_of_manifest(manifest["model"])
+            yield LoadedSession(backbone, family, Interface.of_manifest(manifest))
         return
     if not runs_on_cpu(comparison.model):
         raise UnsupportedError(

@@ -20,6 +20,8 @@ from diffc.artifact.resume import CHECKPOINT
 from diffc.compile.live import unquantized_backbone
 from diffc.compile.pipeline_step import checked_first_call
 from diffc.errors import DiffcError
+from diffc.models.call import frames_argument, parameters_of, plain_sizes
+from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, build_backbone, quiet_libraries
 from diffc.models.sources.locate import ModelSource
@@ -34,6 +36,8 @@ from diffc.quantize.fingerprint import backbone_config
 from diffc.quantize.folder import RECORD
 from diffc.quantize.formats import Format
 from diffc.quantize.options import QuantOptions
+from diffc.quantize.pipeline_call import IMAGE_ARGUMENTS
+from diffc.quantize.reweigh import BASE, reweighed
 from diffc.quantize.synthetic import calibrate_synthetic
 
 SYNTHETIC_PIXELS, SYNTHETIC_TEXT = 256, 64
@@ -60,8 +64,14 @@ class PipelineRun:
     guidance: float | None = None
     negative_prompt: str = ""
 
-    def size(self, pipe: Any) -> tuple[int, int]:
-        """Height and width of the images, in pixels: those asked for, or the size of the pipeline's VAE."""
+    def size(self, pipe: Any, family: Family) -> tuple[int, int]:
+        """Height and width of the images, in pixels: those asked for, or the size of the pipeline's VAE.
+
+        A family that was read off its pipeline has a size of its own.
+        """
+        if family.interface is not None:
+            native = family.native({})
+            return self.height or native.height, self.width or native.width
         usual = pipe.vae.config.sample_size
         return self.height or usual, self.width or usual
 
@@ -115,14 +125,30 @@ def load_checkpoint(path: Path, format: Format, backbone: FakeBackbone) -> Check
                 path, backbone.copy(), family=source.family.name, weights=source.weights
             )
     else:
-        checkpoint = Checkpoint.load(path)
+        checkpoint = _for_loras(Checkpoint.load(path), source)
         checkpoint.check(backbone.module, source.family.name, source.fingerprint_like(checkpoint.source))
+    if checkpoint.weights and getattr(source, "base", None) is not None:
+        raise DiffcError(
+            f"{path} carries trained weights, which would take the place of those that --lora has changed",
+            fix="leave --lora or --from-checkpoint out, or train the model with its LoRA fused",
+        )
     if checkpoint.format != format.name:
         raise DiffcError(
             f"the checkpoint {path} was calibrated for {checkpoint.format}, and {format.name} is asked for",
             fix=f"give --format {shlex.quote(str(checkpoint.format))}, or leave --from-checkpoint out",
         )
     return checkpoint
+
+
+def _for_loras(checkpoint: Checkpoint, source: ModelSource) -> Checkpoint:
+    """`checkpoint` for the weights of `source` where it is of the same model with other LoRAs, or without any."""
+    base, seen = source.base or source, checkpoint.calibration.get(BASE)
+    known = base.fingerprint_like(checkpoint.source)
+    if checkpoint.source == source.fingerprint or known not in (checkpoint.source, seen):
+        return checkpoint
+    weights = source.weights
+    changed = weights if seen else {n: r for n, r in weights.items() if r is not base.weights[n]}
+    return reweighed(checkpoint, weights, changed, source.fingerprint)
 
 
 def modelopt_checkpoint(path: Path, component: str) -> Path:
@@ -172,8 +198,8 @@ def calibrate_on_prompts(
             estimated(update, pipeline_seconds(source)),
         ):
             pipe = stack.enter_context(run.opened(source, shares=format.algorithm == "max"))
-        height, width = run.size(pipe)
-        usual = dict(family.calibration)
+        height, width = run.size(pipe, family)
+        usual = usual_arguments(family, pipe)
         title = (
             f"calibrate {format.name} on {len(prompts)} prompts, {run.steps} steps, {_pixels(height, width)}"
         )
@@ -214,9 +240,20 @@ def _pixels(height: int, width: int) -> str:
     return f"{height} px" if height == width else f"{height}x{width} px"
 
 
+def usual_arguments(family: Family, pipe: Any) -> dict[str, Any]:
+    """What the family gives the pipeline's call beside prompts and sizes of images."""
+    if family.interface is None:
+        return dict(family.calibration)
+    parameters, native = parameters_of(pipe), family.native({})
+    frames = {name: native.frames for name in [frames_argument(parameters)] if name}
+    images = {name: None for name in IMAGE_ARGUMENTS if name in parameters}  # it was called without any
+    return {**family.calibration, **plain_sizes(parameters), **frames, **images}
+
+
 def _checkpoint(
     backbone: torch.nn.Module, source: ModelSource, format: Format, calibration: Mapping[str, Any]
 ) -> Checkpoint:
+    calibration = {**calibration, **_base_of(source)}
     return Checkpoint.from_backbone(
         backbone,
         family=source.family.name,
@@ -224,6 +261,11 @@ def _checkpoint(
         source=source.fingerprint,
         calibration=calibration,
     )
+
+
+def _base_of(source: ModelSource) -> dict[str, str]:
+    """What a calibration with LoRAs remembers of the model without them."""
+    return {} if source.base is None else {BASE: source.base.fingerprint}
 
 
 def _repeated(prompts: tuple[str, ...], count: int | None) -> tuple[str, ...]:
@@ -246,7 +288,7 @@ def calibrate_on_random_inputs(
     `size`: pixels, None for SYNTHETIC_PIXELS.
     """
     family, config, pixels = source.family, source.config, size or SYNTHETIC_PIXELS
-    shape = Shape(batch_size, pixels, pixels, SYNTHETIC_TEXT)
+    shape = Shape(batch_size, pixels, pixels, SYNTHETIC_TEXT, family.video_frames(2))
     with quiet_libraries(), init_empty_weights(include_buffers=False):
         backbone = build_backbone(family, config, torch.float32)
     weights = TorchWeights(source.weights)
@@ -259,6 +301,7 @@ def calibrate_on_random_inputs(
             backbone, weights, inputs, format, family.unquantized, options, update
         )
     record = {"synthetic": str(shape), "seed": seed, "options": json.loads(json.dumps(asdict(options)))}
+    record |= _base_of(source)
     return Checkpoint(
         family.name,
         format.name,

@@ -11,6 +11,7 @@ import onnx
 from diffc.artifact.resume import journal
 from diffc.backends.target import Target
 from diffc.compile.cached.variants import CacheBuild
+from diffc.compile.lora_slots import FILE, SlottedGraph
 from diffc.progress import Reporter
 from passes import Pass, Pipeline, PipelineResult
 from passes.canonical.fix_size import FixSize
@@ -25,13 +26,14 @@ from passes.storage import save_all
 class Graphs:
     """The models to write, by file name, which of them each target takes, and what the passes did.
 
-    model.onnx is the first target's. `cache`: the models that a cache plan adds.
+    model.onnx is the first target's. `cache`: the models that a cache plan adds. `lora`: the one with LoRA slots.
     """
 
     models: Mapping[str, onnx.ModelProto]
     files: Mapping[str, str]
     records: Sequence[PassRecord]
     cache: CacheBuild | None = None
+    lora: SlottedGraph | None = None
 
 
 def canonicalize(
@@ -110,6 +112,8 @@ def write(graphs: Graphs, folder: Path, ui: Reporter) -> dict[str, str]:
     models = {folder / name: model for name, model in graphs.models.items()}
     for variant in graphs.cache.variants if graphs.cache else ():
         models |= {folder / name: model for name, model in variant.legalized.items()}
+    if graphs.lora is not None:
+        models[folder / FILE] = graphs.lora.model
     with ui.stage("write weights") as update:
         files = save_all(models, lambda done, total, name: update(done, total), journal(folder))
     return {file.path.name: file.sha256 for file in files}

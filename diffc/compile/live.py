@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import nn
 from diffc.errors import DiffcError
 from diffc.models.sources.backbone import build_backbone, quiet_libraries
 from diffc.models.sources.live import (
+    array_of,
     backbone_in,
     is_model_object,
     live_source,
@@ -24,7 +26,9 @@ from diffc.progress import Reporter
 from diffc.quantize.checkpoint import Checkpoint
 from passes.weights.sources import memory_of_its_own
 
-__all__ = ["LiveModel", "is_model_object", "read_live", "unquantized_backbone"]
+__all__ = ["LiveModel", "is_model_object", "read_live", "rest_of_pipeline", "unquantized_backbone"]
+_FIRST = 64
+"""Values of a tensor that tell it apart from others."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,23 @@ def _calibration(model: Any, source: ModelSource) -> Checkpoint | None:
         name, content, stored, plain, family=family, weights=source.weights
     )
     return found.of_source(source.fingerprint)
+
+
+def rest_of_pipeline(source: ModelSource) -> str:
+    """A hash of a pipeline in memory but for its backbone; empty for any other model.
+
+    Cheap: of each tensor the shape and the first values; of what has no tensors, its config.
+    """
+    if source.pipeline is None:
+        return ""
+    digest = hashlib.sha256()
+    for name, part in sorted(source.pipeline.components.items()):
+        digest.update(f"{name} {type(part).__name__} {getattr(part, 'config', '')}\n".encode())
+        if isinstance(part, nn.Module) and name != source.family.component:
+            for key, tensor in part.state_dict().items():
+                values = array_of(tensor.reshape(-1)[:_FIRST]).tobytes()
+                digest.update(f"{key} {list(tensor.shape)}\n".encode() + values)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from diffc.artifact.describe import described_engines, described_passes, describ
 from diffc.artifact.model import remembered
 from diffc.compile.plan import Plan
 from diffc.models.sources.hub import pinned
+from diffc.models.sources.loras import described_loras
 
 if TYPE_CHECKING:
     from diffc.backends.tensorrt.build import EngineReport
@@ -40,8 +41,10 @@ def manifest(
             "bytes": plan.source.nbytes,
             "fingerprint": plan.source.fingerprint,
             **({} if plan.source.revision is None else {"revision": plan.source.revision}),
+            **({} if not plan.source.loras else {"loras": described_loras(plan.source, plan.request.loras)}),
             **({} if plan.source.origin is None else {"object": dict(plan.source.origin)}),
             "config": dict(plan.source.config),
+            **_interface(plan),
         },
         "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},
         **_sampling(plan),
@@ -50,12 +53,19 @@ def manifest(
         "targets": dict(graphs.files),
         "opset": model.opset_import[0].version,
         **described_values(model),
-        "profile": asdict(plan.profile),
+        "profile": plan.profile.described(),
         "passes": described_passes(graphs.records),
         "validation": [report.described() for report in validation],
         "engines": described_engines(engines),
+        **({} if graphs.lora is None else {"lora_slots": graphs.lora.described(plan.source)}),
         **({} if graphs.cache is None else {"cache": graphs.cache.manifest() | _noise(noise)}),
     }
+
+
+def _interface(plan: Plan) -> dict[str, Any]:
+    """What a family that no file describes was made from."""
+    interface = plan.source.family.interface
+    return {} if interface is None else {"captured": interface.to_json()}
 
 
 def _sampling(plan: Plan) -> dict[str, Any]:

@@ -94,6 +94,11 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
 
 def check_request(request: CompileRequest) -> tuple[Target, ...]:
     """The targets. Raises DiffcError for options that an ONNX file leaves no room for, before any work."""
+    if request.loras or request.lora_slots:
+        raise DiffcError(
+            f"{request.model} is an ONNX file, and --lora and --lora-slots are for diffusers models",
+            fix="fuse the LoRA by a pass: --passes 'fuse-lora{file=FILE.safetensors,weight=0.8}'",
+        )
     default = {field.name: field.default for field in fields(CompileRequest)}
     given = [option for name, option in _FROM_FILE.items() if getattr(request, name) != default[name]]
     if given:
@@ -153,7 +158,7 @@ def _backbone(
     return {
         "model": {"name": path.name, "sha256": file_sha256(path), **described},
         "interface": interface.to_json(),
-        "profile": asdict(shape_profile(interface, model, request.profile)),
+        "profile": shape_profile(interface, model, request.profile).described(),
     }
 
 

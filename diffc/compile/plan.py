@@ -11,6 +11,7 @@ from diffc.artifact.folder import check_output
 from diffc.backends.sm import check_format_sms
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, find_target
 from diffc.backends.tensorrt.device import check_stripping
+from diffc.compile.lora_slots import check_slots
 from diffc.compile.request import DTYPES, CompileRequest
 from diffc.compile.stored import AUTO, check_held, described, format_of
 from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
@@ -18,6 +19,7 @@ from diffc.models.profiles import ShapeProfile, painted_size, parse_profile
 from diffc.models.sampling import Sampling, sampling_of
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource, locate
+from diffc.models.sources.loras import with_loras
 from diffc.models.sources.pipelines import with_pipeline
 from diffc.models.spec import Shape
 from diffc.quantize.folder import check_place
@@ -114,6 +116,7 @@ def check(
     _ = request.own_passes  # raises PassError for an unknown one
     check_targets(targets, request.sms)
     check_engine(targets, request.engine)
+    check_slots(request)
     for target in targets:
         target.check_format(fmt.name)
     check_output(request.output, force=request.force)
@@ -121,6 +124,7 @@ def check(
     if request.pipeline is not None:
         source = with_pipeline(source, request.pipeline, request.hub)
     fmt = format_of(request.format, source)
+    source = _fused(request, fmt, source)
     if fmt is STORED:
         source = source.as_held()
         check_held(source, targets, request.sms)
@@ -155,6 +159,21 @@ def _fits_memory(source: ModelSource) -> bool:
     import psutil
 
     return source.parameters * VALIDATION_BYTES <= int(psutil.virtual_memory().available)
+
+
+def _fused(request: CompileRequest, fmt: Format, source: ModelSource) -> ModelSource:
+    """The source with the LoRAs of the request. Raises DiffcError where its weights cannot take any."""
+    if request.loras and fmt is STORED:
+        raise UnsupportedError(
+            f"{source.path} is quantized, and its codes are kept, which take no LoRA",
+            fix="give the model in 16 bits, or a --format to quantize it anew",
+        )
+    if request.loras and source.origin is not None:
+        raise UnsupportedError(
+            "a model in memory takes no --lora",
+            fix="call load_lora_weights() and fuse_lora() of the pipeline, or give its folder",
+        )
+    return with_loras(source, request.loras, request.hub, partial=request.lora_partial)
 
 
 def check_targets(targets: Sequence[Target], sms: Sequence[int]) -> None:
@@ -193,7 +212,9 @@ def _check_images(request: CompileRequest, source: ModelSource) -> None:
     height, width = (size or request.image_size for size in (request.height, request.width))
     usual = source.family.pixel_multiple(source.config)
     if height or width:
-        source.family.check(source.config, Shape(1, height or usual, width or usual, 1))
+        source.family.check(
+            source.config, Shape(1, height or usual, width or usual, 1, source.family.video_frames(1))
+        )
 
 
 def _check_calibration(
@@ -242,3 +263,9 @@ def describe(plan: Plan) -> str:
     if plan.format is STORED:
         return f"{line}: {described(plan.source)} layers as the file holds them"
     return f"{line}; its own codes ({described(plan.source)}) are expanded: --format stored keeps them"
+
+
+def assumed(plan: Plan) -> tuple[str, ...]:
+    """What is taken for granted of a backbone that no family file describes: lines for the user."""
+    interface = plan.source.family.interface
+    return () if interface is None else interface.assumed

@@ -15,6 +15,7 @@ from diffc.artifact.folder import Artifact
 from diffc.backends.sm import parse_sm
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions
 from diffc.errors import DiffcError, UsageError
+from diffc.models.sources.lora_files import LoraSpec
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.paths import (
     AnyPath,
@@ -22,6 +23,7 @@ from diffc.paths import (
     as_path,
     as_path_or_none,
     as_text,
+    as_text_or_none,
     as_texts,
     as_texts_or_none,
 )
@@ -79,6 +81,8 @@ class CompileRequest:
     meant for (`diffc.models.sampling`). `negative_prompt`: empty for none. `batch_size`: calibration prompts at a time.
     `image_size`: pixels of the calibration images, None for the model's own; `height` and `width` take its place where
     they are given. `seed`: of calibration noise and validation inputs.
+    `loras`: LoRA files to fuse into the weights; `lora_partial`: their keys that fit no layer are left out.
+    `lora_slots`: the highest rank of LoRAs that the compiled model takes when it runs, 0 for none.
     `cache_plan`: a preset of `diffc.cache` or a plan file, empty for none; `cache_layout`: one of
     `diffc.cache.layout.LAYOUTS`. `passes`: the text of --passes, empty for none; they run after the canonical ones and
     before those of each target. `pipeline`: the pipeline around a model that is a backbone alone or one file.
@@ -107,6 +111,9 @@ class CompileRequest:
     height: int | None = None
     width: int | None = None
     seed: int = 0
+    loras: tuple[LoraSpec, ...] = ()
+    lora_partial: bool = False
+    lora_slots: int = 0
     cache_plan: Converted[AnyPath, str] = Converted(as_text, "")
     cache_layout: str = "full+reduced"
     passes: str = ""
@@ -115,7 +122,7 @@ class CompileRequest:
     force: bool = False
     dump: Converted[AnyPath | None, Path | None] = Converted(as_path_or_none, None)
     hub: HubOptions = DEFAULT_HUB
-    pipeline: str | None = None
+    pipeline: Converted[AnyPath | None, str | None] = Converted(as_text_or_none, None)
 
     @property
     def own_passes(self) -> tuple[Pass, ...]:

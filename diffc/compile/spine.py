@@ -38,11 +38,12 @@ from diffc.compile.calibration import (
 )
 from diffc.compile.engines import build_engines, engine_profile
 from diffc.compile.graphs import Graphs, canonicalize, legalize, write
-from diffc.compile.live import LiveModel, is_model_object, read_live
+from diffc.compile.live import LiveModel, is_model_object, read_live, rest_of_pipeline
+from diffc.compile.lora_slots import slotted
 from diffc.compile.manifest import manifest
 from diffc.compile.onnx_model import compile_onnx
 from diffc.compile.pipeline_step import check_step
-from diffc.compile.plan import Plan, check, check_targets, describe
+from diffc.compile.plan import Plan, assumed, check, check_targets, describe
 from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.compile.stored import held_checkpoint
 from diffc.compile.validation import validate_by_layer, validate_whole
@@ -128,10 +129,15 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     backbone = FakeBackbone(plan.source, plan.dtype)
     check_weights(backbone)
     ui.note(describe(plan))
+    for applied in plan.source.loras:
+        ui.note(applied.summary())
+    for line in assumed(plan):
+        ui.note(line)
     parts = Parts(ui, part_names(plan))
     cache = resolve_cache(plan, backbone, ui)
-    files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files]
-    key = request_key(request, files, plan.source.fingerprint)
+    loras = [applied.file.path for applied in plan.source.loras]
+    files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files, *loras]
+    key = request_key(request, files, identity_of(plan))
     hold_interface(plan, ui)
     with staging(request.output, force=request.force, key=key, note=ui.note) as folder:
         checkpoint = quantize(plan, backbone, folder, parts["quantize"])
@@ -149,6 +155,13 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     return CompileResult(artifact, graphs.records, validation, moved)
 
 
+def identity_of(plan: Plan) -> str:
+    """What stands for the model in the key of a compile: its weights, and all else of a model in memory that counts."""
+    source, checkpoint = plan.source, plan.checkpoint
+    calibration = "" if checkpoint is None else checkpoint.digest
+    return " ".join(filter(None, (source.fingerprint, calibration, rest_of_pipeline(source))))
+
+
 def hold_interface(plan: Plan, ui: Reporter) -> None:
     """Hold the graph's inputs against one step of the pipeline, where no calibration runs it anyway.
 
@@ -156,6 +169,8 @@ def hold_interface(plan: Plan, ui: Reporter) -> None:
     """
     if plan.request.skip_validation or not plan.source.has_pipeline or plan.runs_pipeline:
         return
+    if plan.source.family.interface is not None:
+        return  # it was read off the pipeline's own calls
     with ui.stage("one step of the pipeline, to see what it gives the backbone"):
         reason = check_step(plan.source)
     if reason:
@@ -291,7 +306,8 @@ def rewrite(
     keep = plan.format is STORED
     result = canonicalize(model, batch, request.own_passes, numbers, request.dump, ui, keep_codes=keep)
     graphs = legalize(result.model, plan.targets, numbers, request.dump, ui, target_options(plan))
-    graphs = replace(graphs, records=[*result.records, *graphs.records])
+    lora = slotted(graphs.models, graphs.files, request.lora_slots)
+    graphs = replace(graphs, records=[*result.records, *graphs.records], lora=lora)
     if cache is None:
         return graphs
     layout, options = find_layout(request.cache_layout), target_options(plan)
@@ -306,6 +322,11 @@ def target_options(plan: Plan) -> TargetOptions:
     return TargetOptions(quantized_attention=plan.request.options.quantizes_attention, tokens=tokens)
 
 
+def rounding_of(plan: Plan, graphs: Graphs) -> str:
+    """The format that names the tolerance: of a file's own codes, one that rounds activations as the graph does."""
+    return format_of_graph(graphs.models["model.onnx"]) if plan.format is STORED else plan.format.name
+
+
 def validate(
     plan: Plan, checkpoint: Checkpoint | None, graphs: Graphs, folder: Path, ui: Reporter
 ) -> Sequence[ShapeReport]:
@@ -314,9 +335,7 @@ def validate(
         ui.note("not validated, as --skip-validation asks")
         return ()
     models = {name: folder / name for name in graphs.models}
-    name, seed, shapes = plan.format.name, plan.request.seed + 1, plan.validation_shapes
-    if plan.format is STORED:
-        name = format_of_graph(graphs.models["model.onnx"])
+    name, seed, shapes = rounding_of(plan, graphs), plan.request.seed + 1, plan.validation_shapes
     variants = graphs.cache is not None and graphs.cache.variants
     if plan.streams_validation:
         with ui.stage("load the torch model, its weights left in their files"):
@@ -347,7 +366,7 @@ def explain(
         graphs.files,
         reports,
         described_engines(engines),
-        format=plan.format.name,
+        format=rounding_of(plan, graphs),
         dtype=plan.dtype,
     )
 

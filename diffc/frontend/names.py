@@ -22,7 +22,7 @@ def name_graph(model: ir.Model, family: Family, config: Config) -> None:
     graph = model.graph
     name_nodes(graph)
     dims = _name_inputs(graph, family, config)
-    _name_output(graph, family, config)
+    _name_outputs(graph, family, config)
     _name_dims(graph, dims)
     graph.name = family.name
 
@@ -68,7 +68,8 @@ def _name_inputs(graph: ir.Graph, family: Family, config: Config) -> dict[str, s
         found = [value.name for value in graph.inputs]
         raise RuntimeError(f"{family}: the trace has inputs {found}, the family {[i.name for i in items]}")
     dims: dict[str, str] = {}
-    by_path = {"_".join(i.path) if i.path else i.name: i for i in items}
+    nested = {} if family.interface else {"_".join(map(str, i.path)): i for i in items if i.path}
+    by_path = {i.name: i for i in items} | nested
     for value in graph.inputs:
         item = by_path[str(value.name)]
         value.name = item.name
@@ -79,10 +80,10 @@ def _name_inputs(graph: ir.Graph, family: Family, config: Config) -> dict[str, s
     return dims
 
 
-def _name_output(graph: ir.Graph, family: Family, config: Config) -> None:
-    (output,) = graph.outputs
-    output.name = family.output
-    output.shape = ir.Shape(family.output_dims(config))
+def _name_outputs(graph: ir.Graph, family: Family, config: Config) -> None:
+    for output, item in zip(graph.outputs, family.outputs(config), strict=True):
+        output.name = item.name
+        output.shape = ir.Shape(item.dims)
 
 
 def _name_dims(graph: ir.Graph, dims: dict[str, str]) -> None:

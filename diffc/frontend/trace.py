@@ -6,19 +6,24 @@ Its initializers are replaced by recipes over the files that hold the weights (`
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import onnx
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from diffc.frontend.blocks import find_runs, shortened
+from diffc.frontend.complex_numbers import complex_as_pairs
+from diffc.frontend.constraints import Symbols, export_under_constraints
 from diffc.frontend.copy_blocks import copy_blocks
 from diffc.frontend.equal_blocks import BlocksDiffer
+from diffc.frontend.flat import flatten, masks_with_all_rows
 from diffc.frontend.names import name_graph
 from diffc.frontend.quantizers import TracedQuantizer, describe, traceable
 from diffc.frontend.recipes import attach_recipes
@@ -87,18 +92,42 @@ def _export(
         traced = traced_quantizers(backbone, checkpoint)
         quantizers = {path: backbone.get_submodule(path) for path in traced}
         values = random_inputs(family, config, shape, dtype=lent.dtype, seed=0)
-        kwargs = forward_kwargs(family, config, values) | {"return_dict": False}
         with traceable(quantizers, traced), torch.no_grad():
-            dynamic = _dynamic(family, config)
-            program = None if whole else _with_copied_blocks(backbone, kwargs, dynamic)
-            return program or _to_onnx(backbone, kwargs, dynamic), traced
+            to_onnx = _exporter(backbone, family, config, values)
+            program = None if whole else _with_copied_blocks(backbone, to_onnx)
+            return program or to_onnx(), traced
 
 
-def _with_copied_blocks(backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any]) -> Any:
+def _exporter(
+    backbone: torch.nn.Module, family: Family, config: Config, values: dict[str, torch.Tensor]
+) -> Callable[[], Any]:
+    """What makes the ONNX program of a backbone that gets `values`."""
+    if family.interface is None:
+        kwargs = forward_kwargs(family, config, values) | {"return_dict": False}
+        return lambda: _to_onnx(backbone, kwargs, _dynamic(family, config))
+
+    def export(symbols: Symbols, defer: bool) -> Any:
+        tensors = (*backbone.parameters(), *backbone.buffers())
+        with (
+            unset_fake_temporarily()
+        ):  # real tables are copied as they are; modules keep what they make in a trace
+            fresh = copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})
+        flatten(fresh, family, config)
+        dims = {
+            item.name: {i: symbols[d] for i, d in enumerate(item.dims) if isinstance(d, str)} or None
+            for item in family.inputs(config)
+        }
+        with masks_with_all_rows(), complex_as_pairs(fresh):
+            return _to_onnx(fresh, values, dims, defer)
+
+    return lambda: export_under_constraints(export, family.dims(config))
+
+
+def _with_copied_blocks(backbone: torch.nn.Module, to_onnx: Callable[[], Any]) -> Any:
     """The ONNX program, traced with few of many equal blocks; None where the others cannot be copied from them."""
     runs = find_runs(backbone)
     with shortened(backbone, runs):
-        program = _to_onnx(backbone, kwargs, dynamic)
+        program = to_onnx()
     try:
         copy_blocks(program.model, runs)
     except BlocksDiffer as error:
@@ -107,9 +136,18 @@ def _with_copied_blocks(backbone: torch.nn.Module, kwargs: dict[str, Any], dynam
     return program
 
 
-def _to_onnx(backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any]) -> Any:
-    """The ONNX program that torch makes of a backbone."""
-    program = torch.export.export(backbone, (), kwargs=kwargs, dynamic_shapes=dynamic, strict=False)
+def _to_onnx(
+    backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any], defer: bool = False
+) -> Any:
+    """The ONNX program that torch makes of a backbone; `defer`: checks of sizes are left to run time."""
+    program = torch.export.export(
+        backbone,
+        (),
+        kwargs=kwargs,
+        dynamic_shapes=dynamic,
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=defer,
+    )
     for node in program.graph.find_nodes(op="call_function", target=_ASSERTION):
         program.graph.erase_node(node)  # the exporter drops them as well, after it has traced each twice
     return torch.onnx.export(
@@ -138,7 +176,7 @@ def traced_quantizers(backbone: torch.nn.Module, checkpoint: Checkpoint | None) 
 def trace_shape(family: Family, config: Config) -> Shape:
     """A small shape to trace at. Every size is distinct and above one, so that none is taken for a constant."""
     multiple = family.pixel_multiple(config)
-    return Shape(batch=2, height=4 * multiple, width=6 * multiple, text=20)
+    return Shape(batch=2, height=4 * multiple, width=6 * multiple, text=20, frames=family.video_frames(3))
 
 
 def _dynamic(family: Family, config: Config) -> dict[str, Any]:

@@ -5,6 +5,8 @@
 - Einsum (the unpatchify of SD3): not defined for bfloat16. It only permutes axes there, so we write Transpose.
 - Concatenation of mixed float types (SDXL: 16-bit text_embeds beside float32 sinusoids): torch promotes them, the
   exporter does not, and ONNX Concat takes one type only. We write the casts.
+- Squeezing an axis that is not 1: torch leaves it alone, ONNX refuses it. We write Squeeze where the axis is 1 only.
+- Choices between booleans (masks): ONNX Runtime's CPU provider has no Where of them. We write And, Or and Not.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from diffc.frontend.quantizers import quantizer_translations
@@ -28,6 +31,10 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         aten.concat.default: _cat,
         aten.concatenate.default: _cat,
         aten.einsum.default: _einsum,
+        aten.squeeze.dim: _squeeze,
+        aten.masked_fill.Scalar: _masked_fill,
+        aten.masked_fill.Tensor: _masked_fill,
+        aten.where.self: _where,
     }
 
 
@@ -95,3 +102,29 @@ def _einsum(equation: str, tensors: Sequence[Any], path: Any = None) -> Any:
     if len(tensors) == 1 and sorted(source) == sorted(target) and len(set(source)) == len(source):
         return op.Transpose(tensors[0], perm=[source.index(letter) for letter in target])
     return op.Einsum(*tensors, equation=equation)
+
+
+def _squeeze(self: Any, dim: int) -> Any:
+    from onnxscript import opset23 as op
+
+    if self.shape is None or self.shape[dim] == 1:
+        return op.Squeeze(self, op.Constant(value_ints=[dim]))
+    return op.Identity(self)
+
+
+def _masked_fill(self: Any, mask: Any, value: Any) -> Any:
+    from onnxscript import opset23 as op
+
+    if self.dtype != ir.DataType.BOOL:
+        return op.Where(mask, op.CastLike(value, self), self)
+    if isinstance(value, bool | int | float):
+        return op.Or(self, mask) if value else op.And(self, op.Not(mask))
+    return op.Or(op.And(mask, op.Cast(value, to=int(ir.DataType.BOOL))), op.And(op.Not(mask), self))
+
+
+def _where(condition: Any, self: Any, other: Any) -> Any:
+    from onnxscript import opset23 as op
+
+    if self.dtype != ir.DataType.BOOL:
+        return op.Where(condition, self, other)
+    return op.Or(op.And(condition, self), op.And(op.Not(condition), other))

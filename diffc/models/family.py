@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from diffc.errors import UsageError
+from diffc.models.interface import Interface, Output
+from diffc.models.nested import Path
 from diffc.models.spec import Config, DimSpec, GraphFacts, InputSpec, Shape
 
 
@@ -40,11 +42,15 @@ class Family:
 
     Imports: `config_of` gives the entries of config.json that an ONNX file tells, and those of released models
     where it does not; it raises LookupError for a file that is none of the family. None: it takes no file.
+
+    Of a family that no file describes (`diffc.models.captured`): `interface` is what it was made from. `constants` are
+    arguments of forward() that the graph has no input for, `tuples` the places of lists that are tuples. `frames` are
+    the step and the rest of numbers of frames, None for images.
     """
 
     name: str
     backbone_class: str
-    component: Literal["transformer", "unet"]
+    component: str
     inputs: Callable[[Config], tuple[InputSpec, ...]]
     output: str
     output_dims: Callable[[Config], tuple[str | int, ...]]
@@ -61,6 +67,10 @@ class Family:
     cache_plans: tuple[str, ...] = ()
     optimum: Optimum | None = None
     config_of: Callable[[GraphFacts], dict[str, Any]] | None = None
+    constants: tuple[tuple[Path, Any], ...] = ()
+    tuples: tuple[Path, ...] = ()
+    frames: tuple[int, int] | None = None
+    interface: Interface | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -68,7 +78,7 @@ class Family:
     def check(self, config: Config, shape: Shape) -> Shape:
         """`shape` itself. Raises UsageError when this backbone cannot run it, and says what it can run."""
         multiple = self.pixel_multiple(config)
-        if min(shape.batch, shape.height, shape.width, shape.text) < 1:
+        if min(shape.batch, shape.height, shape.width, shape.text, shape.frames) < 1:
             raise UsageError(f"shape ({shape}) has a size below 1")
         for name in ("height", "width"):
             if getattr(shape, name) % multiple:
@@ -76,6 +86,7 @@ class Family:
                     f"{name} {getattr(shape, name)} px does not fit {self.name}",
                     fix=f"use a multiple of {multiple}",
                 )
+        self._check_frames(shape)
         sizes = self.sizes(shape)
         for dim in self.dims(config):
             if dim.maximum is not None and sizes[dim.name] > dim.maximum:
@@ -85,12 +96,34 @@ class Family:
                 )
         return shape
 
+    def _check_frames(self, shape: Shape) -> None:
+        if self.frames is None:
+            if shape.frames != 1:
+                raise UsageError(
+                    f"{self.name} makes images, not {shape.frames} frames", fix="leave frames out"
+                )
+            return
+        step, rest = self.frames
+        if shape.frames % step != rest % step:
+            valid = f"{step} * n + {rest}" if rest else f"a multiple of {step}"
+            raise UsageError(f"{shape.frames} frames do not fit {self.name}", fix=f"use {valid}")
+
+    def video_frames(self, steps: int) -> int:
+        """A valid number of frames: `steps` steps of the backbone's rule; 1 for images."""
+        return 1 if self.frames is None else self.frames[0] * steps + self.frames[1]
+
     def input_shapes(self, config: Config, shape: Shape) -> dict[str, tuple[int, ...]]:
         """The shape of every graph input at `shape`, in graph order."""
         sizes = self.sizes(shape)
         return {
             i.name: tuple(sizes[d] if isinstance(d, str) else d for d in i.dims) for i in self.inputs(config)
         }
+
+    def outputs(self, config: Config) -> tuple[Output, ...]:
+        """All results of the graph, in order; families with a file have one."""
+        if self.interface is not None:
+            return self.interface.outputs
+        return (Output(self.output, self.output_dims(config)),)
 
     def input_dims(self, config: Config) -> dict[str, tuple[str | int, ...]]:
         """The dimensions of every graph input, in graph order."""

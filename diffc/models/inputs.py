@@ -9,20 +9,24 @@ import torch
 
 from diffc.errors import DiffcError
 from diffc.models.family import Family
+from diffc.models.nested import Path, dotted, nested, places, without_repeats
 from diffc.models.spec import Config, InputSpec, Shape
 
 
 def random_inputs(
     family: Family, config: Config, shape: Shape, *, dtype: torch.dtype, seed: int
 ) -> dict[str, torch.Tensor]:
-    """Every graph input at `shape` by name, on the CPU; "model" inputs in `dtype`, the others in float32."""
+    """Every graph input at `shape` by name, on the CPU; "model" inputs in `dtype`, the others in their own type."""
     generator = torch.Generator().manual_seed(seed)
     shapes = family.input_shapes(config, shape)
     values = {}
     for item in family.inputs(config):
         value = _sample(item, shapes[item.name], shape, generator)
-        values[item.name] = value.to(dtype if item.dtype == "model" else torch.float32)
+        values[item.name] = value.to(dtype if item.dtype == "model" else _TYPES[item.dtype])
     return values
+
+
+_TYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 
 
 def _sample(item: InputSpec, size: tuple[int, ...], shape: Shape, generator: torch.Generator) -> torch.Tensor:
@@ -39,7 +43,19 @@ def _sample(item: InputSpec, size: tuple[int, ...], shape: Shape, generator: tor
         return _grid(size[0], shape)
     if item.sample == "time_ids":
         return (uniform * 96).round() * 8 + 256  # sizes and crops in pixels
+    if item.sample == "mask":
+        return _mask(size, uniform)
+    if item.sample == "seen":
+        drawn = item.low + uniform * (item.high - item.low if item.high > item.low else 0.0)
+        return drawn.round() if item.dtype == "int64" else drawn
     return torch.randn(size, generator=generator)
+
+
+def _mask(size: tuple[int, ...], uniform: torch.Tensor) -> torch.Tensor:
+    """Ones, then zeros along the last axis, as for padded prompts: at least half of each row is ones."""
+    length = size[-1]
+    kept = (length * (0.5 + uniform[..., :1] / 2)).ceil()
+    return (torch.arange(length) < kept).float()
 
 
 def _grid(tokens: int, shape: Shape) -> torch.Tensor:
@@ -51,15 +67,18 @@ def _grid(tokens: int, shape: Shape) -> torch.Tensor:
 
 
 def forward_kwargs(family: Family, config: Config, values: dict[str, Any]) -> dict[str, Any]:
-    """Graph inputs by name -> the keyword arguments of forward(), nested where the model nests them."""
-    kwargs: dict[str, Any] = {}
-    for item in family.inputs(config):
-        outer, *inner = item.path or (item.name,)
-        if inner:
-            kwargs.setdefault(outer, {})[inner[0]] = values[item.name]
-        else:
-            kwargs[outer] = values[item.name]
-    return kwargs
+    """Graph inputs by name -> the keyword arguments of forward(), nested where the model nests them.
+
+    Of an input that stands for a number, the argument is its length.
+    """
+    placed = [
+        (
+            item.path or (item.name,),
+            _length(values[item.name]) if item.sample == "size" else values[item.name],
+        )
+        for item in family.inputs(config)
+    ]
+    return nested([*placed, *family.constants], family.tuples)
 
 
 def named_inputs(
@@ -72,13 +91,34 @@ def named_inputs(
     """
     items = {item.path or (item.name,): item for item in family.inputs(config)}
     positions = [path[0] for path in items if len(path) == 1]
-    given: dict[tuple[str, ...], Any] = {(n,): v for n, v in zip(positions, args, strict=False)}
-    for name, value in kwargs.items():
-        nested = isinstance(value, Mapping) and any(path[0] == name for path in items)
-        given |= {(name, k): v for k, v in value.items()} if nested else {(name,): value}
-    strange = [path for path, value in given.items() if path not in items and isinstance(value, torch.Tensor)]
+    fixed = {path for path, _ in family.constants}
+    inner = {path[0] for path in (*items, *fixed) if len(path) > 1}
+    given: dict[Path, Any] = {(n,): v for n, v in zip(positions, args, strict=False)}
+    for name, value in without_repeats(kwargs).items():
+        given |= places(value, (name,)) if name in inner else {(name,): value}
+    strange = [
+        p for p, v in given.items() if p not in items and p not in fixed and isinstance(v, torch.Tensor)
+    ]
     lacking = [path for path in items if given.get(path) is None]
     if strange or lacking:
-        what = f"has no {'.'.join(lacking[0])}" if lacking else f"gives {'.'.join(strange[0])} as well"
+        path = lacking[0] if lacking else strange[0]
+        what = f"has no {dotted(path)}" if lacking else f"gives {dotted(path)} as well"
         raise DiffcError(f"the pipeline's call of its {family.name} backbone {what}")
-    return {item.name: torch.as_tensor(given[path]) for path, item in items.items()}
+    return {item.name: _as_tensor(item, given[path]) for path, item in items.items()}
+
+
+def _as_tensor(item: InputSpec, value: Any) -> torch.Tensor:
+    """A value of a call as the graph takes it: a number that stands for a size is a tensor of that length."""
+    return torch.zeros(int(value)) if item.sample == "size" else torch.as_tensor(value)
+
+
+def _length(value: Any) -> Any:
+    return value.shape[0] if isinstance(value, torch.Tensor) else value
+
+
+def tensors_of(found: Any) -> tuple[torch.Tensor, ...]:
+    """The tensors in what a forward() returned, in order."""
+    if isinstance(found, torch.Tensor):
+        return (found,)
+    items = found.values() if isinstance(found, Mapping) else found if isinstance(found, list | tuple) else ()
+    return tuple(tensor for item in items for tensor in tensors_of(item))

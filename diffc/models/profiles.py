@@ -33,6 +33,10 @@ class ShapeProfile:
         """The profile that a manifest.json holds under "profile"."""
         return cls(*(Shape(**stated[name]) for name in ("minimum", "optimum", "maximum")))
 
+    def described(self) -> dict[str, dict[str, int]]:
+        """The profile as `of_manifest` reads it."""
+        return {name: getattr(self, name).described() for name in ("minimum", "optimum", "maximum")}
+
     def holds(self, shape: Shape) -> bool:
         """Whether every axis of `shape` lies between the smallest and the largest shape."""
         rows = zip(astuple(self.minimum), astuple(shape), astuple(self.maximum), strict=True)
@@ -81,9 +85,20 @@ def default_profile(family: Family, config: Mapping[str, Any], painted: int | No
         return max(step, wanted if rows is None else min(wanted, rows * VAE_SCALE))
 
     smallest, widest = min(0.5, painted / native.height), max(1.5, painted / native.height)
-    minimum = Shape(1, pixels("height", smallest), pixels("width", smallest), max(1, native.text // 4))
-    maximum = Shape(2 * native.batch, pixels("height", widest), pixels("width", widest), 2 * native.text)
+    few, many = _frames(family, native.frames)
+    minimum = Shape(1, pixels("height", smallest), pixels("width", smallest), max(1, native.text // 4), few)
+    maximum = Shape(
+        2 * native.batch, pixels("height", widest), pixels("width", widest), 2 * native.text, many
+    )
     return ShapeProfile(minimum, native, maximum)
+
+
+def _frames(family: Family, native: int) -> tuple[int, int]:
+    """The fewest and the most frames by default: half and 1.5 times the usual, in the steps of the family."""
+    if family.frames is None:
+        return 1, 1
+    usual = (native - family.frames[1]) // family.frames[0]
+    return family.video_frames(max(1, usual // 2)), family.video_frames(usual * 3 // 2)
 
 
 def parse_profile(
@@ -91,11 +106,11 @@ def parse_profile(
 ) -> ShapeProfile:
     """The default profile with the axes of `text` replaced: `axis=size` or `axis=min:opt:max`, comma separated.
 
-    Axes are batch, height, width (pixels) and text (tokens). Raises UsageError for anything else, for sizes out
-    of order, and for shapes that the model cannot run.
+    Axes are batch, height, width (pixels), text (tokens) and, for videos, frames. Raises UsageError for anything
+    else, for sizes out of order, and for shapes that the model cannot run.
     """
     profile = default_profile(family, config, painted)
-    sizes = parse_sizes(text, [field.name for field in fields(Shape)])
+    sizes = parse_sizes(text, [f.name for f in fields(Shape) if f.name != "frames" or family.frames])
     for axis, (low, middle, high) in sizes.items():
         profile = ShapeProfile(
             replace(profile.minimum, **{axis: low}),

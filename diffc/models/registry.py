@@ -5,11 +5,14 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Mapping
 from importlib import import_module
+from typing import Any
 
 from diffc import plugins
 from diffc.errors import UnsupportedError, unknown
 from diffc.models import families
+from diffc.models.captured import captured_family
 from diffc.models.family import Family
+from diffc.models.interface import Interface
 from diffc.models.spec import Config
 
 
@@ -35,6 +38,16 @@ def find_family(name: str) -> Family:
     return FAMILIES[name]
 
 
+def family_of_manifest(model: Mapping[str, Any]) -> Family:
+    """The family of a compiled backbone; `model` is that entry of its manifest.json.
+
+    Raises DiffcError that lists the known families where neither a file nor an interface tells it.
+    """
+    if "captured" in model:
+        return captured_family(Interface.from_json(model["captured"]), model["config"])
+    return find_family(model["family"])
+
+
 def components() -> tuple[str, ...]:
     """The names that backbones have in pipelines: transformer, unet."""
     return tuple(sorted({family.component for family in FAMILIES.values()}))
@@ -46,10 +59,10 @@ def family_of(config: Config, place: object) -> Family:
     Raises UnsupportedError that says what keeps it from each family of its class, or which classes are known.
     """
     kind = config.get("_class_name")
+    known_one = known_family(config)
+    if known_one is not None:
+        return known_one
     same_class = [family for family in FAMILIES.values() if family.backbone_class == kind]
-    for family in same_class:
-        if not _differing(family, config):
-            return family
     asked = [entry for family in same_class for entry in _differing(family, config)]
     which = (
         f" with {', '.join(f'{key}={config.get(key)!r}' for key in dict.fromkeys(asked))}" if asked else ""
@@ -57,8 +70,15 @@ def family_of(config: Config, place: object) -> Family:
     known = ", ".join(_described(family) for family in FAMILIES.values())
     raise UnsupportedError(
         f"{place}: no support for a backbone of class {kind}{which}. Known: {known}"
-        f"{plugins.unusable_ones(_GROUP, 'model family')}"
+        f"{plugins.unusable_ones(_GROUP, 'model family')}",
+        fix="give the folder of the pipeline (model_index.json), off whose calls diffc reads what the backbone takes",
     )
+
+
+def known_family(config: Config) -> Family | None:
+    """The family of `FAMILIES` that a backbone with that config.json belongs to; None where there is none."""
+    same_class = (f for f in FAMILIES.values() if f.backbone_class == config.get("_class_name"))
+    return next((family for family in same_class if not _differing(family, config)), None)
 
 
 def _differing(family: Family, config: Config) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from diffc.models.nested import Path
 
 Config = Mapping[str, Any]
 """A backbone's config.json."""
@@ -15,31 +17,48 @@ VAE_SCALE = 8
 
 @dataclass(frozen=True)
 class Shape:
-    """What a user asks for: `batch` images of `height` x `width` pixels, conditioned on `text` tokens."""
+    """What a user asks for: `batch` images of `height` x `width` pixels, conditioned on `text` tokens.
+
+    `frames` is that of a video, 1 for images.
+    """
 
     batch: int
     height: int
     width: int
     text: int
+    frames: int = 1
 
     def __str__(self) -> str:
-        return f"batch {self.batch}, {self.height}x{self.width} px, {self.text} tokens"
+        frames = f"{self.frames} frames, " if self.frames > 1 else ""
+        return f"batch {self.batch}, {self.height}x{self.width} px, {frames}{self.text} tokens"
+
+    def described(self) -> dict[str, int]:
+        """The axes by name; images have no frames."""
+        return {name: size for name, size in asdict(self).items() if name != "frames" or size > 1}
+
+
+Sample = Literal[
+    "normal", "timestep", "sigma", "guidance", "image_ids", "text_ids", "time_ids", "mask", "seen", "size"
+]
 
 
 @dataclass(frozen=True)
 class InputSpec:
     """One graph input.
 
-    `dims` mixes names of dynamic dimensions with ints. `dtype` is "model" (the compute type) or "float32":
+    `dims` mixes names of dynamic dimensions with ints. `dtype` is "model" (the compute type), or a type by name:
     positions and times stay float32, since 16-bit types cannot hold them exactly. `sample` says how random
-    values for it are drawn. `path` is the keyword of forward(), or two for a nested one; default (name,).
+    values for it are drawn; "seen" draws from `low` to `high`, and "size" has no values: the call takes its length.
+    `path` is the place in the arguments of forward(); default (name,).
     """
 
     name: str
     dims: tuple[str | int, ...]
-    dtype: Literal["model", "float32"] = "model"
-    sample: Literal["normal", "timestep", "sigma", "guidance", "image_ids", "text_ids", "time_ids"] = "normal"
-    path: tuple[str, ...] = ()
+    dtype: Literal["model", "float32", "int64", "bool"] = "model"
+    sample: Sample = "normal"
+    path: Path = ()
+    low: float = 0.0
+    high: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from diffc.errors import DiffcError
 from diffc.output_files import check_output_file
 from passes.files.atomic import written
 
+ANIMATED = (".gif", ".webp")
+"""Endings of files in which frames follow each other."""
+_FRAME_MS = 60
 _GAP, _LINE, _FONT, _CELL = 12, 18, 14, 192  # pixels; small images are enlarged to _CELL
 
 
@@ -69,10 +73,22 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 def save_png(image: Image.Image, path: Path) -> None:
     """Write a PNG; the file appears under its name when it is whole. Raises DiffcError where it cannot be."""
+    _save(path, lambda file: image.save(file, format="PNG"))
+
+
+def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
+    """Write frames as an animated GIF or WebP, by the ending of `path`, whole or not at all. Raises DiffcError."""
+    kind = path.suffix[1:].upper()
+    options: dict[str, Any] = {"save_all": True, "duration": _FRAME_MS, "loop": 0}
+    options |= {"lossless": True} if kind == "WEBP" else {}
+    _save(path, lambda file: frames[0].save(file, format=kind, append_images=frames[1:], **options))
+
+
+def _save(path: Path, write: Callable[[Any], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         check_output_file(path)
         with written(path) as file:
-            image.save(file, format="PNG")
+            write(file)
     except OSError as error:
         raise DiffcError(f"cannot write {path}: {error.strerror}", fix="choose another -o") from error

@@ -206,7 +206,19 @@ def _run(
             progress(number * per_batch + step + 1, len(batches) * per_batch)
             return tensors
 
-        pipe(**arguments(batch), **({"callback_on_step_end": step_done} if tells else {}))
+        call = {**arguments(batch), **({"callback_on_step_end": step_done} if tells else {})}
+        try:
+            pipe(**call)
+        except (DiffcError, AssertionError):  # ours, and ModelOpt's word for NaN
+            raise
+        except Exception as error:
+            raise DiffcError(
+                f"{type(pipe).__name__} failed on a calibration prompt: {type(error).__name__}: {error}",
+                fix="see whether the pipeline paints without diffc; --debug shows where it failed, and"
+                " --calibrate synthetic does not run it",
+            ) from error
+        if not tells:  # PixArt has no such callback
+            progress(number + 1, len(batches))
 
 
 def _finish(backbone: nn.Module) -> None:

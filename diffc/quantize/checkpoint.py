@@ -7,6 +7,7 @@ FakeTensorMode (to export it).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from diffc.errors import DiffcError
 from diffc.quantize import folder, modelopt_file
@@ -157,6 +160,16 @@ class Checkpoint:
     def scales_weights(self) -> bool:
         """Whether `scaling` still has to be applied to the weights: a file's own codes have it in them."""
         return self.format != STORED.name
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the quantizers are: their settings and values, and the weights that are carried."""
+        weights = {name: recipe.to_json() for name, recipe in self.weights.items()}
+        text = json.dumps([self.settings, weights], sort_keys=True, default=str)
+        found = hashlib.sha256(text.encode())
+        for name, array in sorted(_tensors(self.amax, self.scaling).items()):
+            found.update(f"{name} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
 
     @property
     def config_hash(self) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _IMAGES = ("image", "control_image")
 _MASK = "mask_image"
+IMAGE_ARGUMENTS = (*_IMAGES, _MASK)
+"""Arguments that hold images; `usual` of `call_arguments` may say what they are."""
 _COARSE = 8
 """Cells of the coarse pattern in an image, along each side."""
 
@@ -54,8 +56,8 @@ def call_arguments(
         given["guidance_scale"] = guidance
     if negative_prompt:
         given["negative_prompt"] = [negative_prompt] * len(prompts)
-    for name in (*_IMAGES, _MASK):
-        if name in parameters:
+    for name in IMAGE_ARGUMENTS:
+        if name in parameters and name not in usual:
             given[name] = _mask(seeds, height, width) if name == _MASK else _images(seeds, height, width)
     if "strength" in parameters:  # of the steps, image to image runs this share, the last ones; one at least
         given["strength"] = max(parameters["strength"].default, 1 / steps)

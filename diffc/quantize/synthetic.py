@@ -140,7 +140,9 @@ def _copy_of(layer: Any, path: str, weights: Mapping[str, torch.Tensor]) -> nn.M
         if isinstance(layer, torch.nn.Linear):
             copy = torch.nn.Linear(layer.in_features, layer.out_features, has_bias)
         else:
-            copy = torch.nn.Conv2d(
+            kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+            kind: Any = next(kind for kind in kinds if isinstance(layer, kind))
+            copy = kind(
                 layer.in_channels,
                 layer.out_channels,
                 layer.kernel_size,

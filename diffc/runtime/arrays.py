@@ -15,7 +15,7 @@ from diffc.backends.onnxruntime.arrays import OrtSession, array_type
 from diffc.backends.signature import Signature, Value
 from diffc.backends.target import RUNTIMES, Target
 from diffc.errors import DiffcError, unknown_value
-from diffc.models.registry import find_family
+from diffc.models.registry import family_of_manifest
 
 Array = npt.NDArray[Any]
 TARGETS = ("ort", "ort-cuda")
@@ -106,9 +106,7 @@ def _signature(artifact: Artifact) -> Signature:
     """The graph's own, with the limits of the family where it is known."""
     model = artifact.manifest["model"]
     known = "family" in model and "interface" not in artifact.manifest
-    return Signature.of(
-        artifact.manifest, find_family(model["family"]).dims(model["config"]) if known else ()
-    )
+    return Signature.of(artifact.manifest, family_of_manifest(model).dims(model["config"]) if known else ())
 
 
 def _cast(given: npt.ArrayLike, value: Value) -> Array:

@@ -20,10 +20,11 @@ from diffc.backends.tensorrt.run import pick_engine
 from diffc.backends.torch_types import TORCH_TYPES
 from diffc.errors import DiffcError
 from diffc.models.family import Family, misfits
-from diffc.models.registry import find_family
+from diffc.models.registry import family_of_manifest
 from diffc.paths import AnyPath, as_path
 from diffc.runtime.cached import open_cached
 from diffc.runtime.interface import Interface, NamedSession
+from diffc.runtime.lora import LoraSlots
 from diffc.runtime.module import CompiledBackbone
 from diffc.runtime.profile import profile_of
 from passes.files.atomic import open_new
@@ -63,7 +64,7 @@ def load(
             " knows",
             fix="compile the diffusers model, or run model.onnx in a session of your own",
         )
-    spec = find_family(model["family"])
+    spec = family_of_manifest(model)
     chosen, where = resolve(found, target, device)
     full = _config_for(found, spec, config)
     signature, interface = signature_of(found, chosen, full), Interface.of_manifest(found.manifest)
@@ -78,7 +79,8 @@ def load(
         session = NamedSession(session, interface, signature)
         signature = interface.with_names(signature)
     own = TORCH_TYPES[{"float32": "FLOAT"}.get(found.manifest["dtype"], found.manifest["dtype"].upper())]
-    return CompiledBackbone(session, signature, spec, full, dtype or own, chosen.name)
+    slots = LoraSlots.of(found.manifest, chosen.name)
+    return CompiledBackbone(session, signature, spec, full, dtype or own, chosen.name, slots)
 
 
 def _config_for(artifact: Artifact, spec: Family, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -106,7 +108,7 @@ def signature_of(
     if "family" not in described:
         ranges = artifact.manifest["profile"] if target.takes_ranges else ()
         return Signature.of(inner, (), [Profile.of_json(entry) for entry in ranges])
-    spec, full = find_family(described["family"]), config or described["config"]
+    spec, full = family_of_manifest(described), config or described["config"]
     signature = Signature.of(inner, spec.dims(full))
     interface = Interface.of_manifest(artifact.manifest)
     if interface is not None:
@@ -196,6 +198,7 @@ def open_model(
         model = ModelFile(artifact.folder / entry["file"], target, device, cache, weights=weights)
     else:
         name = manifest["targets"][target.file_of]
+        name = manifest.get("lora_slots", {}).get("files", {}).get(target.name, name)
         identity = (manifest["files"][name], manifest["files"].get("model.onnx_data", {}))
         model = ModelFile(artifact.folder / name, target, device, cache, identity)
     return runtime_of(target).open_session(replace(model, cuda_graph=cuda_graph), signature)

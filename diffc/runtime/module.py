@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path as FilePath
 from types import SimpleNamespace, TracebackType
 from typing import Any
 
@@ -17,8 +18,11 @@ from diffc.backends.torch_types import TORCH_TYPES
 from diffc.cache.generations import CacheReport
 from diffc.errors import DiffcError
 from diffc.models.family import Family
+from diffc.models.nested import Path, dotted, places, without_repeats
+from diffc.models.sources.lora_files import LoraSpec
 from diffc.models.stand_in import class_of, full_config, take_attributes
 from diffc.runtime.cached import CachedSession
+from diffc.runtime.lora import LoraSlots
 
 _HOOKS = ("_hf_hook", "_diffusers_hook")
 _NO_OFFLOAD = (
@@ -47,13 +51,20 @@ class CompiledBackbone(nn.Module):
         config: Mapping[str, Any],
         dtype: torch.dtype,
         target: str,
+        slots: LoraSlots | None = None,
     ):
         super().__init__()
+        self._slots, self._lora = slots, dict[str, Tensor]()
         self.target, self._spec, self._signature = target, spec, signature
         self.config = full_config(spec, config)
         self._session, self._dtype = session, dtype
-        self._paths = {item.path or (item.name,): item.name for item in spec.inputs(config)}
-        self._positions = [path[0] for path in self._paths if len(path) == 1]
+        self._outputs = spec.outputs(config)
+        inputs = spec.inputs(config)
+        self._paths: dict[Path, str] = {item.path or (item.name,): item.name for item in inputs}
+        self._positions = [str(path[0]) for path in self._paths if len(path) == 1]
+        self._fixed = dict(spec.constants)
+        self._nested = {path[0] for path in (*self._paths, *self._fixed) if len(path) > 1}
+        self._numbers = {item.name for item in inputs if item.sample == "size"}
         take_attributes(self, spec, config)
         self.eval()
         self._backbone_class = spec.backbone_class
@@ -70,7 +81,7 @@ class CompiledBackbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        """As the diffusers backbone of this family; `return_dict=False` gives a tuple of one tensor.
+        """As the diffusers backbone of this family; `return_dict=False` gives a tuple of tensors.
 
         Raises DiffcError for a missing or unknown argument, for one that the graph has no input for, and for
         tensors whose shape or device does not fit.
@@ -78,9 +89,10 @@ class CompiledBackbone(nn.Module):
         given = self._named(args, kwargs)
         inputs = self._tensors(given)
         sizes = self._signature.check({name: tuple(tensor.shape) for name, tensor in inputs.items()})
-        outputs = self._session.run(inputs, self._signature.output_shapes(sizes))
-        sample = outputs[self._spec.output].to(given[self._signature.inputs[0].name].dtype)
-        return _output_class(self._spec)(sample=sample) if return_dict else (sample,)
+        outputs = self._session.run({**inputs, **self._lora}, self._signature.output_shapes(sizes))
+        dtype = given[self._signature.inputs[0].name].dtype
+        found = {item.field: outputs[item.name].to(dtype) for item in self._outputs}
+        return _output_class(self._spec)(**found) if return_dict else tuple(found.values())
 
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:
@@ -98,6 +110,32 @@ class CompiledBackbone(nn.Module):
         """
         if isinstance(self._session, CachedSession):
             self._session.generations.reset(steps)
+
+    def set_lora(
+        self,
+        files: str | FilePath | LoraSpec | Sequence[str | FilePath | LoraSpec] = (),
+        weights: float | Sequence[float] | None = None,
+        *,
+        partial: bool = False,
+    ) -> tuple[str, ...]:
+        """Take these LoRAs from the next call on, in the place of those before; without files, none.
+
+        `files`: paths, ids of the hub, or texts as of `--lora`; `weights` replace those in the texts. Returns a line
+        for each file that says what of it counts. Raises DiffcError, and changes nothing, when the model was compiled
+        without --lora-slots, and as `diffc.runtime.lora.LoraSlots.values` does.
+        """
+        wanted = [files] if isinstance(files, str | FilePath | LoraSpec) else list(files)
+        strengths = [weights] if isinstance(weights, int | float) else weights
+        if not wanted:
+            self._lora = {}
+            return ()
+        if self._slots is None:
+            raise DiffcError(
+                f"this backbone was compiled without LoRA slots, or runs on {self.target}, which has none",
+                fix="compile with --lora-slots RANK, or fuse the LoRA: diffc relora ARTIFACT --lora FILE",
+            )
+        self._lora, applied = self._slots.values(wanted, strengths, partial=partial, device=self.device)
+        return tuple(item.summary() for item in applied)
 
     def cache_report(self) -> CacheReport:
         """How many steps ran so far, and how many of them used kept values; none did without a cache plan."""
@@ -157,15 +195,14 @@ class CompiledBackbone(nn.Module):
         """The value of every graph input."""
         if len(args) > len(self._positions):
             raise DiffcError(f"give all but {', '.join(self._positions)} by name")
-        given: dict[tuple[str, ...], Any] = {
-            (name,): value for name, value in zip(self._positions, args, strict=False)
-        }
-        for name, value in kwargs.items():
-            nested = isinstance(value, Mapping) and any(path[0] == name for path in self._paths)
-            entries = [((name, key), v) for key, v in value.items()] if nested else [((name,), value)]
-            given |= {path: v for path, v in entries if not _empty(v)}
-        refused = [".".join(path) for path in given if path not in self._paths]
-        missing = [".".join(path) for path in self._paths if given.get(path) is None]
+        given: dict[Path, Any] = {(name,): value for name, value in zip(self._positions, args, strict=False)}
+        for name, value in without_repeats(kwargs).items():
+            entries = places(value, (name,)) if name in self._nested else {(name,): value}
+            given |= {path: v for path, v in entries.items() if not _empty(v)}
+        self._check_fixed(given)
+        given = {path: value for path, value in given.items() if path not in self._fixed}
+        refused = [dotted(path) for path in given if path not in self._paths]
+        missing = [dotted(path) for path in self._paths if given.get(path) is None]
         if refused:
             raise DiffcError(
                 f"the compiled {self._spec.name} backbone has no input for {', '.join(refused)}",
@@ -175,11 +212,25 @@ class CompiledBackbone(nn.Module):
             raise DiffcError(f"no value for {', '.join(missing)}", fix="call it as diffusers' pipeline does")
         return {self._paths[path]: value for path, value in given.items()}
 
+    def _check_fixed(self, given: Mapping[Path, Any]) -> None:
+        """Raise DiffcError for an argument with another value than the one that the graph was made with."""
+        for path, value in self._fixed.items():
+            other = given.get(path, value)
+            if isinstance(other, torch.Tensor) or other != value:
+                raise DiffcError(
+                    f"{dotted(path)} is {other!r}, and the compiled {self._spec.name} backbone holds for {value!r}",
+                    fix="call the pipeline as for the compile, or compile a pipeline whose default it is",
+                )
+
     def _tensors(self, given: Mapping[str, Any]) -> dict[str, Tensor]:
         """In graph order and of the graph's types, contiguous, on the device."""
         tensors = {}
         batch = len(given[self._signature.inputs[0].name])
         for value in self._signature.inputs:
+            if value.name in self._numbers:
+                length, dtype = int(given[value.name]), TORCH_TYPES[value.dtype]
+                tensors[value.name] = torch.zeros(length, dtype=dtype, device=self.device)
+                continue
             tensor = torch.as_tensor(given[value.name])
             if len(value.dims) < 2:
                 tensor = _as_times(tensor, value.dims, batch)

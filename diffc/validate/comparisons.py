@@ -19,7 +19,7 @@ from diffc.backends.target import RUNTIMES
 from diffc.errors import DiffcError, UsageError
 from diffc.models.inputs import random_inputs
 from diffc.models.profiles import ShapeProfile
-from diffc.models.registry import find_family
+from diffc.models.registry import family_of_manifest
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, check_weights
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.progress import Update
@@ -119,7 +119,7 @@ def shapes_of(
             return known
         wanted = [(text, 2) for text in texts] or [("", 2), ("", 4)]
         return [parse_graph_sizes(text, model, default) for text, default in wanted]
-    spec, config = find_family(manifest["model"]["family"]), manifest["model"]["config"]
+    spec, config = family_of_manifest(manifest["model"]), manifest["model"]["config"]
     batch = fixed_batch(model)
     profile = ShapeProfile.of_manifest(manifest["profile"])
     usual = usual_shapes(spec, config, batch, profile if manifest["engines"] else None)
@@ -144,7 +144,7 @@ def _usual_sizes(artifact: Artifact) -> list[GraphSizes]:
     manifest = artifact.manifest
     if "interface" not in manifest:
         return []
-    spec, config = find_family(manifest["model"]["family"]), manifest["model"]["config"]
+    spec, config = family_of_manifest(manifest["model"]), manifest["model"]["config"]
     dims, fixed = manifest["interface"]["dims"], manifest["interface"]["fixed"]
     profile = ShapeProfile.of_manifest(manifest["profile"]) if manifest["engines"] else None
     sizes = [spec.sizes(shape) for shape in usual_shapes(spec, config, fixed.get("batch"), profile)]
@@ -163,7 +163,7 @@ def graph_reference(
 def _draw(artifact: Artifact, model: onnx.ModelProto, dtype: str) -> Draw:
     if is_imported(artifact):
         return draw_by_graph(model)
-    spec = find_family(artifact.manifest["model"]["family"])
+    spec = family_of_manifest(artifact.manifest["model"])
     config = artifact.manifest["model"]["config"]
 
     def draw(shape: Any, seed: int) -> dict[str, torch.Tensor]:

@@ -67,7 +67,7 @@ class ShapeReport:
         """The report without its arrays, as a manifest and --json hold it."""
         return {
             "model": self.model,
-            "shape": asdict(self.shape) if isinstance(self.shape, Shape) else dict(self.shape.dims),
+            "shape": self.shape.described() if isinstance(self.shape, Shape) else dict(self.shape.dims),
             "arithmetic": self.arithmetic,
             "seed": self.seed,
             "draw": self.draw,
@@ -118,7 +118,8 @@ def case_name(model: str, shape: Sizes, arithmetic: str) -> str:
     kind = "unrounded" if arithmetic == UNROUNDED else arithmetic.replace(", ", "-")
     prefix = "" if model == "model.onnx" else f"{Path(model).stem}-"
     if isinstance(shape, Shape):
-        return safe_name(f"{prefix}b{shape.batch}-{shape.height}x{shape.width}-t{shape.text}-{kind}")
+        frames = f"-f{shape.frames}" if shape.frames > 1 else ""
+        return safe_name(f"{prefix}b{shape.batch}-{shape.height}x{shape.width}-t{shape.text}{frames}-{kind}")
     return safe_name(f"{prefix}{re.sub(r'[^A-Za-z0-9]+', '-', str(shape))}-{kind}")
 
 

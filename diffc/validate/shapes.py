@@ -24,7 +24,11 @@ def usual_shapes(
     amount to its minimum, and end at its maximum. A profile of one single shape leaves one.
     """
     step = math.lcm(32, spec.pixel_multiple(config))
-    shapes = (Shape(batch or 1, 2 * step, 3 * step, 24), Shape(batch or 2, 4 * step, 2 * step, 40))
+    few, more = spec.video_frames(1), spec.video_frames(3)
+    shapes = (
+        Shape(batch or 1, 2 * step, 3 * step, 24, few),
+        Shape(batch or 2, 4 * step, 2 * step, 40, more),
+    )
     if profile is None:
         return shapes
     for axis in asdict(shapes[0]):
@@ -37,11 +41,11 @@ def usual_shapes(
 
 
 def parse_shape(text: str, spec: Family, config: Config, default: Shape) -> Shape:
-    """`default` with the axes of `text`: batch, height, width (pixels), text (tokens).
+    """`default` with the axes of `text`: batch, height, width (pixels), text (tokens), frames of a video.
 
     Raises UsageError for anything else, and for shapes that the model cannot run.
     """
-    sizes = _single(text, list(asdict(default)))
+    sizes = _single(text, [name for name in asdict(default) if name != "frames" or spec.frames])
     return spec.check(config, Shape(**{**asdict(default), **sizes}))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.inputs import forward_kwargs, random_inputs, tensors_of
 from diffc.models.sources.backbone import DTYPES, load_backbone
 from diffc.models.sources.locate import ModelSource
 from diffc.models.spec import Shape
@@ -44,14 +44,20 @@ def validation_arrays(
 
 
 def torch_outputs(model: torch.nn.Module, source: ModelSource, values: Drawn) -> Outputs:
-    """The torch model's output under the name that the graph's output has, as float32."""
+    """The torch model's outputs under the names that the graph's outputs have, as float32."""
     spec = source.family
     # Only a model with quantizers needs ModelOpt, and such a model has imported it already. Importing it for any other
     # model would cost seconds and print a warning.
     quantizers_run = cpu_block_quant if "modelopt" in sys.modules else nullcontext
     with torch.no_grad(), quantizers_run():
-        out = model(**forward_kwargs(spec, source.config, values), return_dict=False)[0]
-    return {spec.output: out.float().numpy()}
+        found = tensors_of(model(**forward_kwargs(spec, source.config, values), return_dict=False))
+    items = spec.outputs(source.config)
+    return {item.name: out.float().numpy() for item, out in zip(items, found, strict=False)}
+
+
+def _in_float32(drawn: Drawn) -> Drawn:
+    """Inputs for a reference in float32: masks and whole numbers keep their type, which says what they mean."""
+    return {k: v.float() if v.is_floating_point() else v for k, v in drawn.items()}
 
 
 def reference_model(source: ModelSource, dtype: str, checkpoint: Checkpoint | None) -> torch.nn.Module:
@@ -113,17 +119,17 @@ class TorchReference:
         spec = self.source.family
         drawn = random_inputs(spec, self.source.config, shape, dtype=DTYPES[self.dtype], seed=seed)
         with without_rounding(self.model) if unrounded else nullcontext(), watched or nullcontext():
-            expected = torch_outputs(self.model, self.source, {k: v.float() for k, v in drawn.items()})
+            expected = torch_outputs(self.model, self.source, _in_float32(drawn))
         return drawn, expected
 
     def floor(self, shape: Shape, seed: int, rounding: float) -> float:
         """Largest relative L2 change of the output when every layer's output is off by `rounding`."""
         drawn, expected = self.outputs(shape, seed, unrounded=False)
-        (name,) = expected
         changes = []
         for run in range(FLOOR_RUNS):
             with noisy(self.model, rounding, run):
-                values = {k: v.float() for k, v in drawn.items()}
-                other = torch_outputs(self.model, self.source, values)[name]
-            changes.append(np.linalg.norm(other - expected[name]) / np.linalg.norm(expected[name]))
+                other = torch_outputs(self.model, self.source, _in_float32(drawn))
+            changes += [
+                np.linalg.norm(other[n] - expected[n]) / np.linalg.norm(expected[n]) for n in expected
+            ]
         return float(max(changes))

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -159,18 +160,37 @@ def _run(x: Array, steps: list[Step], rows: slice) -> Array:
 
 
 def _tabled(array: Array, steps: list[Step]) -> list[Step]:
-    """The steps with a table in place of the first ones, where these map single 16-bit elements to as few bits."""
-    leading = 0
-    while leading < len(steps) and steps[leading].by_element:
-        leading += 1
-    if not leading or array.dtype.itemsize != 2 or array.size < _PIECE:
+    """The steps with a table in place of those that map single 16-bit elements to as few bits.
+
+    Such steps come first, or after a sum that is rounded to 16 bits (`passes.weights.deltas`).
+    """
+    if array.size < _PIECE or array.ndim == 0:
         return steps
+    for begin in range(len(steps)):
+        count = 0
+        while begin + count < len(steps) and steps[begin + count].by_element:
+            count += 1
+        if not count:
+            continue
+        dtype = _run(array[:1], steps[:begin], slice(0, 1)).dtype if begin else array.dtype
+        table = _table(dtype, steps[begin : begin + count])
+        if table is not None:
+            shape = steps[begin - 1].shape if begin else array.shape
+            return [*steps[:begin], _lookup_step(table, shape), *steps[begin + count :]]
+    return steps
+
+
+def _lookup_step(table: Array, shape: Shape) -> Step:
+    return Step(lambda x, _: lookup(table, x), shape, by_element=True)
+
+
+def _table(dtype: np.dtype[Any], steps: list[Step]) -> Array | None:
+    """The result of steps by element for every code of a 16-bit type; None for other types, or a wider result."""
+    if dtype.itemsize != 2:
+        return None
     with np.errstate(all="ignore"):
-        table = _run(all_codes(array.dtype), steps[:leading], slice(0, 1))
-    if table.dtype.itemsize > 2:
-        return steps
-    by_table = Step(lambda x, _: lookup(table, x), array.shape, by_element=True)
-    return [by_table, *steps[leading:]]
+        table = _run(all_codes(dtype), steps, slice(0, 1))
+    return table if table.dtype.itemsize <= 2 else None
 
 
 def to_bytes(array: Array) -> memoryview:

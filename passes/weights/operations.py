@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from passes.base import PassError
 from passes.weights.block_operations import BLOCK_KERNELS, E2M1_MAX, E4M3_MAX, largest, plain_arguments
+from passes.weights.delta_operations import DELTA_BINDERS
 from passes.weights.recipe import Array, Op, Recipe
 from passes.weights.rounding import nearest, scratch
 from passes.weights.sources import np_dtype
@@ -193,5 +194,6 @@ BINDERS: dict[str, Callable[[Mapping[str, Any], Shape, Evaluate], Step]] = {
     "spread_blocks": _spread_blocks,
     "quantize": _quantize,
     "dequantize": _dequantize,
+    **DELTA_BINDERS,
     **STORED_BINDERS,
 }

@@ -90,6 +90,19 @@ def safetensors_tensors(path: Path) -> dict[str, Recipe]:
     return {key: Recipe.of_source(_source(path, key, entry, start)) for key, entry in header.items()}
 
 
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """The texts that the header of a safetensors file keeps beside its tensors; empty where it has none.
+
+    Raises PassError when the header is cut off or corrupt.
+    """
+    stat = path.stat()
+    start, _ = _header(str(path), stat.st_mtime_ns, stat.st_size)
+    with path.open("rb") as file:
+        file.seek(8)
+        found = json.loads(file.read(start - 8)).get("__metadata__")
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+
+
 def _source(path: Path, key: str, entry: dict[str, Any], start: int) -> Source:
     """The source that one entry of a header describes; the data begin at byte `start` of the file."""
     try:

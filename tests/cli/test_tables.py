@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffc.cli.tables import file_rows, made_for, megabytes
+from diffc.cli.tables import file_rows, lora_lines, made_for, megabytes
 
 
 def test_sizes_and_shapes_are_for_people() -> None:
@@ -27,3 +27,12 @@ def test_sizes_and_shapes_are_for_people() -> None:
     assert first.split()[0] == "model.onnx"
     assert "25% of the original's" in weights
     assert engine.endswith("for SM89 (RTX 40, L40), SM120 (RTX 50), not run here")
+
+
+def test_loras_in_a_manifest_have_a_line_each() -> None:
+    lora = {"file": "a.safetensors", "weight": 0.8, "layers": {"LoRA": 12, "difference": 2}}
+    manifest = {"model": {"loras": [lora]}, "lora_slots": {"rank": 16, "layers": {"a": [1, 2, 1]}}}
+    first, second = lora_lines(manifest)
+    assert first == "LoRA in the weights: a.safetensors (weight 0.8), 12 LoRA, 2 difference layers"
+    assert second == "LoRA slots: 1 layers, up to rank 16"
+    assert lora_lines({"model": {}}) == []

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import diffc
-from diffc.compile.live import read_live
+from diffc.compile.live import read_live, rest_of_pipeline
 from diffc.compile.request import CompileRequest
 from diffc.compile.spine import of_calibration
 from diffc.errors import DiffcError, UsageError
@@ -59,6 +59,34 @@ def test_a_pipeline_in_memory_compiles_to_the_bytes_of_its_folder(compiled: Cell
         DiffcError, match=r"compiled from a StableDiffusion3Pipeline in memory[\s\S]*--model DIR"
     ):
         torch_reference_of(result.artifact)
+
+
+def test_the_key_of_a_compile_knows_the_calibration_and_the_rest_of_the_pipeline() -> None:
+    """A stopped compile is not gone on with when other quantizers, or another text encoder, are in memory."""
+    digests = {}
+    for scale in (1.0, 2.0):
+        backbone = quantized(mtq.INT8_DEFAULT_CFG)
+        backbone.transformer_blocks[0].ff.net[2].input_quantizer.amax *= scale
+        with read_live(backbone, Silent()) as live:
+            assert live.checkpoint is not None
+            digests[live.checkpoint.digest] = live.source.fingerprint
+    assert len(digests) == 2
+    assert len(set(digests.values())) == 1
+
+    class Pipe:
+        def __init__(self, weight: float) -> None:
+            self.config: dict[str, Any] = {}
+            self.components = {
+                "transformer": backbone_of("sd3", num_layers=1),
+                "text_encoder": torch.nn.Linear(2, 2),
+            }
+            torch.nn.init.constant_(self.components["text_encoder"].weight, weight)
+            torch.nn.init.zeros_(self.components["text_encoder"].bias)
+
+    sources = [live_source(Pipe(weight)) for weight in (1.0, 1.0, 2.0)]
+    rests = [rest_of_pipeline(source) for source in sources]
+    assert rests[0] == rests[1] != rests[2]
+    assert rest_of_pipeline(live_source(backbone_of("sd3", num_layers=1))) == ""
 
 
 def quantized(config: dict[str, Any]) -> Any:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -248,7 +247,7 @@ def test_validation_passed_at_two_different_shapes(cell: Cell) -> None:
             limit = 5e-2 if cell.plan.format.input_bits == 4 else 2e-2
             assert row.rel_l2 <= row.tolerance <= limit  # 0 where FP8 sums are exact
     recorded = [(v["shape"], v["arithmetic"]) for v in cell.artifact.manifest["validation"]]
-    assert recorded == [(asdict(report.shape), report.arithmetic) for report in reports]
+    assert recorded == [(report.shape.described(), report.arithmetic) for report in reports]
     assert len(list((cell.folder / "validation").glob("*-inputs.json"))) == len(reports)
 
 

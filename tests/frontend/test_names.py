@@ -59,8 +59,8 @@ def family(inputs: list[Any]) -> Any:
     return SimpleNamespace(
         name="sd0",
         inputs=lambda config: inputs,
-        output="sample",
-        output_dims=lambda config: ("batch", 4, "width"),
+        interface=None,
+        outputs=lambda config: [SimpleNamespace(name="sample", dims=("batch", 4, "width"))],
     )
 
 

@@ -50,6 +50,13 @@ def _uneven(x: torch.Tensor) -> Any:
         (lambda a, b: torch.concat([a, b], dim=1) * 2, [torch.float16, torch.float32], {"Cast", "Concat"}),
         (lambda a: torch.einsum("nhw->nwh", a.reshape(a.shape[0], 2, 4)), [torch.float32], {"Transpose"}),
         (lambda a, b: torch.einsum("nc,nc->n", a, b), [torch.float32] * 2, {"Einsum"}),
+        (lambda a: torch.ops.aten.squeeze.dim(a, 1) * 2, [torch.float32], {"Mul"}),
+        (lambda a: torch.ops.aten.squeeze.dim(a[:, :1], 1) * 2, [torch.float32], {"Squeeze"}),
+        (lambda a: (a > 0).masked_fill(a > 1, False).float() * a, [torch.float32], {"And", "Not"}),
+        (lambda a: (a > 0).masked_fill(a < -1, True).float() * a, [torch.float32], {"Or"}),
+        (lambda a: a.masked_fill(a > 0.5, -3.0), [torch.float32], {"Where"}),
+        (lambda a, b: torch.where(a > 0, b > 0, a < -1).float() * a, [torch.float32] * 2, {"And", "Or"}),
+        (lambda a, b: torch.where(a > 0, b, a), [torch.float32] * 2, {"Where"}),
     ],
 )
 def test_translations_compute_what_torch_does(

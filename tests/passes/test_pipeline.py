@@ -344,6 +344,7 @@ def test_the_presets_clean_the_blocks() -> None:
 NOTHING_TO_DO = (
     "cast-unsupported",
     "fold-int4-weights",
+    "fuse-lora",
     "fuse-qdq",
     "match-types",
     "normalize-qdq",

@@ -182,3 +182,15 @@ def test_calibration_refuses_a_component_that_the_pipeline_lacks(fresh: diffuser
 def test_default_prompts_are_varied() -> None:
     assert len(set(DEFAULT_PROMPTS)) == len(DEFAULT_PROMPTS) >= 12
     assert min(map(len, DEFAULT_PROMPTS)) < 30 < 80 < max(map(len, DEFAULT_PROMPTS))
+
+
+def test_what_a_pipeline_raises_is_one_message(fresh: diffusers.DiffusionPipeline) -> None:
+    def fail(*_: object) -> None:
+        raise OverflowError("int too big to convert")
+
+    handle = fresh.transformer.register_forward_pre_hook(fail)
+    with pytest.raises(
+        DiffcError, match=r"StableDiffusion3Pipeline failed on .*OverflowError: int too big[\s\S]*--debug"
+    ):
+        run(fresh, "sd3")
+    handle.remove()

@@ -45,6 +45,13 @@ def test_a_prompt_is_enough_for_text_to_image() -> None:
     }  # fmt: skip
 
 
+def test_images_that_the_family_leaves_out_stay_out() -> None:
+    """FLUX.2 paints with or without images, in one class; its interface was read off a call without any."""
+    found = arguments(inpaint, usual={"image": None, "mask_image": None})
+    assert found["image"] is None
+    assert found["mask_image"] is None
+
+
 def test_images_and_masks_are_made() -> None:
     found = arguments(inpaint)
     assert "guidance_scale" not in found  # the family's usual argument, which this class does not take

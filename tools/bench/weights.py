@@ -1,10 +1,11 @@
 """How fast weights are quantized and written, and in how much memory, beside a plain copy of the same bytes.
 
-    python -m tools.bench.weights BACKBONE nvfp4 --folder DIR [--limit GB]
+    python -m tools.bench.weights BACKBONE nvfp4 --folder DIR [--limit GB] [--loras COUNT] [--rank RANK]
 
 Reads a backbone folder (such as `diffc models make flux-dev DIR --random-weights` writes), quantizes every matrix of
 1,024 rows or more as a compile of that format does, and prints one line of JSON. The copy reads the sources and
-writes as many bytes as the result has, through a buffer of 4 MB. Both end with fsync, and clear up.
+writes as many bytes as the result has, through a buffer of 4 MB. Both end with fsync, and clear up. With --loras, so
+many random LoRAs of every matrix are in the weights (as `diffc compile --lora` puts them there).
 """
 
 from __future__ import annotations
@@ -19,27 +20,35 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+from safetensors.numpy import save_file
 
 from diffc.memory import peak_rss
-from diffc.models.sources.locate import locate
+from diffc.models.sources.locate import ModelSource, locate
+from diffc.models.sources.lora_files import LoraSpec
+from diffc.models.sources.loras import with_loras
 from passes.storage import save
 from passes.weights.recipe import Recipe, Source
 
 BLOCK = 128
 _BUFFER = 1 << 22
+_ELEMENTS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
 
 def main() -> None:
     """Measure one format."""
     arguments = _arguments()
-    recipes = dict(_recipes(arguments.model, arguments.format, arguments.limit * 10**9))
-    sources = {r.source for r in recipes.values() if r.source.path}
+    source = locate(arguments.model)
+    files = [_lora(source, arguments.folder, arguments.rank, n) for n in range(arguments.loras)]
+    source = with_loras(source, [LoraSpec(str(file)) for file in files])
+    recipes = dict(_recipes(source, arguments.format, arguments.limit * 10**9))
+    sources = {r.source for r in recipes.values() if r.source.path and r.source.path not in map(str, files)}
     read, written = sum(s.length for s in sources), sum(r.nbytes for r in recipes.values())
     copied = _timed(lambda: _copy(sources, written, arguments.folder / "copy"))
     ours = _timed(lambda: _save(recipes, arguments.folder / "bench.onnx"))
     peak = peak_rss() or 0
     figures = {
         "format": arguments.format,
+        "loras": arguments.loras,
         "read_GB": read / 1e9,
         "written_GB": written / 1e9,
         "wall_s": ours[0],
@@ -49,13 +58,30 @@ def main() -> None:
         "source_MB_per_cpu_s": read / 1e6 / ours[1],
         "peak_rss_GB": peak / 1e9,
     }
+    for file in files:
+        file.unlink()
     print(json.dumps({k: v if isinstance(v, str) else round(v, 2) for k, v in figures.items()}))
 
 
-def _recipes(model: str, format: str, limit: int) -> Iterable[tuple[str, Recipe]]:
+def _lora(source: ModelSource, folder: Path, rank: int, number: int) -> Path:
+    """A file with random factors for every matrix, as PEFT names them, in float16."""
+    generator, tensors = np.random.default_rng(number), {}
+    for name, weight in source.weights.items():
+        if len(weight.shape) == 2 and name.endswith(".weight"):
+            layer, (rows, columns) = name.removesuffix(".weight"), weight.shape
+            for part, shape in (("lora_A", (rank, columns)), ("lora_B", (rows, rank))):
+                values = generator.standard_normal(shape, dtype=np.float32) * 0.01
+                tensors[f"transformer.{layer}.{part}.weight"] = values.astype(np.float16)
+    file = folder / f"lora-{number}.safetensors"
+    save_file(tensors, file)
+    return file
+
+
+def _recipes(source: ModelSource, format: str, limit: int) -> Iterable[tuple[str, Recipe]]:
     """The weights of the backbone, as many as `limit` bytes of source hold, as `format` stores them."""
-    found, size = locate(model), 0
-    for name, weight in sorted(found.weights.items()):
+    kind, size = _ELEMENTS[source.dtype], 0
+    for name, fused in sorted(source.weights.items()):
+        weight = fused.cast(kind)
         size += weight.nbytes
         if size > limit:
             return
@@ -124,6 +150,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("format", choices=["none", "fp8", "int8", "int4", "nvfp4", "mxfp8"])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--limit", type=float, default=1000.0, help="GB of source to take at most")
+    parser.add_argument("--loras", type=int, default=0, help="how many random LoRAs are in the weights")
+    parser.add_argument("--rank", type=int, default=16, help="of each LoRA")
     return parser.parse_args()
 
 

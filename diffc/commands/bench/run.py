@@ -19,7 +19,7 @@ from diffc.commands.bench.sides import SIDES, Setup
 from diffc.commands.bench.worker import First, Memory, SideError, Worker
 from diffc.errors import DiffcError, UsageError, unknown_value
 from diffc.models.profiles import ShapeProfile
-from diffc.models.registry import find_family
+from diffc.models.registry import family_of_manifest
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.models.spec import Shape
 from diffc.paths import AnyPath, Converted, as_path, as_text_or_none, as_texts_or_none
@@ -132,7 +132,7 @@ def plan(artifact: Artifact, request: BenchRequest) -> tuple[Setup, list[Shape]]
             raise unknown_value("side", name, SIDES)
     if request.repeat < 1:
         raise UsageError(f"--repeat is {request.repeat}", fix="measure at least once")
-    spec, config = find_family(manifest["model"]["family"]), manifest["model"]["config"]
+    spec, config = family_of_manifest(manifest["model"]), manifest["model"]["config"]
     usual = ShapeProfile.of_manifest(manifest["profile"]).optimum
     shapes = [parse_shape(text, spec, config, usual) for text in request.shapes] or [usual]
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")

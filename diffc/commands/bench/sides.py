@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from diffc.artifact.folder import Artifact
 from diffc.models.sources.backbone import DTYPES, load_backbone
 from diffc.models.sources.locate import locate
+from diffc.models.sources.loras import with_recorded_loras
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.runtime.load import load
 
@@ -42,7 +44,8 @@ def load_side(name: str, setup: Setup) -> Backbone:
             setup.artifact, target=setup.target, device=setup.device, cuda_graph=setup.cuda_graph
         )
         return backbone
-    model = load_backbone(locate(setup.model, setup.hub), DTYPES[setup.dtype]).to(setup.device)
+    source = with_recorded_loras(locate(setup.model, setup.hub), Artifact.load(setup.artifact).manifest)
+    model = load_backbone(source, DTYPES[setup.dtype]).to(setup.device)
     if name == "eager":
         return model
     # Shapes are fixed: what is measured is the kernel that torch makes for this shape.

@@ -16,7 +16,7 @@ from diffc.artifact.folder import Artifact
 from diffc.commands.bench.sides import Setup, load_side
 from diffc.memory import peak_rss
 from diffc.models.inputs import forward_kwargs, random_inputs
-from diffc.models.registry import find_family
+from diffc.models.registry import family_of_manifest
 from diffc.models.sources.backbone import DTYPES
 from diffc.models.spec import Shape
 
@@ -157,7 +157,7 @@ class _Side:
         import torch
 
         model = Artifact.load(self._setup.artifact).manifest["model"]
-        spec, config = find_family(model["family"]), model["config"]
+        spec, config = family_of_manifest(model), model["config"]
         drawn = random_inputs(spec, config, shape, dtype=DTYPES[self._setup.dtype], seed=seed)
         values = {name: value.to(self._setup.device) for name, value in drawn.items()}
         self._kwargs = forward_kwargs(spec, config, values) | {"return_dict": False}

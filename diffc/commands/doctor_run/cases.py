@@ -16,7 +16,7 @@ from diffc.backends.onnx_graph import read
 from diffc.backends.signature import Signature
 from diffc.backends.target import RUNTIMES
 from diffc.models.inputs import random_inputs
-from diffc.models.registry import find_family
+from diffc.models.registry import family_of_manifest
 from diffc.models.sizes import size_of
 from diffc.models.spec import Shape
 from diffc.runtime.cached import single_model
@@ -135,6 +135,6 @@ def _of_shape(artifact: Artifact, shape: Sizes, seed: int) -> tuple[Mapping[str,
     if isinstance(shape, GraphSizes):
         return dict(shape.dims), {}
     described = artifact.manifest["model"]
-    spec, config = find_family(described["family"]), described["config"]
+    spec, config = family_of_manifest(described), described["config"]
     values = random_inputs(spec, config, shape, dtype=torch.float32, seed=seed)
     return spec.sizes(shape), as_float32(values)

@@ -24,7 +24,7 @@ from diffc.commands.package.graphs import component_graphs
 from diffc.commands.package.parts import Parts, find_parts
 from diffc.commands.package.tokenizers import loadable_class, rewrite_config
 from diffc.errors import DiffcError, UnsupportedError, unknown_value
-from diffc.models.registry import find_family
+from diffc.models.registry import family_of_manifest
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.models.spec import Shape
 from diffc.paths import AnyPath, Converted, as_path, as_path_or_none, as_text_or_none
@@ -86,7 +86,7 @@ def package(request: PackageRequest, ui: Reporter | None = None) -> Packaged:
             f"{request.artifact} was compiled from an .onnx file, which does not say what its pipeline is",
             fix="compile the diffusers pipeline",
         )
-    family = find_family(name)
+    family = family_of_manifest(artifact.manifest["model"])
     if family.optimum is None:
         raise UnsupportedError(
             f"optimum-onnx has no pipeline for {family}", fix="load the artifact with diffc.load"
@@ -206,7 +206,7 @@ def _content(artifact: Artifact, request: PackageRequest) -> dict[str, Any]:
     """What diffc says of a package in its manifest, so that --force replaces packages only."""
     manifest = artifact.manifest
     kept = ("diffc", "versions", "model", "format", "dtype", "profile")
-    spec, config = find_family(manifest["model"]["family"]), manifest["model"]["config"]
+    spec, config = family_of_manifest(manifest["model"]), manifest["model"]["config"]
     ranges = {"min": "minimum", "opt": "optimum", "max": "maximum"}
     return {
         "package": request.layout,

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from diffc.cache.resolve import ResolvedCache
 from diffc.cache.streams import kept_tensors
-from diffc.compile.calibration import PipelineRun
+from diffc.compile.calibration import PipelineRun, usual_arguments
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.locate import ModelSource
 from diffc.progress import Reporter
@@ -123,7 +123,7 @@ def neighbouring_calls(source: ModelSource, run: PipelineRun, steps: int) -> lis
 
     with quiet_libraries(), run.opened(source) as pipe:
         pipe.set_progress_bar_config(disable=True)
-        height, width = (min(size, MOST_PIXELS) for size in run.size(pipe))
+        height, width = (min(size, MOST_PIXELS) for size in run.size(pipe, family))
         handle = getattr(pipe, family.component).register_forward_pre_hook(note, with_kwargs=True)
         try:
             pipe(
@@ -135,7 +135,7 @@ def neighbouring_calls(source: ModelSource, run: PipelineRun, steps: int) -> lis
                     height=height,
                     width=width,
                     guidance=run.guidance,
-                    usual=family.calibration,
+                    usual=usual_arguments(family, pipe),
                     negative_prompt=run.negative_prompt,
                 )
             )

@@ -80,7 +80,9 @@ def flux2(shapes: Shapes) -> Config:
 def qwen_image(shapes: Shapes) -> Config:
     """Qwen-Image and Qwen-Image-Edit."""
     config = _stream(shapes)
+    head = config["attention_head_dim"]
     return config | {
+        "axes_dims_rope": [16, (head - 16) // 2, (head - 16) // 2],
         "in_channels": shapes["img_in.weight"][1],
         "out_channels": shapes["proj_out.weight"][0] // 4,
         "joint_attention_dim": shapes["txt_in.weight"][1],
@@ -154,6 +156,7 @@ def z_image(shapes: Shapes) -> Config:
         "n_kv_heads": shapes["layers.0.attention.to_k.weight"][0] // head,
         "in_channels": shapes["all_x_embedder.2-1.weight"][1] // 4,
         "cap_feat_dim": shapes["cap_embedder.1.weight"][1],
+        "axes_dims": [head // 4, head * 3 // 8, head * 3 // 8],
     }
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from accelerate import init_empty_weights
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from diffc.errors import DiffcError
 from diffc.models.family import Family
+from diffc.models.sources.fake import fake_parameters
 from diffc.models.sources.misfit import misfit
+from diffc.models.sources.quiet import quiet_libraries as quiet_libraries
 from diffc.models.sources.source import ModelSource
+from diffc.models.sources.torch_loras import fused_tensors
 from diffc.models.spec import Config
 from diffc.tensors import tensor_of
 from passes.base import collector_paused
@@ -42,12 +43,14 @@ def build_backbone(family: Family, config: Config, dtype: torch.dtype) -> torch.
                 f"diffusers cannot make a {family.backbone_class} from config.json: {error}",
                 fix="take config.json and weights of the same model again",
             ) from error
-    for module in model.modules():  # Module.to() cannot convert fake parameters
+    kept = frozenset(getattr(type(model), "_keep_in_fp32_modules", None) or ())
+    for path, module in model.named_modules():  # Module.to() cannot convert fake parameters
         for name, parameter in list(module.named_parameters(recurse=False)):
-            module.register_parameter(name, torch.nn.Parameter(parameter.detach().to(dtype), False))
+            own = torch.float32 if kept & {*path.split("."), name} else dtype
+            module.register_parameter(name, torch.nn.Parameter(parameter.detach().to(own), False))
         for name, buffer in list(module.named_buffers(recurse=False)):
-            if buffer.is_floating_point():
-                module.register_buffer(name, buffer.to(dtype), name not in module._non_persistent_buffers_set)
+            if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
+                module.register_buffer(name, buffer.to(dtype))  # tables that a model computes keep their type
     return model.eval()
 
 
@@ -66,13 +69,22 @@ class FakeBackbone:
     @cached_property
     def module(self) -> torch.nn.Module:
         """The backbone that is lent. Raises DiffcError when diffusers cannot make it."""
-        with self.mode:
-            return build_backbone(self.source.family, self.source.config, self.dtype)
+        family = self.source.family
+        if family.interface is None:
+            with self.mode:
+                return build_backbone(family, self.source.config, self.dtype)
+        with quiet_libraries(), init_empty_weights(include_buffers=False):  # its own tables go into the graph
+            model = build_backbone(family, self.source.config, self.dtype)
+        fake_parameters(model, self.mode)
+        return model
 
     def copy(self) -> torch.nn.Module:
         """Modules of its own over the same fake parameters and buffers, which hold no values."""
         tensors = (*self.module.parameters(), *self.module.buffers())
-        with self.mode:
+        captured = (
+            self.source.family.interface is not None
+        )  # it has real tables, which are copied as they are
+        with unset_fake_temporarily() if captured else self.mode:
             return copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
 
 
@@ -100,7 +112,8 @@ def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
     Raises DiffcError when the weights do not fit config.json.
     """
     model = build_backbone(source.family, source.config, dtype)
-    state = {name: tensor_of(recipe, dtype) for name, recipe in source.weights.items()}
+    state = fused_tensors(source, dtype)
+    state |= {name: tensor_of(r, dtype) for name, r in source.weights.items() if name not in state}
     try:
         model.load_state_dict(state, assign=False)
     except RuntimeError as error:
@@ -114,24 +127,3 @@ def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
 def loading_seconds(source: ModelSource) -> float:
     """About how long `load_backbone` takes: the import of diffusers, and the weights at 300 MB/s."""
     return 4.0 + source.nbytes / 3e8
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Silence warnings and progress bars of diffusers, transformers and ModelOpt, which no user can act on."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    modules = (diffusers_logging, transformers_logging)
-    levels = [module.get_verbosity() for module in modules]
-    for module in modules:
-        module.set_verbosity_error()
-        module.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for module, level in zip(modules, levels, strict=True):
-            module.set_verbosity(level)
-            module.enable_progress_bar()

@@ -8,7 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffc.models.registry import family_of
+from diffc.models.capture.capture import capture
+from diffc.models.captured import captured_family
+from diffc.models.family import Family
+from diffc.models.registry import family_of, known_family
 from diffc.models.sources.components import check_variant
 from diffc.models.sources.hub_cache import identity
 from diffc.models.sources.json_files import read_json
@@ -30,7 +33,7 @@ def read_backbone(
     """
     config: Mapping[str, Any] = read_json(folder / "config.json")
     config, said = {key: value for key, value in config.items() if key != ENTRY}, config
-    family = family_of(config, folder / "config.json")
+    family = _family(config, folder, pipeline)
     config = family.completed(config, _index(folder, pipeline))
     weights = folder_weights(folder, variant)
     if pipeline is None:
@@ -54,6 +57,21 @@ def _index(folder: Path, pipeline: Path | None) -> dict[str, Any] | None:
         return None
     index = read_json(place / "model_index.json")
     return index if pipeline is not None or folder.name in index else None
+
+
+def _family(config: Config, folder: Path, pipeline: Path | None) -> Family:
+    """The family that a file describes, or one read off calls of the pipeline that the backbone belongs to."""
+    known = known_family(config)
+    pipeline = pipeline or _pipeline_around(folder)
+    if known is not None or pipeline is None:
+        return known or family_of(config, folder / "config.json")
+    return captured_family(capture(pipeline, folder.name), config)
+
+
+def _pipeline_around(folder: Path) -> Path | None:
+    """The pipeline folder in which a backbone folder lies as one of its components."""
+    index = folder.parent / "model_index.json"
+    return folder.parent if index.is_file() and folder.name in read_json(index) else None
 
 
 def folder_of(model: str, subfolder: str = "") -> Path:

@@ -18,6 +18,7 @@ from diffc.models.sources import (
     released_name,
     single_file,
 )
+from diffc.models.sources.loras import with_recorded_loras
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource, Reader
 
 __all__ = ["READERS", "ModelSource", "locate", "locate_again"]
@@ -62,11 +63,17 @@ def locate(model: str, options: HubOptions = DEFAULT_HUB) -> ModelSource:
 
 
 def locate_again(manifest: Mapping[str, Any], options: HubOptions = DEFAULT_HUB) -> ModelSource:
-    """The model that the compile of an artifact with this manifest found; `options` replace those of the compile.
+    """The model that the compile of an artifact with this manifest found, its LoRAs included.
+
+    `options` replace those of the compile.
 
     A model of the hub is found by its id and its commit when the folder of the compile is gone. Raises what `locate`
     raises.
     """
+    return with_recorded_loras(_locate_base(manifest, options), manifest)
+
+
+def _locate_base(manifest: Mapping[str, Any], options: HubOptions) -> ModelSource:
     request, described = manifest["request"], manifest["model"]
     found = options.over(HubOptions.from_json(request.get("hub", {})))
     try:

@@ -63,10 +63,11 @@ def with_pipeline(source: ModelSource, place: str, options: HubOptions = DEFAULT
 
 
 def _unreadable_backbone(source: ModelSource, dtype: Any, components: dict[str, Any]) -> dict[str, Any]:
-    """The backbone, loaded here, where its files have names that diffc reads and diffusers does not."""
+    """The backbone, loaded here, where diffusers does not read the names of its files, or LoRAs are in it."""
     inside = source.pipeline_dir in source.path.parents
     component, file = source.path.name if inside else source.family.component, backbone_file(source)
-    if component in components or (file is not None and file.spelling in ("", "now")):
+    readable = file is not None and file.spelling in ("", "now") and not source.loras
+    if component in components or readable:
         return {}
     if isinstance(dtype, dict):
         dtype = dtype.get(component, dtype["default"])

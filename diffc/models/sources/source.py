@@ -16,6 +16,7 @@ from diffc.models.family import Family
 from diffc.models.sources.fingerprint import CONTENT, hash_values, hash_weights
 from diffc.models.spec import Config
 from diffc.models.stored.held import Held
+from passes.weights.lora.fuse import Applied
 from passes.weights.recipe import Recipe
 
 _DTYPES = {int(TensorProto.FLOAT16): "float16", int(TensorProto.BFLOAT16): "bfloat16"}
@@ -35,7 +36,8 @@ class ModelSource:
     `stored_dtype` is the compute type where the types of the weights do not tell it, empty elsewhere. `held` are the
     layers that the files hold quantized, by their names: codes, scales and inputs; their `weights` are what the codes
     stand for. `parts`: what the file of the backbone holds besides, such as "VAE"; `beside` has their tensors, by
-    their names in the file. `exact` names the weights that are not rounded to the compute type (`as_held`).
+    their names in the file. `exact` names the weights that are not rounded to the compute type (`as_held`). `loras` are
+    in the weights (`diffc.models.sources.loras`); `base` is then the model without them.
     """
 
     name: str
@@ -53,6 +55,8 @@ class ModelSource:
     beside: Mapping[str, Recipe] = field(default_factory=dict)
     pipeline: Any = field(default=None, repr=False, compare=False)
     origin: Mapping[str, Any] | None = None
+    loras: tuple[Applied, ...] = ()
+    base: ModelSource | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -80,6 +84,8 @@ class ModelSource:
         """The compute type of the weights, that of most tensors: "float32", "float16" or "bfloat16"."""
         if self.stored_dtype:
             return self.stored_dtype
+        if self.base is not None:
+            return self.base.dtype
         types = Counter(recipe.dtype for recipe in self.weights.values())
         return _DTYPES.get(types.most_common(1)[0][0], "float32")
 
@@ -91,7 +97,16 @@ class ModelSource:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors, as stored."""
-        return sum(recipe.nbytes for recipe in self.weights.values())
+        if self.base is not None:
+            return self.base.nbytes
+        return sum(_stored_bytes(recipe) for recipe in self.weights.values())
+
+
+def _stored_bytes(recipe: Recipe) -> int:
+    """Bytes that a tensor has in its file: of codes and scales where it is dequantized."""
+    if any(op.name in ("dequantize", "gguf_values") for op in recipe.ops):
+        return sum(source.length for source in recipe.sources)
+    return recipe.nbytes
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from onnx import TensorProto
 
 from passes.base import Pass, PassResult, register
 from passes.graph.edit import Edit
-from passes.graph.match import View, is_op, is_weight, producer
-from passes.weights.recipe import dtype_of
+from passes.graph.match import View, is_op, is_weight, producer, weight_recipe
+from passes.weights.recipe import constant, dtype_of
 
 _WIDE, _NARROW = TensorProto.FLOAT, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _STORED = (TensorProto.INT8, TensorProto.FLOAT8E4M3FN)
@@ -25,7 +25,13 @@ class FoldScaleCast(Pass):
         before: Cast(DequantizeLinear(codes, s float32), to=bfloat16)
         after:  DequantizeLinear(codes, s float32, output_dtype=bfloat16)
 
-    Scales stay float32, as the file has them. ONNX Runtime 1.31 does not take this form.
+    Scales stay float32, as the file has them. The compiler wants both factors of a product to have scales of one type
+    ("type mismatch between matmul operand scales"), so the scales of inputs become float32 as well:
+
+        before: DequantizeLinear(QuantizeLinear(x, t bfloat16), t bfloat16)
+        after:  DequantizeLinear(QuantizeLinear(x, t float32), t float32, output_dtype=bfloat16)
+
+    ONNX Runtime 1.31 does not take this form.
 
     Declines when: anything but the Cast reads the float32 weight; there are blocks, whose scales TensorRT wants in the
     type of the result. FP4 stays as it is: TensorRT has a form of its own for it.
@@ -35,7 +41,12 @@ class FoldScaleCast(Pass):
 
     def run(self, graph: gs.Graph) -> PassResult:
         """Visit every Cast on a dequantized constant."""
-        return Edit(graph).rewrite_each(_wide, _fold, "casts folded into DequantizeLinear")
+        result = Edit(graph).rewrite_each(_wide, _fold, "casts folded into DequantizeLinear")
+        if not result.changed:
+            return result
+        widened = _widen_inputs(Edit(graph))
+        notes = (*result.notes, f"{widened} quantizers with float32 scales") if widened else result.notes
+        return PassResult(result.changed + widened, notes, result.refusals)
 
 
 def _wide(cast: gs.Node, view: View) -> gs.Node | str | None:
@@ -56,3 +67,24 @@ def _fold(wide: gs.Node, edit: Edit) -> None:
     (cast,) = wide.outputs[0].outputs
     wide.attrs["output_dtype"] = int(cast.attrs["to"])
     wide.outputs = edit.release(cast)
+
+
+def _widen_inputs(edit: Edit) -> int:
+    """Give the quantizers of computed tensors scales in float32, the same values; how many there are."""
+    made: dict[int, gs.Constant] = {}
+    count = 0
+    for node in (node for part in edit.view.parts for node in part.nodes):
+        if not (is_op(node, "QuantizeLinear") or is_op(node, "DequantizeLinear")) or is_weight(
+            node.inputs[0]
+        ):
+            continue
+        scale, dtype = node.inputs[1], dtype_of(node.inputs[1])
+        if node.attrs.get("block_size") or dtype not in _NARROW or (recipe := weight_recipe(scale)) is None:
+            continue
+        if id(scale) not in made:
+            made[id(scale)] = constant(edit.names.fresh(f"{scale.name}_float32"), recipe.cast(_WIDE))
+        node.inputs[1] = made[id(scale)]
+        if node.op == "DequantizeLinear":
+            node.attrs["output_dtype"] = int(dtype)
+        count += 1
+    return count

@@ -53,3 +53,14 @@ def test_config_is_not_a_file(tmp_path: Path) -> None:
     (tmp_path / "transformer" / "config.json").mkdir(parents=True)
     with pytest.raises(DiffcError, match=r"config\.json"):
         READER.open(str(tmp_path))
+
+
+def test_a_backbone_under_another_name_is_known_by_its_class(tmp_path: Path) -> None:
+    index = {
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "controlnet": ["diffusers", "UNetControlNetXSModel"],
+        "prior": ["diffusers", "StableCascadeUNet"],
+    }
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(DiffcError, match="names the component 'prior'"):
+        READER.open(str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -10,8 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from diffc.backends.tensorrt.build import EngineRequest, build_engine
+from passes.storage import save
 from passes.targets.tensorrt.fold_scale_cast import FoldScaleCast
 from passes.weights.recipe import Recipe
+from tests.networks import profile
 from tests.passes.graph_helpers import apply, model, ops
 
 RNG = np.random.default_rng(3)
@@ -69,3 +73,32 @@ def test_other_casts_are_left_alone() -> None:
     )
     result = apply(before, FoldScaleCast())
     assert ops(result.model) == ["Cast", "Mul", "DequantizeLinear", "MatMul"]
+
+
+QUANTIZED = """q = QuantizeLinear<output_dtype = 17>(x, t)  e = DequantizeLinear(q, t)
+    d = DequantizeLinear(w, s)  c = Cast<to = 16>(d)  y = MatMul(e, c)"""
+
+
+def test_inputs_get_scales_of_the_same_type() -> None:
+    values = {"w": weight(), "s": SCALE, "t": np.array(0.02, ml_dtypes.bfloat16)}
+    result = apply(
+        model(f"g (bfloat16[b,8] x) => (bfloat16[b,4] y) {{ {QUANTIZED} }}", values), FoldScaleCast()
+    )
+    assert ops(result.model) == ["QuantizeLinear", "DequantizeLinear", "DequantizeLinear", "MatMul"]
+    types = {t.name: t.data_type for t in result.model.graph.initializer}
+    scales = {types[node.input[1]] for node in result.model.graph.node if "Linear" in node.op_type}
+    assert scales == {TensorProto.FLOAT}
+    made = {a.name: a.i for a in result.model.graph.node[1].attribute}
+    assert made["output_dtype"] == TensorProto.BFLOAT16
+
+
+def test_the_builder_takes_it(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    codes = (RNG.normal(size=(64, 64))).astype(ml_dtypes.float8_e4m3fn)
+    values = {"w": Recipe.of_array(codes), "s": SCALE, "t": np.array(0.02, ml_dtypes.bfloat16)}
+    made = apply(
+        model(f"g (bfloat16[b,64] x) => (bfloat16[b,64] y) {{ {QUANTIZED} }}", values), FoldScaleCast()
+    )
+    save(made.model, tmp_path / "m.onnx")
+    request = EngineRequest("trt-rtx", tmp_path / "m.onnx", tmp_path / "m.engine", (89,), (profile(64),))
+    assert build_engine(request).nbytes > 64 * 64
