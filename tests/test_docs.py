@@ -8,6 +8,7 @@ test runs those of minutes, too.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     layer = "lora_unet_transformer_blocks_0_attn_to_q"
     written(Path("style.safetensors"), factors(layer, 128, 128))
     Path("prompts.txt").write_text("a handwritten seven\na handwritten three\n", encoding="utf-8")
+    images = {name: f"{name}.png" for name in ("bf16", "nvfp4")}
+    for index, file in enumerate(images.values()):
+        Image.new("RGB", (32, 32), (90, 40 * index, 7)).save(file)
+    entries = [{"prompt": prompt, "images": images} for prompt in ("a seven", "a three")]
+    Path("pictures.json").write_text(json.dumps(entries), encoding="utf-8")
     Path("build").mkdir()
     return tmp_path
 

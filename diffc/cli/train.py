@@ -10,6 +10,7 @@ import typer
 from diffc.cli import choices
 from diffc.cli.choices import completed
 from diffc.cli.command import examples
+from diffc.cli.hub import CacheDir, Revision, Subfolder, Token, Variant
 
 if TYPE_CHECKING:
     from diffc.cli.terminal import Terminal
@@ -120,8 +121,27 @@ def train_command(
         ),
     ] = 100,
     teacher_steps: Annotated[
-        int, typer.Option(metavar="COUNT", help="Denoising steps of each.", min=1, rich_help_panel=_TEACH)
-    ] = 10,
+        int | None,
+        typer.Option(
+            metavar="COUNT",
+            help="Denoising steps of each.",
+            show_default="10; 4 for turbo models",
+            min=1,
+            rich_help_panel=_TEACH,
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance",
+            "--guidance-scale",
+            metavar="SCALE",
+            help="Guidance scale.",
+            min=0,
+            show_default="the family's; 0 for turbo models",
+            rich_help_panel=_TEACH,
+        ),
+    ] = None,
     teacher_batch: Annotated[
         int,
         typer.Option(
@@ -197,9 +217,15 @@ def train_command(
     force: Annotated[
         bool, typer.Option("--force", help="Replace a checkpoint at -o.", rich_help_panel=_RUN)
     ] = False,
+    revision: Revision = None,
+    variant: Variant = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Train a quantized backbone, and write a checkpoint that `diffc compile --from-checkpoint` takes."""
     from diffc.compile.request import read_prompts
+    from diffc.models.sources.source import HubOptions
     from diffc.quantize.options import QuantOptions
     from diffc.train.request import TrainRequest, check
 
@@ -221,6 +247,7 @@ def train_command(
         gradient_checkpointing=gradient_checkpointing,
         teacher_images=teacher_images,
         teacher_steps=teacher_steps,
+        guidance=guidance,
         teacher_batch=teacher_batch,
         image_size=image_size,
         text_tokens=text_tokens,
@@ -230,6 +257,7 @@ def train_command(
         seed=seed,
         device=device,
         force=force,
+        hub=HubOptions(revision, variant, subfolder, token, cache_dir),
     )
     check(request)  # what is wrong is said at once: the import of torch takes seconds
     from diffc.train.run import train

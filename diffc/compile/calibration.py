@@ -127,6 +127,11 @@ def load_checkpoint(path: Path, format: Format, backbone: FakeBackbone) -> Check
     else:
         checkpoint = _for_loras(Checkpoint.load(path), source)
         checkpoint.check(backbone.module, source.family.name, source.fingerprint_like(checkpoint.source))
+    if checkpoint.weights and getattr(source, "base", None) is not None:
+        raise DiffcError(
+            f"{path} carries trained weights, which would take the place of those that --lora has changed",
+            fix="leave --lora or --from-checkpoint out, or train the model with its LoRA fused",
+        )
     if checkpoint.format != format.name:
         raise DiffcError(
             f"the checkpoint {path} was calibrated for {checkpoint.format}, and {format.name} is asked for",

@@ -19,6 +19,7 @@ from diffc.models.inputs import named_inputs
 from diffc.models.sources.source import ModelSource
 from diffc.progress import Update
 from diffc.train.calls import Recorder
+from diffc.train.request import TrainPlan
 
 UNSEEN = 5
 """Of so many images of the teacher, one is kept from the training."""
@@ -73,12 +74,16 @@ def record_calls(
             update(done + 1, len(starts))
 
 
-def call_arguments(pipe: Any, source: ModelSource, pixels: int, text_tokens: int | None) -> dict[str, Any]:
-    """What the pipeline's call is given beside prompts and noise."""
-    call = dict(source.family.calibration) | {"height": pixels, "width": pixels}
-    if text_tokens is not None and "max_sequence_length" in signature(pipe.__call__).parameters:
-        call["max_sequence_length"] = text_tokens
-    return call
+def call_arguments(pipe: Any, plan: TrainPlan) -> dict[str, Any]:
+    """What the pipeline's call is given beside prompts, steps and noise, of what it takes."""
+    call = dict(plan.source.family.calibration) | {"height": plan.pixels, "width": plan.pixels}
+    for name, value in (
+        ("guidance_scale", plan.sampling.guidance),
+        ("max_sequence_length", plan.request.text_tokens),
+    ):
+        call |= {} if value is None else {name: value}
+    taken = signature(pipe.__call__).parameters
+    return {name: value for name, value in call.items() if name in taken}
 
 
 @contextmanager

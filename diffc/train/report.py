@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from diffc.backends.install import install_command
 from diffc.output_files import save_figure
 from diffc.train.request import TrainResult
 from passes.files.atomic import write_text
@@ -20,7 +21,7 @@ def save_report(result: TrainResult) -> list[str]:
         figure = _drawn(result)
     except ImportError:
         return [
-            f"figures are in {result.output / FIGURES}; for a picture of the curve: pip install matplotlib"
+            f"figures are in {result.output / FIGURES}; for a picture of the curve: {install_command('plot')}"
         ]
     save_figure(figure, result.output / CURVE)
     return [f"the curve is in {result.output / CURVE}, its figures in {FIGURES}"]

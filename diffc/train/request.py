@@ -6,10 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from diffc.backends.install import install_command
 from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
+from diffc.models.sampling import Sampling, sampling_of
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
@@ -27,6 +30,8 @@ METHODS: Mapping[str, str] = {
 }
 LADDER = (3e-5, 1e-4, 3e-4)
 """Rates that a training without --lr tries. Too high a rate makes some models worse and helps others most."""
+TEACHER_STEPS = 10
+"""Denoising steps of the teacher, unless the model is meant for fewer."""
 OPTIMIZERS = ("adamw", "adafactor")
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -37,7 +42,8 @@ class TrainRequest:
 
     `output` is the checkpoint to write, for `--from-checkpoint`. `data` is a folder of images with prompts, or
     "digits". `rate` None tries LADDER. `batch_size` rows a step, `accumulate` steps to an update; `steps` counts
-    updates. `teacher_images` is how many images the teacher paints, in `teacher_steps` denoising steps each,
+    updates. `teacher_images` is how many images the teacher paints, in `teacher_steps` denoising steps each
+    (None: TEACHER_STEPS, or fewer where the model is meant for fewer) with `guidance` (None: what it is meant for),
     `teacher_batch` at a time; a fifth of them is kept from the training and judges it. `text_tokens` is the length of
     T5's text, None for the pipeline's own. `ema` is the share of the running average of the weights that each step
     keeps, 0 for none. `every` is how many steps lie between two judgements, each of which is a place to go on from
@@ -62,7 +68,8 @@ class TrainRequest:
     precision: str = "no"
     gradient_checkpointing: bool = False
     teacher_images: int = 100
-    teacher_steps: int = 10
+    teacher_steps: int | None = None
+    guidance: float | None = None
     teacher_batch: int = 10
     image_size: int | None = None
     text_tokens: int | None = None
@@ -73,6 +80,12 @@ class TrainRequest:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     force: bool = False
     hub: HubOptions = DEFAULT_HUB
+
+    def __post_init__(self) -> None:
+        """Take paths as text, too."""
+        object.__setattr__(self, "output", Path(self.output))
+        if self.from_checkpoint is not None:
+            object.__setattr__(self, "from_checkpoint", Path(self.from_checkpoint))
 
     @property
     def low_rank(self) -> bool:
@@ -103,6 +116,13 @@ class TrainPlan:
         """Height and width of the images."""
         native = self.source.family.native(self.source.config)
         return self.request.image_size or native.height
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """Steps and guidance of the teacher."""
+        usual, request = sampling_of(self.source), self.request
+        guidance = usual.guidance if request.guidance is None else request.guidance
+        return Sampling(request.teacher_steps or min(usual.steps, TEACHER_STEPS), guidance, usual.why)
 
     @property
     def key(self) -> str:
@@ -192,8 +212,9 @@ def _check_numbers(request: TrainRequest) -> None:
         "teacher_steps",
         "teacher_batch",
     ):
-        if getattr(request, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {getattr(request, name)}", fix="give at least 1")
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}", fix="give at least 1")
     if request.rate is not None and not 0 < request.rate < 1:
         raise UsageError(f"--lr is {request.rate:g}", fix="give a rate between 0 and 1, such as 1e-4")
     if not 0 <= request.ema < 1:
@@ -227,5 +248,5 @@ def _check_data(request: TrainRequest) -> None:
         except ImportError as error:
             raise UnsupportedError(
                 "--data digits is drawn from scikit-learn's digits, and scikit-learn is not installed",
-                fix="pip install scikit-learn",
+                fix=install_command("train"),
             ) from error

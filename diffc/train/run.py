@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffc.errors import DiffcError
@@ -42,6 +43,7 @@ def train(request: TrainRequest, ui: Reporter | None = None) -> TrainResult:
     ui = ui or default_reporter()
     plan, started = check(request), time.perf_counter()
     check_weights(FakeBackbone(plan.source))
+    check_device(request)
     accelerator = Accelerator(cpu=request.device == "cpu", mixed_precision=request.precision)
     with workspace(plan, accelerator, ui) as work:
         checkpoint = calibrated(plan, accelerator, work, ui)
@@ -58,6 +60,18 @@ def train(request: TrainRequest, ui: Reporter | None = None) -> TrainResult:
             for line in save_report(result):
                 ui.note(line)
     return result
+
+
+def check_device(request: TrainRequest) -> None:
+    """Raise DiffcError when the GPU that is asked for, or that a precision needs, is not there."""
+    if request.device != "cpu" and torch.cuda.is_available():
+        return
+    if request.device == "cuda":
+        raise DiffcError(
+            "torch sees no GPU", fix="install a torch with CUDA (diffc doctor), or give --device cpu"
+        )
+    if request.precision == "fp16":
+        raise DiffcError("--mixed-precision fp16 needs a GPU", fix="give --mixed-precision bf16, or no")
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,13 @@ def calibrated(plan: TrainPlan, accelerator: Any, work: Path, ui: Reporter) -> C
         else:
             run = PipelineRun(
                 request.prompts,
-                request.teacher_steps,
+                plan.sampling.steps,
                 request.teacher_batch,
                 plan.pixels,
                 plan.pixels,
                 request.seed,
                 plan.source.dtype,
+                guidance=plan.sampling.guidance,
             )
             found = calibrate_on_prompts(plan.source, plan.format, request.options, run, ui)
         found.save(folder)
@@ -66,7 +67,7 @@ def prepared(
     if not request.on_data:
         return calls["seen"], calls
     pictures = read_pictures(request.data, plan.pixels, request.seed)
-    call = call_arguments(pipe, source, plan.pixels, request.text_tokens)
+    call = call_arguments(pipe, plan)
     with quiet_libraries(), ui.stage(f"encode {len(pictures)} pictures and their prompts") as update:
         return encode_pictures(pipe, source, pictures, call, update), calls
 
@@ -86,7 +87,7 @@ def _pipeline(source: ModelSource, device: torch.device, ui: Reporter) -> Any:
 def _record(plan: TrainPlan, pipe: Any, work: Path, wanted: list[str], ui: Reporter) -> None:
     request, source = plan.request, plan.source
     seen, unseen = split(request.prompts or DEFAULT_PROMPTS, request.teacher_images)
-    call = call_arguments(pipe, source, plan.pixels, request.text_tokens)
+    call = call_arguments(pipe, plan)
     for name, prompts, seed in (
         ("seen", seen, request.seed),
         ("unseen", unseen, request.seed + UNSEEN_NOISE),
@@ -94,14 +95,14 @@ def _record(plan: TrainPlan, pipe: Any, work: Path, wanted: list[str], ui: Repor
         if name not in wanted:
             continue
         recorder = Recorder(work / name, rows_of(source.family, source.config))
-        title = f"the teacher paints {len(prompts)} images ({name}), {request.teacher_steps} steps, {plan.pixels} px"
+        title = f"the teacher paints {len(prompts)} images ({name}), {plan.sampling.steps} steps, {plan.pixels} px"
         with quiet_libraries(), ui.stage(title) as update:
             record_calls(
                 pipe,
                 source,
                 prompts,
                 recorder,
-                steps=request.teacher_steps,
+                steps=plan.sampling.steps,
                 batch=request.teacher_batch,
                 seed=seed,
                 call=call,

@@ -11,8 +11,12 @@ import torch
 from PIL import Image
 
 from diffc.errors import DiffcError
-from diffc.train.data import Pictures, read_pictures
+from diffc.models.inputs import forward_kwargs
+from diffc.models.sources.pipelines import open_pipeline
+from diffc.train.capture import call_arguments
+from diffc.train.data import Pictures, encode_pictures, read_pictures
 from diffc.train.noising import Noising
+from diffc.train.request import TrainRequest, check
 
 
 def picture(path: Path, size: tuple[int, int] = (40, 20)) -> None:
@@ -87,3 +91,28 @@ def test_a_batch_has_each_rows_own_prompt_and_time() -> None:
             assert float(text) in (-1.0, 1.0 + float(row) % 2)
             seen.add(float(text))
     assert seen == {-1.0, 1.0, 2.0}  # some prompts are left out
+
+
+@pytest.mark.parametrize(
+    ("model", "prediction"), [("tiny-sd3", "flow"), ("tiny-flux", "flow"), ("tiny-sdxl", "epsilon")]
+)
+def test_batches_of_pictures_run_in_the_backbone(model: str, prediction: str, tmp_path: Path) -> None:
+    """What the pipeline makes of prompts, and latents with noise, are inputs that the backbone takes."""
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(f"prompt {name}", encoding="utf-8")
+    plan = check(TrainRequest(model, tmp_path / "out", "nvfp4", image_size=64, text_tokens=16))
+    source, pixels = plan.source, plan.pixels
+    pipe = open_pipeline(source, dtype=torch.float32, fix="")
+    call = call_arguments(pipe, plan)
+    pictures = read_pictures(str(tmp_path), pixels, 0)
+    found = encode_pictures(pipe, source, pictures, call, lambda done, total: None)
+    assert found.noising.kind == prediction
+    assert set(found.prompts) == {"", "prompt a", "prompt b"}
+    batch = found.draw(torch.Generator().manual_seed(3), 3)
+    assert batch.inputs.keys() == {item.name for item in source.family.inputs(source.config)}
+    kwargs = forward_kwargs(source.family, source.config, dict(batch.inputs))
+    with torch.no_grad():
+        output = getattr(pipe, source.family.component)(**kwargs, return_dict=False)[0]
+    assert output.shape == batch.target.shape
+    assert bool(torch.isfinite(output).all())

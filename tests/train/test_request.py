@@ -11,6 +11,7 @@ import pytest
 from diffc.cli.main import run
 from diffc.errors import DiffcError
 from diffc.train.request import TrainRequest, check
+from diffc.train.run import check_device
 
 
 @pytest.mark.parametrize(
@@ -51,3 +52,15 @@ def test_the_command_checks_first(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "is not a checkpoint" in capsys.readouterr().err
     assert run(["train", "tiny-sd3", "--format", "nvfp4", "--steps", "0", "-o", str(tmp_path / "x")]) == 2
     assert "--steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"device": "cuda"}, "torch sees no GPU"), ({"precision": "fp16"}, "fp16 needs a GPU")],
+)
+def test_a_gpu_that_is_not_there_is_told(
+    changed: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(DiffcError, match=message):
+        check_device(replace(TrainRequest("tiny-sd3", tmp_path / "out", "nvfp4"), **changed))
