@@ -169,6 +169,8 @@ def hold_interface(plan: Plan, ui: Reporter) -> None:
     """
     if plan.request.skip_validation or not plan.source.has_pipeline or plan.runs_pipeline:
         return
+    if plan.source.family.interface is not None:
+        return  # it was read off the pipeline's own calls
     with ui.stage("one step of the pipeline, to see what it gives the backbone"):
         reason = check_step(plan.source)
     if reason:

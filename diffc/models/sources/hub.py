@@ -109,11 +109,14 @@ def _download(name: str, options: HubOptions) -> Path:
 
 
 def _check_class(folder: Path) -> None:
-    """Raise UnsupportedError for a backbone that diffc does not know, before its weights are downloaded."""
-    is_pipeline = (folder / "model_index.json").is_file()
-    place = (pipeline_folder.component(folder) if is_pipeline else folder) / "config.json"
-    if place.is_file():
-        family_of(read_json(place), place)
+    """Raise UnsupportedError before weights are downloaded: a backbone alone of a class that diffc does not know.
+
+    One with its pipeline is read off the pipeline's own calls.
+    """
+    if (folder / "model_index.json").is_file():
+        pipeline_folder.component(folder)  # raises for a pipeline without a backbone
+    elif (folder / "config.json").is_file():
+        family_of(read_json(folder / "config.json"), folder / "config.json")
 
 
 def needed_files(files: Iterable[str], folders: Sequence[str], variant: str | None) -> list[str]:

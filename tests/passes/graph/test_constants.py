@@ -110,6 +110,12 @@ def test_targets_of_reshape(seed: int) -> None:
     assert resolved(shape, None) is None
 
 
+def test_a_zero_that_is_allowed_is_a_size_and_keeps_nothing() -> None:
+    assert resolved((4, 6), [0, 6]) == (4, 6)
+    assert resolved((4, 6), [0, 6], allowzero=True) is None
+    assert resolved((0, 6), [3, 0], allowzero=True) == (3, 0)
+
+
 def test_what_reshapes_and_slices_make_of_a_tensor() -> None:
     text = """g (float[6,4] x) => (float[3,4] y) {
         a = Reshape(x, long)

@@ -52,6 +52,16 @@ def test_scales_of_channels_have_an_axis_from_the_front() -> None:
     assert found != grid_of(pair(scale[::-1].copy(), zero, "axis = 1")[0])
 
 
+def test_without_an_axis_scales_are_of_the_second_one() -> None:
+    """As ONNX says of QuantizeLinear and DequantizeLinear."""
+    q, dq = pair(np.array([0.1, 0.2, 0.3], np.float32), np.zeros(3, np.int8), "saturate = 1")
+    del dq.attrs["saturate"]
+    found = grid_of(q)
+    assert found is not None
+    assert found.axis == 1
+    assert found == grid_of(dq)
+
+
 def test_zero_points_that_are_all_zero_are_none() -> None:
     with_zero, shifted = pair(np.float32(0.5), np.int8(0))[0], pair(np.float32(0.5), np.int8(3))[0]
     graph = graph_of(
