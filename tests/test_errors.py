@@ -24,6 +24,6 @@ def test_without_a_fix_there_is_no_line_for_it() -> None:
 
 def test_unknown_names_list_the_known_ones() -> None:
     made = unknown("colour", "read", iter(["red", "green"]), fix="choose one")
-    assert str(made) == "unknown colour 'read'. Known: red, green\n  Fix: choose one"
+    assert str(made) == "unknown colour 'read'. Known: red, green. Did you mean red?\n  Fix: choose one"
     assert made.exit_code == 1
     assert unknown_value("colour", "read", ["red"]).exit_code == 2

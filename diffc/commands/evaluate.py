@@ -206,7 +206,7 @@ def _inception() -> Any:
     except ImportError as error:
         raise UnsupportedError(
             "fid needs torch-fidelity, whose Inception it is computed with, and it is not installed",
-            fix="pip install torch-fidelity, or take --metrics clip-fid, which needs CLIP alone",
+            fix="install the package torch-fidelity, or take --metrics clip-fid, which needs CLIP alone",
         ) from error
 
 

@@ -13,6 +13,7 @@ import torch
 from diffc.errors import DiffcError
 from diffc.frontend.quantizers import TracedQuantizer
 from diffc.frontend.recipes import attach_recipes, is_real, scaling_of
+from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.kinds import KINDS
 from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Recipe
@@ -39,9 +40,8 @@ def source(**weights: np.ndarray) -> Any:
 
 
 def checkpoint(amax: dict[str, Any] | None = None, **scaling: np.ndarray) -> Any:
-    return SimpleNamespace(
-        amax=amax or {}, scaling={name.replace("__", "."): value for name, value in scaling.items()}
-    )
+    named = {name.replace("__", "."): value for name, value in scaling.items()}
+    return Checkpoint("sd3", "int4_awq", {}, {}, amax or {}, scaling=named)
 
 
 def result(made: ir.Model, name: str) -> Any:

@@ -344,8 +344,10 @@ def test_the_presets_clean_the_blocks() -> None:
 NOTHING_TO_DO = (
     "cast-unsupported",
     "fold-int4-weights",
+    "fold-scale-cast",
     "fuse-lora",
     "fuse-qdq",
+    "keep-stored-codes",
     "match-types",
     "normalize-qdq",
     "quantize-softmax",

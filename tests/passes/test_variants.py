@@ -100,10 +100,10 @@ def test_every_pass_keeps_the_outputs_of_every_variant(graph: str, variant: str)
             assert error(a, b) <= limit, name
 
 
-ELSEWHERE = """add-zero-bias cast-unsupported fold-gates fold-int4-weights fuse-residual fuse-rms-norm fuse-rotary
-    fuse-skip-norm
-    guard-slices inline-functions join-slices keep-float32 match-types merge-modulations merge-projections
-    merge-row-products name-dimensions quantize-softmax rewrite-patches share-scales split-cache widen-types"""
+ELSEWHERE = """add-zero-bias cast-unsupported fold-gates fold-int4-weights fold-scale-cast fuse-lora fuse-residual
+    fuse-rms-norm fuse-rotary fuse-skip-norm guard-slices inline-functions join-slices keep-float32
+    keep-stored-codes match-types merge-modulations merge-projections merge-row-products name-dimensions
+    quantize-softmax rewrite-patches share-scales split-cache widen-types"""
 """Passes that fire in none of these graphs; they have tests of their own."""
 
 

@@ -46,7 +46,9 @@ def calibrated(family: str, format: str, options: QuantOptions) -> nn.Module:
         steps=1,
         seed=0,
         batch_size=1,
-        call_args={},
+        height=64,
+        width=64,
+        usual={},
         progress=lambda done, total: None,
         options=options,
     )
