@@ -84,6 +84,8 @@ def default_profile(family: Family, config: Mapping[str, Any], painted: int | No
         rows = largest.get(name)
         return max(step, wanted if rows is None else min(wanted, rows * VAE_SCALE))
 
+    # A graph may tell of a largest image below the size for which models of its family are trained.
+    native = replace(native, height=pixels("height", 1), width=pixels("width", 1))
     smallest, widest = min(0.5, painted / native.height), max(1.5, painted / native.height)
     few, many = _frames(family, native.frames)
     minimum = Shape(1, pixels("height", smallest), pixels("width", smallest), max(1, native.text // 4), few)

@@ -19,7 +19,7 @@ from diffc.validate.polygraphy_case import (
     write_runner,
 )
 from diffc.validate.reports import UNROUNDED, ShapeReport, file_name
-from diffc.validate.tolerances import tolerance_of
+from diffc.validate.tolerances import default_options_tolerance
 from passes.files.atomic import write_text
 
 README = """The comparisons of the compile, for `polygraphy run`: pip install polygraphy==0.53.6 onnxruntime==1.31.1
@@ -55,7 +55,7 @@ def write_repetition(
         cases[report.model, str(report.shape)] = report  # of several arithmetics the graph's own comes last
     for report in cases.values():
         # What is over the limit was found to be moved as far by roundings alone.
-        limit = max(tolerance_of(format, dtype), min(3 * (report.floor or 0.0), 0.99))
+        limit = max(default_options_tolerance(format, dtype), min(3 * (report.floor or 0.0), 0.99))
         name, types = file_name(report), input_types(models[report.model])
         write_case(folder, name, inputs=f"{name}-inputs.json", types=types, limit=limit)
     on_cpu = {file for target, file in targets.items() if TARGETS[target].provider in _CPU_READS}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isqrt
+from math import isqrt, prod
 from typing import Any
 
 from diffc.models.family import Family, Optimum
@@ -37,9 +37,9 @@ def _native(config: Config) -> Shape:
 
 def _config_of(facts: GraphFacts) -> dict[str, Any]:
     channels = facts.size("hidden_states", 1)
-    positions = facts.weight(
-        "pos_embed.pos_embed", 1, 384**2
-    )  # of SD3.5-medium, the largest that was released
+    # [1, positions, width], or [1, rows, columns, width] where a trace has reshaped it; without a table, that of
+    # SD3.5-medium, the largest that was released.
+    table = facts.weights.get("pos_embed.pos_embed", (1, 384, 384, 0))
     return {
         "sample_size": 128,
         "patch_size": facts.weight("pos_embed.proj.weight", 2, 2),
@@ -47,7 +47,7 @@ def _config_of(facts: GraphFacts) -> dict[str, Any]:
         "out_channels": facts.output_size(1, channels),
         "joint_attention_dim": facts.size("encoder_hidden_states", 2),
         "pooled_projection_dim": facts.size("pooled_projections", 1),
-        "pos_embed_max_size": isqrt(positions),
+        "pos_embed_max_size": isqrt(prod(table[1:-1])),
     }
 
 
