@@ -139,7 +139,9 @@ def _wider(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _other_batch(given: dict[str, Any]) -> dict[str, Any]:
-    return given | {"timestep": torch.tensor([3.0])}
+    return given | {
+        "timestep": torch.tensor([3.0, 4.0, 5.0])
+    }  # one time would serve every image, as in torch
 
 
 def _odd(given: dict[str, Any]) -> dict[str, Any]:
