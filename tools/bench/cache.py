@@ -29,7 +29,7 @@ import torch
 
 from diffc.backends.onnx_graph import element_types, read
 from diffc.backends.onnxruntime.arrays import session_options
-from diffc.backends.signature import TORCH_TYPES
+from diffc.backends.torch_types import TORCH_TYPES
 from diffc.cache.layout import LAYOUTS
 from diffc.compile.cached.operations import count_operations
 from diffc.compile.cached.split import split
