@@ -11,6 +11,7 @@ import typer
 from diffc.cli import choices
 from diffc.cli.choices import completed
 from diffc.cli.command import examples
+from diffc.cli.guidance import guidance_option
 from diffc.cli.hub import CacheDir, Revision, Subfolder, Token, Variant
 
 if TYPE_CHECKING:
@@ -237,18 +238,7 @@ def compile_command(
             rich_help_panel=_CALIBRATE,
         ),
     ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            "--guidance",
-            "--guidance-scale",
-            metavar="SCALE",
-            help="Guidance scale.",
-            min=0,
-            show_default="the family's; 0 for turbo models",
-            rich_help_panel=_CALIBRATE,
-        ),
-    ] = None,
+    guidance: Annotated[float | None, guidance_option(_CALIBRATE)] = None,
     negative_prompt: Annotated[
         str,
         typer.Option(
