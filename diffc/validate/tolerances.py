@@ -48,12 +48,8 @@ def default_options_tolerance(format_name: str, dtype: str) -> float:
     A 16-bit product with INT4 weights becomes one operator (MatMulNBits) that sums in 16 bits: 7.4e-3 measured on
     tiny-sd3, where the graph's own operators give 2.7e-4.
     """
-    kind = "8 bits" if format_name in _INT4 and dtype != "float32" else None
-    return max(tolerance_of(format_name, dtype), _BY_ROUNDING[kind][dtype] if kind else 0.0)
-
-
-_INT4 = ("int4_awq", "w4a8_awq")
-"""Formats whose weights ONNX Runtime takes in 4 bits."""
+    limit = tolerance_of(format_name, dtype)
+    return _BY_ROUNDING["8 bits"][dtype] if format_name == "int4_awq" and dtype != "float32" else limit
 
 
 UNROUNDED_REL_L2 = 1e-5
