@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from onnx import TensorProto
@@ -73,11 +73,6 @@ def compute_dtype(weights: Mapping[str, Recipe], held: Mapping[str, Held]) -> st
             return _NAMES[max(set(types), key=types.count)]
     narrow = any(bits_of(recipe.dtype) < 16 for recipe in plain) or bool(held)
     return "bfloat16" if narrow else "float32"
-
-
-def with_weight(held: Held, weight: Recipe) -> Held:
-    """The same layer with some of its rows: `weight` is what is left of `held.weight`."""
-    return replace(held, weight=weight)
 
 
 _NAMES = {int(TensorProto.FLOAT16): "float16", int(TensorProto.BFLOAT16): "bfloat16"}
