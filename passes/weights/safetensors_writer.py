@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,25 @@ _ALIGNMENT = 8
 """Bytes that the head of a safetensors file is a multiple of."""
 
 
+def safetensors_header(
+    entries: Iterable[tuple[str, str, Sequence[int], int]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """What a safetensors file begins with, for tensors (name, type as the format calls it, shape, bytes) in order.
+
+    It is padded with spaces, so that the data begin at a multiple of 8.
+    """
+    header, begin = dict[str, object](), 0
+    if metadata:
+        header["__metadata__"] = dict(metadata)
+    for name, dtype, shape, nbytes in entries:
+        end = begin + nbytes
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
 def write_safetensors(
     path: Path, tensors: Mapping[str, Recipe], metadata: Mapping[str, str] | None = None
 ) -> str:
@@ -28,19 +47,13 @@ def write_safetensors(
     `metadata` goes into the header as `__metadata__`. Equal tensors give equal bytes. Raises PassError for a type that
     the format lacks, FileExistsError when the file is there.
     """
-    header, begin = dict[str, object](), 0
-    if metadata:
-        header["__metadata__"] = dict(metadata)
+    entries = []
     for name in sorted(tensors):
         recipe = tensors[name]
         dtype = np_dtype(recipe.dtype)
         if dtype not in _NAMES:
             raise PassError(f"the safetensors format has no type {dtype} (tensor {name!r})")
-        end = begin + math.prod(recipe.shape) * dtype.itemsize
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(recipe.shape), "data_offsets": [begin, end]}
-        begin = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
+        entries.append((name, _NAMES[dtype], recipe.shape, math.prod(recipe.shape) * dtype.itemsize))
     digest = hashlib.sha256()
     with path.open("xb") as file:
 
@@ -48,8 +61,7 @@ def write_safetensors(
             digest.update(data)
             file.write(data)
 
-        put(len(text).to_bytes(8, "little"))
-        put(text)
+        put(safetensors_header(entries, metadata))
         for name in sorted(tensors):
             for task in tasks(tensors[name]):
                 put(to_bytes(task()))

@@ -7,7 +7,6 @@ says which. That generator is counter-based: parts are made in any order, on eve
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
 from collections import deque
@@ -25,6 +24,7 @@ import numpy.typing as npt
 
 from diffc.errors import DiffcError
 from passes.weights.evaluate import THREADS
+from passes.weights.safetensors_writer import safetensors_header
 
 Array = npt.NDArray[Any]
 TYPES = {"float16": ("F16", np.float16), "bfloat16": ("BF16", ml_dtypes.bfloat16)}
@@ -110,23 +110,11 @@ def check_room(folder: Path, needed: int) -> None:
 def write_safetensors(path: Path, tensors: Sequence[Tensor], seed: str) -> Iterator[int]:
     """Write a safetensors file, and yield the bytes of each part when it is written."""
     with path.open("wb") as file:
-        file.write(_header(tensors))
+        entries = [(t.name, TYPES[t.dtype][0], t.shape, t.nbytes) for t in tensors]
+        file.write(safetensors_header(entries, {"format": "pt"}))
         for data in _made(tensors, seed):
             file.write(data)
             yield data.nbytes
-
-
-def _header(tensors: Sequence[Tensor]) -> bytes:
-    """Length and JSON of the safetensors format, padded so that the data begin at a multiple of 8."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in tensors:
-        begin, end = end, end + tensor.nbytes
-        entry = {"dtype": TYPES[tensor.dtype][0], "shape": tensor.shape, "data_offsets": [begin, end]}
-        entries[tensor.name] = entry
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _made(tensors: Sequence[Tensor], seed: str) -> Iterator[memoryview]:

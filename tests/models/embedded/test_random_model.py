@@ -107,7 +107,7 @@ def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def broken(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(random_weights, "_header", broken)
+    monkeypatch.setattr(random_weights, "safetensors_header", broken)
     with pytest.raises(DiffcError, match="cannot write flux-dev"):
         make_random("flux-dev", tmp_path / "flux")
     assert not list(tmp_path.iterdir())
