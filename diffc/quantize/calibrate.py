@@ -10,6 +10,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from diffc.errors import DiffcError, unknown
+from diffc.quantize.attention import attention_as, disable_unused, plain_attention
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers
 from diffc.quantize.formats import Format
 from diffc.quantize.kinds import kind_of
@@ -165,7 +166,8 @@ def _collect(
     import torch
 
     try:
-        with torch.no_grad(), cpu_block_quant(), portable_scaling(), redirect_stdout(StringIO()):
+        quiet, attention = redirect_stdout(StringIO()), attention_as(plain_attention)
+        with torch.no_grad(), cpu_block_quant(), portable_scaling(), attention, quiet:
             mtq.calibrate(backbone, algorithm, forward_loop=run_prompts)  # prints a line per layer
     except AssertionError as error:
         name = _raised_in(error, enabled_quantizers(backbone))
@@ -223,6 +225,7 @@ def _run(
 
 def _finish(backbone: nn.Module) -> None:
     """Check every enabled quantizer's amax and keep it in float32."""
+    disable_unused(backbone)
     for name, quantizer in enabled_quantizers(backbone).items():
         kind = kind_of(settings_of(quantizer.get_modelopt_state()))
         if not kind.has_amax:

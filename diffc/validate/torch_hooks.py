@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from diffc.progress import Update
+from diffc.quantize.attention import attention_as
 from diffc.quantize.convert import enabled_quantizers, role_of
 from diffc.quantize.kinds import KINDS, kind_of
 from diffc.quantize.state import settings_of
@@ -98,16 +99,8 @@ def quantized_softmax(scale: float) -> Iterator[None]:
 
     ModelOpt exports such quantizers and does not simulate them.
     """
-    from modelopt.torch.quantization.plugins.diffusion.diffusers import _QuantAttention
-
-    functions = _QuantAttention._functionals_to_replace
-    _QuantAttention._functionals_to_replace = [
-        (torch.nn.functional, "scaled_dot_product_attention", partial(_attention, softmax_scale=scale))
-    ]
-    try:
+    with attention_as(partial(_attention, softmax_scale=scale)):
         yield
-    finally:
-        _QuantAttention._functionals_to_replace = functions
 
 
 def _attention(
@@ -125,11 +118,13 @@ def _attention(
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(d) + mask) v with quantized operands; [batch, heads, tokens, d].
 
-    Raises NotImplementedError for causal and boolean masks.
+    A boolean mask, and the one of `is_causal`, has True where a query sees a key.
     """
     del dropout_p
-    if is_causal or (attn_mask is not None and attn_mask.dtype == torch.bool):
-        raise NotImplementedError("no diffusion backbone here masks its attention by position")
+    if is_causal:
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)

@@ -15,6 +15,7 @@ from diffc.models.inputs import forward_kwargs, random_inputs, tensors_of
 from diffc.models.sources.backbone import DTYPES, load_backbone
 from diffc.models.sources.locate import ModelSource
 from diffc.models.spec import Shape
+from diffc.quantize.attention import attention_by_default
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.tensors import tensor_of
@@ -48,8 +49,9 @@ def torch_outputs(model: torch.nn.Module, source: ModelSource, values: Drawn) ->
     spec = source.family
     # Only a model with quantizers needs ModelOpt, and such a model has imported it already. Importing it for any other
     # model would cost seconds and print a warning.
-    quantizers_run = cpu_block_quant if "modelopt" in sys.modules else nullcontext
-    with torch.no_grad(), quantizers_run():
+    has_modelopt = "modelopt" in sys.modules
+    quantizers_run = cpu_block_quant if has_modelopt else nullcontext
+    with torch.no_grad(), quantizers_run(), attention_by_default() if has_modelopt else nullcontext():
         found = tensors_of(model(**forward_kwargs(spec, source.config, values), return_dict=False))
     items = spec.outputs(source.config)
     return {item.name: out.float().numpy() for item, out in zip(items, found, strict=False)}

@@ -36,10 +36,15 @@ def test_it_is_attention_in_steps_of_e4m3(key_heads: int, scale: float | None) -
     assert 1e-4 < error < 2**-4  # half a step of E4M3 is 2^-4 of the value; no error would mean no rounding
 
 
-def test_masks_by_position_are_refused() -> None:
-    x = drawn(2, torch.Generator().manual_seed(1))
-    with pytest.raises(NotImplementedError, match="masks"):
-        _attention(MODULE, x, x, x, is_causal=True, softmax_scale=1.0 / 448)
+@pytest.mark.parametrize("causal", [True, False])
+def test_masks_by_position_are_those_of_torch(causal: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = drawn(2, generator)
+    mask = None if causal else torch.rand(2, 1, 24, 24, generator=generator) < 0.7
+    wanted = torch.nn.functional.scaled_dot_product_attention(x, x, x, mask, is_causal=causal)
+    found = _attention(MODULE, x, x, x, mask, is_causal=causal, softmax_scale=1.0 / 448)
+    error = float((found - wanted).norm() / wanted.norm())
+    assert 1e-4 < error < 2**-4
 
 
 def test_modules_that_ran_are_counted_once() -> None:
