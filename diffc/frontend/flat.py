@@ -11,9 +11,9 @@ from unittest.mock import patch
 import torch
 from torch.nn import functional
 
-from diffc.frontend.rewrites import rewrite_modules
 from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, tensors_of
+from diffc.models.rewrites import rewrite_modules
 from diffc.models.spec import Config
 
 

@@ -65,10 +65,7 @@ HINTS: Mapping[str, Hints] = {
     "HunyuanVideoTransformer3DModel": Hints("hunyuanvideo"),
     "ChromaTransformer2DModel": Hints("chroma"),
     "QwenImageTransformer2DModel": Hints("qwenimage", ends=2, blocks="transformer_blocks"),
-    "Lumina2Transformer2DModel": Hints(
-        "lumina2",
-        refused="its forward() takes the number of tokens of each prompt out of a tensor, which a graph cannot do",
-    ),
+    "Lumina2Transformer2DModel": Hints("lumina2"),
     "ZImageTransformer2DModel": Hints(
         "z-image",
         refused="it is called with lists of one tensor per image, and of prompts of different lengths",

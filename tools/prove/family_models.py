@@ -109,8 +109,8 @@ MODELS: dict[str, Tiny] = {
         vae="AutoencoderDC",
         vae_config={
             "latent_channels": 32,
-            "encoder_block_out_channels": (8,) * 6,
-            "decoder_block_out_channels": (8,) * 6,
+            "encoder_block_out_channels": (8, 8, 8, 8, 8, 32),
+            "decoder_block_out_channels": (8, 8, 8, 8, 8, 32),
             "encoder_layers_per_block": (1,) * 6,
             "decoder_layers_per_block": (1,) * 6,
             "encoder_block_types": "ResBlock",

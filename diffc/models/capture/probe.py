@@ -30,7 +30,10 @@ class Probe:
     ):
         from torch._subclasses.fake_tensor import FakeTensorMode
 
+        from diffc.models.rewrites import rewrite_modules
+
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        rewrite_modules(model)
         self._model, self._inputs, self._dimensions = model, inputs, dimensions
         self._constants, self._tuples = constants, tuples
         fake_parameters(model, self._mode)

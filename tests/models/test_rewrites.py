@@ -7,7 +7,7 @@ import torch
 from diffusers.models.embeddings import Timesteps
 from diffusers.models.transformers.transformer_chroma import ChromaCombinedTimestepTextProjEmbeddings
 
-from diffc.frontend.rewrites import rewrite_modules
+from diffc.models.rewrites import rewrite_modules
 
 
 def test_chroma_modulation_is_bit_for_bit_the_same() -> None:

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from diffc.models.batched import FORWARDS
+
 
 def rewrite_modules(backbone: nn.Module) -> None:
     """Replace the forward() of the modules of `backbone` that are listed here, in place."""
@@ -60,6 +62,7 @@ def _sinusoids(module: Any) -> Callable[..., torch.Tensor]:
 
 
 REWRITES: Mapping[str, Callable[[Any], Callable[..., Any]]] = {
+    **FORWARDS,
     "ChromaCombinedTimestepTextProjEmbeddings": _chroma_modulation,
     "Timesteps": _sinusoids,
 }
