@@ -28,7 +28,7 @@ def flatten(backbone: torch.nn.Module, family: Family, config: Config) -> None:
 
     def forward(*args: torch.Tensor, **kwargs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = dict(zip(names, args, strict=False)) | kwargs
-        found = original(**forward_kwargs(family, config, values), return_dict=False)
+        found = original(**forward_kwargs(family, config, values, batched=True), return_dict=False)
         return tensors_of(found)[:results]
 
     forward.__signature__ = Signature(  # type: ignore[attr-defined]  # what torch.export names inputs after

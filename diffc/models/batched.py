@@ -16,6 +16,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional
 
+from diffc.models.lists import Lists
+
 Forward = Callable[..., Any]
 
 
@@ -196,5 +198,5 @@ FORWARDS: Mapping[str, Callable[[Any], Forward]] = {
     "ZImageTransformer2DModel": _z_image,
 }
 """Name of a backbone's class -> what makes its forward()."""
-LISTS: Mapping[str, tuple[str, ...]] = {"ZImageTransformer2DModel": ("x", "cap_feats")}
+LISTS: Mapping[str, Lists] = {"ZImageTransformer2DModel": {"x": False, "cap_feats": True}}
 """Of these classes: the arguments that are a list of one tensor per image, which forward() here takes as one tensor."""

@@ -12,9 +12,11 @@ from typing import Any
 from unittest.mock import patch
 
 from diffc.errors import UnsupportedError
+from diffc.models.batched import LISTS
 from diffc.models.call import frames_argument, parameters_of, plain_sizes
 from diffc.models.capture.pipeline import Stage
 from diffc.models.capture.stand_ins import Enough, words
+from diffc.models.lists import joined
 from diffc.models.nested import Path, places, tuple_places, without_repeats
 
 Leaves = dict[Path, Any]
@@ -81,12 +83,17 @@ class Recorder:
             ) from error
         if not backbone.calls:
             raise UnsupportedError(f"{name} ended without a call of its backbone")
-        return places(without_repeats(backbone.calls[0]))
+        return places(joined(without_repeats(backbone.calls[0]), self.lists))
+
+    @property
+    def lists(self) -> Mapping[str, bool]:
+        """The arguments of the backbone that are lists of one tensor per image, and that one tensor is to take over."""
+        return LISTS.get(type(self.stage.backbone.real).__name__, {})
 
     @property
     def tuples(self) -> tuple[Path, ...]:
         """The places of tuples in the call that was recorded last."""
-        return tuple_places(self.stage.backbone.calls[0])
+        return tuple_places(joined(self.stage.backbone.calls[0], self.lists))
 
     def _set_lengths(self, text: int | None) -> None:
         """The length of the first tokenizer, where the call has no other way to ask for one; None for its own."""
