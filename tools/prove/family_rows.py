@@ -13,7 +13,9 @@ from diffc.artifact.folder import Artifact
 from diffc.commands.generate import GenerateRequest, generate
 from diffc.compile.spine import CompileRequest, CompileResult, compile_model
 from diffc.errors import DiffcError
+from diffc.models.family import Family
 from diffc.models.registry import family_of_manifest
+from diffc.models.sources.locate import locate
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import QuantOptions
 from passes import PassError
@@ -92,7 +94,22 @@ def _request(
         prompts=PROMPTS,
         image_size=64 if fmt.algorithm else None,
         options=QuantOptions(mha=format.endswith(MHA)),
+        profile=_profile(locate(str(place)).family),
     )
+
+
+def _profile(family: Family) -> str:
+    """Small images and few frames, so that validation at shapes of the engine takes seconds."""
+    step = math.lcm(32, family.pixel_multiple({}))
+    axes = {
+        "batch": (1, 2, 4),
+        "height": (2 * step, 4 * step, 8 * step),
+        "width": (2 * step, 4 * step, 8 * step),
+    }
+    axes["text"] = (8, 32, 64)
+    if family.frames is not None:
+        axes["frames"] = (family.video_frames(1), family.video_frames(2), family.video_frames(4))
+    return ",".join(f"{name}={':'.join(map(str, sizes))}" for name, sizes in axes.items())
 
 
 def _painted(output: Path) -> float:
