@@ -8,7 +8,8 @@ have are masked keys, and nobody reads what they give as queries.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -191,6 +192,24 @@ def _result(sample: Tensor, return_dict: bool) -> Any:
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
     return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+
+@contextmanager
+def batched_forward(model: Any) -> Iterator[bool]:
+    """While this is open, `model` computes its batch at once, as its graph does, if its class is one of these.
+
+    Yields whether it is. Outputs are the same; the values of its modules have another order of tokens, and other
+    values where a prompt has no token.
+    """
+    make = FORWARDS.get(type(model).__name__)
+    if make is None:
+        yield False
+        return
+    model.forward = make(model)
+    try:
+        yield True
+    finally:
+        del model.forward
 
 
 FORWARDS: Mapping[str, Callable[[Any], Forward]] = {
