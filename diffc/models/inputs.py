@@ -134,10 +134,8 @@ def _length(value: Any) -> Any:
 
 
 def tensors_of(found: Any) -> tuple[torch.Tensor, ...]:
-    """The tensors in what a forward() returned, in order; a list of one tensor per image is one of them."""
+    """The tensors in what a forward() returned, in order."""
     if isinstance(found, torch.Tensor):
         return (found,)
-    if isinstance(found, list) and found and all(isinstance(item, torch.Tensor) for item in found):
-        return (torch.stack(found),)
     items = found.values() if isinstance(found, Mapping) else found if isinstance(found, list | tuple) else ()
     return tuple(tensor for item in items for tensor in tensors_of(item))

@@ -59,9 +59,10 @@ def torch_outputs(
     quantizers_run = cpu_block_quant if has_modelopt else nullcontext
     with torch.no_grad(), quantizers_run(), attention_by_default() if has_modelopt else nullcontext():
         kwargs = forward_kwargs(spec, source.config, values, batched=batched)
-        found = tensors_of(model(**kwargs, return_dict=False))
+        found = model(**kwargs, return_dict=False)
+        tensors = (torch.stack(found[0]),) if spec.lists and not batched else tensors_of(found)
     items = spec.outputs(source.config)
-    return {item.name: out.float().numpy() for item, out in zip(items, found, strict=False)}
+    return {item.name: out.float().numpy() for item, out in zip(items, tensors, strict=False)}
 
 
 def _in_float32(drawn: Drawn) -> Drawn:
