@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from diffc.models.sources.backbone_folder import folder_of, read_backbone
 from diffc.models.sources.components import pipeline_variant
 from diffc.models.sources.hub_cache import identity
 from diffc.models.sources.inside import inside
-from diffc.models.sources.json_files import read_json
+from diffc.models.sources.json_files import components_in, read_index
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource, Reader
 
 _BACKBONE = re.compile(r"(Transformer|UNet|DiT)(?!.*(ControlNet|Controlnet))")
@@ -38,9 +37,10 @@ def _open(options: HubOptions, model: str) -> ModelSource:
 
 def component(pipeline: Path) -> Path:
     """The backbone folder of a pipeline folder. Raises DiffcError when it is missing, or no component is a backbone."""
-    index = read_json(pipeline / "model_index.json")
+    index = read_index(pipeline)
+    there = components_in(index)
     known = components()
-    named = [c for c in known if isinstance(index.get(c), list) and all(index[c])] or _by_class(index)
+    named = [c for c in known if all(there.get(c, (None,)))] or _by_class(index)
     if not named:
         kind = index.get("_class_name", "pipeline")
         raise UnsupportedError(f"{pipeline}: this {kind} has none of the components {', '.join(known)}")
@@ -53,10 +53,9 @@ def component(pipeline: Path) -> Path:
     return folder
 
 
-def _by_class(index: Mapping[str, Any]) -> list[str]:
+def _by_class(index: dict[str, Any]) -> list[str]:
     """Components of other names whose class is that of a backbone: Stable Cascade's "prior" is a StableCascadeUNet."""
-    entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
-    return [name for name, (_, kind) in entries.items() if kind and _BACKBONE.search(str(kind))]
+    return [name for name, (_, kind) in components_in(index).items() if kind and _BACKBONE.search(kind)]
 
 
 def reader(options: HubOptions) -> Reader:
