@@ -42,7 +42,7 @@ def _configurations(part: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if hasattr(tokenizer, "model_max_length"):
         yield "tokenizer_config.json", {"model_max_length": tokenizer.model_max_length}
         return
-    config = getattr(part, "config", None)
+    config: Any = getattr(part, "config", None)
     file = getattr(part, "config_name", "config.json")
     if hasattr(part, "to_json_string") and hasattr(part, "config_name"):  # a model or scheduler of diffusers
         yield file, json.loads(part.to_json_string())
