@@ -49,14 +49,6 @@ def component(pipeline: Path) -> Path:
     return folder
 
 
-<<<<<<< HEAD
-def _by_class(index: dict[str, Any]) -> list[str]:
-    """Components of other names whose class is that of a backbone: Stable Cascade's "prior" is a StableCascadeUNet."""
-    return [name for name, (_, kind) in components_in(index).items() if kind and _BACKBONE.search(kind)]
-
-
-=======
->>>>>>> main
 def reader(options: HubOptions) -> Reader:
     """The reader of pipeline folders; `options` give a subfolder and a variant."""
     expects = "a diffusers pipeline folder (model_index.json)"
