@@ -110,19 +110,19 @@ def _own_tensors(module: nn.Module) -> Read:
 def _without_weights(folder: Path, encoders: Sequence[str], source: ModelSource) -> Iterator[str]:
     """The components that this calibration does not run: encoders of prompts that are encoded, and a VAE."""
     yield from encoders
-    takes_images = not set(IMAGE_ARGUMENTS).isdisjoint(_parameters(folder))
+    takes_images = not _parameters(folder).isdisjoint(IMAGE_ARGUMENTS)
     beside = any(name.startswith(("first_stage_model.", "vae.")) for name in source.beside)
     if not takes_images and not beside and _class_of(folder, "vae") is not None:
         yield "vae"
 
 
-def _parameters(folder: Path) -> Mapping[str, inspect.Parameter]:
+def _parameters(folder: Path) -> set[str]:
     """What the call of the pipeline in a folder takes; all that may be an image, for a class that is not known."""
     import diffusers
 
     index = read_json(folder / "model_index.json")
     pipeline = getattr(diffusers, str(index.get("_class_name")), None)
-    return inspect.signature(pipeline.__call__).parameters if pipeline else dict.fromkeys(IMAGE_ARGUMENTS)  # type: ignore[arg-type]
+    return set(inspect.signature(pipeline.__call__).parameters if pipeline else IMAGE_ARGUMENTS)
 
 
 def _from_transformers(folder: Path) -> list[str]:

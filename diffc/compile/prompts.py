@@ -87,7 +87,7 @@ def _table(separator: str) -> Callable[[Path], Iterator[str]]:
     def read(file: Path) -> Iterator[str]:
         rows = csv.reader(io.StringIO(_text(file), newline=""), delimiter=separator)
         head = next(rows, [])
-        column = head.index(_column(head, file))
+        column = head.index(_column(head))
         return (row[column] for row in rows if len(row) > column)
 
     return read
@@ -95,26 +95,21 @@ def _table(separator: str) -> Callable[[Path], Iterator[str]]:
 
 def _json(file: Path) -> Iterator[str]:
     content = json.loads(_text(file))
-    return _prompts_of(content, file)
+    return _prompts_of(content)
 
 
 def _json_lines(file: Path) -> Iterator[str]:
-    return (
-        prompt for line in _lines(file) if line.strip() for prompt in _prompts_of([json.loads(line)], file)
-    )
+    return (prompt for line in _lines(file) if line.strip() for prompt in _prompts_of([json.loads(line)]))
 
 
-def _prompts_of(content: Any, file: Path) -> Iterator[str]:
+def _prompts_of(content: Any) -> Iterator[str]:
     if isinstance(content, Mapping):
         lists = {name: value for name, value in content.items() if isinstance(value, list)}
-        if len(lists) != 1:
-            content = lists[_column(list(lists), file)]
-        else:
-            content = next(iter(lists.values()))
+        content = lists[_column(list(lists))] if len(lists) != 1 else next(iter(lists.values()))
     if not isinstance(content, list):
         raise ValueError("it is no list of prompts")
     for row in content:
-        value = row[_column(list(row), file)] if isinstance(row, Mapping) else row
+        value = row[_column(list(row))] if isinstance(row, Mapping) else row
         yield _one(value)
 
 
@@ -129,7 +124,7 @@ def _one(value: Any) -> str:
     return value
 
 
-def _column(names: list[str], file: Path) -> str:
+def _column(names: list[str]) -> str:
     """The column of the prompts. Raises ValueError that lists the columns."""
     for known in COLUMNS:
         for name in names:
@@ -149,7 +144,7 @@ def _parquet(file: Path) -> Iterator[str]:
             fix="pip install pyarrow, or give the prompts as text, CSV or JSON",
         ) from error
     table = parquet.ParquetFile(file)
-    name = _column(table.schema_arrow.names, file)
+    name = _column(table.schema_arrow.names)
     for batch in table.iter_batches(columns=[name]):
         yield from map(_one, batch.column(0).to_pylist())
 

@@ -64,7 +64,8 @@ def use_unchecked_maxima(backbone: nn.Module) -> None:
             """Take `x` into the maximum."""
             axes = utils.convert_quantization_axis_to_reduce_axis(x, self._axis)
             amax = utils.reduce_amax(x, axis=axes).detach()
-            self._calib_amax = amax if self._calib_amax is None else self._calib_amax.maximum(amax)
+            before: torch.Tensor | None = self.compute_amax()
+            self._calib_amax = amax if before is None else before.maximum(amax)
 
     for quantizer in enabled_quantizers(backbone).values():
         if type(quantizer._calibrator) is MaxCalibrator:

@@ -132,7 +132,7 @@ def calibrate(
             kept.keep(backbone, passes.done, number + 1)
         passes.done += 1
 
-    _collect(backbone, algorithm_of(fmt, options), run_prompts, bounded and bounded.stream)
+    _collect(backbone, algorithm_of(fmt, options), run_prompts, None if bounded is None else bounded.stream)
     _finish(backbone)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,8 @@ class EncodedPrompts:
                 stack.callback(part.register_forward_pre_hook(hook).remove)
             if encode is not None:
                 stack.enter_context(_with_encode_prompt(pipe, recording))
-            try:
+            with suppress(_Reached):
                 pipe(**call)
-            except _Reached:
-                pass
         content = io.BytesIO()
         torch.save(pytree.tree_map_only(torch.Tensor, _stored, outputs), content)
         write_bytes(self._file(number), content.getvalue())

@@ -71,7 +71,7 @@ class WeightStream:
         self._nan: dict[torch.dtype, Tensor] = {}
         self._cuda = device.type == "cuda"
         self._pool = ThreadPoolExecutor(1, "weights") if self._cuda else None
-        self._side = torch.cuda.Stream(device) if self._cuda else None
+        self._side = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
         self._put_rest(module, dtype)
         self._hooks = [hook for path, layer in self._layers.items() for hook in self._hooked(path, layer)]
 
@@ -205,7 +205,8 @@ class WeightStream:
 
 def _streamed_layers(module: nn.Module) -> dict[str, nn.Module]:
     """The layers whose weights come when they run, by path."""
-    found, skipped = {}, set[str]()
+    found: dict[str, nn.Module] = {}
+    skipped = set[str]()
     for path, layer in module.named_modules():
         parent = path.rpartition(".")[0]
         if isinstance(layer, _USES_THEIRS) or parent in skipped:
