@@ -45,7 +45,7 @@ def run_apart(function: Callable[..., Any], *arguments: Any, seconds: float, mem
     when it crashes. Function, arguments and result are pickled.
     """
     seconds += 0 if FORKS else _IMPORTS
-    context = multiprocessing.get_context("fork" if FORKS else "spawn")
+    context: Any = multiprocessing.get_context("fork" if FORKS else "spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, memory, seconds, function, arguments), daemon=True)
     process.start()

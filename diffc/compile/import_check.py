@@ -120,6 +120,7 @@ class ImportCheck:
         seconds = 1.5 + len(model.graph.node) / 100 + size / 100_000
         memory = 40 * size + ((256 << 20) if size < _TINY else (2 << 30))
         try:
+            found: list[Outputs] | str
             found, self._trial = run_apart(_run, self._trial, model, rounded, seconds=seconds, memory=memory)
         except Ended as error:
             self._stopped = f"it did not run (ONNX Runtime was stopped: {error.reason})"
