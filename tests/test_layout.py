@@ -15,7 +15,10 @@ import pytest
 
 from tests import ROOT
 
-_BASICS = "errors progress progress_bar plugins memory version output_files records paths terminal_text tensors passes"
+_BASICS = (
+    "errors progress progress_bar plugins memory version output_files records apart paths"
+    " terminal_text tensors passes"
+)
 _MODELS = f"models quantize cache {_BASICS}"
 
 # Room: the rooms that it may import from, from top to bottom. "passes" stands for any room of that package.
@@ -44,6 +47,7 @@ DIFFC: Mapping[str, str] = {
     "paths": "",
     "output_files": "errors passes",
     "records": "errors passes",
+    "apart": "errors",
     "terminal_text": "",
     "progress_bar": "progress terminal_text",
 }

@@ -24,7 +24,7 @@ from diffc.quantize.pipeline_call import call_arguments, steps_of, takes
 from diffc.quantize.runs import Estimate, Passes, Progress
 from diffc.quantize.scaling import portable_scaling
 from diffc.quantize.simulate import cpu_block_quant
-from diffc.quantize.state import settings_of, usable_amax
+from diffc.quantize.state import fake_mode_of, settings_of, usable_amax
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,6 +91,8 @@ def calibrate(
         return
     options = options or QuantOptions()
     backbone = _component(pipe, component)
+    if bounded is None:  # else weights are read piece by piece, and looked at there
+        _check_finite(backbone)
     batches = [range(i, min(i + batch_size, len(prompts))) for i in range(0, len(prompts), batch_size)]
 
     def arguments(numbers: Sequence[int]) -> dict[str, Any]:
@@ -159,6 +161,18 @@ def algorithm_of(fmt: Format, options: QuantOptions) -> dict[str, Any]:
         "svdquant": {"lowrank": options.lowrank},
     }
     return {"method": fmt.algorithm, **extra.get(fmt.algorithm or "", {})}
+
+
+def _check_finite(backbone: nn.Module) -> None:
+    """Raise DiffcError for a weight with NaN or infinity: ModelOpt runs for hours before it stumbles over one."""
+    import torch
+
+    for name, weight in backbone.named_parameters():
+        if fake_mode_of(weight) is None and not weight.is_meta and not torch.isfinite(weight).all():
+            raise DiffcError(
+                f"the weight {name!r} holds NaN or infinity: it is damaged, or its training has diverged",
+                fix="download the model again",
+            )
 
 
 def _component(pipe: Any, component: str) -> nn.Module:
