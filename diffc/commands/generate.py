@@ -17,7 +17,7 @@ from diffc.artifact.describe import is_imported
 from diffc.artifact.folder import Artifact
 from diffc.artifact.model import compiled_model
 from diffc.errors import DiffcError, UsageError
-from diffc.models.call import frames_argument, plain_sizes
+from diffc.models.call import frames_argument, plain_sizes, text_cleaner
 from diffc.models.embedded.digits import WORDS
 from diffc.models.profiles import ShapeProfile
 from diffc.models.sources.backbone import quiet_libraries
@@ -271,15 +271,17 @@ def _paint(pipe: Any, backbone: Any, request: GenerateRequest, update: Update) -
     if "callback_on_step_end" in parameters:
         settings["callback_on_step_end"] = told
     started = time.perf_counter()
-    result = pipe(
-        [request.prompt] * request.batch,
-        num_inference_steps=request.steps,
-        height=request.height,
-        width=request.width,
-        generator=[torch.Generator().manual_seed(request.seed + n) for n in range(request.batch)],
-        output_type="pt",
-        **settings,
-    )
+    with text_cleaner(type(pipe)):
+        result = pipe(
+            prompt=[request.prompt]
+            * request.batch,  # by name: it is not the first argument of every pipeline
+            num_inference_steps=request.steps,
+            height=request.height,
+            width=request.width,
+            generator=[torch.Generator().manual_seed(request.seed + n) for n in range(request.batch)],
+            output_type="pt",
+            **settings,
+        )
     seconds = time.perf_counter() - started
     images = (result.images if hasattr(result, "images") else result.frames).float().cpu()
     return images.flatten(0, -4), seconds  # of a video, [N, frames, 3, H, W]

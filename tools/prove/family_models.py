@@ -280,7 +280,7 @@ MODELS: dict[str, Tiny] = {
             "num_refiner_layers": 1,
             "cap_feat_dim": T5_WIDTH,
             "axes_dim_rope": (32, 32, 32),
-            "axes_lens": (64, 64, 64),
+            "axes_lens": (300, 64, 64),
             "multiple_of": 64,
         },
         ("llm",),

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 from diffc.errors import UnsupportedError
 from diffc.models.batched import LISTS
-from diffc.models.call import frames_argument, parameters_of, plain_sizes
+from diffc.models.call import frames_argument, parameters_of, plain_sizes, text_cleaner
 from diffc.models.capture.pipeline import Stage
 from diffc.models.capture.stand_ins import Enough, words
 from diffc.models.lists import joined
@@ -71,7 +67,7 @@ class Recorder:
         backbone, name = self.stage.backbone, self.stage.cls.__name__
         backbone.calls.clear()
         try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad(), _text_cleaner(self.stage.cls):
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), text_cleaner(self.stage.cls):
                 torch.manual_seed(1)
                 self.stage.pipe(**call)
         except Enough:
@@ -100,14 +96,3 @@ class Recorder:
         for number, (name, own) in enumerate(self.stage.lengths.items()):
             asked = text is not None and number == 0 and "max_sequence_length" not in self.parameters
             getattr(self.stage.pipe, name).model_max_length = text if asked else own
-
-
-@contextmanager
-def _text_cleaner(pipeline: Any) -> Iterator[None]:
-    """ftfy for pipelines that call it without having it: it repairs broken letters, and a prompt here has none."""
-    module = sys.modules[pipeline.__module__]
-    if hasattr(module, "ftfy"):
-        yield
-        return
-    with patch.object(module, "ftfy", SimpleNamespace(fix_text=lambda text: text), create=True):
-        yield
