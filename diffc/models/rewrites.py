@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -61,9 +62,52 @@ def _sinusoids(module: Any) -> Callable[..., torch.Tensor]:
     return forward
 
 
+def _qwen_rotary(module: Any) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """Rotary factors of Qwen-Image: of the patches of every image, centred in rows and columns, then of the prompt.
+
+    before: slices of two tables, at int(number of tokens)      after: rows of one table at positions, with free sizes
+    """
+    with unset_fake_temporarily():
+        table = torch.view_as_real(
+            torch.cat([module.neg_freqs, module.pos_freqs]).to(torch.complex64)
+        ).clone()
+        zero = len(module.neg_freqs)
+    widths = [width // 2 for width in module.axes_dim]
+
+    def at(axis: int, positions: torch.Tensor) -> torch.Tensor:
+        start = sum(widths[:axis])
+        return table[:, start : start + widths[axis]][zero + positions]
+
+    def centred(size: Any) -> torch.Tensor:
+        return torch.arange(size) - ((size - size // 2) if module.scale_rope else 0)
+
+    def of_image(number: int, frames: Any, height: Any, width: Any) -> torch.Tensor:
+        parts = [
+            at(0, number + torch.arange(frames))[:, None, None].expand(-1, height, width, -1, -1),
+            at(1, centred(height))[None, :, None].expand(frames, -1, width, -1, -1),
+            at(2, centred(width))[None, None].expand(frames, height, -1, -1, -1),
+        ]
+        return torch.cat(parts, dim=3).flatten(0, 2)
+
+    def forward(
+        video_fhw: Any, device: Any = None, max_txt_seq_len: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        del device
+        shapes = video_fhw[0] if isinstance(video_fhw, list) else video_fhw
+        shapes = shapes if isinstance(shapes, list) else [shapes]
+        images = torch.cat([of_image(n, *shape) for n, shape in enumerate(shapes)])
+        sides = [side // 2 if module.scale_rope else side for shape in shapes for side in shape[1:]]
+        places = reduce(torch.sym_max, sides) + torch.arange(max_txt_seq_len)
+        text = torch.cat([at(axis, places) for axis in range(len(widths))], dim=1)
+        return torch.view_as_complex(images), torch.view_as_complex(text)
+
+    return forward
+
+
 REWRITES: Mapping[str, Callable[[Any], Callable[..., Any]]] = {
     **FORWARDS,
     "ChromaCombinedTimestepTextProjEmbeddings": _chroma_modulation,
     "Timesteps": _sinusoids,
+    "QwenEmbedRope": _qwen_rotary,
 }
 """Name of a module's class -> what makes its forward()."""
