@@ -109,7 +109,8 @@ def named_inputs(
     positions = [path[0] for path in items if len(path) == 1]
     fixed = {path for path, _ in family.constants}
     inner = {path[0] for path in (*items, *fixed) if len(path) > 1}
-    named = {**dict(zip(positions, args, strict=False)), **without_repeats(kwargs)}
+    named: dict[str, Any] = dict(zip(positions, args, strict=False))
+    named |= without_repeats(kwargs)
     given: dict[Path, Any] = {}
     for name, value in joined(named, family.lists).items():
         given |= places(value, (name,)) if name in inner else {(name,): value}

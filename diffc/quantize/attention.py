@@ -103,7 +103,7 @@ def plain_attention(
     import torch
 
     # ModelOpt keeps here what it has replaced, and what others have patched before.
-    attention = torch.nn.functional._scaled_dot_product_attention
+    attention = vars(torch.nn.functional)["_scaled_dot_product_attention"]
     query, key = module.q_bmm_quantizer(query), module.k_bmm_quantizer(key)
     value = module.v_bmm_quantizer(value)
     out: torch.Tensor = module.bmm2_output_quantizer(attention(query, key, value, *args, **kwargs))

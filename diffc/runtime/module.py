@@ -196,7 +196,8 @@ class CompiledBackbone(nn.Module):
         """The value of every graph input."""
         if len(args) > len(self._positions):
             raise DiffcError(f"give all but {', '.join(self._positions)} by name")
-        named = {**dict(zip(self._positions, args, strict=False)), **without_repeats(kwargs)}
+        named: dict[str, Any] = dict(zip(self._positions, args, strict=False))
+        named |= without_repeats(kwargs)
         given: dict[Path, Any] = {}
         for name, value in joined(named, self._spec.lists).items():
             entries = places(value, (name,)) if name in self._nested else {(name,): value}
