@@ -29,6 +29,9 @@ def _chroma_modulation(module: Any) -> Callable[..., torch.Tensor]:
     """The input of Chroma's modulation: rows of time, guidance (zero) and position in the list of modulations.
 
     before: torch.tensor([0] * batch), which needs the batch as a number      after: zeros like the times
+
+    The table of positions is float32 up to the end. A table that is cast by itself folds to rounded numbers, and the
+    float32 twin of a 16-bit graph then differs from torch in float32.
     """
 
     def forward(timestep: torch.Tensor) -> torch.Tensor:
@@ -36,8 +39,8 @@ def _chroma_modulation(module: Any) -> Callable[..., torch.Tensor]:
         time = module.time_proj(timestep).to(timestep.dtype)
         guidance = module.guidance_proj(torch.zeros_like(timestep)).to(timestep.dtype)
         both = torch.cat([time, guidance], dim=1)[:, None].expand(-1, rows, -1)
-        table = module.mod_proj.to(time.dtype)[None].expand(timestep.shape[0], -1, -1)
-        return torch.cat([both, table], dim=-1).to(timestep.dtype)
+        table = module.mod_proj[None].expand(timestep.shape[0], -1, -1)
+        return torch.cat([both.to(table.dtype), table], dim=-1).to(timestep.dtype)
 
     return forward
 
