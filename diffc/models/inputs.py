@@ -106,7 +106,7 @@ def named_inputs(
     that the call does not have, and for an argument that the backbone's graph has no input for.
     """
     items = {item.path or (item.name,): item for item in family.inputs(config)}
-    positions = [path[0] for path in items if len(path) == 1]
+    positions = [str(path[0]) for path in items if len(path) == 1]
     fixed = {path for path, _ in family.constants}
     inner = {path[0] for path in (*items, *fixed) if len(path) > 1}
     named: dict[str, Any] = dict(zip(positions, args, strict=False))
