@@ -34,7 +34,7 @@ def read_plan(path: Path) -> Any:
 def _parse_yaml(text: str, path: Path) -> Any:
     import yaml
 
-    class Plain(yaml.SafeLoader):
+    class Plain(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no type information
         """YAML without aliases and merge keys, of a limited depth."""
 
         depth = 0

@@ -43,7 +43,8 @@ def check_config(family: Family, config: Config, place: object) -> None:
     watched = _Watched(config)
     try:
         dynamic = {dim.name for dim in family.dims(watched)}
-        places = [item.dims for item in (*family.inputs(watched), *family.outputs(watched))]
+        places = [item.dims for item in family.inputs(watched)]
+        places += [item.dims for item in family.outputs(watched)]
         sizes: list[Any] = [n for dims in places for n in dims if not isinstance(n, str) or n not in dynamic]
         for dim in family.dims(watched):
             sizes += [dim.multiple, *([] if dim.maximum is None else [dim.maximum])]
