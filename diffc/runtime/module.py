@@ -270,7 +270,10 @@ def _empty(value: Any) -> bool:
 def _output_class(spec: Family) -> Any:
     """The class of what diffusers' forward() returns; without diffusers, one that has the attribute alone."""
     module, _, name = spec.output_class.partition(":")
+    if spec.interface is not None and module.partition(".")[0] != "diffusers":
+        return SimpleNamespace  # a manifest names it: no other module of this machine is imported for a file
     try:
-        return getattr(import_module(module), name)
+        found = getattr(import_module(module), name, None)
     except ImportError:
         return SimpleNamespace
+    return found if isinstance(found, type) else SimpleNamespace
