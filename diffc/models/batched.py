@@ -10,31 +10,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.nn import functional
+from typing import TYPE_CHECKING, Any
 
 from diffc.models.lists import Lists
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Forward = Callable[..., Any]
 
 
 def _tables(complex_tables: Sequence[Tensor]) -> list[Tensor]:
     """Rotary tables [positions, channels / 2] as pairs of float32 numbers in a last axis."""
+    import torch
+
     return [torch.view_as_real(table.to(torch.complex64)).clone() for table in complex_tables]
 
 
 def _rotary(tables: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor:
     """Complex factors [batch, tokens, channels / 2]: those of every axis at its positions [batch, tokens]."""
+    import torch
+
     parts = [table[place] for table, place in zip(tables, positions, strict=True)]
     return torch.view_as_complex(torch.cat(parts, dim=-2))
 
 
 def _grid(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """Row and column of every patch, row by row."""
+    import torch
+
     row = torch.arange(rows)[:, None].expand(rows, columns).reshape(-1)
     column = torch.arange(columns)[None, :].expand(rows, columns).reshape(-1)
     return row, column
@@ -45,6 +49,9 @@ def _lumina2(model: Any) -> Forward:
 
     before: per image, its own number of tokens, which is the sum of its mask      after: a mask over all of them
     """
+    import torch
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
     with unset_fake_temporarily():
         tables = _tables(model.rope_embedder.freqs_cis)
     patch = model.config.patch_size
@@ -76,7 +83,7 @@ def _lumina2(model: Any) -> Forward:
         for layer in model.noise_refiner:
             image = layer(image, None, of_image, times)
         joint, rotary = torch.cat([text, image], dim=1), torch.cat([of_text, of_image], dim=1)
-        mask = functional.pad(seen, (0, rows * columns), value=True)
+        mask = torch.nn.functional.pad(seen, (0, rows * columns), value=True)
         for layer in model.layers:
             joint = layer(joint, mask, rotary, times)
         pixels = model.norm_out(joint, times)[:, tokens:]
@@ -88,6 +95,8 @@ def _lumina2(model: Any) -> Forward:
 
 def _sinusoids(times: Tensor, frequencies: Tensor) -> Tensor:
     """Cosines, then sines, of times [batch] at frequencies that are constants of the graph."""
+    import torch
+
     angles = times[:, None].float() * frequencies[None]
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
 
@@ -103,6 +112,9 @@ def _z_image(model: Any) -> Forward:
     after: `x` [batch, channels, frames, height, width], `cap_feats` [batch, tokens, width] with zeros at the ends of
     shorter prompts, and `cap_feats_lengths` [batch]: how many tokens each has
     """
+    import torch
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
     with unset_fake_temporarily():
         embedder = model.rope_embedder
         made = embedder.freqs_cis or embedder.precompute_freqs_cis(
@@ -139,7 +151,7 @@ def _z_image(model: Any) -> Forward:
         for layer in model.context_refiner:
             text = layer(text, seen, of_text)
         joint, rotary = torch.cat([image, text], dim=1), torch.cat([of_image, of_text], dim=1)
-        mask = functional.pad(seen, (image.shape[1], 0), value=True)
+        mask = torch.nn.functional.pad(seen, (image.shape[1], 0), value=True)
         for layer in model.layers:
             joint = layer(joint, mask, rotary, times)
         pixels = model.all_final_layer[kind](joint, c=times)[:, : sizes[0] * sizes[1] * sizes[2]]
@@ -156,8 +168,10 @@ def _z_text(
     model: Any, tables: Sequence[Tensor], features: Tensor, lengths: Tensor, filled: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens of the prompts, their rotary factors, and which are seen; `lengths`, `filled`: [batch, 1]."""
+    import torch
+
     batch, tokens = features.shape[:2]
-    features = functional.pad(features, (0, 0, 0, (tokens + _STEP - 1) // _STEP * _STEP - tokens))
+    features = torch.nn.functional.pad(features, (0, 0, 0, (tokens + _STEP - 1) // _STEP * _STEP - tokens))
     place = torch.arange(features.shape[1])[None, :].expand(batch, -1)
     own, seen = (place < lengths)[..., None], place < filled
     text = torch.where(own, model.cap_embedder(features), model.cap_pad_token)
@@ -174,6 +188,8 @@ def _z_image_tokens(
     kind: str,
 ) -> tuple[Tensor, Tensor]:
     """Tokens of the images and their rotary factors; positions go on after the prompt's, those that fill up are 0."""
+    import torch
+
     batch, count = patches.shape[:2]
     more = (count + _STEP - 1) // _STEP * _STEP - count
     image = model.all_x_embedder[kind](patches)
@@ -185,7 +201,7 @@ def _z_image_tokens(
         row.repeat(sizes[0]).expand(batch, count),
         column.repeat(sizes[0]).expand(batch, count),
     )
-    return image, _rotary(tables, [functional.pad(place, (0, more)) for place in places])
+    return image, _rotary(tables, [torch.nn.functional.pad(place, (0, more)) for place in places])
 
 
 def _result(sample: Tensor, return_dict: bool) -> Any:

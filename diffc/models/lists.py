@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LENGTHS = "_lengths"
 """Behind the name of a list whose tensors differ in length: the input [images] that holds the lengths."""
@@ -20,6 +20,8 @@ def joined(arguments: Mapping[str, Any], lists: Lists) -> dict[str, Any]:
     before: x=[a, b], cap_feats=[17 x 64, 5 x 64]
     after:  x [2, ...], cap_feats [2, 17, 64], cap_feats_lengths [17, 5]
     """
+    import torch
+
     found: dict[str, Any] = {}
     for name, value in arguments.items():
         found[name] = value

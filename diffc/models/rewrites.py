@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import reduce
-from typing import Any
-
-import torch
-from torch import nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
+from typing import TYPE_CHECKING, Any
 
 from diffc.models.batched import FORWARDS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 def rewrite_modules(backbone: nn.Module) -> None:
@@ -33,6 +33,7 @@ def _chroma_modulation(module: Any) -> Callable[..., torch.Tensor]:
     The table of positions is float32 up to the end. A table that is cast by itself folds to rounded numbers, and the
     float32 twin of a 16-bit graph then differs from torch in float32.
     """
+    import torch
 
     def forward(timestep: torch.Tensor) -> torch.Tensor:
         rows = module.mod_proj.shape[0]
@@ -51,6 +52,9 @@ def _sinusoids(module: Any) -> Callable[..., torch.Tensor]:
     before: exp(arange * factor) in the graph; two runtimes round it differently, and a time of 1000 makes a thousand
     times the difference of it      after: torch's own values of it
     """
+    import torch
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
     with unset_fake_temporarily():
         half = module.num_channels // 2
         exponent = -math.log(10000) * torch.arange(start=0, end=half, dtype=torch.float32)
@@ -60,7 +64,7 @@ def _sinusoids(module: Any) -> Callable[..., torch.Tensor]:
         angles = module.scale * (timesteps[:, None].float() * frequencies)
         parts = [torch.sin(angles), torch.cos(angles)]
         found = torch.cat(parts[::-1] if module.flip_sin_to_cos else parts, dim=-1)
-        return nn.functional.pad(found, (0, 1)) if module.num_channels % 2 else found
+        return torch.nn.functional.pad(found, (0, 1)) if module.num_channels % 2 else found
 
     return forward
 
@@ -70,6 +74,9 @@ def _qwen_rotary(module: Any) -> Callable[..., tuple[torch.Tensor, torch.Tensor]
 
     before: slices of two tables, at int(number of tokens)      after: rows of one table at positions, with free sizes
     """
+    import torch
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
     with unset_fake_temporarily():
         table = torch.view_as_real(
             torch.cat([module.neg_freqs, module.pos_freqs]).to(torch.complex64)
