@@ -89,7 +89,8 @@ def save_all(
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise PassError(
-                f"no space left on {first.parent}: {total_size(places)} bytes are needed"
+                f"no space left on {first.parent}: {_size(total_size(places))} are needed."
+                " Fix: free some space, or name another output"
             ) from error
         raise
     finally:
@@ -114,8 +115,18 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed * 1.02 + (1 << 20):
         raise PassError(
-            f"no room on {folder}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+            f"no room on {folder}: {_size(needed)} are needed, {_size(free)} are free."
+            " Fix: free some space, or name another output"
         )
+
+
+def _size(count: float) -> str:
+    """Bytes as people say them: 3.1 GB, 12 kB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
 
 
 def _stream(
