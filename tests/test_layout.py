@@ -16,7 +16,7 @@ import pytest
 from tests import ROOT
 
 _BASICS = (
-    "errors progress progress_bar plugins memory version output_files records apart paths"
+    "errors progress progress_bar plugins memory version output_files records apart locks paths"
     " terminal_text tensors passes"
 )
 _MODELS = f"models quantize cache {_BASICS}"
@@ -48,6 +48,7 @@ DIFFC: Mapping[str, str] = {
     "output_files": "errors passes",
     "records": "errors passes",
     "apart": "errors",
+    "locks": "",
     "terminal_text": "",
     "progress_bar": "progress terminal_text",
 }
