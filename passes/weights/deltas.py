@@ -46,7 +46,13 @@ def add_products(recipe: Recipe, products: Sequence[Product]) -> Recipe:
         "right": [item.right.to_json() for item in products],
         "scale": [item.scale for item in products],
     }
-    return _then(recipe.cast(TensorProto.FLOAT), "add_products", args, recipe.shape)
+    return _then(_at_most_float32(recipe), "add_products", args, recipe.shape)
+
+
+def _at_most_float32(recipe: Recipe) -> Recipe:
+    """What a sum may read as it is: 16-bit floats widen exactly while they are added, anything else before."""
+    halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    return recipe if recipe.dtype in halves else recipe.cast(TensorProto.FLOAT)
 
 
 def add(recipe: Recipe, other: Recipe, scale: float) -> Recipe:
