@@ -10,9 +10,9 @@ its diffusers example does, step by step (`modelopt_route` names them): the mode
 torch.onnx.export at opset 20, the example's rewrite of the loaded result, one file of external data. It wants a GPU at
 full size, and for NVFP4 at any. The route "copy" reads the weights and writes as many bytes as the route before it
 left, through a buffer of 4 MB: what the disk alone takes. "diffc+loras" is ours with two LoRAs of rank 16 fused; its
-wall time includes making their files, the sum of its stages does not. The weights are dropped from memory before each route; the
-libraries are not, so let a small depth go first where their disk is slow. Their bytecode is written before anything is
-measured, as pip does and uv does not: each route would compile thousands of files.
+wall time includes making their files, the sum of its stages does not. The weights are dropped from memory before each
+route; the libraries are not, so let a small depth go first where their disk is slow. Their bytecode is written before
+anything is measured, as pip does and uv does not: each route would compile thousands of files.
 """
 
 from __future__ import annotations
