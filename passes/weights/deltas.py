@@ -64,8 +64,13 @@ def add(recipe: Recipe, other: Recipe, scale: float) -> Recipe:
 
 
 def product(left: Recipe, right: Recipe) -> Recipe:
-    """The matrix product of `left` [N, r] and `right` [r, K]; trailing axes of 1 are left out."""
-    rank = left.shape[1]
+    """The matrix product of `left` [N, r] and `right` [r, K]; trailing axes of 1 are left out.
+
+    Raises PassError when their ranks differ.
+    """
+    rank = math.prod(left.shape[1:])
+    if right.shape[0] != rank:
+        raise PassError(f"factors of shapes {list(left.shape)} and {list(right.shape)} have no product")
     left = left.reshape((left.shape[0], math.prod(left.shape[1:])))
     flat = right.reshape((rank, math.prod(right.shape[1:])))
     return _then(left, "product", {"right": flat.to_json()}, (left.shape[0], flat.shape[1]))
