@@ -3,7 +3,7 @@
     python -m tools.train.lora [--styles inverted slanted] [--steps 500] [--output FOLDER]
 
 Needs scikit-learn, whose digits are the data. Writes STYLE.safetensors (names of diffusers' layers as PEFT spells
-them, with an alpha for each) and its log to diffc/models/embedded/data/loras. Every seed is fixed.
+them; no alpha, so that the scale is 1) and its log to diffc/models/embedded/data/loras. Every seed is fixed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tools.train import data as train_data
 from tools.train.backbones import SD3, Draw, Text
 from tools.train.embedded import Log
 
-RANK, ALPHA = 8, 8.0
+RANK = 8
 BATCH, RATE, IMAGES, DROPPED = 32, 4e-3, 2000, 0.12
 LENGTH = 48
 LAYERS = (
@@ -58,7 +58,7 @@ STYLES: dict[str, Callable[[Tensor], Tensor]] = {"inverted": inverted, "slanted"
 
 
 class LowRank(nn.Module):
-    """A branch beside a frozen layer: x A^T B^T alpha / rank."""
+    """A branch beside a frozen layer: x A^T B^T."""
 
     def __init__(self, layer: nn.Linear, generator: torch.Generator):
         super().__init__()
@@ -68,7 +68,7 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the branch adds."""
-        added: Tensor = x @ self.down.T @ self.up.T * (ALPHA / RANK)
+        added: Tensor = x @ self.down.T @ self.up.T
         return added
 
 
@@ -124,12 +124,11 @@ def train(pipeline: Any, style: str, steps: int, log: Log) -> dict[str, Tensor]:
 
 
 def stored(added: dict[str, LowRank]) -> dict[str, Tensor]:
-    """The tensors as PEFT names them, with an alpha for each layer."""
+    """The tensors as PEFT names them."""
     tensors = {}
     for name, branch in added.items():
         tensors[f"transformer.{name}.lora_A.weight"] = branch.down.detach().half().contiguous()
         tensors[f"transformer.{name}.lora_B.weight"] = branch.up.detach().half().contiguous()
-        tensors[f"transformer.{name}.alpha"] = torch.tensor(ALPHA)
     return tensors
 
 
