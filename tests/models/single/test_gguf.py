@@ -102,6 +102,13 @@ def test_an_older_version_and_a_block_type_of_tomorrow(tensors: Tensors, tmp_pat
         gguf_tensors(path)
 
 
+def test_a_language_model_is_refused_by_its_name(tensors: Tensors, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gguf", tensors)
+    path.write_bytes(path.read_bytes().replace(text("flux"), text("bert")))
+    with pytest.raises(DiffcError, match="calls its model 'bert', and its tensors are of no backbone"):
+        locate(str(path))
+
+
 def test_a_model_of_q4_0_keeps_its_codes(tmp_path: Path) -> None:
     made: Tensors = {}
     for name, tensor in released("tiny-flux")[0].items():
