@@ -23,17 +23,21 @@ from filelock import FileLock, Timeout
 
 from diffc.artifact.files import check_files
 from diffc.artifact.resume import RESUME, keep_calibration, take_up
+from diffc.artifact.schema import Manifest
 from diffc.backends.install import UPGRADE
 from diffc.errors import DiffcError
 from diffc.output_files import check_output_file
+from diffc.records import check_record, read_record
 from diffc.version import VERSION
 from passes.files.atomic import check_own_folder
+from passes.files.contained import why_outside
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
 """The newest form of the manifest that this diffc reads and writes. It reads all older ones, from 1 on."""
 OPTIONAL = ("validation/", "checkpoint/", "engines/")
 """Folders whose files a copy of an artifact may lack: no other file needs them to be loaded."""
+AGAIN = "compile again, or get the artifact from a source that you trust"
 _CHUNK = 1 << 22
 
 
@@ -81,15 +85,18 @@ class Artifact:
             raise DiffcError(
                 f"{folder} is not a diffc artifact: it has no {MANIFEST}", fix="make one: diffc compile"
             )
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            schema, files = manifest["schema"], manifest["files"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DiffcError(f"{path} is corrupt ({error})", fix="compile again") from error
-        check_schema(path, schema)
+        if why := why_outside(folder, MANIFEST):
+            raise DiffcError(f"{path} lies outside the artifact: {why}", fix=AGAIN)
+        manifest = read_record(path, fix=AGAIN)
+        check_schema(path, manifest.get("schema"))
+        if "package" in manifest:
+            raise DiffcError(
+                f"{folder} is a package, not an artifact", fix="give the artifact that it was made of"
+            )
+        check_record(manifest, path, Manifest, fix=AGAIN)
         check_files(folder, manifest)
         left_out = set(manifest.get("left_out", ()))
-        for name, entry in files.items():
+        for name, entry in manifest["files"].items():
             file = folder / name
             optional = name.startswith(OPTIONAL) or name in left_out
             if optional and not file.exists():
@@ -109,7 +116,7 @@ class Artifact:
 def check_schema(path: Path, schema: object) -> None:
     """Raise DiffcError when this diffc does not read manifests of that schema; it reads every older one."""
     if not isinstance(schema, int) or schema < 1:
-        raise DiffcError(f"{path} is corrupt (schema {schema!r})", fix="compile again")
+        raise DiffcError(f"{path} is damaged: its schema is {schema!r}", fix=AGAIN)
     if schema > SCHEMA:
         raise DiffcError(
             f"{path} was written by a newer diffc: it has schema {schema}, and this diffc ({VERSION}) reads up to"

@@ -208,7 +208,7 @@ def compile_command(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Prompts, one a line.",
+            help="Prompts: a text file with one a line, CSV, JSON, JSON lines, parquet, or the folder of a data set.",
             show_default="diffc's own 12",
             rich_help_panel=_CALIBRATE,
         ),
@@ -366,7 +366,8 @@ def compile_command(
     from diffc.backends.target import EngineOptions
     from diffc.cli.tables import compiled, planned, planned_from_file
     from diffc.compile.plan import check
-    from diffc.compile.request import CompileRequest, parse_component_dtype, read_prompts
+    from diffc.compile.prompts import read_prompts
+    from diffc.compile.request import CompileRequest, parse_component_dtype
     from diffc.models.sources.lora_files import parse_lora
     from diffc.models.sources.source import HubOptions
     from diffc.quantize.options import QuantOptions
@@ -396,7 +397,7 @@ def compile_command(
         calibrate=calibrate,
         engine=EngineOptions(optimization_level, weight_streaming, strip_weights),
         component_dtypes=tuple(map(parse_component_dtype, component_dtype or ())),
-        prompts=None if prompts_file is None else read_prompts(prompts_file),
+        prompts=None if prompts_file is None else read_prompts(prompts_file, calib_size),
         steps=steps,
         guidance=guidance,
         negative_prompt=negative_prompt,

@@ -106,7 +106,7 @@ def train_command(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="What the teacher paints, one prompt a line.",
+            help="What the teacher paints: prompts, as `diffc compile` takes them.",
             show_default="diffc's own prompts",
             rich_help_panel=_TEACH,
         ),
@@ -213,7 +213,7 @@ def train_command(
     cache_dir: CacheDir = None,
 ) -> None:
     """Train a quantized backbone, and write a checkpoint that `diffc compile --from-checkpoint` takes."""
-    from diffc.compile.request import read_prompts
+    from diffc.compile.prompts import read_prompts
     from diffc.models.sources.source import HubOptions
     from diffc.quantize.options import QuantOptions
     from diffc.train.request import TrainRequest, check

@@ -16,7 +16,7 @@ import onnx
 
 from diffc.artifact.describe import described_engines
 from diffc.artifact.folder import Artifact, staging, write_manifest
-from diffc.artifact.resume import CHECKPOINT, mark_calibrated
+from diffc.artifact.resume import CHECKPOINT, calibration_work, mark_calibrated
 from diffc.backends.tensorrt.build import EngineReport
 from diffc.cache.resolve import ResolvedCache
 from diffc.compile.cached.noise import CacheNoise, measure_noise
@@ -217,7 +217,7 @@ def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> 
     if checkpoint is not None:
         ui.note("calibration is taken over from a compile that was stopped")
     else:
-        checkpoint = calibrated(plan, backbone, ui)
+        checkpoint = calibrated(plan, backbone, ui, calibration_work(folder))
         checkpoint.save(folder / CHECKPOINT)
         if checkpoint.weights:
             # From here on the weights are those of the copy, so that the artifact depends on no other file, and a
@@ -236,8 +236,8 @@ def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> 
     return checkpoint
 
 
-def calibrated(plan: Plan, backbone: FakeBackbone, ui: Reporter) -> Checkpoint:
-    """The checkpoint that the request names, or a new one."""
+def calibrated(plan: Plan, backbone: FakeBackbone, ui: Reporter, work: Path | None = None) -> Checkpoint:
+    """The checkpoint that the request names, or a new one, whose calibration keeps in `work` how far it is."""
     request = plan.request
     if plan.checkpoint is not None:
         return plan.checkpoint
@@ -258,7 +258,9 @@ def calibrated(plan: Plan, backbone: FakeBackbone, ui: Reporter) -> Checkpoint:
     run = pipeline_run(plan)
     if plan.sampling.why:
         ui.note(str(plan.sampling))
-    return calibrate_on_prompts(plan.source, plan.format, request.options, run, ui, count=request.calib_size)
+    return calibrate_on_prompts(
+        plan.source, plan.format, request.options, run, ui, count=request.calib_size, work=work
+    )
 
 
 def pipeline_run(plan: Plan) -> PipelineRun:

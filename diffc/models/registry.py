@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -25,6 +26,7 @@ def _listed() -> Mapping[str, Family]:
 _GROUP = "diffc.families"
 _OWN = _listed()
 FAMILIES: Mapping[str, Family] = {**_OWN, **plugins.load(_GROUP, Family, _OWN)}
+_BACKBONE = re.compile(r"(Transformer|UNet|DiT)(?!.*(ControlNet|Controlnet))")
 
 
 def find_family(name: str) -> Family:
@@ -53,6 +55,15 @@ def components() -> tuple[str, ...]:
     return tuple(sorted({family.component for family in FAMILIES.values()}))
 
 
+def backbone_among(classes: Mapping[str, str]) -> str | None:
+    """The component that is the backbone of a pipeline; `classes` names the class of each that it has.
+
+    One of another name than usual is known by its class: Stable Cascade's "prior" is a StableCascadeUNet.
+    """
+    named = [name for name in components() if name in classes]
+    return next(iter(named or [name for name, kind in classes.items() if _BACKBONE.search(kind)]), None)
+
+
 def family_of(config: Config, place: object) -> Family:
     """The family of a backbone with that config.json, which was read from `place`.
 
@@ -71,7 +82,8 @@ def family_of(config: Config, place: object) -> Family:
     raise UnsupportedError(
         f"{place}: no support for a backbone of class {kind}{which}. Known: {known}"
         f"{plugins.unusable_ones(_GROUP, 'model family')}",
-        fix="give the folder of the pipeline (model_index.json), off whose calls diffc reads what the backbone takes",
+        fix="give the pipeline (its folder with model_index.json, or the object), off whose calls diffc reads what the"
+        " backbone takes",
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.capture.stand_ins import Backbone, TextEncoder, Vae, tokenizer
 from diffc.models.sources.inside import inside
-from diffc.models.sources.json_files import read_json
+from diffc.models.sources.json_files import read_index, read_json
 
 _UNLIMITED = 512
 """Tokens of a tokenizer whose configuration states no length."""
@@ -27,7 +27,7 @@ class Stage:
         """The pipeline of the folder `folder`. Raises DiffcError where it cannot be made from configurations."""
         import diffusers
 
-        self.folder, self.index = folder, read_json(folder / "model_index.json")
+        self.folder, self.index = folder, read_index(folder)
         name = str(self.index.get("_class_name"))
         self.cls: Any = getattr(diffusers, name, None)
         if self.cls is None:

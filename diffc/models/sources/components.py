@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffc.errors import DiffcError
 from diffc.models.sources.inside import inside
-from diffc.models.sources.json_files import read_json
+from diffc.models.sources.json_files import components_in, read_index
 from diffc.models.sources.safetensors_files import file_names
 from diffc.models.sources.source import ModelSource
 from diffc.models.sources.weight_names import WeightFile, choose, common_variant, weight_files
@@ -17,8 +17,7 @@ _WHOLE = "download the whole pipeline"
 
 def components_of(pipeline: Path) -> tuple[list[str], list[str]]:
     """The components that model_index.json names: those that have a class, and those that are null."""
-    index = read_json(pipeline / "model_index.json")
-    entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
+    entries = components_in(read_index(pipeline))
     present = [name for name, entry in entries.items() if all(entry)]
     return present, [name for name in entries if name not in present]
 

@@ -16,7 +16,8 @@ def test_an_object_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(b"{", "not valid JSON"), (b"[1]", "no JSON object"), (b"\xff\xfe{", "not valid JSON")]
+    ("text", "said"),
+    [(b"{", "not valid JSON"), (b"[1]", "not a JSON object"), (b"\xff\xfe{", "not text in UTF-8")],
 )
 def test_corrupt_text(tmp_path: Path, text: bytes, said: str) -> None:
     (tmp_path / "config.json").write_bytes(text)
@@ -25,5 +26,5 @@ def test_corrupt_text(tmp_path: Path, text: bytes, said: str) -> None:
 
 
 def test_what_is_not_a_file(tmp_path: Path) -> None:
-    with pytest.raises(DiffcError, match="cannot read"):
+    with pytest.raises(DiffcError, match="is a folder, not a file"):
         read_json(tmp_path)
