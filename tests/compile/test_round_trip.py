@@ -53,7 +53,9 @@ def test_the_same_bytes_come_back(layout: str, first: Path, tmp_path: Path) -> N
     elif layout == "diffusers":
         again = replace(again, model=str(place), from_checkpoint=first / "checkpoint")
     else:
-        again = replace(again, model=str(place), format="stored", calibrate="pipeline", options=QuantOptions())
+        again = replace(
+            again, model=str(place), format="stored", calibrate="pipeline", options=QuantOptions()
+        )
     compile_model(again)
     before, after = stored(first), stored(again.output)
     assert after.keys() == before.keys()

@@ -109,13 +109,19 @@ def test_a_language_model_is_refused_by_its_name(tensors: Tensors, tmp_path: Pat
         locate(str(path))
 
 
-def test_a_model_of_q4_0_keeps_its_codes(tmp_path: Path) -> None:
+def of_four_bits() -> Tensors:
+    """tiny-flux with the matrices of its blocks in Q4_0."""
     made: Tensors = {}
     for name, tensor in released("tiny-flux")[0].items():
         values = tensor.float().numpy()
         matrix = values.ndim == 2 and "blocks" in name
         kind, data = ("Q4_0", q4_0(values)) if matrix else ("F32", values.tobytes())
         made[name] = (kind, values.shape, data)
+    return made
+
+
+def test_a_model_of_q4_0_keeps_its_codes(tmp_path: Path) -> None:
+    made = of_four_bits()
     source = locate(str(write(tmp_path / "flux.gguf", made)))
     assert source.dtype == "bfloat16"
     assert {layer.kind for layer in source.held.values()} == {"int4"}
