@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from diffc.models.embedded.digits import build
 from diffc.models.embedded.loras import EMBEDDED_LORAS
@@ -23,7 +24,7 @@ def merged() -> dict[str, torch.Tensor]:
     model = build("digits-sd3").transformer.float()
     with quiet_libraries():
         for name, file in EMBEDDED_LORAS.items():
-            model.load_lora_adapter(file, prefix="transformer", adapter_name=name)
+            model.load_lora_adapter(load_file(file), prefix="transformer", adapter_name=name)
         model.set_adapters(list(EMBEDDED_LORAS), list(WEIGHTS))
         model.fuse_lora()
     state = model.state_dict()
