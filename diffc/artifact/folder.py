@@ -265,7 +265,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any], hashes: Mapping[str
     """Write manifest.json: `content` and every file's size and hash. `hashes` holds those known already."""
     files = {}
     found = (p for p in folder.rglob("*") if p.is_file() and RESUME not in p.parts)
-    for path in sorted(p for p in found if p.name != MANIFEST):
+    for path in sorted(p for p in found if p != folder / MANIFEST):
         name = path.relative_to(folder).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": hashes.get(name) or file_sha256(path)}
     return save_manifest(folder, {"schema": SCHEMA, **content, "files": files})

@@ -22,7 +22,7 @@ from diffc.compile.bounded import free_room, opened_bounded
 from diffc.compile.live import unquantized_backbone
 from diffc.compile.pipeline_step import checked_first_call
 from diffc.errors import DiffcError
-from diffc.models.call import frames_argument, parameters_of, plain_sizes
+from diffc.models.call import frames_argument, parameters_of, plain_sizes, text_cleaner
 from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, build_backbone, quiet_libraries
@@ -231,7 +231,7 @@ def calibrate_on_prompts(
             f"calibrate {format.name} on {len(prompts)} prompts, {run.steps} steps, {_pixels(height, width)}"
         )
         checked = checked_first_call(getattr(pipe, family.component), source)
-        with quiet_libraries(), ui.stage(title) as update, checked:
+        with quiet_libraries(), ui.stage(title) as update, checked, text_cleaner(type(pipe)):
             calibrate(
                 pipe,
                 family.component,

@@ -37,6 +37,7 @@ from diffc.compile.calibration import (
     uncalibrated,
 )
 from diffc.compile.engines import build_engines, engine_profile
+from diffc.compile.experts import expert_requests
 from diffc.compile.graphs import Graphs, canonicalize, legalize, write
 from diffc.compile.live import LiveModel, is_model_object, read_live, rest_of_pipeline
 from diffc.compile.lora_slots import slotted
@@ -138,6 +139,7 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     loras = [applied.file.path for applied in plan.source.loras]
     files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files, *loras]
     key = request_key(request, files, identity_of(plan))
+    expert_requests(request, plan.source, request.output)  # what cannot be is refused before any work
     hold_interface(plan, ui)
     with staging(request.output, force=request.force, key=key, note=ui.note) as folder:
         checkpoint = quantize(plan, backbone, folder, parts["quantize"])
@@ -148,11 +150,21 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
         validation = validate(plan, checkpoint, graphs, folder, parts["validate"])
         engines = build(plan, graphs, folder, parts["build"])
         explain(plan, graphs, validation, engines, folder)
-        content = manifest(plan, graphs, validation, engines, noise)
+        experts = compile_experts(plan, folder, ui)
+        content = {**manifest(plan, graphs, validation, engines, noise), **experts}
         written = write_manifest(folder, content, hashes)
     artifact = Artifact(request.output, written)
     moved = [engine.moved(request.output / "engines") for engine in engines]
     return CompileResult(artifact, graphs.records, validation, moved)
+
+
+def compile_experts(plan: Plan, folder: Path, ui: Reporter) -> dict[str, Any]:
+    """Compile the other experts of the pipeline into `folder`; the entry of the manifest that names them."""
+    wanted = expert_requests(plan.request, plan.source, folder)
+    for name, request in wanted.items():
+        ui.note(f"{name}: the pipeline's backbone for other times")
+        _compile(request, ui)
+    return {"experts": list(wanted)} if wanted else {}
 
 
 def identity_of(plan: Plan) -> str:

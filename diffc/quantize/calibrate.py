@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffc.errors import DiffcError, unknown
+from diffc.quantize.attention import attention_as, disable_unused, plain_attention
 from diffc.quantize.bounded import Bounded, streamed_weights, use_unchecked_maxima
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers
 from diffc.quantize.formats import Format
@@ -196,6 +197,7 @@ def _collect(
             torch.no_grad(),
             cpu_block_quant(),
             portable_scaling(),
+            attention_as(plain_attention),
             streamed_weights(stream),
             redirect_stdout(StringIO()),
         ):
@@ -254,6 +256,7 @@ def _ours(pipe: Any) -> Iterator[None]:
 
 def _finish(backbone: nn.Module) -> None:
     """Check every enabled quantizer's amax and keep it in float32."""
+    disable_unused(backbone)
     for name, quantizer in enabled_quantizers(backbone).items():
         kind = kind_of(settings_of(quantizer.get_modelopt_state()))
         if not kind.has_amax:

@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from diffc.errors import DiffcError
+from diffc.quantize.attention import attention_layers
 from diffc.quantize.formats import Format
 from diffc.quantize.options import QuantOptions
 from passes.base import collector_paused
@@ -95,21 +96,6 @@ def weighted_layers(backbone: nn.Module) -> list[str]:
             fix="load the unquantized model again",
         )
     return _convertible(backbone, QuantLinearConvBase)
-
-
-def attention_layers(backbone: nn.Module) -> list[str]:
-    """Paths of the attention modules whose q, k and v can run in FP8: heads of a multiple of 16.
-
-    TensorRT has FP8 attention kernels for such heads only (ModelOpt, `check_conv_and_mha`).
-    """
-    from modelopt.torch.quantization.plugins.diffusion.diffusers import _QuantAttention
-
-    paths = _convertible(backbone, _QuantAttention)
-    return [path for path in paths if _head_size(backbone.get_submodule(path)) % 16 == 0]
-
-
-def _head_size(attention: Any) -> int:
-    return int(getattr(attention, "head_dim", 0) or attention.inner_dim // attention.heads)
 
 
 def _convertible(backbone: nn.Module, base: type) -> list[str]:

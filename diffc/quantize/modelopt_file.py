@@ -14,8 +14,8 @@ from msgspec import Struct
 from onnx import TensorProto
 
 from diffc.errors import DiffcError, UnsupportedError
+from diffc.quantize.attention import attention_layers
 from diffc.quantize.convert import (
-    attention_layers,
     enabled_quantizers,
     insert_quantizers,
     layer_of,

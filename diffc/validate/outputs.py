@@ -55,8 +55,12 @@ class Reference(Protocol):
         """Largest relative L2 change of the outputs when values are off by `rounding`."""
         ...
 
-    def with_quantized_softmax(self, scale: float | None) -> AbstractContextManager[None]:
-        """While this is open, attention quantizes its probabilities in steps of `scale`."""
+    def with_quantized_softmax(
+        self, scale: float | None, *, rounds: bool = True
+    ) -> AbstractContextManager[None]:
+        """While this is open, attention quantizes its probabilities in steps of `scale`, and scales its scores as
+        graphs do; without `rounds`, only the latter.
+        """
         ...
 
 
@@ -94,8 +98,10 @@ def validate_model(
     for case in cases:
         case = replace(case, rounding=max(case.rounding, apart))
         case = case if limit is None else replace(case, limit=limit)
-        scale = None if case.arithmetic == UNROUNDED else softmax_scale(model)
-        with cpu_session(case.graph) as session, reference.with_quantized_softmax(scale):
+        attention = reference.with_quantized_softmax(
+            softmax_scale(model), rounds=case.arithmetic != UNROUNDED
+        )
+        with cpu_session(case.graph) as session, attention:
             for i, shape in enumerate(shapes):
                 reports.append(_judge(case, session, reference, shape, seed + i * DRAWS))
                 if len(reports) == 1:
