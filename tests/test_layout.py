@@ -41,7 +41,7 @@ DIFFC: Mapping[str, str] = {
     "plugins": "errors passes",
     "errors": "",
     "progress": "",
-    "memory": "",
+    "memory": "errors",
     "tensors": "passes",
     "version": "",
     "paths": "",
