@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffc.errors import DiffcError, unknown
+from diffc.quantize.attention import attention_as, disable_unused, plain_attention
 from diffc.quantize.bounded import Bounded, streamed_weights, use_unchecked_maxima
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers
 from diffc.quantize.formats import Format
@@ -23,7 +24,7 @@ from diffc.quantize.pipeline_call import call_arguments, steps_of, takes
 from diffc.quantize.runs import Estimate, Passes, Progress
 from diffc.quantize.scaling import portable_scaling
 from diffc.quantize.simulate import cpu_block_quant
-from diffc.quantize.state import settings_of, usable_amax
+from diffc.quantize.state import fake_mode_of, settings_of, usable_amax
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,6 +91,8 @@ def calibrate(
         return
     options = options or QuantOptions()
     backbone = _component(pipe, component)
+    if bounded is None:  # else weights are read piece by piece, and looked at there
+        _check_finite(backbone)
     batches = [range(i, min(i + batch_size, len(prompts))) for i in range(0, len(prompts), batch_size)]
 
     def arguments(numbers: Sequence[int]) -> dict[str, Any]:
@@ -160,6 +163,18 @@ def algorithm_of(fmt: Format, options: QuantOptions) -> dict[str, Any]:
     return {"method": fmt.algorithm, **extra.get(fmt.algorithm or "", {})}
 
 
+def _check_finite(backbone: nn.Module) -> None:
+    """Raise DiffcError for a weight with NaN or infinity: ModelOpt runs for hours before it stumbles over one."""
+    import torch
+
+    for name, weight in backbone.named_parameters():
+        if fake_mode_of(weight) is None and not weight.is_meta and not torch.isfinite(weight).all():
+            raise DiffcError(
+                f"the weight {name!r} holds NaN or infinity: it is damaged, or its training has diverged",
+                fix="download the model again",
+            )
+
+
 def _component(pipe: Any, component: str) -> nn.Module:
     backbone = getattr(pipe, component, None)
     if backbone is None:
@@ -182,6 +197,7 @@ def _collect(
             torch.no_grad(),
             cpu_block_quant(),
             portable_scaling(),
+            attention_as(plain_attention),
             streamed_weights(stream),
             redirect_stdout(StringIO()),
         ):
@@ -247,6 +263,7 @@ def _ours(pipe: Any) -> Iterator[None]:
 
 def _finish(backbone: nn.Module) -> None:
     """Check every enabled quantizer's amax and keep it in float32."""
+    disable_unused(backbone)
     for name, quantizer in enabled_quantizers(backbone).items():
         kind = kind_of(settings_of(quantizer.get_modelopt_state()))
         if not kind.has_amax:

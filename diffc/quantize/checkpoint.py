@@ -20,8 +20,8 @@ import numpy as np
 
 from diffc.errors import DiffcError
 from diffc.quantize import folder, modelopt_file
+from diffc.quantize.attention import attention_layers
 from diffc.quantize.convert import (
-    attention_layers,
     convert_layers,
     enabled_quantizers,
     layer_of,

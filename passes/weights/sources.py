@@ -17,6 +17,7 @@ import onnx
 
 from passes.base import PassError
 from passes.files.bounded import parse_object, regular
+from passes.weights.finite import check_finite
 from passes.weights.recipe import Array, Recipe, Source
 
 # The element types of the safetensors format that a diffusion checkpoint uses.
@@ -38,6 +39,8 @@ SAFETENSORS_DTYPES = {
 MAX_HEADER = 100_000_000
 """Bytes of a safetensors header, the format's own limit."""
 _METADATA, _AGAIN = "__metadata__", "Fix: download the file again"
+_LOOKED_AT: dict[Source, None] = {}
+_REMEMBERED = 1 << 15
 _MEMORY: dict[str, Array | Callable[[], Array]] = {}
 
 
@@ -204,7 +207,16 @@ READERS: dict[str, Callable[[Source], Array]] = {
 
 
 def read(source: Source) -> Array:
-    """The array of a source, mapped where it is a file. Raises PassError when the file is short or gone."""
+    """The array of a source, mapped where it is a file.
+
+    Raises PassError when the file is short or gone, and for NaN and infinity, looked for at the first reading.
+    """
     if source.kind not in READERS:
         raise PassError(f"no reader for weights of kind {source.kind!r}. Known: {', '.join(READERS)}")
-    return READERS[source.kind](source)
+    array = READERS[source.kind](source)
+    if source not in _LOOKED_AT:
+        check_finite(array, source)
+        _LOOKED_AT[source] = None
+        if len(_LOOKED_AT) > _REMEMBERED:
+            del _LOOKED_AT[next(iter(_LOOKED_AT))]
+    return array

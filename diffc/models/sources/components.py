@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from diffc.errors import DiffcError
+from diffc.models.config_check import check_numbers
 from diffc.models.sources.inside import inside
-from diffc.models.sources.json_files import components_in, read_index
+from diffc.models.sources.json_files import components_in, read_index, read_json
 from diffc.models.sources.safetensors_files import file_names
 from diffc.models.sources.source import ModelSource
 from diffc.models.sources.weight_names import WeightFile, choose, common_variant, weight_files
@@ -75,6 +76,7 @@ def check_components(source: ModelSource, *, without: Collection[str] = ()) -> N
         )
     for name in present:
         if name not in without and _is_model(pipeline / name):
+            check_numbers(read_json(inside(pipeline, name) / "config.json"), pipeline / name / "config.json")
             _check_weights(
                 pipeline / name,
                 source.variant,

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from diffc.errors import DiffcError
 from diffc.models.sources.inside import inside
-from diffc.records import read_record
+from diffc.records import of_pass_error, parse_record, read_record
+from passes.base import PassError
+from passes.files.bounded import read_text
 
 _FIX = "download the file again"
+_INFINITY = re.compile(r"(?<=:)\s*-?Infinity\b(?=\s*[,}\]])")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises DiffcError when the file cannot be read or holds something else."""
     return read_record(inside(path.parent, path.name), fix=_FIX)
+
+
+def read_scheduler(path: Path) -> dict[str, Any]:
+    """The config of a scheduler. Raises DiffcError as `read_json` does.
+
+    diffusers writes infinities into it (DPM-Solver's lambda_min_clipped), which JSON lacks; they are None here.
+    """
+    try:
+        text = read_text(inside(path.parent, path.name))
+    except PassError as error:
+        raise of_pass_error(error, _FIX) from error
+    return parse_record(_INFINITY.sub("null", text), path, fix=_FIX)
 
 
 def read_index(folder: Path) -> dict[str, Any]:

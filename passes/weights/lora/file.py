@@ -92,7 +92,10 @@ def read_adapter(path: Path) -> AdapterFile:
         raise PassError(
             f"{path} is a pickle, which can run code. Fix: give a .safetensors file, or convert it where you trust it"
         )
-    tensors = safetensors_tensors(path)
+    try:
+        tensors = safetensors_tensors(path)
+    except PassError as error:
+        raise PassError(f"{error}. Fix: download it again, or give another file") from error
     if not tensors:
         raise PassError(f"{path} holds no tensors. Fix: download it again")
     return AdapterFile(path, tensors, _settings(path))
@@ -105,10 +108,10 @@ def _in_folder(folder: Path) -> Path:
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return files[0]
-    names = ", ".join(file.name for file in files) or "none"
-    raise PassError(
-        f"the folder {folder} has several .safetensors files, or none: {names}. Fix: name the file"
-    )
+    if not files:
+        raise PassError(f"the folder {folder} has no .safetensors file. Fix: name the LoRA file itself")
+    names = ", ".join(file.name for file in files[:8])
+    raise PassError(f"the folder {folder} has several .safetensors files: {names}. Fix: name one of them")
 
 
 def _settings(path: Path) -> dict[str, Mapping[str, Any]]:
