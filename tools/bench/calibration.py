@@ -4,9 +4,9 @@
 
 Makes a pipeline of the model's full size with seeded random weights in DIR (once; CLIP-L and T5-XXL of their full size
 too), and calibrates it in processes of its own: whole, and in bounded room for each cap. The cap is GB of the card that
-torch may take (`torch.cuda.set_per_process_memory_fraction`); weights get as much of it as on a card of that size. "host" is the peak of memory
-that is no file cache (RssAnon). Without a GPU there are no caps, and `--room` GB of weights stay in memory.
-Prints a line of JSON for each.
+torch may take (`torch.cuda.set_per_process_memory_fraction`); weights get as much of it as on a card of that size.
+"host" is the peak of memory that is no file cache (RssAnon). Without a GPU there are no caps, and `--room` GB of
+weights stay in memory. Prints a line of JSON for each.
 """
 
 from __future__ import annotations
