@@ -12,14 +12,16 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from diffc.errors import DiffcError
+from diffc.frontend.first_look import first_look
 from diffc.frontend.onnx_interface import fix_channels, graphs_of, name_dimensions, name_interface
+from diffc.frontend.onnx_values import CONTRIB as CONTRIB
+from diffc.frontend.onnx_values import check_values, contrib_operators
 from passes.graph.inference import infer_types
 from passes.graph.trt_ops import DOMAIN, TRT_OPS
 from passes.storage import bind_weights, make_recipe, read_graph
 from passes.weights.recipe import default_opset
 
 STANDARD = ("", "ai.onnx")
-CONTRIB = "com.microsoft"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ def read_model(path: Path) -> Imported:
     notes += name_interface(model.graph)
     notes += fix_channels(model.graph)
     notes += name_dimensions(model.graph)
+    check_values(model, path)
+    first_look(model, path)
     check_axes(model, path)
     return Imported(model, tuple(notes))
 
@@ -141,8 +145,11 @@ def _has_shape(value: onnx.ValueInfoProto) -> bool:
 
 
 def _is_known(node: NodeProto, opset: int, functions: set[tuple[str, str]]) -> bool:
-    if (node.domain, node.op_type) in functions or node.domain == CONTRIB:
+    if (node.domain, node.op_type) in functions:
         return True
+    if node.domain == CONTRIB:  # what ONNX has as well stands there in files of old tools
+        known = contrib_operators()
+        return not known or node.op_type in known or onnx.defs.has(node.op_type)
     if node.domain == DOMAIN:
         return node.op_type in TRT_OPS
     # FLOAT4E2M1 models of ModelOpt are stamped with a newer opset than their nodes are of, and the other way round.

@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import Any
 
 from diffc import plugins
-from diffc.errors import UnsupportedError, unknown
+from diffc.errors import DiffcError, UnsupportedError, unknown
 from diffc.models import families
 from diffc.models.captured import captured_family
+from diffc.models.config_check import check_config
 from diffc.models.family import Family
 from diffc.models.interface import Interface
 from diffc.models.spec import Config
@@ -45,9 +46,18 @@ def family_of_manifest(model: Mapping[str, Any]) -> Family:
 
     Raises DiffcError that lists the known families where neither a file nor an interface tells it.
     """
-    if "captured" in model:
-        return captured_family(Interface.from_json(model["captured"]), model["config"])
-    return find_family(model["family"])
+    if "family" not in model or "config" not in model:
+        raise DiffcError("the manifest names no family of backbones, or no config", fix="compile again")
+    if "captured" not in model:
+        family = find_family(model["family"])
+    else:
+        try:
+            family = captured_family(Interface.from_json(model["captured"]), model["config"])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            said = f"the manifest's interface is damaged: {type(error).__name__}: {error}"
+            raise DiffcError(said, fix="compile again") from error
+    check_config(family, model["config"], "the config in the manifest")
+    return family
 
 
 def components() -> tuple[str, ...]:

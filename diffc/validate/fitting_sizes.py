@@ -32,7 +32,10 @@ _UNSURE = ("op_type:If", "op_type:Loop", "op_type:Scan")
 
 
 class FittingSizes:
-    """Asks of one graph whether sizes contradict it. `model` has no operators that ONNX does not know."""
+    """Asks of one graph whether sizes contradict it; `tells`: whether ONNX can follow the graph at all.
+
+    `model` has no operators that ONNX does not know.
+    """
 
     def __init__(self, model: ModelProto):
         self._shell = shell(model)
@@ -41,11 +44,11 @@ class FittingSizes:
             value.type.tensor_type.ClearField("shape")
         dims = [d for v in self._shell.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param]
         self._names = {name: [d for d in dims if d.dim_param == name] for name in (d.dim_param for d in dims)}
-        self._tells = not self._problem({})
+        self.tells = not self._problem({})
 
     def reason(self, sizes: Sizes) -> str:
         """Why the graph does not run at these sizes of some or all dimensions; empty where nothing contradicts it."""
-        return self._problem(sizes) if self._tells else ""
+        return self._problem(sizes) if self.tells else ""
 
     def _problem(self, sizes: Sizes) -> str:
         for name, dims in self._names.items():
@@ -68,7 +71,7 @@ class FittingSizes:
 
     def only_size(self, name: str) -> int | None:
         """The one size of a dimension that the constants of the graph leave; None for one that takes several."""
-        if not self._tells or len(list(islice(self._passing(name, _USUAL), 3))) == 3:
+        if not self.tells or len(list(islice(self._passing(name, _USUAL), 3))) == 3:
             return None
         found = list(self._passing(name, {*self._constants(), *_USUAL}))
         several = [size for size in found if size > 1] or found  # 1 may be there because it broadcasts
@@ -81,7 +84,7 @@ class FittingSizes:
 
     def search(self, seconds: float) -> Iterator[Sizes]:
         """Sizes of all dimensions that nothing contradicts, made of constants of the graph; ends after `seconds`."""
-        if self._tells and self._names:
+        if self.tells and self._names:
             end = time.monotonic() + seconds
             yield from self._search({}, list(self._names), self._constants(), end)
 

@@ -108,7 +108,8 @@ class TrialInputs:
     """Random inputs at sizes at which the graph runs; looked for with the first graph that opens.
 
     `interface` is the model whose inputs are fed, `given` are sizes of the user's profile. `sizes` are those of the
-    inputs that were found, `failed` those at which the graph did not run, and why.
+    inputs that were found, `failed` those at which the graph did not run, and why; `searches` says in how many graphs
+    more sizes may still be looked for.
     """
 
     interface: onnx.ModelProto
@@ -116,6 +117,7 @@ class TrialInputs:
     seed: int = 0
     sizes: list[Sizes] = field(default_factory=list)
     failed: list[tuple[Sizes, str]] = field(default_factory=list)
+    searches: int = 2
     _found: list[Arrays] = field(default_factory=list)
 
     def run(self, run: Callable[[Arrays], Any], more: Iterable[Sizes] = ()) -> list[Any]:

@@ -12,7 +12,7 @@ from diffc.models.sources.backbone_folder import folder_of, read_backbone
 from diffc.models.sources.components import pipeline_variant
 from diffc.models.sources.hub_cache import identity
 from diffc.models.sources.inside import inside
-from diffc.models.sources.json_files import read_json
+from diffc.models.sources.json_files import components_in, read_index
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource, Reader
 
 
@@ -33,9 +33,8 @@ def _open(options: HubOptions, model: str) -> ModelSource:
 
 def component(pipeline: Path) -> Path:
     """The backbone folder of a pipeline folder. Raises DiffcError when it is missing, or no component is a backbone."""
-    index = read_json(pipeline / "model_index.json")
-    entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
-    named = backbone_among({name: str(entry[1]) for name, entry in entries.items() if all(entry)})
+    index = read_index(pipeline)
+    named = backbone_among({name: kind for name, (_, kind) in components_in(index).items() if kind})
     if named is None:
         kind = index.get("_class_name", "pipeline")
         raise UnsupportedError(
