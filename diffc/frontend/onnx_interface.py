@@ -67,7 +67,7 @@ def fix_channels(graph: GraphProto) -> list[str]:
     for value in graph.input:
         dims = value.type.tensor_type.shape.dim
         for axis, size in view.fixed(value.name, len(dims)):
-            if dims[axis].dim_param:
+            if -len(dims) <= axis < len(dims) and dims[axis].dim_param:  # a wrong rank is for the checker
                 sizes.setdefault(dims[axis].dim_param, size)
     for value in graph.input:
         for dim in value.type.tensor_type.shape.dim:
