@@ -146,10 +146,10 @@ def _mochi_attention(module: Any) -> Callable[..., tuple[torch.Tensor, torch.Ten
         video = (turned(video[0], image_rotary_emb), turned(video[1], image_rotary_emb), video[2])
         added = (m.add_q_proj, m.add_k_proj, m.add_v_proj, m.norm_added_q, m.norm_added_k)
         text = projected(*added, encoder_hidden_states)
-        joint = [torch.cat(pair, dim=1).transpose(1, 2) for pair in zip(video, text, strict=True)]
+        q, k, v = (torch.cat(pair, dim=1).transpose(1, 2) for pair in zip(video, text, strict=True))
         tokens, seen = hidden_states.shape[1], attention_mask.bool()
         mask = torch.nn.functional.pad(seen, (tokens, 0), value=True)[:, None, None]
-        out = torch.nn.functional.scaled_dot_product_attention(*joint, attn_mask=mask)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out = out.transpose(1, 2).flatten(2, 3)
         found = m.to_out[1](m.to_out[0](out[:, :tokens]))
         rest = out[:, tokens:] * seen[..., None].to(out.dtype)
