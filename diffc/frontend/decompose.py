@@ -42,15 +42,15 @@ def decomposed_by_node() -> Iterator[None]:
         table = _decomp.create_onnx_friendly_decomposition_table(known)
         return program if expand(program, table) else whole(program, registry)
 
-    _fx_passes.decompose_with_registry = decompose
-    _fx_passes.insert_type_promotion_nodes = promote_types
+    passes: Any = _fx_passes
+    passes.decompose_with_registry, passes.insert_type_promotion_nodes = decompose, promote_types
     try:
         yield
     finally:
-        _fx_passes.decompose_with_registry, _fx_passes.insert_type_promotion_nodes = whole, promote
+        passes.decompose_with_registry, passes.insert_type_promotion_nodes = whole, promote
 
 
-class _KnownValues(type_promotion._TypePromotionInterpreter):  # type: ignore[misc]
+class _KnownValues(type_promotion._TypePromotionInterpreter):
     """The exporter's pass that casts operands to one type; what a node gives is known, and not computed again."""
 
     def run_node(self, node: fx.Node) -> Any:
@@ -65,6 +65,7 @@ class _KnownValues(type_promotion._TypePromotionInterpreter):  # type: ignore[mi
 def promote_types(module: fx.GraphModule) -> None:
     """Cast the operands of each operator to one type, as torch does without being told; the module is changed."""
     for part in module.modules():
+        assert isinstance(part, fx.GraphModule)
         table = type_promotion.TypePromotionTable()
         promotion = type_promotion.InsertTypePromotion(part, table)
         promotion.interpreter = _KnownValues(part, table)

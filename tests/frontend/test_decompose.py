@@ -124,11 +124,21 @@ def test_what_is_written_into_is_left_to_torch() -> None:
 
 
 def test_the_exporter_is_as_before_at_the_end() -> None:
-    before = (_fx_passes.decompose_with_registry, _fx_passes.insert_type_promotion_nodes)
-    with pytest.raises(ValueError, match="stop"), decomposed_by_node():
-        assert _fx_passes.decompose_with_registry is not before[0]
-        raise ValueError("stop")
-    assert (_fx_passes.decompose_with_registry, _fx_passes.insert_type_promotion_nodes) == before
+    def functions() -> tuple[Any, Any]:
+        return _fx_passes.decompose_with_registry, _fx_passes.insert_type_promotion_nodes
+
+    before, within = functions(), []
+
+    def stop() -> None:
+        with decomposed_by_node():
+            within.extend(functions())
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        stop()
+    assert within[0] is not before[0]
+    assert within[1] is not before[1]
+    assert functions() == before
 
 
 def test_operators_that_export_can_translate_stay() -> None:
