@@ -8,6 +8,7 @@ a graph, is left to torch's way, since there a node alone does not say what it d
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,6 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.onnx._internal.exporter import _decomp, _fx_passes
 from torch.onnx._internal.fx.passes import type_promotion
 
+_LOG = logging.getLogger(__name__)
 Table = Mapping[Any, Callable[..., Any]]
 _SIZE = torch.ops.aten.sym_size.int
 _NUMEL = torch.ops.aten.sym_numel.default
@@ -90,14 +92,18 @@ def expand(program: torch.export.ExportedProgram, table: Table) -> bool:
 
     Before: chunk(x, 2, 1)    After: split(x, 3, 1)
 
-    False, and no change, where an operator brings a tensor of its own.
+    False, and no change, where an operator brings a tensor of its own, or does not run on its inputs alone.
     """
     graph = program.graph
     found = [node for node in graph.nodes if node.op == "call_function" and is_expanded(node.target, table)]
     if any(isinstance(item.meta["val"], list | tuple) for node in found for item in node.all_input_nodes):
         return False
     inputs = {node: node.all_input_nodes for node in found}
-    traced = {node: _traced(node, table) for node in found}
+    try:
+        traced = {node: _traced(node, table) for node in found}
+    except Exception as error:  # torch raises many kinds; its own way may take this program
+        _LOG.info("decomposing the whole program: %s", error)
+        return False
     inner = (item for part in traced.values() for item in part.graph.nodes)
     if any(item.op == "get_attr" or item.target in _MEMORY for item in inner):
         return False
