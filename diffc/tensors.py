@@ -23,9 +23,14 @@ _BY_BITS = {
 }
 
 
+def mapped_tensor(recipe: Recipe) -> torch.Tensor:
+    """The values of a recipe as a tensor of the recipe's type, to be read only: of a plain file, it is mapped."""
+    return _shared(evaluate(recipe))
+
+
 def tensor_of(recipe: Recipe, dtype: torch.dtype | None = None) -> torch.Tensor:
     """The values of a recipe as a tensor of its own memory, in `dtype` or the recipe's type."""
-    mapped = _shared(evaluate(recipe))
+    mapped = mapped_tensor(recipe)
     return mapped.clone() if dtype in (None, mapped.dtype) else mapped.to(dtype)
 
 

@@ -16,7 +16,8 @@ import pytest
 from tests import ROOT
 
 _BASICS = (
-    "errors progress progress_bar plugins memory version output_files paths terminal_text tensors passes"
+    "errors progress progress_bar plugins memory version output_files records apart locks paths"
+    " terminal_text tensors passes"
 )
 _MODELS = f"models quantize cache {_BASICS}"
 
@@ -36,15 +37,18 @@ DIFFC: Mapping[str, str] = {
     "quality": _MODELS,
     "quantize": _BASICS,
     "models": _BASICS,
-    "cache": "errors plugins passes",
+    "cache": "errors plugins records passes",
     "plugins": "errors passes",
     "errors": "",
     "progress": "",
-    "memory": "",
+    "memory": "errors",
     "tensors": "passes",
     "version": "",
     "paths": "",
     "output_files": "errors passes",
+    "records": "errors passes",
+    "apart": "errors",
+    "locks": "",
     "terminal_text": "",
     "progress_bar": "progress terminal_text",
 }

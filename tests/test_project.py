@@ -21,6 +21,7 @@ BROUGHT = {
     "tensorrt": "tensorrt-cu13",
     "sklearn": "scikit-learn",
     "matplotlib": "matplotlib",
+    "pyarrow": "pyarrow",
     "mkdocs": "mkdocs",
 }
 """Modules of extras that a test run does not install, or that another package brings -> what is declared for them."""

@@ -18,7 +18,8 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     for name in (*manifest["files"], *used):
         if reason := why_outside(folder, name):
             raise DiffcError(
-                f"the manifest of {folder} names a file outside the artifact: {name!r}: {reason}", fix=_FIX
+                f"the manifest of {folder} names a file outside the artifact: {str(name)[:200]!r}: {reason}",
+                fix=_FIX,
             )
     for name in used:
         listed(folder, manifest, name)

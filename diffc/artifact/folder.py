@@ -14,27 +14,34 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from diffc.artifact.files import check_files
 from diffc.artifact.resume import RESUME, keep_calibration, take_up
+from diffc.artifact.schema import Manifest
 from diffc.backends.install import UPGRADE
 from diffc.errors import DiffcError
+from diffc.locks import locked
 from diffc.output_files import check_output_file
+from diffc.records import check_record, read_record
 from diffc.version import VERSION
-from passes.files.atomic import check_own_folder
+from passes.files.atomic import check_own_folder, exchange
+from passes.files.contained import why_outside
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
 """The newest form of the manifest that this diffc reads and writes. It reads all older ones, from 1 on."""
 OPTIONAL = ("validation/", "checkpoint/", "engines/")
 """Folders whose files a copy of an artifact may lack: no other file needs them to be loaded."""
+AGAIN = "compile again, or get the artifact from a source that you trust"
 _CHUNK = 1 << 22
+_READINGS = 20
+"""How often an artifact that is replaced while it is read is read again."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +83,34 @@ class Artifact:
         Raises DiffcError when it is none, was written by a newer diffc, lacks files that are not optional, or names
         files outside its folder.
         """
+        for _ in range(_READINGS):
+            before = _stamp(folder)
+            try:
+                return cls._load(folder)
+            except DiffcError:
+                if _stamp(folder) == before:
+                    raise  # else another process has replaced it in the meantime
+        return cls._load(folder)
+
+    @classmethod
+    def _load(cls, folder: Path) -> Artifact:
         path = folder / MANIFEST
         if not path.is_file():
             raise DiffcError(
                 f"{folder} is not a diffc artifact: it has no {MANIFEST}", fix="make one: diffc compile"
             )
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            schema, files = manifest["schema"], manifest["files"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DiffcError(f"{path} is corrupt ({error})", fix="compile again") from error
-        check_schema(path, schema)
+        if why := why_outside(folder, MANIFEST):
+            raise DiffcError(f"{path} lies outside the artifact: {why}", fix=AGAIN)
+        manifest = read_record(path, fix=AGAIN)
+        check_schema(path, manifest.get("schema"))
+        if "package" in manifest:
+            raise DiffcError(
+                f"{folder} is a package, not an artifact", fix="give the artifact that it was made of"
+            )
+        check_record(manifest, path, Manifest, fix=AGAIN)
         check_files(folder, manifest)
         left_out = set(manifest.get("left_out", ()))
-        for name, entry in files.items():
+        for name, entry in manifest["files"].items():
             file = folder / name
             optional = name.startswith(OPTIONAL) or name in left_out
             if optional and not file.exists():
@@ -106,10 +127,19 @@ class Artifact:
                 raise DiffcError(f"{self.folder / name} was changed after the compile", fix="compile again")
 
 
+def _stamp(folder: Path) -> tuple[int, ...]:
+    """What tells one artifact at `folder` from the next: the identity and time of its manifest; () without one."""
+    try:
+        found = (folder / MANIFEST).stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def check_schema(path: Path, schema: object) -> None:
     """Raise DiffcError when this diffc does not read manifests of that schema; it reads every older one."""
     if not isinstance(schema, int) or schema < 1:
-        raise DiffcError(f"{path} is corrupt (schema {schema!r})", fix="compile again")
+        raise DiffcError(f"{path} is damaged: its schema is {schema!r}", fix=AGAIN)
     if schema > SCHEMA:
         raise DiffcError(
             f"{path} was written by a newer diffc: it has schema {schema}, and this diffc ({VERSION}) reads up to"
@@ -141,18 +171,26 @@ def staging(
     check_output(output, force=force)
     partial = output.with_name(f".{output.name}.partial")
     check_own_folder(partial)
-    lock = FileLock(output.with_name(f".{output.name}.lock"))
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise DiffcError(
-            f"another diffc is writing {output}", fix="wait for it, or choose another -o"
-        ) from error
-    except OSError as error:
-        raise DiffcError(
-            f"cannot write to {output.parent}: {error.strerror}", fix="choose another -o"
-        ) from error
+    with ExitStack() as held:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(output.with_name(f".{output.name}.lock")))
+        except Timeout as error:
+            raise DiffcError(
+                f"another diffc is writing {output}", fix="wait for it, or choose another -o"
+            ) from error
+        except OSError as error:
+            raise DiffcError(
+                f"cannot write to {output.parent}: {error.strerror}", fix="choose another -o"
+            ) from error
+        check_output(output, force=force)  # once more: another writer may have been here first
+        with _filled(partial, output, key, note) as folder:
+            yield folder
+
+
+@contextmanager
+def _filled(partial: Path, output: Path, key: str, note: Callable[[str], None]) -> Iterator[Path]:
+    """`staging` while its lock is held."""
     kept = False
     try:
         partial.mkdir(exist_ok=True)
@@ -175,8 +213,6 @@ def staging(
     finally:
         if not kept:
             shutil.rmtree(partial, ignore_errors=True)
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def check_output(output: Path, *, force: bool) -> None:
@@ -209,6 +245,9 @@ def check_model_output(output: Path, *, model: Path, force: bool) -> None:
 
 def _swap(partial: Path, output: Path) -> None:
     """Rename `partial` to `output`; an older artifact is kept until the new one stands."""
+    if exchange(partial, output):  # a reader finds the one or the other at any time
+        shutil.rmtree(partial, ignore_errors=True)
+        return
     old = output.with_name(f".{output.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if output.exists():
@@ -226,7 +265,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any], hashes: Mapping[str
     """Write manifest.json: `content` and every file's size and hash. `hashes` holds those known already."""
     files = {}
     found = (p for p in folder.rglob("*") if p.is_file() and RESUME not in p.parts)
-    for path in sorted(p for p in found if p.name != MANIFEST):
+    for path in sorted(p for p in found if p != folder / MANIFEST):
         name = path.relative_to(folder).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": hashes.get(name) or file_sha256(path)}
     return save_manifest(folder, {"schema": SCHEMA, **content, "files": files})

@@ -8,12 +8,12 @@ JSON and YAML hold the same mapping:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from diffc.cache.plan_file import read_plan
 from diffc.errors import DiffcError, unknown
 
 Keep = Literal["auto", "output", "residual"]
@@ -115,24 +115,18 @@ class CachePlan:
     def from_json(cls, data: Any) -> CachePlan:
         """The inverse of `to_json`. Raises DiffcError naming what a plan does not have."""
         content = _mapping(data, ("name", "entries"), "a cache plan")
-        return cls(
-            tuple(_entry_from_json(item) for item in content.get("entries", ())),
-            str(content.get("name", "custom")),
-        )
+        entries, name = content.get("entries", ()), content.get("name", "custom")
+        if not isinstance(entries, list | tuple) or not isinstance(name, str):
+            raise DiffcError(
+                f"a cache plan has a name and a list of entries, not {_short(entries)} and {_short(name)}",
+                fix="see docs/cache.md",
+            )
+        return cls(tuple(_entry_from_json(item) for item in entries), name)
 
     @classmethod
     def load(cls, path: Path) -> CachePlan:
         """The plan in a .json, .yaml or .yml file. Raises DiffcError when it cannot be read, or is not a plan."""
-        import yaml
-
-        try:
-            text = path.read_text(encoding="utf-8")
-            data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
-            raise DiffcError(
-                f"cannot read the cache plan {path}: {error}", fix="see docs/cache.md"
-            ) from error
-        return cls.from_json(data)
+        return cls.from_json(read_plan(path))
 
 
 def _entry_to_json(entry: Entry) -> dict[str, Any]:
@@ -168,26 +162,48 @@ def steps_from_json(data: Any) -> Steps:
     """The inverse of `steps_to_json`. Raises DiffcError naming what steps do not have."""
     try:
         if isinstance(data, (list, tuple)):
-            return Steps(listed=tuple(int(step) for step in data))
+            return Steps(listed=tuple(_whole(step) for step in data))
         content = _mapping(data, ("every", "start", "stop", "by_count"), "the steps of a cache plan")
         if "by_count" in content:
             table = content["by_count"].items()
-            return Steps(by_count=tuple((int(n), tuple(int(s) for s in chosen)) for n, chosen in table))
+            return Steps(by_count=tuple((int(n), tuple(_whole(s) for s in chosen)) for n, chosen in table))
         stop = content.get("stop")
         return Steps(
-            int(content.get("every", 0)),
-            float(content.get("start", 0)),
-            None if stop is None else float(stop),
+            _whole(content.get("every", 0)),
+            _number(content.get("start", 0)),
+            None if stop is None else _number(stop),
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise DiffcError(
-            f"the steps {data!r} of a cache plan are not steps", fix="see docs/cache.md"
+            f"the steps {_short(data)} of a cache plan are not steps", fix="see docs/cache.md"
         ) from error
+
+
+def _short(data: Any) -> str:
+    """A value for a message. What holds others is told by its kind: written out it can be endless."""
+    return repr(data)[:80] if isinstance(data, str | int | float | None) else f"a {type(data).__name__}"
+
+
+def _whole(value: Any) -> int:
+    """A step or a count: a whole number. Raises ValueError for any other value."""
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _MOST_STEPS:
+        raise ValueError(value)
+    return value
+
+
+def _number(value: Any) -> float:
+    """A step, or a share of the steps. Raises ValueError for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MOST_STEPS:
+        raise ValueError(value)
+    return float(value)
+
+
+_MOST_STEPS = 1_000_000
 
 
 def _mapping(data: Any, known: Sequence[str], what: str) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
-        raise DiffcError(f"{what} is a mapping, not {data!r}", fix=f"give it {', '.join(known)}")
+        raise DiffcError(f"{what} is a mapping, not {_short(data)}", fix=f"give it {', '.join(known)}")
     for key in data:
         if key not in known:
             raise unknown(f"key of {what}", str(key), known)
@@ -198,5 +214,7 @@ def _strings(data: Any) -> tuple[str, ...]:
     if isinstance(data, str):
         return (data,)
     if not isinstance(data, Sequence) or not all(isinstance(item, str) for item in data):
-        raise DiffcError(f"blocks of a cache plan are module paths, not {data!r}", fix="give a list of them")
+        raise DiffcError(
+            f"blocks of a cache plan are module paths, not {_short(data)}", fix="give a list of them"
+        )
     return tuple(data)

@@ -140,7 +140,10 @@ def matches(pattern: str, path: str) -> bool:
     """Whether a module path matches a pattern: `*`, `?` and `[...]` within a part between dots, `2-7` for numbers,
     `**` for any parts.
     """
-    return _match(pattern.split("."), path.split("."))
+    parts, there = pattern.split("."), path.split(".")
+    # Several ** in a row are one, and every other part takes one of the path: so there are few ways to try.
+    parts = [p for i, p in enumerate(parts) if p != "**" or parts[i - 1 : i] != ["**"]]
+    return len(parts) - parts.count("**") <= len(there) and _match(parts, there)
 
 
 def _match(pattern: list[str], path: list[str]) -> bool:

@@ -208,7 +208,7 @@ def compile_command(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Prompts, one a line.",
+            help="Prompts: a text file with one a line, CSV, JSON, JSON lines, parquet, or the folder of a data set.",
             show_default="diffc's own 12",
             rich_help_panel=_CALIBRATE,
         ),
@@ -219,12 +219,16 @@ def compile_command(
             metavar="COUNT",
             help="How many prompts to use.",
             min=1,
+            max=choices.MOST,
             show_default="all",
             rich_help_panel=_CALIBRATE,
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(metavar="COUNT", help="Prompts at a time.", min=1, rich_help_panel=_CALIBRATE)
+        int,
+        typer.Option(
+            metavar="COUNT", help="Prompts at a time.", min=1, max=choices.MOST, rich_help_panel=_CALIBRATE
+        ),
     ] = 4,
     steps: Annotated[
         int | None,
@@ -234,6 +238,7 @@ def compile_command(
             metavar="COUNT",
             help="Denoising steps of a prompt.",
             min=1,
+            max=choices.MOST,
             show_default="20; 4 for turbo models",
             rich_help_panel=_CALIBRATE,
         ),
@@ -251,6 +256,7 @@ def compile_command(
             metavar="PIXELS",
             help="Height and width of the images.",
             min=1,
+            max=choices.MOST,
             show_default="the model's",
             rich_help_panel=_CALIBRATE,
         ),
@@ -258,13 +264,23 @@ def compile_command(
     height: Annotated[
         int | None,
         typer.Option(
-            metavar="PIXELS", help="Height.", min=1, show_default="--image-size", rich_help_panel=_CALIBRATE
+            metavar="PIXELS",
+            help="Height.",
+            min=1,
+            max=choices.MOST,
+            show_default="--image-size",
+            rich_help_panel=_CALIBRATE,
         ),
     ] = None,
     width: Annotated[
         int | None,
         typer.Option(
-            metavar="PIXELS", help="Width.", min=1, show_default="--image-size", rich_help_panel=_CALIBRATE
+            metavar="PIXELS",
+            help="Width.",
+            min=1,
+            max=choices.MOST,
+            show_default="--image-size",
+            rich_help_panel=_CALIBRATE,
         ),
     ] = None,
     component_dtype: Annotated[
@@ -366,7 +382,8 @@ def compile_command(
     from diffc.backends.target import EngineOptions
     from diffc.cli.tables import compiled, planned, planned_from_file
     from diffc.compile.plan import check
-    from diffc.compile.request import CompileRequest, parse_component_dtype, read_prompts
+    from diffc.compile.prompts import read_prompts
+    from diffc.compile.request import CompileRequest, parse_component_dtype
     from diffc.models.sources.lora_files import parse_lora
     from diffc.models.sources.source import HubOptions
     from diffc.quantize.options import QuantOptions
@@ -396,7 +413,7 @@ def compile_command(
         calibrate=calibrate,
         engine=EngineOptions(optimization_level, weight_streaming, strip_weights),
         component_dtypes=tuple(map(parse_component_dtype, component_dtype or ())),
-        prompts=None if prompts_file is None else read_prompts(prompts_file),
+        prompts=None if prompts_file is None else read_prompts(prompts_file, calib_size),
         steps=steps,
         guidance=guidance,
         negative_prompt=negative_prompt,

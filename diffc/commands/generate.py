@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from diffc.artifact.describe import is_imported
 from diffc.artifact.folder import Artifact
 from diffc.artifact.model import compiled_model
 from diffc.errors import DiffcError, UsageError
-from diffc.models.call import frames_argument, plain_sizes
+from diffc.models.call import frames_argument, plain_sizes, text_cleaner
 from diffc.models.embedded.digits import WORDS
 from diffc.models.profiles import ShapeProfile
 from diffc.models.sources.backbone import quiet_libraries
@@ -132,7 +133,8 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
             images, seconds = _paint(pipe, backbone, request, update)
         painted.append(_judge(name, images, seconds, painted, source))
         if isinstance(backbone, CompiledBackbone):
-            backbone.close()
+            for module in (backbone, *(getattr(pipe, name) for name in artifact.manifest.get("experts", ()))):
+                module.close()
     if request.output.suffix.lower() in ANIMATED:
         save_animation([to_image(pixels) for pixels in painted[0].images], request.output)
     else:
@@ -210,7 +212,7 @@ def _source(artifact: Artifact, pipeline: str | None, hub: HubOptions = DEFAULT_
             f"{source.pipeline_dir} is of family {source.family}, the artifact of {model['family']}",
             fix="give the --pipeline that the artifact was compiled from",
         )
-    check_components(source, without=(source.family.component,))
+    check_components(source, without=(source.family.component, *artifact.manifest.get("experts", ())))
     return source
 
 
@@ -219,7 +221,8 @@ def _pipeline(
 ) -> Any:
     """The diffusers pipeline on `device`, in float32 on the CPU; its own backbone is read only if it is needed."""
     dtype = getattr(torch, artifact.manifest["dtype"]) if device.type == "cuda" else torch.float32
-    left_out = {} if with_backbone else {source.family.component: None}
+    names = (source.family.component, *artifact.manifest.get("experts", ()))
+    left_out = {} if with_backbone else dict.fromkeys(names)
     fix = "download the whole pipeline, or give another --pipeline"
     with quiet_libraries(), estimated(update, pipeline_seconds(source)):
         pipe = open_pipeline(source, dtype=dtype, fix=fix, **left_out)
@@ -239,9 +242,12 @@ def _variants(
             raise DiffcError(f"{folder} holds no {source.family} backbone", fix="compare what is alike")
         target = request.target if number == 0 else None
         config = source.config if is_imported(other) else None
-        module = load(folder, target=target, device=pipe.device, dtype=pipe.vae.dtype, config=config)
+        opened = partial(load, folder, target=target, device=pipe.device, dtype=pipe.vae.dtype, config=config)
+        module = opened()
         if number == 0:
             module.set_lora(request.loras)
+        for name in other.manifest.get("experts", ()):
+            setattr(pipe, name, opened(component=name))
         yield f"{other.manifest['format']} {module.target} ({folder.name})", module
 
 
@@ -265,15 +271,17 @@ def _paint(pipe: Any, backbone: Any, request: GenerateRequest, update: Update) -
     if "callback_on_step_end" in parameters:
         settings["callback_on_step_end"] = told
     started = time.perf_counter()
-    result = pipe(
-        [request.prompt] * request.batch,
-        num_inference_steps=request.steps,
-        height=request.height,
-        width=request.width,
-        generator=[torch.Generator().manual_seed(request.seed + n) for n in range(request.batch)],
-        output_type="pt",
-        **settings,
-    )
+    with text_cleaner(type(pipe)):
+        result = pipe(
+            prompt=[request.prompt]
+            * request.batch,  # by name: it is not the first argument of every pipeline
+            num_inference_steps=request.steps,
+            height=request.height,
+            width=request.width,
+            generator=[torch.Generator().manual_seed(request.seed + n) for n in range(request.batch)],
+            output_type="pt",
+            **settings,
+        )
     seconds = time.perf_counter() - started
     images = (result.images if hasattr(result, "images") else result.frames).float().cpu()
     return images.flatten(0, -4), seconds  # of a video, [N, frames, 3, H, W]

@@ -11,16 +11,18 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import cycle, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 
 from diffc.artifact.resume import CHECKPOINT
+from diffc.compile.bounded import free_room, opened_bounded
 from diffc.compile.live import unquantized_backbone
 from diffc.compile.pipeline_step import checked_first_call
-from diffc.errors import DiffcError
-from diffc.models.call import frames_argument, parameters_of, plain_sizes
+from diffc.errors import DiffcError, UsageError
+from diffc.models.call import frames_argument, parameters_of, plain_sizes, text_cleaner
 from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, random_inputs
 from diffc.models.sources.backbone import DTYPES, FakeBackbone, build_backbone, quiet_libraries
@@ -29,6 +31,7 @@ from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.models.sources.torch_weights import TorchWeights, fill_buffers
 from diffc.models.spec import Shape
 from diffc.progress import Reporter, estimated
+from diffc.quantize.bounded import Bounded
 from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
 from diffc.quantize.checkpoint import LIBRARIES, Checkpoint
 from diffc.quantize.convert import insert_quantizers
@@ -89,13 +92,29 @@ class PipelineRun:
 
     def _open(self, source: ModelSource) -> Any:
         """The pipeline in a folder, offline, on the GPU if there is one."""
-        cuda = torch.cuda.is_available()
-        dtype: Any = DTYPES[self.dtype] if cuda else torch.float32
-        if cuda and self.component_dtypes:
-            dtype = {"default": dtype} | {name: DTYPES[t] for name, t in self.component_dtypes}
         fix = "download the whole pipeline (tokenizers, text encoders, VAE, scheduler), or --from-checkpoint"
-        pipe = open_pipeline(source, dtype=dtype, fix=fix)
-        return pipe.to("cuda") if cuda else pipe
+        pipe = open_pipeline(source, dtype=self.dtypes(), fix=fix)
+        return pipe.to("cuda") if torch.cuda.is_available() else pipe
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """The type in which each component computes on this machine, by name and "default"."""
+        if not torch.cuda.is_available():
+            return {"default": torch.float32}
+        return {"default": DTYPES[self.dtype]} | {name: DTYPES[t] for name, t in self.component_dtypes}
+
+    @contextmanager
+    def calibrating(
+        self, source: ModelSource, work: Path, room: int | None, *, shares: bool
+    ) -> Iterator[tuple[Any, Bounded | None]]:
+        """The pipeline to calibrate; one in a folder with what bounds its room (`diffc.compile.bounded`)."""
+        if source.pipeline is not None:
+            with self.opened(source, shares=shares) as pipe:
+                yield pipe, None
+            return
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        room = free_room(device) if room is None else room
+        with opened_bounded(source, self.dtypes(), device, work / "prompts", room) as opened:
+            yield opened
 
 
 def kept_checkpoint(folder: Path) -> Checkpoint | None:
@@ -186,25 +205,33 @@ def calibrate_on_prompts(
     ui: Reporter,
     *,
     count: int | None = None,
+    work: Path | None = None,
+    room: int | None = None,
 ) -> Checkpoint:
-    """Calibrate by running the diffusers pipeline on `count` prompts (None: each once), on the GPU if there is one."""
+    """Calibrate by running the diffusers pipeline on `count` prompts (None: each once), on the GPU if there is one.
+
+    In the folder `work` an equal call that was interrupted is taken up. `room`: bytes of the backbone's weights that
+    stay on the device, None for half of what is free there.
+    """
     family = source.family
     prompts = _repeated(run.prompts or DEFAULT_PROMPTS, count)
     # Other methods than max write to the weights.
     with ExitStack() as stack:
+        work = work or Path(stack.enter_context(TemporaryDirectory(prefix="diffc-calibration-")))
         with (
             ui.stage("load the pipeline") as update,
             quiet_libraries(),
             estimated(update, pipeline_seconds(source)),
         ):
-            pipe = stack.enter_context(run.opened(source, shares=format.algorithm == "max"))
+            shares = format.algorithm == "max"
+            pipe, bounded = stack.enter_context(run.calibrating(source, work, room, shares=shares))
         height, width = run.size(pipe, family)
         usual = usual_arguments(family, pipe)
         title = (
             f"calibrate {format.name} on {len(prompts)} prompts, {run.steps} steps, {_pixels(height, width)}"
         )
         checked = checked_first_call(getattr(pipe, family.component), source)
-        with quiet_libraries(), ui.stage(title) as update, checked:
+        with quiet_libraries(), ui.stage(title) as update, checked, text_cleaner(type(pipe)):
             calibrate(
                 pipe,
                 family.component,
@@ -221,6 +248,9 @@ def calibrate_on_prompts(
                 negative_prompt=run.negative_prompt,
                 progress=update,
                 options=options,
+                bounded=bounded,
+                work=work,
+                note=ui.note,
             )
         guidance = {} if run.guidance is None else {"guidance_scale": run.guidance}
         negative = {"negative_prompt": run.negative_prompt} if run.negative_prompt else {}
@@ -268,8 +298,16 @@ def _base_of(source: ModelSource) -> dict[str, str]:
     return {} if source.base is None else {BASE: source.base.fingerprint}
 
 
+_MOST_PROMPTS = 1_000_000
+
+
 def _repeated(prompts: tuple[str, ...], count: int | None) -> tuple[str, ...]:
-    """`count` prompts, from the first on, and from the first again when there are fewer."""
+    """`count` prompts, from the first on, and from the first again when there are fewer.
+
+    Raises UsageError for more than a million.
+    """
+    if count is not None and count > _MOST_PROMPTS:
+        raise UsageError(f"{count} prompts are to be calibrated with", fix=f"give at most {_MOST_PROMPTS}")
     return prompts if count is None else tuple(islice(cycle(prompts), count))
 
 

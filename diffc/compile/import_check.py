@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 
+from diffc.apart import FORKS, Ended, run_apart
 from diffc.artifact.describe import NOT_COMPARED
 from diffc.backends.onnx_graph import element_types
 from diffc.validate.compare import compare
-from diffc.validate.float32 import cpu_session, feed, float32_copy, unrounded_copy
+from diffc.validate.fitting_sizes import FittingSizes
+from diffc.validate.float32 import cpu_session, emulated, feed, float32_copy, unrounded_copy
 from diffc.validate.passes import NUMERIC_LIMIT, check_quantized_weights
 from diffc.validate.tolerances import PASS_REL_L2
-from diffc.validate.trial_inputs import Sizes, TrialInputs
-from passes import Pass, PassCheckError, Pipeline
+from diffc.validate.trial_inputs import Sizes, TrialInputs, open_dimensions
+from passes import Pass, PassCheckError, PassError, Pipeline
 from passes.canonical.fold_constants import FoldConstants
+from passes.canonical.split_sequences import SplitSequences
 from passes.graph.check import check_structure
 from passes.graph.types import FLOATS
 from passes.importing.rewrite_opset import RewriteOpset
-from passes.storage import weight_bytes
+from passes.storage import initializers, weight_bytes
+from passes.weights.recipe import Recipe
 
 _RAISE = Pipeline([RewriteOpset()])
 """The functions that stand for TensorRT's operators in ONNX Runtime need opset 21."""
+_FOLD = Pipeline([SplitSequences(), FoldConstants()])
+"""Shapes that exporters compute from shapes are constants only then."""
+_SECONDS = 10.0
+"""How long sizes are looked for."""
 _NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\((\d+)\)")
 Outputs = dict[str, npt.NDArray[Any]]
 
@@ -48,6 +57,9 @@ class ImportCheck:
     seed: int = 0
     interface: onnx.ModelProto | None = None
     _trial: TrialInputs | None = None
+    _ran: bool = False
+    _stopped: str = ""
+    _invalid: bool = False
     _cache: list[tuple[onnx.ModelProto, bool, list[Outputs] | str]] = field(default_factory=list)
 
     def __call__(self, before: onnx.ModelProto | None, after: onnx.ModelProto, step: Pass | None) -> str:
@@ -62,10 +74,24 @@ class ImportCheck:
             line += f"; {count} quantized weights within half a step"
         return f"{line}; {self._compare(before, after, step)}"
 
+    def reason(self, sizes: Sizes) -> str:
+        """Why the graph did not run at these of the `given` sizes, though it did at others; empty where it did.
+
+        Sizes that leave a dimension open tell nothing: it was run at a size that nobody asked for.
+        """
+        if self._trial is None or not self._trial.sizes or open_dimensions(self._trial.interface, sizes):
+            return ""
+        return next((why for tried, why in self._trial.failed if tried.items() >= sizes.items()), "")
+
     def _structure(self, before: onnx.ModelProto | None, after: onnx.ModelProto, step: Pass | None) -> str:
         try:
             return check_structure(before, after, step)
-        except PassCheckError:
+        except PassError as error:
+            if before is None:
+                self._invalid = True
+            if self.strict and self._invalid:  # it came so, and no pass has put it right
+                what = str(error).removeprefix("the model is not valid ONNX: ").partition(". Fix: ")[0]
+                raise PassError(f"the model is not valid ONNX: {what}. Fix: export it again") from error
             if self.strict:
                 raise
             return "not valid yet"
@@ -75,6 +101,8 @@ class ImportCheck:
         old = self._outputs(before, rounded)
         if isinstance(old, str):
             return f"{NOT_COMPARED}: before it, {old}"
+        if wild := next((n for values in old for n, v in values.items() if not _finite(v)), None):
+            return f"{NOT_COMPARED}: before it, output {wild!r} is not finite on random inputs"
         new = self._outputs(after, rounded)
         if isinstance(new, str):
             raise PassCheckError(f"pass {step.name!r}: ONNX Runtime ran the graph before it; after it, {new}")
@@ -99,14 +127,59 @@ class ImportCheck:
         return made
 
     def _run(self, model: onnx.ModelProto, rounded: bool) -> list[Outputs] | str:
+        """The outputs, or why there are none; the first graph runs in a process apart, for it may never end."""
         assert self._trial is not None
+        if self._stopped or self._ran or not can_run_apart(model):
+            return self._stopped or _run(self._trial, model, rounded)[0]
+        size = model.ByteSize() + weight_bytes(model)
+        seconds = 1.5 + _SECONDS + len(model.graph.node) / 100 + size / 100_000
+        memory = 40 * size + ((256 << 20) if size < _TINY else (2 << 30))
         try:
-            raised = _RAISE.run(model, check=lambda before, after, step: "").model
-            copy = float32_copy(raised) if rounded else unrounded_copy(raised)
-            with cpu_session(copy) as session:
-                return self._trial.run(lambda values: session.run(feed(copy, values)))
-        except Exception as error:  # ONNX Runtime's are of many classes; the caller decides what it means
-            return _reason(error, model)
+            found: list[Outputs] | str
+            found, self._trial = run_apart(_run, self._trial, model, rounded, seconds=seconds, memory=memory)
+        except Ended as error:
+            self._stopped = f"it did not run (ONNX Runtime was stopped: {error.reason})"
+            return self._stopped
+        self._ran = not isinstance(found, str)
+        return found
+
+
+def _run(
+    trial: TrialInputs, model: onnx.ModelProto, rounded: bool
+) -> tuple[list[Outputs] | str, TrialInputs]:
+    """Outputs of the float32 copy for all inputs of `trial`, or why there are none; and `trial` after that."""
+    try:
+        raised = _RAISE.run(model, check=lambda before, after, step: "").model
+        copy = float32_copy(raised) if rounded else unrounded_copy(raised)
+        with cpu_session(copy) as session:
+            return trial.run(lambda values: session.run(feed(copy, values)), _search(trial, copy)), trial
+    except MemoryError:
+        raise
+    except Exception as error:  # ONNX Runtime's are of many classes; the caller decides what it means
+        return _reason(error, model), trial
+
+
+def _search(trial: TrialInputs, copy: onnx.ModelProto) -> Iterator[Sizes]:
+    """Sizes that the constants of the graph leave, where ONNX can follow it; looked for in few graphs of an import."""
+    if trial.searches:
+        folded = _FOLD.run(emulated(copy), check=lambda before, after, step: "").model
+        fitting = FittingSizes(folded)
+        trial.searches -= fitting.tells
+        yield from fitting.search(_SECONDS)
+
+
+_TINY = 1 << 18
+"""Bytes of a model, weights and all, that needs little memory whatever its inputs are."""
+
+
+def can_run_apart(model: onnx.ModelProto) -> bool:
+    """Whether another process finds all weights: those that this one has read stay in it where it cannot fork."""
+    recipes = (Recipe.of_tensor(tensor) for tensor in initializers(model))
+    return FORKS or all(source.kind != "memory" for r in recipes if r is not None for source in r.sources)
+
+
+def _finite(values: npt.NDArray[Any]) -> bool:
+    return bool(np.isfinite(values).all()) if values.dtype.kind == "f" else True
 
 
 def _folding(model: onnx.ModelProto, step: Pass) -> float:

@@ -136,9 +136,6 @@ def checked_first_call(backbone: nn.Module, source: ModelSource) -> Iterator[Non
     if source.family.interface is not None:
         yield
         return
-    if source.family.interface is not None:  # it was read off this pipeline's calls
-        yield
-        return
     forward, name = type(backbone).forward, _class_name(source)
 
     def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

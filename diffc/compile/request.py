@@ -14,7 +14,7 @@ from diffc.artifact.describe import versions
 from diffc.artifact.folder import Artifact
 from diffc.backends.sm import parse_sm
 from diffc.backends.target import DEFAULT_ENGINE, EngineOptions
-from diffc.errors import DiffcError, UsageError
+from diffc.errors import UsageError
 from diffc.models.sources.lora_files import LoraSpec
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.paths import (
@@ -151,24 +151,6 @@ def parse_component_dtype(text: str) -> tuple[str, str]:
     if not (name and colon and dtype):
         raise UsageError(f"--component-dtype is {text!r}", fix="write COMPONENT:TYPE, such as vae:float32")
     return name, dtype_name(dtype)
-
-
-def read_prompts(path: AnyPath) -> tuple[str, ...]:
-    """The prompts in a UTF-8 text file, one a line; a byte order mark is left out.
-
-    Raises DiffcError for a file that cannot be read, or holds none.
-    """
-    path = as_path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DiffcError(
-            f"cannot read the prompts file {path}: {error}", fix="give a UTF-8 text file"
-        ) from error
-    prompts = tuple(line.strip() for line in lines if line.strip())
-    if not prompts:
-        raise DiffcError(f"{path} holds no prompt", fix="write one prompt a line")
-    return prompts
 
 
 def request_key(request: CompileRequest, files: Iterable[Path], weights: str = "") -> str:

@@ -16,7 +16,7 @@ import onnx
 
 from diffc.artifact.describe import described_engines
 from diffc.artifact.folder import Artifact, staging, write_manifest
-from diffc.artifact.resume import CHECKPOINT, mark_calibrated
+from diffc.artifact.resume import CHECKPOINT, calibration_work, mark_calibrated
 from diffc.backends.tensorrt.build import EngineReport
 from diffc.cache.resolve import ResolvedCache
 from diffc.compile.cached.noise import CacheNoise, measure_noise
@@ -37,6 +37,7 @@ from diffc.compile.calibration import (
     uncalibrated,
 )
 from diffc.compile.engines import build_engines, engine_profile
+from diffc.compile.experts import expert_requests
 from diffc.compile.graphs import Graphs, canonicalize, legalize, write
 from diffc.compile.live import LiveModel, is_model_object, read_live, rest_of_pipeline
 from diffc.compile.lora_slots import slotted
@@ -55,6 +56,7 @@ from diffc.paths import AnyPath
 from diffc.progress import Parts, Reporter, estimated
 from diffc.progress_bar import default_reporter
 from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.convert import hidden_matrices
 from diffc.quantize.formats import STORED
 from diffc.validate.comparisons import format_of_graph
 from diffc.validate.passes import NumericCheck
@@ -131,13 +133,14 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     ui.note(describe(plan))
     for applied in plan.source.loras:
         ui.note(applied.summary())
-    for line in assumed(plan):
+    for line in (*assumed(plan), *filter(None, [unreached(plan, backbone)])):
         ui.note(line)
     parts = Parts(ui, part_names(plan))
     cache = resolve_cache(plan, backbone, ui)
     loras = [applied.file.path for applied in plan.source.loras]
     files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files, *loras]
     key = request_key(request, files, identity_of(plan))
+    expert_requests(request, plan.source, request.output)  # what cannot be is refused before any work
     hold_interface(plan, ui)
     with staging(request.output, force=request.force, key=key, note=ui.note) as folder:
         checkpoint = quantize(plan, backbone, folder, parts["quantize"])
@@ -148,11 +151,34 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
         validation = validate(plan, checkpoint, graphs, folder, parts["validate"])
         engines = build(plan, graphs, folder, parts["build"])
         explain(plan, graphs, validation, engines, folder)
-        content = manifest(plan, graphs, validation, engines, noise)
+        experts = compile_experts(plan, folder, ui)
+        content = {**manifest(plan, graphs, validation, engines, noise), **experts}
         written = write_manifest(folder, content, hashes)
     artifact = Artifact(request.output, written)
     moved = [engine.moved(request.output / "engines") for engine in engines]
     return CompileResult(artifact, graphs.records, validation, moved)
+
+
+def compile_experts(plan: Plan, folder: Path, ui: Reporter) -> dict[str, Any]:
+    """Compile the other experts of the pipeline into `folder`; the entry of the manifest that names them."""
+    wanted = expert_requests(plan.request, plan.source, folder)
+    for name, request in wanted.items():
+        ui.note(f"{name}: the pipeline's backbone for other times")
+        _compile(request, ui)
+    return {"experts": list(wanted)} if wanted else {}
+
+
+def unreached(plan: Plan, backbone: FakeBackbone) -> str:
+    """Which weights no quantizer reaches, since they are in no layer; empty where there are none."""
+    hidden = hidden_matrices(backbone.module) if plan.format.quantizes else {}
+    if not hidden:
+        return ""
+    share = 100 * sum(hidden.values()) / max(1, plan.source.parameters)
+    names = ", ".join([*list(hidden)[:3], *(["..."] if len(hidden) > 3 else [])])
+    return (
+        f"{share:.0f} % of the weights stay in {plan.dtype}: {len(hidden)} matrices are in no layer that can be"
+        f" quantized ({names})"
+    )
 
 
 def identity_of(plan: Plan) -> str:
@@ -217,7 +243,7 @@ def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> 
     if checkpoint is not None:
         ui.note("calibration is taken over from a compile that was stopped")
     else:
-        checkpoint = calibrated(plan, backbone, ui)
+        checkpoint = calibrated(plan, backbone, ui, calibration_work(folder))
         checkpoint.save(folder / CHECKPOINT)
         if checkpoint.weights:
             # From here on the weights are those of the copy, so that the artifact depends on no other file, and a
@@ -236,8 +262,8 @@ def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> 
     return checkpoint
 
 
-def calibrated(plan: Plan, backbone: FakeBackbone, ui: Reporter) -> Checkpoint:
-    """The checkpoint that the request names, or a new one."""
+def calibrated(plan: Plan, backbone: FakeBackbone, ui: Reporter, work: Path | None = None) -> Checkpoint:
+    """The checkpoint that the request names, or a new one, whose calibration keeps in `work` how far it is."""
     request = plan.request
     if plan.checkpoint is not None:
         return plan.checkpoint
@@ -258,7 +284,9 @@ def calibrated(plan: Plan, backbone: FakeBackbone, ui: Reporter) -> Checkpoint:
     run = pipeline_run(plan)
     if plan.sampling.why:
         ui.note(str(plan.sampling))
-    return calibrate_on_prompts(plan.source, plan.format, request.options, run, ui, count=request.calib_size)
+    return calibrate_on_prompts(
+        plan.source, plan.format, request.options, run, ui, count=request.calib_size, work=work
+    )
 
 
 def pipeline_run(plan: Plan) -> PipelineRun:

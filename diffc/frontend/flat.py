@@ -11,9 +11,9 @@ from unittest.mock import patch
 import torch
 from torch.nn import functional
 
-from diffc.frontend.rewrites import rewrite_modules
 from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, tensors_of
+from diffc.models.rewrites import rewrite_modules
 from diffc.models.spec import Config
 
 
@@ -28,7 +28,7 @@ def flatten(backbone: torch.nn.Module, family: Family, config: Config) -> None:
 
     def forward(*args: torch.Tensor, **kwargs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = dict(zip(names, args, strict=False)) | kwargs
-        found = original(**forward_kwargs(family, config, values), return_dict=False)
+        found = original(**forward_kwargs(family, config, values, batched=True), return_dict=False)
         return tensors_of(found)[:results]
 
     forward.__signature__ = Signature(  # type: ignore[attr-defined]  # what torch.export names inputs after

@@ -6,20 +6,23 @@ Only what concerns the interface and the file happens here. What nodes mean is t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from diffc.errors import DiffcError
+from diffc.frontend.first_look import first_look
 from diffc.frontend.onnx_interface import fix_channels, graphs_of, name_dimensions, name_interface
+from diffc.frontend.onnx_values import CONTRIB as CONTRIB
+from diffc.frontend.onnx_values import check_values, contrib_operators
 from passes.graph.inference import infer_types
 from passes.graph.trt_ops import DOMAIN, TRT_OPS
 from passes.storage import bind_weights, make_recipe, read_graph
 from passes.weights.recipe import default_opset
 
 STANDARD = ("", "ai.onnx")
-CONTRIB = "com.microsoft"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ def read_model(path: Path) -> Imported:
     bind_weights(model, path)
     fix_domains(model)
     check_operators(model, path)
+    check_places(model, path)
     _raise_ir_version(model)
     fake = _drop_weight_inputs(model.graph)
     notes += [f"{fake} weights were listed as graph inputs"] if fake else []
@@ -48,6 +52,8 @@ def read_model(path: Path) -> Imported:
     notes += name_interface(model.graph)
     notes += fix_channels(model.graph)
     notes += name_dimensions(model.graph)
+    check_values(model, path)
+    first_look(model, path)
     check_axes(model, path)
     return Imported(model, tuple(notes))
 
@@ -115,6 +121,32 @@ def check_operators(model: ModelProto, path: Path) -> None:
         )
 
 
+def check_places(model: ModelProto, where: object) -> None:
+    """Raise DiffcError for a node of ONNX with fewer inputs or outputs than its operator has: passes read them."""
+    opset = default_opset(model.opset_import) or 0
+    parts = [node for graph in graphs_of(model.graph) for node in graph.node]
+    for node in (*parts, *(node for function in model.functions for node in function.node)):
+        if node.domain not in STANDARD:
+            continue
+        least = _least(node.op_type, opset)
+        if len(node.input) < least[0] or len(node.output) < least[1]:
+            raise DiffcError(
+                f"{where}: {node.op_type} node {node.name[:80]!r} has {len(node.input)} inputs and {len(node.output)}"
+                f" outputs, and the operator has {least[0]} and {least[1]} at least",
+                fix="export the model again",
+            )
+
+
+@lru_cache(1024)
+def _least(op: str, opset: int) -> tuple[int, int]:
+    """How many inputs and outputs an operator of ONNX has at least; none for one that is not known."""
+    try:
+        schema = onnx.defs.get_schema(op, min(opset, onnx.defs.onnx_opset_version()), "")
+    except onnx.defs.SchemaError:
+        return 0, 0
+    return schema.min_input, schema.min_output
+
+
 def check_axes(model: ModelProto, path: Path) -> None:
     """Raise DiffcError for a Concat along an axis that its inputs do not have.
 
@@ -141,8 +173,11 @@ def _has_shape(value: onnx.ValueInfoProto) -> bool:
 
 
 def _is_known(node: NodeProto, opset: int, functions: set[tuple[str, str]]) -> bool:
-    if (node.domain, node.op_type) in functions or node.domain == CONTRIB:
+    if (node.domain, node.op_type) in functions:
         return True
+    if node.domain == CONTRIB:  # what ONNX has as well stands there in files of old tools
+        known = contrib_operators()
+        return not known or node.op_type in known or onnx.defs.has(node.op_type)
     if node.domain == DOMAIN:
         return node.op_type in TRT_OPS
     # FLOAT4E2M1 models of ModelOpt are stamped with a newer opset than their nodes are of, and the other way round.

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
+from diffc.quantize.attention import attention_as, plain_attention
 from diffc.quantize.kinds import KINDS, Kind, Settings, block_size_of, kind_of
 
 
@@ -104,7 +106,6 @@ def traceable(quantizers: Mapping[str, Any], traced: Mapping[str, TracedQuantize
     input through, scaled if they scale. Attention calls its quantizers, and then the plain attention.
     """
     from modelopt.torch.quantization.nn import TensorQuantizer
-    from modelopt.torch.quantization.plugins.diffusion.diffusers import _QuantAttention
 
     for name, quantizer in quantizers.items():
         quantizer.register_buffer("scale", torch.ones(traced[name].shape or ()))
@@ -116,26 +117,5 @@ def traceable(quantizers: Mapping[str, Any], traced: Mapping[str, TracedQuantize
         quantize = getattr(self, "diffc_traced", None)
         return inputs if quantize is None else quantize(inputs, self.scale)
 
-    original, functions = TensorQuantizer.forward, _QuantAttention._functionals_to_replace
-    TensorQuantizer.forward = forward
-    _QuantAttention._functionals_to_replace = [
-        (torch.nn.functional, "scaled_dot_product_attention", _attention)
-    ]
-    try:
+    with patch.object(TensorQuantizer, "forward", forward), attention_as(plain_attention):
         yield
-    finally:
-        TensorQuantizer.forward = original
-        _QuantAttention._functionals_to_replace = functions
-
-
-_plain_attention = torch.nn.functional.scaled_dot_product_attention
-
-
-def _attention(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
-) -> torch.Tensor:
-    """What ModelOpt's quantized attention computes, without its checks: q, k and v are quantized, and the output."""
-    query, key = module.q_bmm_quantizer(query), module.k_bmm_quantizer(key)
-    value = module.v_bmm_quantizer(value)
-    out: torch.Tensor = module.bmm2_output_quantizer(_plain_attention(query, key, value, *args, **kwargs))
-    return out

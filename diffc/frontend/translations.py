@@ -6,6 +6,7 @@
 - Concatenation of mixed float types (SDXL: 16-bit text_embeds beside float32 sinusoids): torch promotes them, the
   exporter does not, and ONNX Concat takes one type only. We write the casts.
 - Squeezing an axis that is not 1: torch leaves it alone, ONNX refuses it. We write Squeeze where the axis is 1 only.
+- RMSNorm of float32 values with a 16-bit weight (Kandinsky 5): ONNX gives the type of the weight, torch the wider one.
 - Choices between booleans (masks): ONNX Runtime's CPU provider has no Where of them. We write And, Or and Not.
 """
 
@@ -35,6 +36,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         aten.masked_fill.Scalar: _masked_fill,
         aten.masked_fill.Tensor: _masked_fill,
         aten.where.self: _where,
+        aten.rms_norm.default: _rms_norm,
     }
 
 
@@ -120,6 +122,17 @@ def _masked_fill(self: Any, mask: Any, value: Any) -> Any:
     if isinstance(value, bool | int | float):
         return op.Or(self, mask) if value else op.And(self, op.Not(mask))
     return op.Or(op.And(mask, op.Cast(value, to=int(ir.DataType.BOOL))), op.And(op.Not(mask), self))
+
+
+def _rms_norm(x: Any, size: Any, weight: Any = None, eps: float | None = None) -> Any:
+    from onnxscript import opset23 as op
+
+    if weight is None:
+        weight = op.Constant(value=ir.tensor(np.ones([int(n) for n in size], x.dtype.numpy())))
+    epsilon = float(torch.finfo(torch.float32).eps) if eps is None else eps
+    if x.dtype == ir.DataType.FLOAT != weight.dtype:
+        weight = op.Cast(weight, to=int(x.dtype))
+    return op.RMSNormalization(x, weight, axis=-len(size), epsilon=epsilon)
 
 
 def _where(condition: Any, self: Any, other: Any) -> Any:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 _OFF = {"use_resolution_binning": False, "complex_human_instruction": None, "clean_caption": False}
 """Arguments that change sizes or prompts: without them a size is what was asked for."""
@@ -23,6 +27,19 @@ def parameters_of(pipeline: Any) -> Mapping[str, inspect.Parameter]:
     """The parameters of the call of a pipeline, or of its class."""
     cls = pipeline if isinstance(pipeline, type) else type(pipeline)
     return inspect.signature(cls.__call__).parameters
+
+
+@contextmanager
+def text_cleaner(pipeline: Any) -> Iterator[None]:
+    """ftfy for a pipeline class that calls it where it is not installed: it repairs broken letters, of which a prompt
+    that was typed has none.
+    """
+    module = sys.modules[pipeline.__module__]
+    if hasattr(module, "ftfy"):
+        yield
+        return
+    with patch.object(module, "ftfy", SimpleNamespace(fix_text=lambda text: text), create=True):
+        yield
 
 
 def plain_sizes(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def captured_family(interface: Interface, config: Config) -> Family:
         cache_plans=hints.cache_plans,
         constants=interface.constants,
         tuples=interface.tuples,
+        lists=interface.lists,
         frames=interface.frames,
         interface=interface,
     )
@@ -45,7 +46,13 @@ def _always(value: Any) -> Callable[[Config], Any]:
 
 
 def _input_spec(item: Input) -> InputSpec:
-    kinds: Mapping[str, Sample] = {"values": "normal", "mask": "mask", "positions": "seen", "size": "size"}
+    kinds: Mapping[str, Sample] = {
+        "values": "normal",
+        "mask": "mask",
+        "positions": "seen",
+        "size": "size",
+        "lengths": "lengths",
+    }
     sample = kinds.get(item.kind) or ("timestep" if item.high > 2 else "sigma")
     return InputSpec(item.name, item.dims, item.dtype, sample, item.path, item.low, item.high)
 

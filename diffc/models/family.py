@@ -44,8 +44,9 @@ class Family:
     where it does not; it raises LookupError for a file that is none of the family. None: it takes no file.
 
     Of a family that no file describes (`diffc.models.captured`): `interface` is what it was made from. `constants` are
-    arguments of forward() that the graph has no input for, `tuples` the places of lists that are tuples. `frames` are
-    the step and the rest of numbers of frames, None for images.
+    arguments of forward() that the graph has no input for, `tuples` the places of lists that are tuples, `lists` the
+    arguments that are lists of one tensor per image (`diffc.models.lists`). `frames` are the step and the rest of
+    numbers of frames, None for images.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Family:
     config_of: Callable[[GraphFacts], dict[str, Any]] | None = None
     constants: tuple[tuple[Path, Any], ...] = ()
     tuples: tuple[Path, ...] = ()
+    lists: Mapping[str, bool] = field(default_factory=dict)
     frames: tuple[int, int] | None = None
     interface: Interface | None = None
 

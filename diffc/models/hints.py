@@ -65,14 +65,8 @@ HINTS: Mapping[str, Hints] = {
     "HunyuanVideoTransformer3DModel": Hints("hunyuanvideo"),
     "ChromaTransformer2DModel": Hints("chroma"),
     "QwenImageTransformer2DModel": Hints("qwenimage", ends=2, blocks="transformer_blocks"),
-    "Lumina2Transformer2DModel": Hints(
-        "lumina2",
-        refused="its forward() takes the number of tokens of each prompt out of a tensor, which a graph cannot do",
-    ),
-    "ZImageTransformer2DModel": Hints(
-        "z-image",
-        refused="it is called with lists of one tensor per image, and of prompts of different lengths",
-    ),
+    "Lumina2Transformer2DModel": Hints("lumina2"),
+    "ZImageTransformer2DModel": Hints("z-image"),
     "MochiTransformer3DModel": Hints(
         "mochi",
         refused="a trace makes constants of its rows and columns, so one graph would hold for one size",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
 
 from diffc.errors import DiffcError
+from diffc.memory import check_room
 from diffc.models.family import Family
+from diffc.models.lists import LENGTHS, joined, parted
 from diffc.models.nested import Path, dotted, nested, places, without_repeats
 from diffc.models.spec import Config, InputSpec, Shape
 
@@ -19,9 +22,15 @@ def random_inputs(
     """Every graph input at `shape` by name, on the CPU; "model" inputs in `dtype`, the others in their own type."""
     generator = torch.Generator().manual_seed(seed)
     shapes = family.input_shapes(config, shape)
+    values_in_all = sum(prod(size) for size in shapes.values())
+    check_room(8 * values_in_all, f"the inputs at {shape}", fix="ask for a smaller shape")
     values = {}
     for item in family.inputs(config):
-        value = _sample(item, shapes[item.name], shape, generator)
+        if item.sample == "lengths":
+            longest = shapes[item.name.removesuffix(LENGTHS)][1]
+            value = _lengths(longest, torch.rand(shapes[item.name], generator=generator))
+        else:
+            value = _sample(item, shapes[item.name], shape, generator)
         values[item.name] = value.to(dtype if item.dtype == "model" else _TYPES[item.dtype])
     return values
 
@@ -51,6 +60,13 @@ def _sample(item: InputSpec, size: tuple[int, ...], shape: Shape, generator: tor
     return torch.randn(size, generator=generator)
 
 
+def _lengths(longest: int, uniform: torch.Tensor) -> torch.Tensor:
+    """Numbers of tokens from half of `longest` on; the first image has as many as there are."""
+    found = (longest * (0.5 + uniform / 2)).ceil()
+    found[0] = longest
+    return found
+
+
 def _mask(size: tuple[int, ...], uniform: torch.Tensor) -> torch.Tensor:
     """Ones, then zeros along the last axis, as for padded prompts: at least half of each row is ones."""
     length = size[-1]
@@ -66,10 +82,13 @@ def _grid(tokens: int, shape: Shape) -> torch.Tensor:
     return torch.stack([torch.zeros(tokens), index // columns, index % columns], dim=1)
 
 
-def forward_kwargs(family: Family, config: Config, values: dict[str, Any]) -> dict[str, Any]:
+def forward_kwargs(
+    family: Family, config: Config, values: dict[str, Any], *, batched: bool = False
+) -> dict[str, Any]:
     """Graph inputs by name -> the keyword arguments of forward(), nested where the model nests them.
 
-    Of an input that stands for a number, the argument is its length.
+    Of an input that stands for a number, the argument is its length. `batched`: for a forward() of
+    `diffc.models.batched`, which takes one tensor for a list.
     """
     placed = [
         (
@@ -78,7 +97,8 @@ def forward_kwargs(family: Family, config: Config, values: dict[str, Any]) -> di
         )
         for item in family.inputs(config)
     ]
-    return nested([*placed, *family.constants], family.tuples)
+    found = nested([*placed, *family.constants], family.tuples)
+    return parted(found, family.lists) if family.lists and not batched else found
 
 
 def named_inputs(
@@ -90,11 +110,13 @@ def named_inputs(
     that the call does not have, and for an argument that the backbone's graph has no input for.
     """
     items = {item.path or (item.name,): item for item in family.inputs(config)}
-    positions = [path[0] for path in items if len(path) == 1]
+    positions = [str(path[0]) for path in items if len(path) == 1]
     fixed = {path for path, _ in family.constants}
     inner = {path[0] for path in (*items, *fixed) if len(path) > 1}
-    given: dict[Path, Any] = {(n,): v for n, v in zip(positions, args, strict=False)}
-    for name, value in without_repeats(kwargs).items():
+    named: dict[str, Any] = dict(zip(positions, args, strict=False))
+    named |= without_repeats(kwargs)
+    given: dict[Path, Any] = {}
+    for name, value in joined(named, family.lists).items():
         given |= places(value, (name,)) if name in inner else {(name,): value}
     strange = [
         p for p, v in given.items() if p not in items and p not in fixed and isinstance(v, torch.Tensor)

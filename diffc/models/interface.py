@@ -6,7 +6,7 @@ JSON-able: an artifact keeps it in its manifest, and runs without the pipeline.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from diffc.models.nested import Path
@@ -19,7 +19,8 @@ class Input:
 
     `dims` mixes names of dimensions with sizes. `kind` says what it holds: "values", a "mask" of ones and zeros, a
     "time" of the schedule, or a "size": a whole number of the call that follows the image size. A graph has no
-    numbers, so its input is a tensor of that length, of which nothing but the length is read.
+    numbers, so its input is a tensor of that length, of which nothing but the length is read. "lengths" are those of
+    the tensors in a list (`diffc.models.lists`).
     `low` and `high` are the least and largest value seen.
     """
 
@@ -27,7 +28,7 @@ class Input:
     path: Path
     dtype: Literal["model", "float32", "int64", "bool"]
     dims: tuple[str | int, ...]
-    kind: Literal["values", "mask", "time", "positions", "size"] = "values"
+    kind: Literal["values", "mask", "time", "positions", "size", "lengths"] = "values"
     low: float = 0.0
     high: float = 1.0
 
@@ -57,7 +58,8 @@ class Interface:
 
     `batch` is how often a pipeline's batch is in the backbone's: 2 where guidance doubles it. `constants` are
     arguments that had one value in every call; the graph has no input for them. `tuples` are the places of lists that
-    are tuples. `output_class` is the "module:class" of what forward() returns, `attributes` are those that the
+    are tuples. `lists` are the arguments that are a list of one tensor per image, and whether these differ in length.
+    `output_class` is the "module:class" of what forward() returns, `attributes` are those that the
     pipeline read from the backbone beside its config. `multiple`: pixels that height and width are multiples of.
     `frames` are the step and the rest of valid numbers of frames (8 and 1: 9, 17, ...), None for images. `native` is
     what the pipeline makes when nothing is asked for. `assumed` has one line for everything that was taken for granted.
@@ -78,6 +80,7 @@ class Interface:
     frames: tuple[int, int] | None
     native: Setting
     assumed: tuple[str, ...] = ()
+    lists: Mapping[str, bool] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The interface as a manifest holds it."""

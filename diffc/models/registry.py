@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 from diffc import plugins
-from diffc.errors import UnsupportedError, unknown
+from diffc.errors import DiffcError, UnsupportedError, unknown
 from diffc.models import families
 from diffc.models.captured import captured_family
+from diffc.models.config_check import check_config
 from diffc.models.family import Family
 from diffc.models.interface import Interface
 from diffc.models.spec import Config
@@ -25,6 +27,7 @@ def _listed() -> Mapping[str, Family]:
 _GROUP = "diffc.families"
 _OWN = _listed()
 FAMILIES: Mapping[str, Family] = {**_OWN, **plugins.load(_GROUP, Family, _OWN)}
+_BACKBONE = re.compile(r"(Transformer|UNet|DiT)(?!.*(ControlNet|Controlnet))")
 
 
 def find_family(name: str) -> Family:
@@ -43,14 +46,32 @@ def family_of_manifest(model: Mapping[str, Any]) -> Family:
 
     Raises DiffcError that lists the known families where neither a file nor an interface tells it.
     """
-    if "captured" in model:
-        return captured_family(Interface.from_json(model["captured"]), model["config"])
-    return find_family(model["family"])
+    if "family" not in model or "config" not in model:
+        raise DiffcError("the manifest names no family of backbones, or no config", fix="compile again")
+    if "captured" not in model:
+        family = find_family(model["family"])
+    else:
+        try:
+            family = captured_family(Interface.from_json(model["captured"]), model["config"])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            said = f"the manifest's interface is damaged: {type(error).__name__}: {error}"
+            raise DiffcError(said, fix="compile again") from error
+    check_config(family, model["config"], "the config in the manifest")
+    return family
 
 
 def components() -> tuple[str, ...]:
     """The names that backbones have in pipelines: transformer, unet."""
     return tuple(sorted({family.component for family in FAMILIES.values()}))
+
+
+def backbone_among(classes: Mapping[str, str]) -> str | None:
+    """The component that is the backbone of a pipeline; `classes` names the class of each that it has.
+
+    One of another name than usual is known by its class: Stable Cascade's "prior" is a StableCascadeUNet.
+    """
+    named = [name for name in components() if name in classes]
+    return next(iter(named or [name for name, kind in classes.items() if _BACKBONE.search(kind)]), None)
 
 
 def family_of(config: Config, place: object) -> Family:
@@ -71,7 +92,8 @@ def family_of(config: Config, place: object) -> Family:
     raise UnsupportedError(
         f"{place}: no support for a backbone of class {kind}{which}. Known: {known}"
         f"{plugins.unusable_ones(_GROUP, 'model family')}",
-        fix="give the folder of the pipeline (model_index.json), off whose calls diffc reads what the backbone takes",
+        fix="give the pipeline (its folder with model_index.json, or the object), off whose calls diffc reads what the"
+        " backbone takes",
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffc.models.sources.inside import inside
-from diffc.models.sources.json_files import read_json
+from diffc.models.sources.json_files import read_scheduler
 from diffc.models.sources.source import ModelSource
 
 STEPS = 20
@@ -62,7 +62,7 @@ def _scheduler(source: ModelSource) -> Mapping[str, Any]:
     pipeline = source.pipeline_dir
     if pipeline is None or not (pipeline / "scheduler" / "scheduler_config.json").is_file():
         return {}
-    return read_json(inside(pipeline, "scheduler") / "scheduler_config.json")
+    return read_scheduler(inside(pipeline, "scheduler") / "scheduler_config.json")
 
 
 def _by_scheduler(source: ModelSource, config: Mapping[str, Any]) -> Sampling | None:

@@ -38,7 +38,17 @@ class Shape:
 
 
 Sample = Literal[
-    "normal", "timestep", "sigma", "guidance", "image_ids", "text_ids", "time_ids", "mask", "seen", "size"
+    "normal",
+    "timestep",
+    "sigma",
+    "guidance",
+    "image_ids",
+    "text_ids",
+    "time_ids",
+    "mask",
+    "seen",
+    "size",
+    "lengths",
 ]
 
 
@@ -48,7 +58,8 @@ class InputSpec:
 
     `dims` mixes names of dynamic dimensions with ints. `dtype` is "model" (the compute type), or a type by name:
     positions and times stay float32, since 16-bit types cannot hold them exactly. `sample` says how random
-    values for it are drawn; "seen" draws from `low` to `high`, and "size" has no values: the call takes its length.
+    values for it are drawn; "seen" draws from `low` to `high`, "size" has no values: the call takes its length,
+    and "lengths" are numbers of tokens in a list (`diffc.models.lists`).
     `path` is the place in the arguments of forward(); default (name,).
     """
 

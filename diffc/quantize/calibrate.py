@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from functools import partial
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffc.errors import DiffcError, unknown
+from diffc.quantize.attention import attention_as, disable_unused, plain_attention
+from diffc.quantize.bounded import Bounded, streamed_weights, use_unchecked_maxima
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers
 from diffc.quantize.formats import Format
+from diffc.quantize.kept import KeptRuns
 from diffc.quantize.kinds import kind_of
 from diffc.quantize.modelopt_state import record_quantize_mode
 from diffc.quantize.options import QuantOptions
 from diffc.quantize.percentile import use_percentile
 from diffc.quantize.pipeline_call import call_arguments, steps_of, takes
+from diffc.quantize.runs import Estimate, Passes, Progress
 from diffc.quantize.scaling import portable_scaling
 from diffc.quantize.simulate import cpu_block_quant
-from diffc.quantize.state import settings_of, usable_amax
+from diffc.quantize.state import fake_mode_of, settings_of, usable_amax
 
 if TYPE_CHECKING:
     from torch import nn
 
-Progress = Callable[[int, int], None]
-"""Called after every denoising step with steps done and steps in all."""
+    from diffc.quantize.stream import WeightStream
 
 # Varied on purpose: people, text, plain and busy images, day and night, short and long prompts.
 DEFAULT_PROMPTS: tuple[str, ...] = (
@@ -61,6 +65,9 @@ def calibrate(
     negative_prompt: str = "",
     progress: Progress,
     options: QuantOptions | None = None,
+    bounded: Bounded | None = None,
+    work: Path | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Quantize `pipe.<component>` in place: insert the quantizers of `fmt` and set their amax, in float32.
 
@@ -70,8 +77,10 @@ def calibrate(
     Prompt i starts from noise of its own generator, seeded with seed + i, so two runs on one machine agree
     bit for bit and the batch size changes no noise. `height` and `width` are in pixels; `usual` goes to the pipeline's
     call where it takes it, `guidance` and `negative_prompt` as they are (see `pipeline_call.call_arguments`).
-    The pipeline's own progress bars are switched off. Raises DiffcError for empty or non-positive settings, and when a
-    quantizer ends without a finite, non-zero amax.
+    The pipeline's own progress bars are switched off. With `bounded`, the prompts are encoded first, and the weights
+    are not all there at the same time. In the folder `work`, an equal call that was interrupted is taken up; `note` is
+    told so, and how long all of it takes, after a few steps.
+    Raises DiffcError for empty or non-positive settings, and when a quantizer ends without a finite, non-zero amax.
     """
     if not prompts:
         raise DiffcError("no prompts to calibrate with", fix="put at least one prompt into the prompts file")
@@ -82,10 +91,9 @@ def calibrate(
         return
     options = options or QuantOptions()
     backbone = _component(pipe, component)
-    insert_quantizers(backbone, fmt, unquantized, options)
-    record_quantize_mode(backbone)
-    if fmt.algorithm is None:
-        return
+    if bounded is None:  # else weights are read piece by piece, and looked at there
+        _check_finite(backbone)
+    batches = [range(i, min(i + batch_size, len(prompts))) for i in range(0, len(prompts), batch_size)]
 
     def arguments(numbers: Sequence[int]) -> dict[str, Any]:
         return call_arguments(
@@ -100,16 +108,34 @@ def calibrate(
             negative_prompt=negative_prompt,
         )
 
+    pipe.set_progress_bar_config(disable=True)
+    if bounded is not None and fmt.algorithm is not None:
+        calls = [partial(arguments, batch) for batch in batches]
+        with _ours(pipe):
+            encoders = bounded.encoded.encode(pipe, component, calls, lambda done, total: None)
+        bounded.release(encoders)
+    insert_quantizers(backbone, fmt, unquantized, options)
+    record_quantize_mode(backbone)
+    if fmt.algorithm is None:
+        return
     if options.percentile != 1.0 or options.collect_method != "default":
         _use_percentile(backbone, steps_of(pipe, arguments([0])), options)
-    pipe.set_progress_bar_config(disable=True)
-    passes = Passes(progress, _PASSES[fmt.algorithm])
+    if bounded is not None and bounded.stream.on_gpu:
+        use_unchecked_maxima(backbone)
+    runs = _PASSES.get(fmt.algorithm, 1)
+    passes, kept = Passes(Estimate(progress, note), runs), KeptRuns(work and work / "runs")
 
     def run_prompts(_: nn.Module) -> None:
-        _run(pipe, len(prompts), batch_size, arguments, passes)
+        done = kept.take_up(backbone, passes.done)
+        if done:
+            note(f"calibration goes on after batch {done} of {len(batches)}, run {passes.done + 1} of {runs}")
+        for number in range(done, len(batches)):
+            with bounded.encoded.replayed(pipe, number) if bounded is not None else nullcontext():
+                _run(pipe, number, len(batches), arguments(batches[number]), passes)
+            kept.keep(backbone, passes.done, number + 1)
         passes.done += 1
 
-    _collect(backbone, algorithm_of(fmt, options), run_prompts)
+    _collect(backbone, algorithm_of(fmt, options), run_prompts, None if bounded is None else bounded.stream)
     _finish(backbone)
 
 
@@ -128,19 +154,6 @@ _PASSES = {"max": 1, "smoothquant": 1, "awq_lite": 2, "svdquant": 3}
 """How often ModelOpt's method runs all prompts."""
 
 
-@dataclass
-class Passes:
-    """A Progress over the passes of a method that runs the prompts more than once."""
-
-    progress: Progress
-    total: int
-    done: int = 0
-
-    def __call__(self, step: int, steps: int) -> None:
-        """Steps of the current pass -> steps of all of them."""
-        self.progress(self.done * steps + step, max(self.total, self.done + 1) * steps)
-
-
 def algorithm_of(fmt: Format, options: QuantOptions) -> dict[str, Any]:
     """ModelOpt's `algorithm`: the method and what it takes."""
     extra: dict[str, dict[str, Any]] = {
@@ -148,6 +161,18 @@ def algorithm_of(fmt: Format, options: QuantOptions) -> dict[str, Any]:
         "svdquant": {"lowrank": options.lowrank},
     }
     return {"method": fmt.algorithm, **extra.get(fmt.algorithm or "", {})}
+
+
+def _check_finite(backbone: nn.Module) -> None:
+    """Raise DiffcError for a weight with NaN or infinity: ModelOpt runs for hours before it stumbles over one."""
+    import torch
+
+    for name, weight in backbone.named_parameters():
+        if fake_mode_of(weight) is None and not weight.is_meta and not torch.isfinite(weight).all():
+            raise DiffcError(
+                f"the weight {name!r} holds NaN or infinity: it is damaged, or its training has diverged",
+                fix="download the model again",
+            )
 
 
 def _component(pipe: Any, component: str) -> nn.Module:
@@ -158,14 +183,24 @@ def _component(pipe: Any, component: str) -> nn.Module:
 
 
 def _collect(
-    backbone: nn.Module, algorithm: dict[str, Any], run_prompts: Callable[[nn.Module], None]
+    backbone: nn.Module,
+    algorithm: dict[str, Any],
+    run_prompts: Callable[[nn.Module], None],
+    stream: WeightStream | None = None,
 ) -> None:
     """Let ModelOpt's calibration run the prompts; its assertion on NaN or infinity becomes our error."""
     import modelopt.torch.quantization as mtq
     import torch
 
     try:
-        with torch.no_grad(), cpu_block_quant(), portable_scaling(), redirect_stdout(StringIO()):
+        with (
+            torch.no_grad(),
+            cpu_block_quant(),
+            portable_scaling(),
+            attention_as(plain_attention),
+            streamed_weights(stream),
+            redirect_stdout(StringIO()),
+        ):
             mtq.calibrate(backbone, algorithm, forward_loop=run_prompts)  # prints a line per layer
     except AssertionError as error:
         name = _raised_in(error, enabled_quantizers(backbone))
@@ -189,40 +224,46 @@ def _dtype(backbone: nn.Module) -> str:
     return str(next(backbone.parameters()).dtype).removeprefix("torch.")
 
 
-def _run(
-    pipe: Any,
-    count: int,
-    batch_size: int,
-    arguments: Callable[[Sequence[int]], dict[str, Any]],
-    progress: Progress,
-) -> None:
-    """Denoise every one of `count` prompts, batch by batch; `arguments` are those of the prompts of some numbers."""
-    batches = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+def _run(pipe: Any, number: int, batches: int, call: Mapping[str, Any], progress: Progress) -> None:
+    """Denoise the prompts of batch `number`, for which the pipeline is called with `call`."""
     tells = takes(pipe.__call__, "callback_on_step_end")
-    for number, batch in enumerate(batches):
 
-        def step_done(pipe: Any, step: int, _time: Any, tensors: Any, number: int = number) -> Any:
-            per_batch = pipe.num_timesteps  # schedulers of second order take more than num_inference_steps
-            progress(number * per_batch + step + 1, len(batches) * per_batch)
-            return tensors
+    def step_done(pipe: Any, step: int, _time: Any, tensors: Any) -> Any:
+        per_batch = pipe.num_timesteps  # schedulers of second order take more than num_inference_steps
+        progress(number * per_batch + step + 1, batches * per_batch)
+        return tensors
 
-        call = {**arguments(batch), **({"callback_on_step_end": step_done} if tells else {})}
-        try:
-            pipe(**call)
-        except (DiffcError, AssertionError):  # ours, and ModelOpt's word for NaN
-            raise
-        except Exception as error:
-            raise DiffcError(
-                f"{type(pipe).__name__} failed on a calibration prompt: {type(error).__name__}: {error}",
-                fix="see whether the pipeline paints without diffc; --debug shows where it failed, and"
-                " --calibrate synthetic does not run it",
-            ) from error
-        if not tells:  # PixArt has no such callback
-            progress(number + 1, len(batches))
+    with _ours(pipe):
+        pipe(**call, **({"callback_on_step_end": step_done} if tells else {}))
+    if not tells:  # PixArt has no such callback
+        progress(number + 1, batches)
+
+
+@contextmanager
+def _ours(pipe: Any) -> Iterator[None]:
+    """Say of an error in a pipeline's call where it comes from."""
+    import torch
+
+    try:
+        yield
+    except (DiffcError, AssertionError):  # ours, and ModelOpt's word for NaN
+        raise
+    except torch.OutOfMemoryError as error:
+        raise DiffcError(
+            f"the GPU has no room for a calibration step: {str(error).partition('. GPU')[0]}",
+            fix="give a smaller --batch-size, or a smaller --image-size",
+        ) from error
+    except Exception as error:
+        raise DiffcError(
+            f"{type(pipe).__name__} failed on a calibration prompt: {type(error).__name__}: {error}",
+            fix="see whether the pipeline paints without diffc; --debug shows where it failed, and"
+            " --calibrate synthetic does not run it",
+        ) from error
 
 
 def _finish(backbone: nn.Module) -> None:
     """Check every enabled quantizer's amax and keep it in float32."""
+    disable_unused(backbone)
     for name, quantizer in enabled_quantizers(backbone).items():
         kind = kind_of(settings_of(quantizer.get_modelopt_state()))
         if not kind.has_amax:

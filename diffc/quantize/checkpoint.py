@@ -20,8 +20,8 @@ import numpy as np
 
 from diffc.errors import DiffcError
 from diffc.quantize import folder, modelopt_file
+from diffc.quantize.attention import attention_layers
 from diffc.quantize.convert import (
-    attention_layers,
     convert_layers,
     enabled_quantizers,
     layer_of,
@@ -32,6 +32,7 @@ from diffc.quantize.fingerprint import backbone_config, config_hash
 from diffc.quantize.formats import STORED
 from diffc.quantize.kinds import Settings, kind_of
 from diffc.quantize.scaling import apply_scaling
+from diffc.quantize.sound import check_settings, check_shapes, check_values
 from diffc.quantize.state import (
     SCALING,
     Amax,
@@ -189,6 +190,7 @@ class Checkpoint:
     def load(cls, directory: Path) -> Checkpoint:
         """Read a folder that `save` wrote. Raises DiffcError when it is missing, damaged or too new."""
         record, tensors, weights = folder.read(directory, _RECORDED)
+        check_settings(directory, record["settings"])
         named = {name.rpartition(".")[::2]: array for name, array in tensors.items()}
         amax = {path: named[path, "amax"] for path in record["settings"] if (path, "amax") in named}
         scaling = {f"{path}.{kind}": array for (path, kind), array in named.items() if kind in SCALING}
@@ -198,6 +200,7 @@ class Checkpoint:
             raise folder.damaged(
                 directory, f"{folder.RECORD} and {folder.TENSORS} disagree on {', '.join(differing[:3])}"
             )
+        check_values(directory, amax, scaling)
         return cls(amax=amax, scaling=scaling, weights=weights, **record)
 
     def check(self, backbone: nn.Module, family: str, source: str = "") -> None:
@@ -237,6 +240,10 @@ class Checkpoint:
                 f"the checkpoint quantizes {missing[0]}, which this {type(backbone).__name__} does not have",
                 fix=f"calibrate again (it was made with {self.versions})",
             )
+        shapes = {
+            name: tuple(backbone.get_parameter(f"{name}.weight").shape) for name in weighted_layers(backbone)
+        }
+        check_shapes("the checkpoint", self.settings, self.amax, self.scaling, shapes)
         convert_layers(backbone, [name for name in there if name in layers])
         like = next(backbone.parameters())
         _make_sequences(backbone, self.settings)

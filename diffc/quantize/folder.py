@@ -20,8 +20,11 @@ import safetensors
 import safetensors.numpy
 
 from diffc.errors import DiffcError
+from diffc.quantize.schema import Record
 from diffc.quantize.state import Amax
+from diffc.records import check_record, of_pass_error, read_record
 from passes.base import PassError
+from passes.files.bounded import read_bytes, regular
 from passes.files.contained import why_outside
 from passes.weights.recipe import Recipe
 from passes.weights.safetensors_writer import write_safetensors
@@ -31,6 +34,9 @@ PLAIN, WITH_WEIGHTS = 1, 2
 """Schemas: a checkpoint without weights has the older one, which every diffc reads."""
 RECORD, TENSORS, WEIGHTS = "checkpoint.json", "quantizers.safetensors", "weights.safetensors"
 _CHUNK = 1 << 22
+_AGAIN = "calibrate again, or copy it again"
+_MOST = 1 << 30
+"""Bytes of the file of scales, which is read whole: 0.1 GB for the largest model with a scale for 16 weights each."""
 
 
 def write(
@@ -116,37 +122,31 @@ def read(
         if reason := why_outside(directory, name):
             raise damaged(directory, f"{name} lies outside: {reason}")
     content = _read_record(directory)
-    try:
-        record = {name: content[name] for name in names}
-        tensors = _read_tensors(directory, content["tensors_sha256"])
-        trained = content["schema"] == WITH_WEIGHTS
-        weights = _read_weights(directory, content["weights_sha256"]) if trained else {}
-    except KeyError as error:
-        raise damaged(directory, f"{RECORD} lacks {error}") from error
-    return record, tensors, weights
+    record = {name: content[name] for name in names}
+    tensors = _read_tensors(directory, content["tensors_sha256"])
+    trained = content["schema"] == WITH_WEIGHTS
+    return record, tensors, _read_weights(directory, content["weights_sha256"]) if trained else {}
 
 
 def _read_record(directory: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise damaged(directory, f"{RECORD} cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise damaged(directory, f"{RECORD} is not a JSON object")
+    content = read_record(directory / RECORD, fix=_AGAIN)
     if content.get("schema") not in (PLAIN, WITH_WEIGHTS):
         found = content.get("schema")
         raise DiffcError(
             f"the checkpoint {directory} has schema {found}; this diffc reads schemas {PLAIN} and {WITH_WEIGHTS}",
             fix="calibrate again, or use the diffc that wrote it",
         )
+    check_record(content, directory / RECORD, Record, fix=_AGAIN)
+    if "weights_sha256" not in content and content["schema"] == WITH_WEIGHTS:
+        raise damaged(directory, f"{RECORD} lacks 'weights_sha256'")
     return content
 
 
 def _read_tensors(directory: Path, expected: str) -> dict[str, Amax]:
     try:
-        content = (directory / TENSORS).read_bytes()
-    except OSError as error:
-        raise damaged(directory, f"{TENSORS} cannot be read ({error})") from error
+        content = read_bytes(directory / TENSORS, _MOST)
+    except PassError as error:
+        raise of_pass_error(error, _AGAIN) from error
     if hashlib.sha256(content).hexdigest() != expected:
         raise damaged(directory, f"{TENSORS} is not the file that {RECORD} was written with")
     try:
@@ -158,6 +158,7 @@ def _read_tensors(directory: Path, expected: str) -> dict[str, Amax]:
 def _read_weights(directory: Path, expected: str) -> dict[str, Recipe]:
     digest = hashlib.sha256()
     try:
+        regular(directory / WEIGHTS)
         with (directory / WEIGHTS).open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
@@ -170,6 +171,4 @@ def _read_weights(directory: Path, expected: str) -> dict[str, Recipe]:
 
 def damaged(directory: Path, what: str) -> DiffcError:
     """The error for a checkpoint that cannot be right: `what` says why."""
-    return DiffcError(
-        f"the checkpoint {directory} is damaged: {what}", fix="calibrate again, or copy it again"
-    )
+    return DiffcError(f"the checkpoint {directory} is damaged: {what}", fix=_AGAIN)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec import Struct
 from onnx import TensorProto
 
 from diffc.errors import DiffcError, UnsupportedError
+from diffc.quantize.attention import attention_layers
 from diffc.quantize.convert import (
-    attention_layers,
     enabled_quantizers,
     insert_quantizers,
     layer_of,
@@ -23,6 +24,8 @@ from diffc.quantize.convert import (
 )
 from diffc.quantize.formats import FORMATS, Format
 from diffc.quantize.kinds import Settings, block_size_of, kind_of
+from diffc.quantize.schema import Quantizer
+from diffc.quantize.sound import check_settings, check_values
 from diffc.quantize.state import (
     SCALING,
     Amax,
@@ -31,6 +34,7 @@ from diffc.quantize.state import (
     usable_amax,
 )
 from diffc.quantize.trained import changed_weights, nearly_equal
+from diffc.records import check_record
 from passes.weights.recipe import Recipe
 from passes.weights.torch_files import torch_tensors
 
@@ -83,20 +87,56 @@ def found_in(
     _check_model(path, backbone, list(dict.fromkeys(quantized)), layers, tensors)
     attention = set(attention_layers(backbone))
     kept = [name for name in enabled if _is_used(name, layers, attention)]
-    settings: dict[str, Settings] = {name: settings_of(enabled[name]) for name in kept}
+    settings: dict[str, Settings] = {name: _settings(path, name, enabled[name]) for name in kept}
+    check_settings(path, settings)
     _check_blocks(path, backbone, settings)
     format = _format_of(path, settings, tensors)
-    scaling = _scaling(kept, tensors)
+    scaling = _scaling(kept, {key: _numbers(path, key, tensors) for key in tensors if key.endswith(_SCALED)})
     amax = {
-        name: usable_amax(name, tensors.get(f"{name}._amax"), kind).numpy()
+        name: usable_amax(name, _numbers(path, f"{name}._amax", tensors), kind).numpy()
         for name in kept
         if (kind := kind_of(settings[name])).has_amax
     }
+    check_values(path, amax, scaling)
     version = str(content["modelopt_state"].get("modelopt_version"))
     carried = _weights(
         path, stored, backbone, weights, {layer_of(name.rpartition(".")[0]) for name in scaling}
     )
     return Found(format, settings, amax, scaling, version, carried)
+
+
+def _settings(path: str, name: str, state: Mapping[str, Any]) -> Settings:
+    """The settings in a quantizer's state. Raises DiffcError where it lacks one, or has one of another type."""
+    try:
+        found = settings_of(state)
+        check_record(
+            {"settings": {name: found}}, path, _Quantizers, fix="save it again with ModelOpt's mto.save"
+        )
+        return found
+    except (KeyError, TypeError, ValueError) as error:
+        raise DiffcError(
+            f"{path} is damaged: the state of {name} lacks {error}",
+            fix="save it again with ModelOpt's mto.save",
+        ) from error
+
+
+def _numbers(path: str, name: str, tensors: Mapping[str, Any]) -> Any:
+    """A tensor of floats by its name; None where there is none."""
+    import torch
+
+    value = tensors.get(name)
+    if value is not None and not (
+        isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel()
+    ):
+        raise DiffcError(f"{path} is damaged: {name} is not a tensor of floats", fix="copy it again")
+    return value
+
+
+_SCALED = tuple(f"._{kind}" for kind in SCALING)
+
+
+class _Quantizers(Struct):
+    settings: dict[str, Quantizer]
 
 
 def _weights(
@@ -175,11 +215,15 @@ def _load(path: Path) -> dict[str, Any]:
             f"{path} holds objects that could run code, and diffc does not load those: {error}",
             fix="save it again with ModelOpt's mto.save, or calibrate with diffc",
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # torch's unpickler raises whatever a damaged byte leads it to
         raise DiffcError(
-            f"{path} is damaged, or not a file of torch.save ({error})", fix="copy it again"
+            f"{path} is damaged, or not a file of torch.save ({type(error).__name__}: {str(error)[:300]})",
+            fix="copy it again",
         ) from error
     if not isinstance(content, dict) or not {"modelopt_state", "model_state_dict"} <= content.keys():
+        raise _not_mto(str(path))
+    tensors = content["model_state_dict"]
+    if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
         raise _not_mto(str(path))
     return content
 
@@ -198,10 +242,15 @@ def _quantizer_states(path: str, content: Mapping[str, Any]) -> dict[str, dict[s
         modes = [mode["metadata"] for _, mode in content["modelopt_state"]["modelopt_state_dict"]]
     except (KeyError, TypeError, ValueError) as error:
         raise _not_mto(path) from error
-    found = [mode["quantizer_state"] for mode in modes if "quantizer_state" in mode]
-    if not found:
+    found = [
+        mode["quantizer_state"] for mode in modes if isinstance(mode, Mapping) and "quantizer_state" in mode
+    ]
+    if not found or not isinstance(found[-1], Mapping):
         raise _not_mto(path)
-    return dict(found[-1])
+    states = dict(found[-1])
+    if not all(isinstance(k, str) and isinstance(v, Mapping) for k, v in states.items()):
+        raise _not_mto(path)
+    return states
 
 
 def _refuse_unsupported(path: str, enabled: Mapping[str, Any]) -> None:

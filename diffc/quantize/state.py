@@ -84,7 +84,7 @@ def usable_amax(name: str, amax: torch.Tensor | None, kind: Kind) -> torch.Tenso
 
     A channel or block of zeros gets amax 1: it quantizes to zeros with any scale, and a scale of 0 would make
     NaN. See `portable` for what the scale becomes; that of NVFP4 stays as it is, since graphs hold it in float32.
-    Raises DiffcError when there is no amax, when one is not finite, and when all are zero.
+    Raises DiffcError when there is no amax, when one is not finite or below zero, and when all are zero.
     """
     import torch
 
@@ -92,6 +92,8 @@ def usable_amax(name: str, amax: torch.Tensor | None, kind: Kind) -> torch.Tenso
         raise _uncalibrated(name, "was never run")
     if not torch.isfinite(amax).all():
         raise _uncalibrated(name, "has an amax that is not finite")
+    if (amax < 0).any():
+        raise _uncalibrated(name, "has an amax below zero")
     if not amax.any():
         raise _uncalibrated(name, "saw nothing but zeros")
     positive = torch.where(amax > 0, amax.float(), 1.0)

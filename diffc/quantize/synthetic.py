@@ -15,9 +15,9 @@ from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from diffc.quantize.attention import attention_as, attention_layers, disable_unused, plain_attention
 from diffc.quantize.calibrate import algorithm_of
 from diffc.quantize.convert import (
-    attention_layers,
     chosen_layers,
     convert_layers,
     enabled_quantizers,
@@ -170,5 +170,7 @@ def _collecting(backbone: nn.Module, fmt: Format, options: QuantOptions) -> Iter
     rules = [rule for rule in options.rules(fmt) if "bmm" in rule["quantizer_name"]]
     set_quantizer_by_cfg(backbone, rules)
     enable_stats_collection(backbone)
-    yield
+    with attention_as(plain_attention):
+        yield
     finish_stats_collection(backbone)
+    disable_unused(backbone)

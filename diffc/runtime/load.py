@@ -18,7 +18,7 @@ from diffc.backends.signature import Signature
 from diffc.backends.target import RUNTIMES, Target, named_target
 from diffc.backends.tensorrt.run import pick_engine
 from diffc.backends.torch_types import TORCH_TYPES
-from diffc.errors import DiffcError
+from diffc.errors import DiffcError, unknown
 from diffc.models.family import Family, misfits
 from diffc.models.registry import family_of_manifest
 from diffc.paths import AnyPath, as_path
@@ -41,6 +41,7 @@ def load(
     cuda_graph: bool = False,
     cache: bool = True,
     config: Mapping[str, Any] | None = None,
+    component: str | None = None,
 ) -> CompiledBackbone:
     """The compiled backbone of an artifact, which replaces `pipe.transformer` or `pipe.unet`.
 
@@ -50,13 +51,15 @@ def load(
     to work in, by default the compute type; the graph computes in its own. `verify`: hash every file first.
     `cuda_graph`: record the launches of each shape and replay them (trt-rtx, ort-cuda). `cache`: follow the
     cache plan of the compile, if there was one; False runs every step in full. `config`: the backbone's config.json,
-    such as `pipe.transformer.config`, for an artifact of an ONNX file, which tells a part of it. Raises
+    such as `pipe.transformer.config`, for an artifact of an ONNX file, which tells a part of it. `component`: which
+    backbone, where the pipeline has one for each part of the schedule ("transformer_2"); None is the first. Raises
     DiffcError when the artifact is damaged, was compiled for none of what runs here, or the target does not come up;
     nothing falls back.
     """
     found = Artifact.load(as_path(artifact).absolute())
     if verify:
         found.verify()
+    found = expert(found, component)
     model = found.manifest["model"]
     if "family" not in model:
         raise DiffcError(
@@ -81,6 +84,17 @@ def load(
     own = TORCH_TYPES[{"float32": "FLOAT"}.get(found.manifest["dtype"], found.manifest["dtype"].upper())]
     slots = LoraSlots.of(found.manifest, chosen.name)
     return CompiledBackbone(session, signature, spec, full, dtype or own, chosen.name, slots)
+
+
+def expert(artifact: Artifact, component: str | None) -> Artifact:
+    """The artifact of the backbone `component` of the pipeline. Raises DiffcError that lists those that there are."""
+    model, others = artifact.manifest["model"], artifact.manifest.get("experts", [])
+    own = family_of_manifest(model).component if "family" in model else None
+    if component in (None, own):
+        return artifact
+    if component not in others:
+        raise unknown(f"backbone of {artifact.folder}", str(component), [*filter(None, [own]), *others])
+    return Artifact.load(artifact.folder / str(component))
 
 
 def _config_for(artifact: Artifact, spec: Family, given: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from diffc.backends.torch_types import TORCH_TYPES
 from diffc.cache.generations import CacheReport
 from diffc.errors import DiffcError
 from diffc.models.family import Family
+from diffc.models.lists import joined
 from diffc.models.nested import Path, dotted, places, without_repeats
 from diffc.models.sources.lora_files import LoraSpec
 from diffc.models.stand_in import class_of, full_config, take_attributes
@@ -195,8 +196,10 @@ class CompiledBackbone(nn.Module):
         """The value of every graph input."""
         if len(args) > len(self._positions):
             raise DiffcError(f"give all but {', '.join(self._positions)} by name")
-        given: dict[Path, Any] = {(name,): value for name, value in zip(self._positions, args, strict=False)}
-        for name, value in without_repeats(kwargs).items():
+        named: dict[str, Any] = dict(zip(self._positions, args, strict=False))
+        named |= without_repeats(kwargs)
+        given: dict[Path, Any] = {}
+        for name, value in joined(named, self._spec.lists).items():
             entries = places(value, (name,)) if name in self._nested else {(name,): value}
             given |= {path: v for path, v in entries.items() if not _empty(v)}
         self._check_fixed(given)
@@ -267,7 +270,10 @@ def _empty(value: Any) -> bool:
 def _output_class(spec: Family) -> Any:
     """The class of what diffusers' forward() returns; without diffusers, one that has the attribute alone."""
     module, _, name = spec.output_class.partition(":")
+    if spec.interface is not None and module.partition(".")[0] != "diffusers":
+        return SimpleNamespace  # a manifest names it: no other module of this machine is imported for a file
     try:
-        return getattr(import_module(module), name)
+        found = getattr(import_module(module), name, None)
     except ImportError:
         return SimpleNamespace
+    return found if isinstance(found, type) else SimpleNamespace

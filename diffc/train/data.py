@@ -7,7 +7,6 @@ are scaled, the scheduler what noise is and what is learned, the family whether 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,8 @@ from diffc.progress import Update
 from diffc.train.calls import Batch, rows_of
 from diffc.train.digits import digit_pictures
 from diffc.train.noising import Noising
+from passes.base import PassError
+from passes.files.bounded import parse_object, read_text
 from passes.files.contained import contained
 
 DROPPED = 0.1
@@ -97,18 +98,19 @@ def read_pictures(data: str, pixels: int, seed: int) -> list[Picture]:
 
 def _listed(folder: Path) -> list[tuple[Path, str]]:
     pairs = []
-    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8-sig").splitlines()
+    lines = read_text(folder / "metadata.jsonl").splitlines()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            pairs.append((contained(folder, row["file_name"]), str(row.get("text", row.get("prompt")) or "")))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            row = parse_object(line, "it")
+            name = row["file_name"]
+        except (PassError, KeyError) as error:
             raise DiffcError(
                 f"{folder / 'metadata.jsonl'}, line {number}: {error}",
                 fix='write a JSON object a line: {"file_name": "a.png", "text": "a fox"}',
             ) from error
+        pairs.append((contained(folder, name), str(row.get("text", row.get("prompt")) or "")))
     return pairs
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from diffc.errors import DiffcError
 from diffc.progress import Update
 from diffc.quantize.simulate import cpu_block_quant
+from diffc.records import read_record
 from diffc.train.calls import Batch
 from diffc.train.request import Judgement
 from diffc.train.student import State, learning, put_state, state_of
@@ -231,7 +232,7 @@ def _resumed(student: nn.Module, optimizer: Any, average: _Average, folder: Path
     """What `_save` has left in `folder`, put back into student, optimizer and average; else a new record."""
     if folder is None or not (folder / _PROGRESS).is_file():
         return Record()
-    content = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+    content = read_record(folder / _PROGRESS, fix=f"remove {folder}, and train again")
     place = folder / f"step-{content['step']}"
     put_state(student, load_file(place / _WEIGHTS))
     state = optimizer.state_dict()

@@ -44,7 +44,8 @@ def calibrated(plan: TrainPlan, accelerator: Any, work: Path, ui: Reporter) -> C
                 plan.source.dtype,
                 guidance=plan.sampling.guidance,
             )
-            found = calibrate_on_prompts(plan.source, plan.format, request.options, run, ui)
+            begun = work / "calibrating"
+            found = calibrate_on_prompts(plan.source, plan.format, request.options, run, ui, work=begun)
         found.save(folder)
     accelerator.wait_for_everyone()
     return Checkpoint.load(folder)

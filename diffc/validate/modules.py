@@ -75,7 +75,7 @@ def compare_modules(
     found = []
     for arithmetic, unrounded, limit in cases:
         copy = unrounded_copy(model) if unrounded else float32_copy(model)
-        with reference.with_quantized_softmax(None if unrounded else softmax_scale(model)):
+        with reference.with_quantized_softmax(softmax_scale(model), rounds=not unrounded):
             # A torch reference takes a Shape, a graph sizes by name; `shape` is what this one was made for.
             assert isinstance(shape, Shape) or isinstance(reference, GraphReference)
             drawn, expected = reference.outputs(shape, seed, unrounded=unrounded)  # type: ignore[arg-type]

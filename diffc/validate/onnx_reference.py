@@ -56,9 +56,9 @@ class GraphReference:
         return float(max(changes))
 
     @contextmanager
-    def with_quantized_softmax(self, scale: float | None) -> Iterator[None]:
+    def with_quantized_softmax(self, scale: float | None, *, rounds: bool = True) -> Iterator[None]:
         """Changes nothing: the graph has its quantizers itself."""
-        del scale
+        del scale, rounds
         yield
 
     def copy(self, *, unrounded: bool) -> onnx.ModelProto:

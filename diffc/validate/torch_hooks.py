@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from diffc.progress import Update
+from diffc.quantize.attention import attention_as
 from diffc.quantize.convert import enabled_quantizers, role_of
 from diffc.quantize.kinds import KINDS, kind_of
 from diffc.quantize.state import settings_of
@@ -93,21 +94,14 @@ def counted_calls(model: torch.nn.Module, update: Update) -> Iterator[None]:
 
 
 @contextmanager
-def quantized_softmax(scale: float) -> Iterator[None]:
+def quantized_softmax(scale: float | None, dtype: torch.dtype) -> Iterator[None]:
     """While this is open, ModelOpt's quantized attention rounds its probabilities to E4M3 in steps of `scale`.
 
-    ModelOpt exports such quantizers and does not simulate them.
+    None does not round. ModelOpt exports such quantizers and does not simulate them. Graphs have the factor of the
+    scores in the scale of the queries, which is of the compute type `dtype`: 1 / sqrt(32) is no number of 16 bits.
     """
-    from modelopt.torch.quantization.plugins.diffusion.diffusers import _QuantAttention
-
-    functions = _QuantAttention._functionals_to_replace
-    _QuantAttention._functionals_to_replace = [
-        (torch.nn.functional, "scaled_dot_product_attention", partial(_attention, softmax_scale=scale))
-    ]
-    try:
+    with attention_as(partial(_attention, softmax_scale=scale, dtype=dtype)):
         yield
-    finally:
-        _QuantAttention._functionals_to_replace = functions
 
 
 def _attention(
@@ -121,25 +115,39 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
-    softmax_scale: float,
+    softmax_scale: float | None,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(d) + mask) v with quantized operands; [batch, heads, tokens, d].
 
-    Raises NotImplementedError for causal and boolean masks.
+    A boolean mask, and the one of `is_causal`, has True where a query sees a key.
     """
     del dropout_p
-    if is_causal or (attn_mask is not None and attn_mask.dtype == torch.bool):
-        raise NotImplementedError("no diffusion backbone here masks its attention by position")
+    if is_causal:
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
     query, key = module.q_bmm_quantizer(query), module.k_bmm_quantizer(key)
-    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    probabilities = torch.softmax(scores if attn_mask is None else scores + attn_mask, dim=-1)
-    rounded = KINDS["fp8"].round_trip(probabilities, torch.tensor(softmax_scale))
-    out = rounded.to(value.dtype) @ module.v_bmm_quantizer(value)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = query @ key.transpose(-1, -2) * _as_stored(factor, module.q_bmm_quantizer, dtype)
+    rows = torch.softmax(scores if attn_mask is None else scores + attn_mask, dim=-1)
+    if softmax_scale is not None:
+        rows = KINDS["fp8"].round_trip(rows, torch.tensor(softmax_scale))
+    out = rows.to(value.dtype) @ module.v_bmm_quantizer(value)
     result: torch.Tensor = module.bmm2_output_quantizer(out)
     return result
+
+
+def _as_stored(factor: float, quantizer: Any, dtype: torch.dtype) -> float:
+    """The factor of scores that is left when its product with the queries' scale is rounded to `dtype`."""
+    amax = getattr(quantizer, "amax", None)
+    if amax is None:
+        return factor
+    scale = float(amax) / KINDS["fp8"].bound
+    return float(torch.tensor(scale * factor, dtype=torch.float64).to(dtype)) / scale
 
 
 def quantize_twice_as_graphs_do(model: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from diffc.models.batched import batched_forward
 from diffc.models.inputs import forward_kwargs, random_inputs, tensors_of
 from diffc.models.sources.backbone import DTYPES, load_backbone
 from diffc.models.sources.locate import ModelSource
 from diffc.models.spec import Shape
+from diffc.quantize.attention import attention_by_default
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.simulate import cpu_block_quant
 from diffc.tensors import tensor_of
@@ -43,16 +45,24 @@ def validation_arrays(
     return [as_float32(v) for v in values]
 
 
-def torch_outputs(model: torch.nn.Module, source: ModelSource, values: Drawn) -> Outputs:
-    """The torch model's outputs under the names that the graph's outputs have, as float32."""
+def torch_outputs(
+    model: torch.nn.Module, source: ModelSource, values: Drawn, *, batched: bool = False
+) -> Outputs:
+    """The torch model's outputs under the names that the graph's outputs have, as float32.
+
+    `batched`: its forward() is one of `diffc.models.batched`.
+    """
     spec = source.family
     # Only a model with quantizers needs ModelOpt, and such a model has imported it already. Importing it for any other
     # model would cost seconds and print a warning.
-    quantizers_run = cpu_block_quant if "modelopt" in sys.modules else nullcontext
-    with torch.no_grad(), quantizers_run():
-        found = tensors_of(model(**forward_kwargs(spec, source.config, values), return_dict=False))
+    has_modelopt = "modelopt" in sys.modules
+    quantizers_run = cpu_block_quant if has_modelopt else nullcontext
+    with torch.no_grad(), quantizers_run(), attention_by_default() if has_modelopt else nullcontext():
+        kwargs = forward_kwargs(spec, source.config, values, batched=batched)
+        found = model(**kwargs, return_dict=False)
+        tensors = (torch.stack(found[0]),) if spec.lists and not batched else tensors_of(found)
     items = spec.outputs(source.config)
-    return {item.name: out.float().numpy() for item, out in zip(items, found, strict=False)}
+    return {item.name: out.float().numpy() for item, out in zip(items, tensors, strict=False)}
 
 
 def _in_float32(drawn: Drawn) -> Drawn:
@@ -94,20 +104,23 @@ class TorchReference:
     ):
         self.source, self.dtype, self.quantized = source, dtype, checkpoint is not None
         self.model = reference_model(source, dtype, checkpoint) if model is None else model
-        self._softmax_scale: float | None = None
+        self._attention: tuple[float, bool] | None = None
         self._known: dict[Any, tuple[Drawn, Outputs]] = {}
 
     @contextmanager
-    def with_quantized_softmax(self, scale: float | None) -> Iterator[None]:
-        """While this is open, attention quantizes its probabilities, as the pass quantize-softmax makes graphs do."""
-        self._softmax_scale = scale
-        with nullcontext() if scale is None else quantized_softmax(scale):
+    def with_quantized_softmax(self, scale: float | None, *, rounds: bool = True) -> Iterator[None]:
+        """While this is open, attention is as the pass quantize-softmax makes it; `rounds`: of its probabilities."""
+        if scale is None:
             yield
-        self._softmax_scale = None
+            return
+        self._attention = scale, rounds
+        with quantized_softmax(scale if rounds else None, DTYPES[self.dtype]):
+            yield
+        self._attention = None
 
     def outputs(self, shape: Shape, seed: int, *, unrounded: bool) -> tuple[Drawn, Outputs]:
         """Random inputs at `shape`, and the outputs for them; `unrounded`: activations are not rounded."""
-        key = (shape, seed, unrounded, self._softmax_scale)
+        key = (shape, seed, unrounded, self._attention)
         if key not in self._known:
             self._known[key] = self.forward(shape, seed, unrounded=unrounded)
         return self._known[key]
@@ -115,11 +128,16 @@ class TorchReference:
     def forward(
         self, shape: Shape, seed: int, *, unrounded: bool, watched: AbstractContextManager[Any] | None = None
     ) -> tuple[Drawn, Outputs]:
-        """The same, computed anew. `watched` is open during the run; its hooks see what quantizers give."""
+        """The same, computed anew. `watched` is open during the run; its hooks see what modules give in graphs."""
         spec = self.source.family
         drawn = random_inputs(spec, self.source.config, shape, dtype=DTYPES[self.dtype], seed=seed)
-        with without_rounding(self.model) if unrounded else nullcontext(), watched or nullcontext():
-            expected = torch_outputs(self.model, self.source, _in_float32(drawn))
+        as_graph = batched_forward(self.model) if watched is not None else nullcontext(False)
+        with (
+            without_rounding(self.model) if unrounded else nullcontext(),
+            watched or nullcontext(),
+            as_graph as batched,
+        ):
+            expected = torch_outputs(self.model, self.source, _in_float32(drawn), batched=batched)
         return drawn, expected
 
     def floor(self, shape: Shape, seed: int, rounding: float) -> float:

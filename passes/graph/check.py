@@ -8,7 +8,7 @@ from typing import Protocol
 import onnx
 from onnx import GraphProto, ModelProto
 
-from passes.base import Pass, PassCheckError
+from passes.base import Pass, PassCheckError, PassError
 from passes.graph.inference import shell
 
 
@@ -21,16 +21,25 @@ class Check(Protocol):
 
 
 def check_structure(before: ModelProto | None, after: ModelProto, step: Pass | None) -> str:
-    """Names, wiring, inputs and outputs, then the ONNX checker with strict shape inference."""
-    culprit = "the model before the first pass" if step is None else f"pass {step.name!r}"
+    """Names, wiring, inputs and outputs, then the ONNX checker with strict shape inference.
+
+    Raises PassError for the model as it came, PassCheckError for what a pass made of it.
+    """
     problems = [*_wiring(after.graph, frozenset()), *_same_interface(before, after, step)]
     if problems:
-        raise PassCheckError(f"{culprit}: {problems[0]}")
+        raise _invalid(step, problems[0])
     try:
         onnx.checker.check_model(shell(after), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise PassCheckError(f"{culprit}: {error}") from error
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        raise _invalid(step, str(error)) from error
     return f"structure of {len(after.graph.node)} nodes"
+
+
+def _invalid(step: Pass | None, what: str) -> PassError:
+    """The error for a graph that is not valid: what came in is wrong, or what a pass made of it."""
+    if step is not None:
+        return PassCheckError(f"pass {step.name!r}: {what}")
+    return PassError(f"the model is not valid ONNX: {what}. Fix: export it again, or repair it")
 
 
 def all_of(*checks: Check) -> Check:

@@ -15,9 +15,13 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from passes.base import PassError
+from passes.files.bounded import regular
 from passes.files.contained import contained
+from passes.graph.onnx_fields import check_fields
 from passes.weights.recipe import LOCATION, RECIPE
 
+LARGEST = (1 << 31) - 1
+"""Bytes of a protobuf message, by its own format."""
 _HOLDERS = frozenset(
     {"GraphProto", "NodeProto", "AttributeProto", "TensorProto", "SparseTensorProto", "FunctionProto"}
     | {"TrainingInfoProto"}
@@ -31,17 +35,25 @@ def read_proto(path: Path) -> ModelProto:
     Raises PassError for a file that is missing or damaged, for one that holds recipes, and for external data outside
     the model's folder.
     """
-    if not path.is_file():
-        raise PassError(f"no such file: {path}")
+    if regular(path).st_size > LARGEST:
+        raise PassError(
+            f"{path} has more than 2 GB, and no ONNX model has. Fix: keep its weights in a file beside it"
+        )
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, load_external_data=False, format="protobuf")
+    except OSError as error:
+        raise PassError(
+            f"cannot read {path}: {error.strerror}. Fix: check the file and its permissions"
+        ) from error
     except Exception as error:
-        raise PassError(f"{path} is not an ONNX model, or is cut off ({type(error).__name__})") from error
+        said = f"{path} is not an ONNX model, or is cut off ({type(error).__name__})"
+        raise PassError(f"{said}. Fix: export or copy it again") from error
     for tensor in all_tensors(model):
         if tensor.external_data or tensor.data_location == TensorProto.EXTERNAL:
             _refuse_recipe(tensor, path)
         if tensor.data_location == TensorProto.EXTERNAL:
             external_file(path, tensor)
+    check_fields(model, path)
     return model
 
 

@@ -46,7 +46,13 @@ def add_products(recipe: Recipe, products: Sequence[Product]) -> Recipe:
         "right": [item.right.to_json() for item in products],
         "scale": [item.scale for item in products],
     }
-    return _then(recipe.cast(TensorProto.FLOAT), "add_products", args, recipe.shape)
+    return _then(_at_most_float32(recipe), "add_products", args, recipe.shape)
+
+
+def _at_most_float32(recipe: Recipe) -> Recipe:
+    """What a sum may read as it is: 16-bit floats widen exactly while they are added, anything else before."""
+    halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    return recipe if recipe.dtype in halves else recipe.cast(TensorProto.FLOAT)
 
 
 def add(recipe: Recipe, other: Recipe, scale: float) -> Recipe:
@@ -58,8 +64,13 @@ def add(recipe: Recipe, other: Recipe, scale: float) -> Recipe:
 
 
 def product(left: Recipe, right: Recipe) -> Recipe:
-    """The matrix product of `left` [N, r] and `right` [r, K]; trailing axes of 1 are left out."""
-    rank = left.shape[1]
+    """The matrix product of `left` [N, r] and `right` [r, K]; trailing axes of 1 are left out.
+
+    Raises PassError when their ranks differ.
+    """
+    rank = math.prod(left.shape[1:])
+    if right.shape[0] != rank:
+        raise PassError(f"factors of shapes {list(left.shape)} and {list(right.shape)} have no product")
     left = left.reshape((left.shape[0], math.prod(left.shape[1:])))
     flat = right.reshape((rank, math.prod(right.shape[1:])))
     return _then(left, "product", {"right": flat.to_json()}, (left.shape[0], flat.shape[1]))

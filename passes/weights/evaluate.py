@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from passes.weights.operations import BOUNDS, bind
-from passes.weights.recipe import Array, Recipe, RecipeValues
+from passes.weights.recipe import Array, Op, Recipe, RecipeValues, bits_of
 from passes.weights.rounding import all_codes, lookup, scratch
 from passes.weights.sources import read
 from passes.weights.step import Shape, Step
@@ -63,7 +63,7 @@ def tasks(recipe: Recipe) -> Iterator[Task]:
 def _prepared(recipe: Recipe) -> tuple[Array, list[Step]]:
     """An array and the steps from it to the result, each of which works on rows."""
     array, steps = read(recipe.source), list[Step]()
-    for op in recipe.ops:
+    for op in _joined(recipe.ops):
         step = bind(op, _result_shape(array, steps), evaluate)
         if step.by_rows:
             steps.append(step)
@@ -72,6 +72,18 @@ def _prepared(recipe: Recipe) -> tuple[Array, list[Step]]:
         else:
             array, steps = step.run(_whole(array, _tabled(array, steps)), slice(0, 0)), []
     return array, _tabled(array, steps)
+
+
+def _joined(ops: Sequence[Op]) -> list[Op]:
+    """`ops`, a sum of products and the cast to 16 bits after it as one."""
+    joined: list[Op] = []
+    for op in ops:
+        last = joined[-1] if joined else None
+        if last and last.name == "add_products" and op.name == "cast" and bits_of(op.args["to"]) == 16:
+            joined[-1] = Op(last.name, {**last.args, **op.args})
+        else:
+            joined.append(op)
+    return joined
 
 
 def _result_shape(array: Array, steps: list[Step]) -> Shape:

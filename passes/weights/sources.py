@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import struct
 from collections.abc import Callable, Iterator
@@ -17,6 +16,8 @@ import numpy as np
 import onnx
 
 from passes.base import PassError
+from passes.files.bounded import parse_object, regular
+from passes.weights.finite import check_finite
 from passes.weights.recipe import Array, Recipe, Source
 
 # The element types of the safetensors format that a diffusion checkpoint uses.
@@ -35,6 +36,11 @@ SAFETENSORS_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+MAX_HEADER = 100_000_000
+"""Bytes of a safetensors header, the format's own limit."""
+_METADATA, _AGAIN = "__metadata__", "Fix: download the file again"
+_LOOKED_AT: dict[Source, None] = {}
+_REMEMBERED = 1 << 15
 _MEMORY: dict[str, Array | Callable[[], Array]] = {}
 
 
@@ -54,15 +60,12 @@ def _header(path: str, mtime_ns: int, size: int) -> tuple[int, dict[str, dict[st
     with Path(path).open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if length + 8 > size:
-            raise PassError(f"{path} is not a safetensors file, or is cut off ({size} bytes)")
+        if length + 8 > size or length > MAX_HEADER:
+            raise PassError(f"{path} is not a safetensors file, or is cut off ({size} bytes). {_AGAIN}")
         try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise PassError(f"{path}: the safetensors header is corrupt ({error})") from error
-    if not isinstance(header, dict):
-        raise PassError(f"{path}: the safetensors header is corrupt (it is no JSON object)")
-    header.pop("__metadata__", None)
+            header = parse_object(file.read(length), f"{path}: the safetensors header is corrupt: it")
+        except PassError as error:
+            raise PassError(f"{error}. {_AGAIN}") from error
     return 8 + length, header
 
 
@@ -70,7 +73,7 @@ def safetensors_source(path: Path, key: str) -> Source:
     """The source for tensor `key` of a safetensors file. Raises PassError when it is not there."""
     stat = path.stat()
     start, header = _header(str(path), stat.st_mtime_ns, stat.st_size)
-    if key not in header:
+    if key not in header or key == _METADATA:
         raise PassError(f"{path} has no tensor {key!r}")
     source = _source(path, key, header[key], start)
     if source.offset + source.length > stat.st_size:
@@ -85,9 +88,10 @@ def safetensors_tensors(path: Path) -> dict[str, Recipe]:
     Raises PassError when the header is cut off or corrupt, or has a type of element that recipes lack. That the
     data are all there is found out when they are read.
     """
-    stat = path.stat()
+    stat = regular(path)
     start, header = _header(str(path), stat.st_mtime_ns, stat.st_size)
-    return {key: Recipe.of_source(_source(path, key, entry, start)) for key, entry in header.items()}
+    entries = ((key, entry) for key, entry in header.items() if key != _METADATA)
+    return {key: Recipe.of_source(_source(path, key, entry, start)) for key, entry in entries}
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:
@@ -95,25 +99,31 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
 
     Raises PassError when the header is cut off or corrupt.
     """
-    stat = path.stat()
-    start, _ = _header(str(path), stat.st_mtime_ns, stat.st_size)
-    with path.open("rb") as file:
-        file.seek(8)
-        found = json.loads(file.read(start - 8)).get("__metadata__")
+    stat = regular(path)
+    found = _header(str(path), stat.st_mtime_ns, stat.st_size)[1].get(_METADATA)
     return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
-def _source(path: Path, key: str, entry: dict[str, Any], start: int) -> Source:
+def _source(path: Path, key: str, entry: Any, start: int) -> Source:
     """The source that one entry of a header describes; the data begin at byte `start` of the file."""
     try:
-        begin, end = (int(offset) for offset in entry["data_offsets"])
-        dtype, shape = SAFETENSORS_DTYPES.get(str(entry["dtype"])), tuple(int(n) for n in entry["shape"])
+        (begin, end), shape, name = entry["data_offsets"], tuple(entry["shape"]), entry["dtype"]
     except (KeyError, TypeError, ValueError) as error:
-        raise PassError(f"{path}: the safetensors header is corrupt (tensor {key!r})") from error
+        raise _corrupt(path, key, "it has no type, shape and place") from error
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (begin, end, *shape)):
+        raise _corrupt(path, key, "its shape and place are not whole numbers from 0 on")
+    dtype = SAFETENSORS_DTYPES.get(str(name))
     if dtype is None:
-        raise PassError(f"{path}: tensor {key!r} has the unsupported type {entry['dtype']}")
+        known = ", ".join(SAFETENSORS_DTYPES)
+        raise PassError(f"{path}: tensor {key!r} has the unsupported type {str(name)[:40]!r}. Known: {known}")
+    if end - begin != math.prod(shape) * np.dtype(dtype).itemsize:
+        raise _corrupt(path, key, f"{end - begin} bytes do not hold {list(shape)} of {name}")
     # Not resolved: in the cache of the hub a link has the name that a person knows, and its file a hash.
     return Source("raw", str(path.absolute()), onnx_dtype(dtype), shape, key, start + begin, end - begin)
+
+
+def _corrupt(path: Path, key: str, why: str) -> PassError:
+    return PassError(f"{path}: the safetensors header is corrupt (tensor {key!r}: {why}). {_AGAIN}")
 
 
 def _read_raw(source: Source) -> Array:
@@ -197,7 +207,16 @@ READERS: dict[str, Callable[[Source], Array]] = {
 
 
 def read(source: Source) -> Array:
-    """The array of a source, mapped where it is a file. Raises PassError when the file is short or gone."""
+    """The array of a source, mapped where it is a file.
+
+    Raises PassError when the file is short or gone, and for NaN and infinity, looked for at the first reading.
+    """
     if source.kind not in READERS:
         raise PassError(f"no reader for weights of kind {source.kind!r}. Known: {', '.join(READERS)}")
-    return READERS[source.kind](source)
+    array = READERS[source.kind](source)
+    if source not in _LOOKED_AT:
+        check_finite(array, source)
+        _LOOKED_AT[source] = None
+        if len(_LOOKED_AT) > _REMEMBERED:
+            del _LOOKED_AT[next(iter(_LOOKED_AT))]
+    return array

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 import pickle
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from passes.base import PassError
+from passes.files.bounded import regular
 from passes.weights.recipe import Recipe, Source
 from passes.weights.sources import onnx_dtype
 
@@ -137,9 +141,7 @@ def torch_tensors(path: Path) -> dict[str, Recipe]:
     A tensor whose elements lie in another order is a transposed one. Raises PassError for a file of another kind,
     one that is cut off, and for a tensor that is a view with gaps.
     """
-    stat = path.stat() if path.is_file() else None
-    if stat is None:
-        raise PassError(f"no such file: {path}")
+    stat = regular(path)
     return dict(_tensors(path.resolve(), stat.st_mtime_ns, stat.st_size))
 
 
@@ -151,31 +153,62 @@ def _tensors(path: Path, mtime_ns: int, size: int) -> dict[str, Recipe]:
             infos = {info.filename: info for info in archive.infolist()}
             root = next(name for name in infos if name.endswith("/data.pkl")).removesuffix("data.pkl")
             order = archive.read(f"{root}byteorder") if f"{root}byteorder" in infos else b"little"
-            content = _Unpickler(archive.open(f"{root}data.pkl")).load()
+            content = _Unpickler(BytesIO(_pickle(archive, infos[f"{root}data.pkl"]))).load()
             if order != b"little":
                 raise PassError(f"{path} was written on a big-endian machine")
-            found = dict(_walk(content, ""))
+            found = dict(_walk(content, "", ()))
             places = {
                 key: _place(file, infos, f"{root}data/{key}", path)
                 for key in {tensor.storage.key for tensor in found.values()}
             }
     except (
+        *_DAMAGE,
         zipfile.BadZipFile,
-        pickle.UnpicklingError,
         StopIteration,
-        EOFError,
-        KeyError,
-        TypeError,
-        ValueError,
     ) as error:
-        fix = "copy it again, or save it with a torch of 1.6 or later"
-        raise PassError(f"{path} is damaged, or no file of torch.save ({error}): {fix}") from error
+        fix = "Fix: copy it again, or save it with a torch of 1.6 or later"
+        raise PassError(f"{path} is damaged, or no file of torch.save ({_said(error)}). {fix}") from error
     return {name: _recipe(path, name, tensor, places[tensor.storage.key]) for name, tensor in found.items()}
 
 
-def _walk(value: object, name: str) -> Iterator[tuple[str, _Tensor]]:
+_DAMAGE = (
+    *(pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError),
+    *(
+        RecursionError,
+        MemoryError,
+        NotImplementedError,
+        zlib.error,
+        struct.error,
+        ImportError,
+        RuntimeError,
+        OSError,
+    ),
+)
+"""What an unpickler raises on bytes that no torch.save wrote."""
+_LARGEST_PICKLE = 256 << 20
+"""Bytes of data.pkl: names, shapes and settings of a checkpoint, without its tensors."""
+_DEPTH = 100
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}" if str(error) else type(error).__name__
+
+
+def _pickle(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """The bytes of data.pkl. Raises ValueError for more than it can have, as a compressed bomb has."""
+    if info.file_size > _LARGEST_PICKLE or (
+        info.file_size > 1 << 20 and info.file_size > 100 * info.compress_size
+    ):
+        raise ValueError(f"data.pkl has {info.file_size} bytes")
+    return archive.read(info)
+
+
+def _walk(value: object, name: str, around: tuple[int, ...]) -> Iterator[tuple[str, _Tensor]]:
+    if id(value) in around or len(around) > _DEPTH:
+        raise ValueError("its dictionaries hold themselves, or are nested too deep")
     if isinstance(value, _Tensor):
         yield name, value
+        return
     items = (
         value.items()
         if isinstance(value, Mapping)
@@ -184,7 +217,7 @@ def _walk(value: object, name: str) -> Iterator[tuple[str, _Tensor]]:
         else ()
     )
     for key, item in items:
-        yield from _walk(item, f"{name}.{key}" if name else str(key))
+        yield from _walk(item, f"{name}.{key}" if name else str(key), (*around, id(value)))
 
 
 def _place(file: IO[bytes], infos: Mapping[str, zipfile.ZipInfo], name: str, path: Path) -> tuple[int, int]:
@@ -201,6 +234,13 @@ def _place(file: IO[bytes], infos: Mapping[str, zipfile.ZipInfo], name: str, pat
 def _recipe(path: Path, name: str, tensor: _Tensor, place: tuple[int, int]) -> Recipe:
     if tensor.dtype not in _DTYPES:
         raise PassError(f"{path}: tensor {name!r} has the unsupported type {tensor.dtype or 'untyped'}")
+    numbers = (tensor.offset, *tensor.shape, *tensor.stride)
+    if not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers) or len(tensor.shape) != len(
+        tensor.stride
+    ):
+        raise PassError(
+            f"{path} is damaged: tensor {name!r} has a shape {tensor.shape!r:.80}. Fix: copy it again"
+        )
     dtype = np.dtype(_DTYPES[tensor.dtype])
     order = sorted(range(len(tensor.shape)), key=lambda i: (-tensor.stride[i], i))
     shape = tuple(tensor.shape[i] for i in order)

@@ -10,6 +10,7 @@ from diffc.artifact.folder import MANIFEST, Artifact, staging, write_manifest
 from diffc.cli.main import run
 from diffc.commands.slim import SlimRequest, slim
 from diffc.errors import DiffcError
+from tests.artifact.manifests import described
 
 GRAPHS = {"model.onnx", "model.onnx_data", "model.ort.onnx"}
 SM89 = {"engines/trt-rtx-sm89.engine", "engines/trt-rtx-sm89_ctx.onnx"}
@@ -21,15 +22,17 @@ def made(folder: Path, *, stripped: bool = False) -> Path:
     """An artifact for trt-rtx and ort, with engines for two GPUs."""
     weights = {"weights": "model.onnx"} if stripped else {}
     engines = [
-        {"file": f"engines/trt-rtx-sm{sm}.engine", "target": "trt-rtx", "sms": [sm], **weights}
+        {
+            "file": f"engines/trt-rtx-sm{sm}.engine",
+            "target": "trt-rtx",
+            "version": "1",
+            "sms": [sm],
+            **weights,
+        }
         for sm in (89, 120)
     ]
-    content = {
-        "model": {"name": "tiny"},
-        "targets": {"trt-rtx": "model.onnx", "ort": "model.ort.onnx"},
-        "engines": engines,
-        "profile": [],
-    }
+    targets = {"trt-rtx": "model.onnx", "ort": "model.ort.onnx"}
+    content = described(model={"name": "tiny"}, targets=targets, engines=engines)
     with staging(folder, force=False) as partial:
         for number, name in enumerate(sorted(GRAPHS | SM89 | SM120 | PROOFS)):
             (partial / name).parent.mkdir(exist_ok=True)

@@ -48,6 +48,12 @@ def _uneven(x: torch.Tensor) -> Any:
         (_uneven, [torch.float32], {"Slice", "Concat"}),
         (lambda a, b: torch.cat([a, b], dim=1) * 2, [torch.float16, torch.float32], {"Cast", "Concat"}),
         (lambda a, b: torch.concat([a, b], dim=1) * 2, [torch.float16, torch.float32], {"Cast", "Concat"}),
+        (
+            lambda a, b: torch.nn.functional.rms_norm(a, (8,), b[0], 1e-6),
+            [torch.float32, torch.float16],
+            {"RMSNormalization", "Cast"},
+        ),
+        (lambda a: torch.nn.functional.rms_norm(a, (8,)), [torch.float32], {"RMSNormalization"}),
         (lambda a: torch.einsum("nhw->nwh", a.reshape(a.shape[0], 2, 4)), [torch.float32], {"Transpose"}),
         (lambda a, b: torch.einsum("nc,nc->n", a, b), [torch.float32] * 2, {"Einsum"}),
         (lambda a: torch.ops.aten.squeeze.dim(a, 1) * 2, [torch.float32], {"Mul"}),

@@ -18,6 +18,7 @@ from diffc.artifact.folder import write_manifest
 from diffc.cli.main import run
 from diffc.commands.validate import ValidateRequest, validate_artifact
 from diffc.validate import polygraphy_case
+from tests.artifact.manifests import described
 
 NAMES = (
     'x" + str(getattr(__import__("os"), "system")("touch PWNED")) + ".onnx',
@@ -39,7 +40,7 @@ def artifact(folder: Path, name: str) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
     file = name.replace("\n", "")  # no manifest may name a file with a line end
     (folder / file).write_bytes(model.SerializeToString())
-    content = {"format": "as imported", "dtype": "float32", "targets": {"ort": file}, "model": {"name": name}}
+    content = described(format="as imported", targets={"ort": file}, model={"name": name})
     write_manifest(folder, content, {})
     return folder
 

@@ -36,10 +36,28 @@ def test_it_is_attention_in_steps_of_e4m3(key_heads: int, scale: float | None) -
     assert 1e-4 < error < 2**-4  # half a step of E4M3 is 2^-4 of the value; no error would mean no rounding
 
 
-def test_masks_by_position_are_refused() -> None:
-    x = drawn(2, torch.Generator().manual_seed(1))
-    with pytest.raises(NotImplementedError, match="masks"):
-        _attention(MODULE, x, x, x, is_causal=True, softmax_scale=1.0 / 448)
+def test_the_factor_of_scores_is_one_that_16_bits_hold() -> None:
+    generator = torch.Generator().manual_seed(9)
+    x = 3 * drawn(2, generator)
+    module = SimpleNamespace(**{**vars(MODULE), "q_bmm_quantizer": torch.nn.Identity()})
+    module.q_bmm_quantizer.amax = torch.tensor(448 * 0.0390625)
+    factor, stored = 32**-0.5, float(torch.tensor(32**-0.5 * 0.0390625).half()) / 0.0390625
+    found = _attention(module, x, x, x, scale=factor, softmax_scale=None, dtype=torch.float16)
+    wanted, plain = (
+        torch.nn.functional.scaled_dot_product_attention(x, x, x, scale=s) for s in (stored, factor)
+    )
+    assert float((found - wanted).norm()) < 1e-6 * float(wanted.norm()) < float((plain - wanted).norm())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_masks_by_position_are_those_of_torch(causal: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = drawn(2, generator)
+    mask = None if causal else torch.rand(2, 1, 24, 24, generator=generator) < 0.7
+    wanted = torch.nn.functional.scaled_dot_product_attention(x, x, x, mask, is_causal=causal)
+    found = _attention(MODULE, x, x, x, mask, is_causal=causal, softmax_scale=1.0 / 448)
+    error = float((found - wanted).norm() / wanted.norm())
+    assert 1e-4 < error < 2**-4
 
 
 def test_modules_that_ran_are_counted_once() -> None:

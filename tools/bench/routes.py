@@ -33,7 +33,9 @@ def main() -> None:
     """Run the route and write its report."""
     route, source, format, output, report = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:6]
     warnings.simplefilter("ignore")
-    run = {"diffc": diffc_route, "copy": copy_route, "modelopt": modelopt_route}[route]
+    run = {"diffc": diffc_route, "diffc+loras": loras_route, "copy": copy_route, "modelopt": modelopt_route}[
+        route
+    ]
     size = int(sys.argv[7 if route == "copy" else 6])
     content = {
         "parameters": parameters(source),
@@ -64,16 +66,22 @@ def stored_type(source: Path) -> Any:
     return {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[first["dtype"]]
 
 
-def diffc_route(source: Path, format: str, output: Path, _: int) -> dict[str, Any]:
+def diffc_route(
+    source: Path, format: str, output: Path, _: int, loras: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Trace, rewrite, write: what `diffc compile --skip-validation --from-checkpoint` does without an engine."""
     with stage("import libraries"):
         from diffc.frontend.trace import trace
         from diffc.models.sources.locate import locate
+        from diffc.models.sources.lora_files import LoraSpec
+        from diffc.models.sources.loras import with_loras
         from passes import Pipeline
         from passes.presets import CANONICAL, target_passes
         from passes.storage import save
     with stage("find the model, quantizers with amax 1"):
         found = locate(str(source))
+        if loras:
+            found = with_loras(found, [LoraSpec(str(file), 0.8) for file in loras])
         checkpoint = ones(found, format)
         dtype = found.dtype
     with stage("trace"):
@@ -83,6 +91,17 @@ def diffc_route(source: Path, format: str, output: Path, _: int) -> dict[str, An
     with stage("weights"):
         save(result.model, output / "model.onnx")
     return {"nodes": len(result.model.graph.node)}
+
+
+def loras_route(source: Path, format: str, output: Path, _: int) -> dict[str, Any]:
+    """The same with two LoRAs of rank 16 on every matrix; making their files is no stage of it."""
+    from diffc.models.sources.locate import locate
+    from tools.bench.weights import random_lora
+
+    found = locate(str(source))
+    with tempfile.TemporaryDirectory(dir=output) as folder:
+        files = [random_lora(found, Path(folder), rank=16, number=number) for number in range(2)]
+        return diffc_route(source, format, output, 0, files)
 
 
 def copy_route(source: Path, _: str, output: Path, size: int) -> dict[str, Any]:

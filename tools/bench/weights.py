@@ -38,7 +38,7 @@ def main() -> None:
     """Measure one format."""
     arguments = _arguments()
     source = locate(arguments.model)
-    files = [_lora(source, arguments.folder, arguments.rank, n) for n in range(arguments.loras)]
+    files = [random_lora(source, arguments.folder, arguments.rank, n) for n in range(arguments.loras)]
     source = with_loras(source, [LoraSpec(str(file)) for file in files])
     recipes = dict(_recipes(source, arguments.format, arguments.limit * 10**9))
     sources = {r.source for r in recipes.values() if r.source.path and r.source.path not in map(str, files)}
@@ -63,7 +63,7 @@ def main() -> None:
     print(json.dumps({k: v if isinstance(v, str) else round(v, 2) for k, v in figures.items()}))
 
 
-def _lora(source: ModelSource, folder: Path, rank: int, number: int) -> Path:
+def random_lora(source: ModelSource, folder: Path, rank: int, number: int) -> Path:
     """A file with random factors for every matrix, as PEFT names them, in float16."""
     generator, tensors = np.random.default_rng(number), {}
     for name, weight in source.weights.items():

@@ -1,128 +1,123 @@
-"""Compiles a tiny pipeline of every class that is read off its pipeline, and prints what came of it as a table.
+"""Compiles a tiny pipeline of every class that is read off its pipeline, and writes what came of it as a table.
 
-    python -m tools.prove.families --formats none,fp8 --models sd15,ltx --write docs/families.md
+    python -m tools.prove.families --write docs/families.md
+    python -m tools.prove.families --formats none,fp8 --models sd15,ltx --targets ort --jobs 4
 
 Weights are seeded, head sizes real, everything else small. A row has the largest relative L2 error of ONNX Runtime
-against torch at two shapes that differ from the traced one in every axis, and the engines that TensorRT-RTX built.
+against torch at two shapes that differ from the traced one in every axis, the engines that TensorRT-RTX built, and
+how near the pipeline's pictures with the compiled backbone are to those of torch. Rows are kept in --rows, so that
+runs of some models, formats or targets add up; what no run has reached stands in the table as not run.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import sys
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from diffc.compile.spine import CompileRequest, CompileResult, compile_model
-from diffc.errors import DiffcError
 from diffc.quantize.formats import FORMATS
-from passes import PassError
 from tools.prove.family_models import MODELS, make
+from tools.prove.family_rows import MHA, Row, load_rows, measured, merged, save_rows
 
-SMS = (89, 120)
+SMS = "89,120"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-_SHORT = {"float32, activations not rounded": "smooth"}
+ROWS = Path(__file__).with_name("families.json")
+NAMES = (
+    "none",
+    "int8",
+    "fp8",
+    f"fp8{MHA}",
+    "nvfp4",
+    *(n for n in FORMATS if n not in ("none", "int8", "fp8", "nvfp4")),
+)
+HEAD = "| pipeline | class | format | largest rel. L2 | engines | PSNR dB | result |\n|---|---|---|---|---|---|---|"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One compile: what was asked for, and what came of it."""
-
-    model: str
-    format: str
-    errors: str
-    engines: str
-    seconds: float
-    result: str
-
-    def __str__(self) -> str:
-        cells = (
-            self.model,
-            MODELS[self.model].backbone,
-            self.format,
-            self.errors,
-            self.engines,
-            f"{self.seconds:.0f}",
-        )
-        return f"| {' | '.join(cells)} | {self.result} |"
+def line(row: Row) -> str:
+    """A row as Markdown."""
+    errors = ", ".join(f"{name} {error:.1e}" for name, error in row.errors.items()) or "-"
+    psnr = "-" if row.psnr is None else f"{row.psnr:.1f}"
+    result = row.result.replace("|", "/")
+    cells = (row.model, row.backbone, row.format, errors, " ".join(row.engines) or "-", psnr, result)
+    return f"| {' | '.join(cells)} |"
 
 
-HEAD = "| pipeline | class | format | largest rel. L2 | engines | s | result |\n|---|---|---|---|---|---|---|"
+def table(rows: dict[tuple[str, str], Row], models: Sequence[str], formats: Sequence[str]) -> str:
+    """All rows of `models` and `formats` as Markdown; formats of a model that were not run share a line."""
+    lines = [HEAD]
+    for model in models:
+        found = [rows[model, f] for f in formats if (model, f) in rows]
+        lines += [line(row) for row in found]
+        if lacking := [f for f in formats if (model, f) not in rows]:
+            backbone = MODELS[model].backbone if model in MODELS else found[0].backbone if found else "-"
+            lines.append(f"| {model} | {backbone} | {', '.join(lacking)} | - | - | - | not run |")
+    return "\n".join(lines)
 
 
-def compiled(model: str, format: str, dtype: str, folder: Path, targets: Sequence[str]) -> Row:
-    """Compile one model in one format; what diffc raises is the result."""
-    started = time.monotonic()
-    sms = tuple(sm for sm in SMS if sm >= FORMATS[format].min_sm) if "trt-rtx" in targets else ()
-    request = CompileRequest(
-        str(make(model, folder)),
-        folder / f"{model}-{format}",
-        format,
-        tuple(targets),
-        sms,
-        dtype=dtype,
-        force=True,
-        steps=2,
-        prompts=("a red fox asleep in fresh snow", "a wooden sign that reads OPEN"),
-        image_size=64 if FORMATS[format].algorithm else None,
-    )
-    try:
-        result = compile_model(request)
-    except (DiffcError, PassError) as error:
-        line = " ".join(str(error).split())[:300].replace("|", "/")
-        return Row(model, format, "-", "-", time.monotonic() - started, f"{type(error).__name__}: {line}")
-    return Row(model, format, _errors(result), _engines(result), time.monotonic() - started, "ok")
+def write(page: Path, text: str) -> None:
+    """Replace what a page has between its two marks."""
+    old = page.read_text(encoding="utf-8")
+    before, after = old.partition(BEGIN)[0], old.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8", newline="\n")
 
 
-def _errors(result: CompileResult) -> str:
-    """The largest error of each arithmetic, over shapes and outputs."""
-    found: dict[str, float] = {}
-    for report in result.validation:
-        worst = max(row.rel_l2 or 0.0 for row in report.rows)
-        found[report.arithmetic] = max(found.get(report.arithmetic, 0.0), worst)
-    return ", ".join(f"{_SHORT.get(name, name)} {error:.1e}" for name, error in found.items())
-
-
-def _engines(result: CompileResult) -> str:
-    return " ".join(f"SM{e.sms[0]} {e.nbytes / 1e6:.1f} MB" for e in result.engines) or "-"
-
-
-def table(rows: Iterable[Row]) -> str:
-    """The rows as Markdown."""
-    return "\n".join([HEAD, *map(str, rows)])
-
-
-def write(page: Path, rows: Sequence[Row]) -> None:
-    """Replace the table of a page, between its two marks."""
-    text = page.read_text(encoding="utf-8")
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}", encoding="utf-8", newline="\n")
+def run_all(jobs: int, tasks: Sequence[tuple[Any, ...]]) -> Iterator[Row]:
+    """The rows of the tasks, which are arguments of `measured`, as they come."""
+    if jobs == 1:
+        yield from (measured(*task) for task in tasks)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
+        yield from (done.result() for done in as_completed([pool.submit(measured, *t) for t in tasks]))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compile, print the table row by row, and write it where --write says. 1 when a compile failed."""
+    """Compile, print the rows as they come, and write the table where --write says. 1 when a compile failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--models", default=",".join(MODELS), help="names, comma separated")
-    parser.add_argument("--formats", default="none,int8,fp8,nvfp4", help="formats, comma separated")
+    parser.add_argument(
+        "--models", default=",".join(MODELS), help="names or pipeline folders, comma separated"
+    )
+    parser.add_argument(
+        "--formats", default=",".join(NAMES), help="formats, comma separated; fp8+mha: attention"
+    )
     parser.add_argument("--targets", default="trt-rtx,ort", help="targets, comma separated")
+    parser.add_argument("--sms", default=SMS, help="compute capabilities of engines, comma separated")
     parser.add_argument("--dtype", default="float16", help="compute type")
+    parser.add_argument("--jobs", type=int, default=1, help="compiles at a time")
     parser.add_argument("--folder", type=Path, help="where models and artifacts are kept")
+    parser.add_argument("--rows", type=Path, default=ROWS, help="the file that keeps the rows")
+    parser.add_argument(
+        "--new", action="store_true", help="leave out what the file has a row without fault of"
+    )
     parser.add_argument("--write", type=Path, help="a page with the two marks of the table")
     given = parser.parse_args(arguments)
-    rows = list[Row]()
+    models, formats, targets = given.models.split(","), given.formats.split(","), given.targets.split(",")
+    rows = load_rows(given.rows)
+    kept = {key for key, row in rows.items() if given.new and row.result == "ok"}
+    sms, failed = [int(sm) for sm in given.sms.split(",")], False
     with TemporaryDirectory(prefix="diffc-families-") as temporary:
         folder = given.folder or Path(temporary)
+        for model in models:
+            if model in MODELS:
+                make(model, folder)
+        asked = [(model, f) for f in formats for model in models if (Path(model).name, f) not in kept]
         print(HEAD, flush=True)
-        for model in given.models.split(","):
-            for format in given.formats.split(","):
-                rows.append(compiled(model, format, given.dtype, folder, given.targets.split(",")))
-                print(rows[-1], flush=True)
+        for row in run_all(given.jobs, [(*a, given.dtype, folder, targets, sms) for a in asked]):
+            rows[row.key] = merged(rows.get(row.key), row)
+            print(f"{line(row)} {row.seconds:.0f} s", flush=True)
+            save_rows(given.rows, rows.values())
+            failed |= row.result != "ok"
     if given.write:
-        write(given.write, rows)
-    return int(any(row.result != "ok" for row in rows))
+        names = dict.fromkeys([*MODELS, *(name for name, _ in rows)])
+        write(given.write, table(rows, list(names), NAMES))
+    return int(failed)
 
 
 if __name__ == "__main__":

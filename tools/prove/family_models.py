@@ -41,7 +41,7 @@ class Tiny:
     """A pipeline class with a small backbone: classes of diffusers by name, and their configurations.
 
     `text` names the encoder and tokenizer of each pair: "clip", "t5" or "llm" (a Llama of two layers). `more` holds
-    other entries of model_index.json.
+    other entries of model_index.json. `experts` are components of the backbone's class and configuration beside it.
     """
 
     pipeline: str
@@ -54,6 +54,7 @@ class Tiny:
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
     component: str = "transformer"
     more: Mapping[str, Any] = field(default_factory=dict)
+    experts: tuple[str, ...] = ()
 
 
 MODELS: dict[str, Tiny] = {
@@ -109,8 +110,8 @@ MODELS: dict[str, Tiny] = {
         vae="AutoencoderDC",
         vae_config={
             "latent_channels": 32,
-            "encoder_block_out_channels": (8,) * 6,
-            "decoder_block_out_channels": (8,) * 6,
+            "encoder_block_out_channels": (8, 8, 8, 8, 8, 32),
+            "decoder_block_out_channels": (8, 8, 8, 8, 8, 32),
             "encoder_layers_per_block": (1,) * 6,
             "decoder_layers_per_block": (1,) * 6,
             "encoder_block_types": "ResBlock",
@@ -160,6 +161,16 @@ MODELS: dict[str, Tiny] = {
         ("t5",),
         vae="AutoencoderKLWan",
         vae_config=WAN_VAE,
+    ),
+    "wan22-14b": Tiny(
+        "WanPipeline",
+        "WanTransformer3DModel",
+        HEADS | {"text_dim": T5_WIDTH, "ffn_dim": 512, "num_layers": 4},
+        ("t5",),
+        vae="AutoencoderKLWan",
+        vae_config=WAN_VAE,
+        more={"boundary_ratio": 0.875},
+        experts=("transformer_2",),
     ),
     "wan5b": Tiny(
         "WanPipeline",
@@ -269,7 +280,7 @@ MODELS: dict[str, Tiny] = {
             "num_refiner_layers": 1,
             "cap_feat_dim": T5_WIDTH,
             "axes_dim_rope": (32, 32, 32),
-            "axes_lens": (64, 64, 64),
+            "axes_lens": (300, 64, 64),
             "multiple_of": 64,
         },
         ("llm",),
@@ -306,17 +317,22 @@ def make(name: str, folder: Path, **changed: Any) -> Path:
     if (place / "model_index.json").is_file():
         return place
     with torch.random.fork_rng(devices=[]):
-        backbone = getattr(diffusers, model.backbone)(**{**model.config, **changed})
-        seed_weights(backbone, f"{name}/{model.component}")
-        for part in backbone.modules():
-            if isinstance(part, TimestepEmbedding):  # as trained models are: a rounded time changes little
-                smooth_in_time(part.linear_1.weight)
+        parts = dict[str, Any]()
+        for component in (model.component, *model.experts):
+            backbone = getattr(diffusers, model.backbone)(**{**model.config, **changed})
+            seed_weights(backbone, f"{name}/{component}")
+            for part in backbone.modules():
+                if isinstance(
+                    part, TimestepEmbedding
+                ):  # as trained models are: a rounded time changes little
+                    smooth_in_time(part.linear_1.weight)
+            parts[component] = backbone
         vae_config = dict(model.vae_config)
         if model.vae == "AutoencoderKL":
             vae_config = IMAGE_VAE | vae_config
         vae = getattr(diffusers, model.vae)(**vae_config)
         seed_weights(vae, f"{name}/vae")
-        parts = {model.component: backbone, "vae": vae}
+        parts["vae"] = vae
         parts["scheduler"] = getattr(diffusers, model.scheduler)(**model.scheduler_config)
         for number, kind in enumerate(model.text):
             tail = f"_{number + 1}" if number else ""

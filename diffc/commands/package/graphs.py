@@ -7,7 +7,6 @@ on such names with spaces between, which optimum evaluates to size its buffers.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.sources.backbone import DTYPES, quiet_libraries
 from diffc.models.sources.components import component_variant
+from diffc.models.sources.json_files import read_json
 
 Dims = tuple[str | int, ...]
 _MOST_IMAGES = 63  # from batch 64 on, diffusers' Upsample2D takes another path, which one graph cannot hold
@@ -159,8 +159,7 @@ def _text_encoder(
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return content
+    return read_json(folder / "config.json")
 
 
 def _ids(vocabulary: int, length: int) -> Tensor:

@@ -30,6 +30,7 @@ from diffc.models.spec import Shape
 from diffc.paths import AnyPath, Converted, as_path, as_path_or_none, as_text_or_none
 from diffc.progress import Reporter
 from diffc.progress_bar import default_reporter
+from diffc.records import read_record
 from passes import Pipeline
 from passes.graph.onnx_reader import all_tensors, read_proto
 from passes.targets.ort.cast_io import CastIo
@@ -109,7 +110,7 @@ def check_place(request: PackageRequest) -> None:
         raise DiffcError(f"{request.output} is the artifact", fix="choose another -o")
     check_output(request.output, force=request.force)
     manifest = request.output / MANIFEST
-    if manifest.is_file() and "package" not in json.loads(manifest.read_text(encoding="utf-8")):
+    if manifest.is_file() and "package" not in read_record(manifest, fix="choose another -o"):
         raise DiffcError(f"{request.output} is an artifact, no package", fix="choose another -o")
 
 

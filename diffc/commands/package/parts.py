@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from diffc.artifact.model import compiled_model
 from diffc.errors import DiffcError
 from diffc.models.sources.components import pipeline_variant
 from diffc.models.sources.hub_cache import is_repository
+from diffc.models.sources.json_files import components_in, read_index
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.paths import AnyPath, as_path, as_text
 from passes.files.contained import contained
@@ -48,7 +48,7 @@ def find_parts(
         return _exported(components)
     folder, variant = _pipeline(artifact, pipeline, hub)
     index = _index(folder, "a diffusers pipeline folder")
-    named = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry[1]}
+    named = {name: kind for name, (_, kind) in components_in(index).items() if kind}
     graphs = {name: kind for name, kind in named.items() if name in (*TEXT_ENCODERS, "vae")}
     _all_there(folder, [name for name in (*graphs, *_AS_THEY_ARE) if name in named])
     taken = tuple(name for name in _AS_THEY_ARE if name in named)
@@ -76,7 +76,7 @@ def _pipeline(artifact: Artifact, given: AnyPath | None, hub: HubOptions) -> tup
 def _exported(folder: Path) -> Parts:
     """Everything but the backbone of a folder that `optimum-cli export onnx` wrote."""
     index = _index(folder, "a folder of optimum-cli export onnx")
-    named = {name for name, entry in index.items() if isinstance(entry, list) and entry[1]}
+    named = {name for name, (_, kind) in components_in(index).items() if kind}
     graphs = [name for name in TEXT_ENCODERS if name in named] + ["vae_decoder"]
     graphs += ["vae_encoder"] if (folder / "vae_encoder").is_dir() else []
     for name in graphs:
@@ -93,13 +93,9 @@ def _exported(folder: Path) -> Parts:
 
 def _index(folder: Path, what: str) -> dict[str, Any]:
     path = contained(folder, "model_index.json", hub=True)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DiffcError(f"cannot read {path}: {error}", fix=f"give {what}") from error
-    if not isinstance(content, dict):
-        raise DiffcError(f"{path} holds no JSON object", fix=f"give {what}")
-    return content
+    if not path.is_file():
+        raise DiffcError(f"{folder} has no {path.name}", fix=f"give {what}")
+    return read_index(folder)
 
 
 def _all_there(folder: Path, names: list[str]) -> None:

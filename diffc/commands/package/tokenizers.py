@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from diffc.models.sources.json_files import read_json
+
 # What the slow class of transformers 4 reads. transformers 5 has one class under that name and writes tokenizer.json.
 _SLOW = {"CLIPTokenizer": ("vocab.json", "merges.txt"), "T5Tokenizer": ("spiece.model",)}
 
@@ -24,7 +26,7 @@ def rewrite_config(folder: Path) -> None:
     for the list is additional_special_tokens.
     """
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     tokens = config.get("extra_special_tokens")
     if not isinstance(tokens, list):
         return

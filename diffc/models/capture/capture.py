@@ -122,6 +122,7 @@ def _interface(recorder: Recorder, record: Recorded, tuples: tuple[Any, ...]) ->
         multiple=multiple,
         frames=rule,
         native=native,
+        lists=dict(recorder.lists),
     )
     return replace(found, assumed=tuple(assumptions(found)))
 

@@ -9,6 +9,7 @@ from typing import Any
 from diffc.errors import UnsupportedError
 from diffc.models.capture.record import Leaves
 from diffc.models.interface import Dimension, Input
+from diffc.models.lists import LENGTHS
 from diffc.models.nested import Path
 from diffc.models.relation import Relation, Setting, fit
 
@@ -161,6 +162,8 @@ def _kind(path: Path, first: Any, low: float, high: float) -> Any:
     name = str(path[-1] if isinstance(path[-1], str) else path[0])
     if name in _TIMES:
         return "time"
+    if name.endswith(LENGTHS) and first.dtype is torch.int64 and first.ndim == 1:
+        return "lengths"
     if first.dtype is torch.bool or ("mask" in name and low >= 0 and high <= 1):
         return "mask"
     if not first.is_floating_point() or name.endswith("_ids") or max(abs(low), abs(high)) > _LARGE:

@@ -8,8 +8,9 @@ from typing import Any
 
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.capture.stand_ins import Backbone, TextEncoder, Vae, tokenizer
+from diffc.models.config_check import check_numbers
 from diffc.models.sources.inside import inside
-from diffc.models.sources.json_files import read_json
+from diffc.models.sources.json_files import read_index, read_json
 
 _UNLIMITED = 512
 """Tokens of a tokenizer whose configuration states no length."""
@@ -27,7 +28,7 @@ class Stage:
         """The pipeline of the folder `folder`. Raises DiffcError where it cannot be made from configurations."""
         import diffusers
 
-        self.folder, self.index = folder, read_json(folder / "model_index.json")
+        self.folder, self.index = folder, read_index(folder)
         name = str(self.index.get("_class_name"))
         self.cls: Any = getattr(diffusers, name, None)
         if self.cls is None:
@@ -102,6 +103,7 @@ class Stage:
                 f"{place / 'config.json'} is not there, and the width of the prompt's embeddings is read from it",
                 fix="download the whole pipeline; of the text encoders, the configurations are enough here",
             )
+        check_numbers(read_json(place / "config.json"), place / "config.json")
         return AutoConfig.from_pretrained(place, local_files_only=True)
 
 
@@ -119,6 +121,7 @@ def empty_model(folder: Path) -> Any:
     from accelerate import init_empty_weights
 
     config = read_json(folder / "config.json")
+    check_numbers(config, folder / "config.json")
     cls = getattr(diffusers, str(config.get("_class_name")), None)
     if cls is None:
         raise UnsupportedError(

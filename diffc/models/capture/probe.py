@@ -9,6 +9,7 @@ from diffc.errors import UnsupportedError
 from diffc.models.interface import Dimension, Input, Output
 from diffc.models.nested import Path, nested
 from diffc.models.relation import Setting
+from diffc.models.rewrites import rewrite_modules
 from diffc.models.sources.fake import fake_parameters
 
 _ODD = (5, 7)
@@ -31,6 +32,7 @@ class Probe:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        rewrite_modules(model)
         self._model, self._inputs, self._dimensions = model, inputs, dimensions
         self._constants, self._tuples = constants, tuples
         fake_parameters(model, self._mode)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 from diffc.errors import UnsupportedError
-from diffc.models.call import frames_argument, parameters_of, plain_sizes
+from diffc.models.batched import LISTS
+from diffc.models.call import frames_argument, parameters_of, plain_sizes, text_cleaner
 from diffc.models.capture.pipeline import Stage
 from diffc.models.capture.stand_ins import Enough, words
+from diffc.models.lists import joined
 from diffc.models.nested import Path, places, tuple_places, without_repeats
 
 Leaves = dict[Path, Any]
@@ -69,7 +67,7 @@ class Recorder:
         backbone, name = self.stage.backbone, self.stage.cls.__name__
         backbone.calls.clear()
         try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad(), _text_cleaner(self.stage.cls):
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), text_cleaner(self.stage.cls):
                 torch.manual_seed(1)
                 self.stage.pipe(**call)
         except Enough:
@@ -81,26 +79,20 @@ class Recorder:
             ) from error
         if not backbone.calls:
             raise UnsupportedError(f"{name} ended without a call of its backbone")
-        return places(without_repeats(backbone.calls[0]))
+        return places(joined(without_repeats(backbone.calls[0]), self.lists))
+
+    @property
+    def lists(self) -> Mapping[str, bool]:
+        """The arguments of the backbone that are lists of one tensor per image, and that one tensor is to take over."""
+        return LISTS.get(type(self.stage.backbone.real).__name__, {})
 
     @property
     def tuples(self) -> tuple[Path, ...]:
         """The places of tuples in the call that was recorded last."""
-        return tuple_places(self.stage.backbone.calls[0])
+        return tuple_places(joined(self.stage.backbone.calls[0], self.lists))
 
     def _set_lengths(self, text: int | None) -> None:
         """The length of the first tokenizer, where the call has no other way to ask for one; None for its own."""
         for number, (name, own) in enumerate(self.stage.lengths.items()):
             asked = text is not None and number == 0 and "max_sequence_length" not in self.parameters
             getattr(self.stage.pipe, name).model_max_length = text if asked else own
-
-
-@contextmanager
-def _text_cleaner(pipeline: Any) -> Iterator[None]:
-    """ftfy for pipelines that call it without having it: it repairs broken letters, and a prompt here has none."""
-    module = sys.modules[pipeline.__module__]
-    if hasattr(module, "ftfy"):
-        yield
-        return
-    with patch.object(module, "ftfy", SimpleNamespace(fix_text=lambda text: text), create=True):
-        yield

@@ -73,9 +73,9 @@ class TextEncoder:
         import torch
 
         noise = torch.Generator().manual_seed(0)
-        states = torch.randn(*input_ids.shape, self._width, generator=noise)
+        states = torch.randn(*input_ids.shape, self._width, generator=noise).to(self.dtype)
         pooled_width = getattr(self.config, "projection_dim", self._width) if self._projects else self._width
-        pooled = torch.randn(len(input_ids), pooled_width, generator=noise)
+        pooled = torch.randn(len(input_ids), pooled_width, generator=noise).to(self.dtype)
         first = "text_embeds" if self._projects else "last_hidden_state"
         return Answer(
             (first, "last_hidden_state" if self._projects else "pooler_output", "hidden_states"),

@@ -169,7 +169,10 @@ def _holds(directory: Path, name: str) -> bool:
     except (OSError, ValueError):
         return False
     files = content.get("files") if isinstance(content, dict) else None
-    if not isinstance(files, dict) or (content["name"], content["recipe"]) != (name, recipe_key(name)):
+    if not isinstance(files, dict) or (content.get("name"), content.get("recipe")) != (
+        name,
+        recipe_key(name),
+    ):
         return False
     return files.items() <= _sizes(directory).items()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +12,9 @@ from diffc.models.single.gguf import gguf_tensors
 from diffc.models.sources.safetensors_files import file_weights
 from diffc.models.stored.decode import Statement
 from passes.base import PassError
+from passes.files.bounded import parse_object
 from passes.weights.recipe import Recipe
+from passes.weights.sources import safetensors_metadata
 from passes.weights.torch_files import torch_tensors
 
 SUFFIXES = (".safetensors", ".sft", ".gguf", ".ckpt")
@@ -60,10 +60,7 @@ def _pickled(path: Path) -> dict[str, Recipe]:
 
 def header_metadata(path: Path) -> dict[str, str]:
     """The `__metadata__` of a safetensors file that was checked before."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    return {str(key): str(value) for key, value in header.get("__metadata__", {}).items()}
+    return safetensors_metadata(path)
 
 
 def statement_of(metadata: Mapping[str, str], original: bool) -> Statement:
@@ -82,7 +79,6 @@ def statement_of(metadata: Mapping[str, str], original: bool) -> Statement:
 
 def _json(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text) if text else {}
-    except ValueError:
+        return parse_object(text, "the metadata") if text else {}
+    except PassError:  # a text of somebody else's
         return {}
-    return value if isinstance(value, dict) else {}

@@ -71,14 +71,18 @@ def _part_of(name: str, where: object) -> str:
     )
 
 
-def unknown_file(names: Iterable[str], where: object, known: str) -> UnsupportedError:
-    """The error for a file of no known backbone: what it is if that can be told, else some of its names."""
+def unknown_file(names: Iterable[str], where: object, known: str, told: str = "") -> UnsupportedError:
+    """The error for a file of no known backbone: what it is if that can be told, else some of its names.
+
+    `told` is what the file calls its model.
+    """
     names = sorted(names)
     for pattern, what, fix in _OTHERS:
         if any(re.search(pattern, name) for name in names):
             return UnsupportedError(f"{where} holds {what}, no backbone", fix=fix)
     seen = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    called = f" calls its model {told!r}, and" if told else ":"
     return UnsupportedError(
-        f"{where}: its tensors are of no backbone that diffc knows ({seen})",
+        f"{where}{called} its tensors are of no backbone that diffc knows ({seen})",
         fix=f"give a file of one of these: {known}; or a folder with config.json",
     )

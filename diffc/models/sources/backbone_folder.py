@@ -10,6 +10,7 @@ from typing import Any
 
 from diffc.models.capture.capture import capture
 from diffc.models.captured import captured_family
+from diffc.models.config_check import check_config, check_numbers
 from diffc.models.family import Family
 from diffc.models.registry import family_of, known_family
 from diffc.models.sources.components import check_variant
@@ -33,9 +34,12 @@ def read_backbone(
     """
     config: Mapping[str, Any] = read_json(folder / "config.json")
     config, said = {key: value for key, value in config.items() if key != ENTRY}, config
+    check_numbers(config, folder / "config.json")
     family = _family(config, folder, pipeline)
     config = family.completed(config, _index(folder, pipeline))
+    check_config(family, config, folder / "config.json")
     weights = folder_weights(folder, variant)
+    check_numbers(config, folder / "config.json", weights)
     if pipeline is None:
         chosen = choose(file_names(folder), variant)
         variant = chosen.variant if chosen else None

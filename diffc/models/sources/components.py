@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from diffc.errors import DiffcError
+from diffc.models.config_check import check_numbers
 from diffc.models.sources.inside import inside
-from diffc.models.sources.json_files import read_json
+from diffc.models.sources.json_files import components_in, read_index, read_json
 from diffc.models.sources.safetensors_files import file_names
 from diffc.models.sources.source import ModelSource
 from diffc.models.sources.weight_names import WeightFile, choose, common_variant, weight_files
@@ -17,8 +18,7 @@ _WHOLE = "download the whole pipeline"
 
 def components_of(pipeline: Path) -> tuple[list[str], list[str]]:
     """The components that model_index.json names: those that have a class, and those that are null."""
-    index = read_json(pipeline / "model_index.json")
-    entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
+    entries = components_in(read_index(pipeline))
     present = [name for name, entry in entries.items() if all(entry)]
     return present, [name for name in entries if name not in present]
 
@@ -76,6 +76,7 @@ def check_components(source: ModelSource, *, without: Collection[str] = ()) -> N
         )
     for name in present:
         if name not in without and _is_model(pipeline / name):
+            check_numbers(read_json(inside(pipeline, name) / "config.json"), pipeline / name / "config.json")
             _check_weights(
                 pipeline / name,
                 source.variant,

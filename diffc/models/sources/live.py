@@ -18,7 +18,10 @@ import torch
 from torch import nn
 
 from diffc.errors import DiffcError, UnsupportedError
-from diffc.models.registry import components, family_of
+from diffc.models.capture.in_memory import capture_object
+from diffc.models.captured import captured_family
+from diffc.models.family import Family
+from diffc.models.registry import backbone_among, components, family_of, known_family
 from diffc.models.sources.source import ModelSource
 from passes.weights.recipe import Array, Recipe
 from passes.weights.sources import keep_lazily
@@ -43,20 +46,31 @@ def backbone_in(model: Any) -> nn.Module:
     """
     found = model
     if not isinstance(model, nn.Module):
-        named = [name for name in components() if model.components.get(name) is not None]
-        if not named:
-            raise UnsupportedError(
-                f"this {type(model).__name__} has none of the components {', '.join(components())}"
-            )
-        found = model.components[named[0]]
-    while (inner := getattr(found, "_orig_mod", None) or _parallel(found)) is not None:
-        found = inner
+        found = model.components[_component(model)]
+    found = _unwrapped(found)
     if not hasattr(found, "to_json_string"):
         raise DiffcError(
             f"{type(found).__name__} is not a diffusers model: it has no config",
             fix="give a diffusers pipeline or its transformer or unet, in torch",
         )
     module: nn.Module = found
+    return module
+
+
+def _component(pipe: Any) -> str:
+    """The name of a pipeline's backbone among its components. Raises UnsupportedError for a pipeline that has none."""
+    parts = {name: part for name, part in pipe.components.items() if part is not None}
+    named = backbone_among({name: type(_unwrapped(part)).__name__ for name, part in parts.items()})
+    if named is None:
+        raise UnsupportedError(
+            f"this {type(pipe).__name__} has none of the components {', '.join(components())}"
+        )
+    return named
+
+
+def _unwrapped(module: Any) -> Any:
+    while (inner := getattr(module, "_orig_mod", None) or _parallel(module)) is not None:
+        module = inner
     return module
 
 
@@ -75,7 +89,7 @@ def live_source(model: Any, progress: Callable[[int, int], None] = lambda done, 
     pipeline = None if backbone is model or isinstance(model, nn.Module) else model
     config = config_of(backbone)
     name = f"{type(model if pipeline is not None else backbone).__name__} in memory"
-    family = family_of(config, name)
+    family = _family(pipeline, config, name)
     config = dict(family.completed(config, None if pipeline is None else dict(pipeline.config)))
     tensors = live_tensors(backbone)
     weights = {}
@@ -85,6 +99,14 @@ def live_source(model: Any, progress: Callable[[int, int], None] = lambda done, 
     return ModelSource(
         name, Path(name), None, config, family, weights, pipeline=pipeline, origin=_origin(model, backbone)
     )
+
+
+def _family(pipeline: Any, config: dict[str, Any], name: str) -> Family:
+    """The family that a file describes, or one read off calls of a pipeline like this one."""
+    known = known_family(config)
+    if known is not None or pipeline is None:
+        return known or family_of(config, name)
+    return captured_family(capture_object(pipeline, _component(pipeline), config), config)
 
 
 def config_of(backbone: Any) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from diffc.errors import DiffcError, UsageError
+from diffc.models.embedded.loras import EMBEDDED_LORAS
 from diffc.models.sources.hub_cache import repository_folder, snapshot
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
+from diffc.paths import is_there
 from passes.weights.lora.file import DIFFUSERS_FILE
 from passes.weights.lora.match import Strength
 
@@ -21,7 +23,7 @@ _FORM = "write FILE, FILE=WEIGHT, or FILE=WEIGHT,PATTERN=WEIGHT,..., such as sty
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """A LoRA to apply: a file, a folder or an id of the hub, and how strongly it counts.
+    """A LoRA to apply: a file, a folder, an id of the hub or the name of an embedded one, and how strongly it counts.
 
     `patterns` are (pattern, weight): layers that a pattern matches have its weight in the place of `weight`, those of
     several the last one's. See `passes.weights.lora.match.Strength`.
@@ -67,7 +69,7 @@ def _split(text: str) -> tuple[str, str | None]:
     """The file, and what follows the equals sign after it; None without one."""
     places = [i for i, char in enumerate(text) if char == "="]
     for end in (len(text), *reversed(places)):
-        if text[:end] and Path(text[:end]).expanduser().exists():
+        if text[:end] and is_there(text[:end]):
             return text[:end], text[end + 1 :] if end < len(text) else None
     file, equals, settings = text.partition("=")
     return file, settings if equals else None
@@ -91,9 +93,14 @@ def lora_path(spec: LoraSpec, hub: HubOptions = DEFAULT_HUB) -> Path:
     path = Path(spec.file).expanduser()
     if path.exists():
         return path.absolute()
+    if spec.file in EMBEDDED_LORAS:
+        return EMBEDDED_LORAS[spec.file]
     match = _ID.fullmatch(spec.file)
     if match is None or (match["file"] is None and path.suffix == ".safetensors"):
-        fix = "check the path; a LoRA of the Hugging Face hub is OWNER/NAME or OWNER/NAME/FILE.safetensors"
+        fix = (
+            "check the path; a LoRA of the Hugging Face hub is OWNER/NAME or OWNER/NAME/FILE.safetensors, "
+            f"and diffc has {' and '.join(EMBEDDED_LORAS)}"
+        )
         raise DiffcError(f"there is no LoRA file {path}", fix=fix)
     return _of_hub(match["name"], match["file"], hub)
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from diffc.errors import DiffcError, UnsupportedError
-from diffc.models.registry import components
+from diffc.models.registry import backbone_among, components
 from diffc.models.sources.backbone_folder import folder_of, read_backbone
 from diffc.models.sources.components import pipeline_variant
 from diffc.models.sources.hub_cache import identity
 from diffc.models.sources.inside import inside
-from diffc.models.sources.json_files import read_json
+from diffc.models.sources.json_files import components_in, read_index
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource, Reader
-
-_BACKBONE = re.compile(r"(Transformer|UNet|DiT)(?!.*(ControlNet|Controlnet))")
 
 
 def _declines(options: HubOptions, model: str) -> str | None:
@@ -38,25 +33,20 @@ def _open(options: HubOptions, model: str) -> ModelSource:
 
 def component(pipeline: Path) -> Path:
     """The backbone folder of a pipeline folder. Raises DiffcError when it is missing, or no component is a backbone."""
-    index = read_json(pipeline / "model_index.json")
-    known = components()
-    named = [c for c in known if isinstance(index.get(c), list) and all(index[c])] or _by_class(index)
-    if not named:
+    index = read_index(pipeline)
+    named = backbone_among({name: kind for name, (_, kind) in components_in(index).items() if kind})
+    if named is None:
         kind = index.get("_class_name", "pipeline")
-        raise UnsupportedError(f"{pipeline}: this {kind} has none of the components {', '.join(known)}")
-    folder = inside(pipeline, named[0])
+        raise UnsupportedError(
+            f"{pipeline}: this {kind} has none of the components {', '.join(components())}"
+        )
+    folder = inside(pipeline, named)
     if not (folder / "config.json").is_file():
         raise DiffcError(
-            f"model_index.json names the component {named[0]!r}, but {folder / 'config.json'} does not exist",
+            f"model_index.json names the component {named!r}, but {folder / 'config.json'} does not exist",
             fix="download the pipeline completely",
         )
     return folder
-
-
-def _by_class(index: Mapping[str, Any]) -> list[str]:
-    """Components of other names whose class is that of a backbone: Stable Cascade's "prior" is a StableCascadeUNet."""
-    entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
-    return [name for name, (_, kind) in entries.items() if kind and _BACKBONE.search(str(kind))]
 
 
 def reader(options: HubOptions) -> Reader:

@@ -14,16 +14,16 @@ from diffc.errors import DiffcError
 from diffc.models.sources.inside import inside
 from diffc.models.sources.json_files import read_json
 from diffc.models.sources.weight_names import choose
+from diffc.records import of_pass_error
 from passes.base import PassError
+from passes.files.bounded import regular
 from passes.weights.recipe import Recipe
-from passes.weights.sources import safetensors_tensors
+from passes.weights.sources import MAX_HEADER, safetensors_tensors
 
 _EXPECTED = "diffusion_pytorch_model.safetensors, or its index diffusion_pytorch_model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _LFS_POINTER = b"version "
 """The first bytes of a Git LFS pointer; read as the length of a safetensors header they are 2 exabytes."""
-_MAX_HEADER = 100_000_000
-"""Bytes of a header, the format's own limit."""
 
 
 def folder_weights(folder: Path, variant: str | None = None) -> dict[str, Recipe]:
@@ -47,13 +47,15 @@ def file_weights(path: Path) -> dict[str, Recipe]:
     Raises DiffcError when the file is a Git LFS pointer, not as long as its header says, or damaged.
     """
     inside(path.parent, path.name)
-    actual = path.stat().st_size
+    try:
+        actual = regular(path).st_size
+    except PassError as error:
+        raise of_pass_error(error, "name a .safetensors file") from error
     _check_length(path, actual, _header_end(path, actual), more=True)
     try:
         weights = safetensors_tensors(path)
     except PassError as error:
-        fix = "download the file again"
-        raise DiffcError(f"{path} is not a safetensors file: its header does not parse", fix=fix) from error
+        raise of_pass_error(error, "download the file again") from error
     ends = (recipe.source.offset + recipe.source.length for recipe in weights.values())
     _check_length(path, actual, max(ends, default=_header_end(path, actual)), more=False)
     try:
@@ -72,7 +74,7 @@ def _header_end(path: Path, actual: int) -> int:
     if actual < 8:
         return 8
     length = int.from_bytes(start, "little")
-    if length > _MAX_HEADER:
+    if length > MAX_HEADER:
         raise DiffcError(f"{path} is not a safetensors file", fix="download the file again")
     return 8 + length
 

@@ -63,7 +63,8 @@ def look_into(file: File) -> tuple[Parts, Layout, Decoded]:
     parts = split_parts(file.tensors, file.path)
     layout = layout_of(parts.backbone)
     if layout is None:
-        raise unknown_file(file.tensors, file.path, known_layouts())
+        told = file.metadata.get("general.architecture", "")  # GGUF's own word for the model
+        raise unknown_file(file.tensors, file.path, known_layouts(), told)
     said = statement_of(file.metadata, layout.is_original(parts.backbone))
     layers = {name.removeprefix(parts.prefix): told for name, told in said.layers.items()}
     said = Statement(said.algorithm, layers, said.comfyui)

@@ -5,7 +5,6 @@ A tensor beside a weight that is not understood is an error: whoever drops a sca
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.stored import compressed, scaled
 from diffc.models.stored.held import Decoded, Held
 from diffc.models.stored.layer import Layer
+from diffc.records import parse_record
 from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Recipe
 
@@ -131,8 +131,4 @@ def _told(name: str, own: dict[str, Recipe], said: Statement) -> Mapping[str, An
     if "comfy_quant" not in own:
         return said.layers.get(name, {})
     text = np.asarray(evaluate(own.pop("comfy_quant"))).tobytes().rstrip(b"\0")
-    try:
-        told = json.loads(text)
-    except ValueError as error:
-        raise DiffcError(f"{name}.comfy_quant is not JSON: {text[:80]!r}") from error
-    return told if isinstance(told, dict) else {}
+    return parse_record(text, f"{name}.comfy_quant", fix="save the file again with ComfyUI")

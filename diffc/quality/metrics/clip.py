@@ -7,7 +7,6 @@ given, and not with the authors' own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffc.quality.metrics.files import folder_of
+from diffc.records import read_record
 
 CLIP = "openai/clip-vit-large-patch14"
 ANCHORS = ("Good photo.", "Bad photo.")
@@ -85,7 +85,7 @@ class Preparation:
     def of_folder(cls, folder: Path) -> Preparation:
         """As preprocessor_config.json says; CLIP's own where it says nothing."""
         file = folder / "preprocessor_config.json"
-        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        config = read_record(file, fix="download the folder again") if file.is_file() else {}
         config = config.get("image_processor", config)
         return cls(
             _side(config.get("size", 224), "shortest_edge"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from diffc.errors import DiffcError
+from diffc.records import of_pass_error
+from passes.base import PassError
+from passes.files.bounded import parse_json, read_text
 
 _FORM = '[{"prompt": "a fox", "images": {"MODEL": "fox.png", "OTHER": "fox-2.png"}}, ...]'
 
@@ -32,9 +34,9 @@ def read_entries(path: Path) -> list[Entry]:
     prompt has other models than the first: means over different prompts cannot be compared.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DiffcError(f"cannot read {path}: {error}", fix=f"write a JSON file: {_FORM}") from error
+        content = parse_json(read_text(path), path)
+    except PassError as error:
+        raise of_pass_error(error, f"write a JSON file: {_FORM}") from error
     if not isinstance(content, list) or not content:
         raise DiffcError(f"{path} is not a list of prompts", fix=f"write {_FORM}")
     entries = [_entry(path, number, item) for number, item in enumerate(content, 1)]

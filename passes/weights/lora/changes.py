@@ -57,9 +57,8 @@ def fused(recipe: Recipe, changes: Sequence[Change]) -> Recipe:
         if change.whole is not None:
             recipe = change.whole.reshape(recipe.shape)
     plain = [change for change in changes if change.decomposition is None]
-    result = recipe.cast(TensorProto.FLOAT)
-    if products := [_product(change) for change in plain if change.left is not None]:
-        result = add_products(result, products)
+    products = [_product(change) for change in plain if change.left is not None]
+    result = add_products(recipe, products) if products else recipe.cast(TensorProto.FLOAT)
     for change in plain:
         if change.dense is not None:
             result = change.added(result, change.weight)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import sqrt
+from functools import lru_cache
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
 from passes.base import PassError
+from passes.files.bounded import parse_object, read_text, regular
 from passes.files.contained import why_outside
 from passes.weights.recipe import Recipe
 from passes.weights.sources import safetensors_metadata, safetensors_tensors
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+_AGAIN = "Fix: save the LoRA again"
+_REPEATED, _REPEATED_GROUP = re.compile(r"[*+{]"), re.compile(r"\)\s*[*+{]")
+"""A repeated group that holds a repetition takes time that doubles with every letter of a name."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -39,6 +43,10 @@ class AdapterFile:
             alpha = _by_pattern(settings.get("alpha_pattern"), name, settings["lora_alpha"])
         if alpha is None or rank == 0:
             return 1.0
+        if not isinstance(alpha, int | float) or not isfinite(alpha):
+            raise PassError(
+                f"{self.path}: the alpha of {layer} is {str(alpha)[:40]!r}, not a number. {_AGAIN}"
+            )
         return float(alpha) / (sqrt(rank) if settings.get("use_rslora") else rank)
 
     def _settings_of(self, layer: str) -> tuple[Mapping[str, Any], str]:
@@ -52,9 +60,22 @@ class AdapterFile:
 def _by_pattern(patterns: Any, name: str, default: Any) -> Any:
     """PEFT's rule: a pattern is a regular expression for the end of the layer's name, from a dot on."""
     for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
+        if _compiled(pattern).fullmatch(name):
             return value
     return default
+
+
+@lru_cache(1024)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """The rule for a pattern. Raises PassError for one that is none, or that could take for ever to match."""
+    if len(pattern) > 512 or _REPEATED_GROUP.search(pattern) or len(_REPEATED.findall(pattern)) > 4:
+        raise PassError(
+            f"the pattern {pattern[:80]!r} of a LoRA's settings repeats too much. Fix: name the layers"
+        )
+    try:
+        return re.compile(rf"(.*\.)?({pattern})")
+    except (re.error, OverflowError, RecursionError) as error:
+        raise PassError(f"the pattern {pattern[:80]!r} of a LoRA's settings: {error}. {_AGAIN}") from error
 
 
 def read_adapter(path: Path) -> AdapterFile:
@@ -64,13 +85,17 @@ def read_adapter(path: Path) -> AdapterFile:
     """
     if path.is_dir():
         path = _in_folder(path)
-    if not path.is_file():
+    if not path.exists():
         raise PassError(f"there is no LoRA file {path}. Fix: check the path")
+    regular(path)
     if path.suffix.lower() in _PICKLES:
         raise PassError(
             f"{path} is a pickle, which can run code. Fix: give a .safetensors file, or convert it where you trust it"
         )
-    tensors = safetensors_tensors(path)
+    try:
+        tensors = safetensors_tensors(path)
+    except PassError as error:
+        raise PassError(f"{error}. Fix: download it again, or give another file") from error
     if not tensors:
         raise PassError(f"{path} holds no tensors. Fix: download it again")
     return AdapterFile(path, tensors, _settings(path))
@@ -83,10 +108,10 @@ def _in_folder(folder: Path) -> Path:
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return files[0]
-    names = ", ".join(file.name for file in files) or "none"
-    raise PassError(
-        f"the folder {folder} has several .safetensors files, or none: {names}. Fix: name the file"
-    )
+    if not files:
+        raise PassError(f"the folder {folder} has no .safetensors file. Fix: name the LoRA file itself")
+    names = ", ".join(file.name for file in files[:8])
+    raise PassError(f"the folder {folder} has several .safetensors files: {names}. Fix: name one of them")
 
 
 def _settings(path: Path) -> dict[str, Mapping[str, Any]]:
@@ -96,7 +121,7 @@ def _settings(path: Path) -> dict[str, Mapping[str, Any]]:
         return _by_prefix(_json(text, path))
     beside = path.with_name(PEFT_CONFIG)
     if path.name == PEFT_FILE and beside.is_file() and not why_outside(path.parent, PEFT_CONFIG):
-        return {"": _json(beside.read_text(encoding="utf-8"), beside)}
+        return {"": _json(read_text(beside), beside)}
     return {}
 
 
@@ -111,9 +136,6 @@ def _by_prefix(values: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _json(text: str, where: Path) -> dict[str, Any]:
     try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise PassError(
-            f"the settings of PEFT in {where} are not JSON ({error}). Fix: save the LoRA again"
-        ) from error
-    return values if isinstance(values, dict) else {}
+        return parse_object(text, f"the text of PEFT's settings in {where}")
+    except PassError as error:
+        raise PassError(f"{error}. {_AGAIN}") from error

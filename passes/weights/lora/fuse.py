@@ -12,6 +12,7 @@ from passes.weights.lora.changes import Change, fused
 from passes.weights.lora.file import AdapterFile, read_adapter
 from passes.weights.lora.match import Matched, Strength, match
 from passes.weights.lora.spellings import Shapes, spellings_of
+from passes.weights.lora.usable import check_values
 from passes.weights.recipe import Recipe
 
 _LISTED = 12
@@ -53,6 +54,7 @@ def apply_files(
         file = read_adapter(path)
         matched = match(file, shapes, spellings, strength)
         _check(file, matched, partial)
+        check_values(file)
         applied.append(Applied(file, strength, matched))
     return applied
 
@@ -101,6 +103,11 @@ def _check(file: AdapterFile, matched: Matched, partial: bool) -> None:
 
 
 def _fits_nothing(file: AdapterFile, matched: Matched) -> str:
+    if all(item.is_damaged for item in matched.unmatched):
+        return (
+            f"nothing of {file.path.name} can be applied:{_listed(matched, 4)}\n"
+            "Fix: download it again, or save it again with the tool that trained it"
+        )
     base = made_for(file)
     return (
         f"{file.path.name} was made for another model{f' ({base})' if base else ''}: none of its layers fit:"
@@ -119,6 +126,7 @@ _BASES: tuple[tuple[str, int | None, str], ...] = (
     (r"attn2[._]to_k\b.*|attn2_to_k", 768, "Stable Diffusion 1.x"),
     (r"attn2[._]to_k\b.*|attn2_to_k", 1024, "Stable Diffusion 2.x"),
     (r"attn2[._]to_k\b.*|attn2_to_k", 2048, "SDXL"),
+    (r"(down|up|input|output)_blocks[._]\d+[._].*(attn1|resnets|proj_in)", None, "a UNet, such as SDXL"),
     (r"joint_blocks[._]", None, "Stable Diffusion 3"),
     (r"(double|single)_blocks[._]|single_transformer_blocks[._]", None, "FLUX, or a model built like it"),
     (r"blocks[._]\d+[._](self|cross)_attn[._]", None, "Wan"),

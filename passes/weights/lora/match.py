@@ -7,22 +7,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from passes.base import PassError
 from passes.weights.evaluate import evaluate
 from passes.weights.lora.changes import Change, Decomposition, columns, rows_of
 from passes.weights.lora.file import AdapterFile
 from passes.weights.lora.keys import is_of_text_encoder, parse, refused_kind, without_prefix
 from passes.weights.lora.kinds import KINDS, Factors, Kind, size_of
 from passes.weights.lora.spellings import Layer, Piece, Shapes, Spellings, is_overriding
+from passes.weights.lora.usable import why_unusable
 from passes.weights.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Unmatched:
-    """Keys of a file that change nothing, and the reason."""
+    """Keys of a file that change nothing, and the reason; `is_damaged`: they would fit no model."""
 
     keys: tuple[str, ...]
     reason: str
-    wrong_shape: bool = False
+    is_damaged: bool = False
 
     def __str__(self) -> str:
         more = f" and {len(self.keys) - 1} more" if len(self.keys) > 1 else ""
@@ -44,7 +46,7 @@ class Matched:
 
     @property
     def fits_nothing(self) -> bool:
-        """Whether no layer of the file fits: it was made for another model."""
+        """Whether no layer of the file can be applied."""
         return not self.changes and bool(self.unmatched)
 
 
@@ -149,7 +151,7 @@ def _parts(name: str, tensors: Mapping[str, Recipe], keys: Mapping[str, str]) ->
     if left:
         lacking = _lacking(left)
         reason = f"it is not complete{f': {lacking} is missing' if lacking else ''}"
-        yield Unmatched(tuple(keys[role] for role in left), reason)
+        yield Unmatched(tuple(keys[role] for role in left), reason, is_damaged=True)
 
 
 _COMMON = {"down": "lora_A (lora_down)", "up": "lora_B (lora_up)"}
@@ -181,11 +183,16 @@ def _apply(
     for target in targets:
         if (first := seen.setdefault((target, part.kind.target), part.name)) != part.name:
             return Unmatched(part.keys, f"{first} changes {target} already")
-    made = part.kind.make(part.tensors)
+    if reason := why_unusable({role: t for role, t in part.tensors.items() if role in part.kind.roles}):
+        return Unmatched(part.keys, reason, is_damaged=True)
+    try:
+        made = part.kind.make(part.tensors)
+    except (PassError, IndexError) as error:
+        return Unmatched(part.keys, f"its tensors do not fit each other ({error})", is_damaged=True)
     wanted = _size(layer, [shapes[target] for target in targets])
     if size_of(made) != wanted and not _same_vector(made, wanted):
         text = f"it is made for {_spell(size_of(made))}, and {targets[0]} has {_spell(wanted)}: another base"
-        return Unmatched(part.keys, text, wrong_shape=True)
+        return Unmatched(part.keys, text)
     decomposed = _decomposition(part, wanted, len(layer))
     if isinstance(decomposed, str):
         return Unmatched(part.keys, decomposed)

@@ -11,7 +11,7 @@ import torch
 from diffc.errors import UsageError
 from diffc.models.capture.capture import capture
 from diffc.models.captured import captured_family
-from diffc.models.inputs import forward_kwargs, random_inputs
+from diffc.models.inputs import forward_kwargs, named_inputs, random_inputs
 from diffc.models.interface import Interface
 from diffc.models.sources.locate import locate
 from diffc.models.spec import Shape
@@ -65,3 +65,32 @@ def test_an_interface_survives_json(folder: Path) -> None:
     family = captured_family(again, {"num_layers": 4})
     assert family.name == "ltx"
     assert family.output_dims({}) == ("batch", "video", 128)
+
+
+def test_a_class_that_takes_lists(folder: Path) -> None:
+    place = make("z-image", folder)
+    found = capture(place, "transformer")
+    dims = {item.name: item.dims for item in found.inputs}
+    assert dims["x"] == ("batch", 16, 1, "height", "width")
+    assert dims["cap_feats"][::2] == ("batch", 128)
+    assert (dims["cap_feats_lengths"], found.lists) == (("batch",), {"x": False, "cap_feats": True})
+    source = locate(str(place))
+    family = source.family
+    values = random_inputs(family, source.config, Shape(3, 64, 96, 20), dtype=torch.float32, seed=2)
+    whole = forward_kwargs(family, source.config, values, batched=True)
+    lists = forward_kwargs(family, source.config, values)
+    lengths = values["cap_feats_lengths"].tolist()
+    assert [len(item) for item in lists["cap_feats"]] == lengths
+    assert len(set(lengths)) > 1
+    again = named_inputs(family, source.config, (lists["x"], lists["t"], lists["cap_feats"]), {})
+    assert torch.equal(again["x"], whole["x"])
+    kept = torch.arange(whole["cap_feats"].shape[1]) < values["cap_feats_lengths"][:, None]
+    assert torch.equal(again["cap_feats"], whole["cap_feats"] * kept[..., None])
+    assert again["cap_feats_lengths"].tolist() == lengths
+
+
+def test_a_class_that_counts_tokens_in_its_mask(folder: Path) -> None:
+    found = capture(make("lumina2", folder), "transformer")
+    masks = {item.name: item.dims for item in found.inputs if item.kind == "mask"}
+    assert masks == {"encoder_attention_mask": ("batch", "text")}
+    assert found.outputs[0].dims == ("batch", 16, "height", "width")

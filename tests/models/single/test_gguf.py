@@ -102,13 +102,26 @@ def test_an_older_version_and_a_block_type_of_tomorrow(tensors: Tensors, tmp_pat
         gguf_tensors(path)
 
 
-def test_a_model_of_q4_0_keeps_its_codes(tmp_path: Path) -> None:
+def test_a_language_model_is_refused_by_its_name(tensors: Tensors, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gguf", tensors)
+    path.write_bytes(path.read_bytes().replace(text("flux"), text("bert")))
+    with pytest.raises(DiffcError, match="calls its model 'bert', and its tensors are of no backbone"):
+        locate(str(path))
+
+
+def of_four_bits() -> Tensors:
+    """tiny-flux with the matrices of its blocks in Q4_0."""
     made: Tensors = {}
     for name, tensor in released("tiny-flux")[0].items():
         values = tensor.float().numpy()
         matrix = values.ndim == 2 and "blocks" in name
         kind, data = ("Q4_0", q4_0(values)) if matrix else ("F32", values.tobytes())
         made[name] = (kind, values.shape, data)
+    return made
+
+
+def test_a_model_of_q4_0_keeps_its_codes(tmp_path: Path) -> None:
+    made = of_four_bits()
     source = locate(str(write(tmp_path / "flux.gguf", made)))
     assert source.dtype == "bfloat16"
     assert {layer.kind for layer in source.held.values()} == {"int4"}

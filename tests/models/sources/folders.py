@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from diffc.models.embedded import tiny
 from passes.weights.recipe import Recipe
 
-FLUX = {"_class_name": "FluxTransformer2DModel", "num_layers": 1}
+
+def config_of(class_name: str, config: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """A config.json as it is read."""
+    return dict(json.loads(json.dumps({"_class_name": class_name, **config, **changed})))
+
+
+FLUX = config_of("FluxTransformer2DModel", tiny.FLUX, num_layers=1)
 KEYS = ("a.weight", "b.weight", "c.bias")
 FILE = "diffusion_pytorch_model.safetensors"
 

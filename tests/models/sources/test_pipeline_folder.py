@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from diffc.errors import DiffcError, UnsupportedError
+from diffc.models.embedded import tiny
 from diffc.models.sources.pipeline_folder import READER
-from tests.models.sources.folders import backbone
+from tests.models.sources.folders import backbone, config_of
 
 
 def test_pipeline_with_a_unet(tmp_path: Path) -> None:
-    backbone(tmp_path / "unet", {"_class_name": "UNet2DConditionModel", "addition_embed_type": "text_time"})
+    backbone(tmp_path / "unet", config_of("UNet2DConditionModel", tiny.SDXL))
     index = {"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index | {"transformer": [None, None]}))
     source = READER.open(str(tmp_path))

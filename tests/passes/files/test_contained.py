@@ -21,6 +21,7 @@ from diffc.commands.package.parts import find_parts
 from diffc.errors import DiffcError
 from passes.base import PassError
 from passes.files.contained import contained, safe_name, why_outside
+from tests.artifact.manifests import described
 from tests.cli_helpers import Capture
 
 OUTSIDE = (
@@ -160,15 +161,11 @@ def artifact(folder: Path, location: str = "model.onnx_data", **changed: Any) ->
     graph(location, folder)
     if not (folder / "model.onnx_data").is_symlink():
         (folder / "model.onnx_data").write_bytes(np.zeros((64, 64), np.float32).tobytes())
-    content: dict[str, Any] = {
-        "format": "none",
-        "dtype": "float32",
-        "targets": {"ort": "model.onnx"},
-        "engines": [],
-        "model": {"name": "m", "family": "sd3", "config": {}},
-        "request": {"model": "tiny-sd3"},
-        "profile": {},
-    }
+    content = described(
+        targets={"ort": "model.onnx"},
+        model={"name": "m", "family": "sd3", "config": {}},
+        request={"model": "tiny-sd3"},
+    )
     manifest = write_manifest(folder, content, {}) | changed
     if "more" in manifest:
         manifest["files"] |= manifest.pop("more")
@@ -176,21 +173,36 @@ def artifact(folder: Path, location: str = "model.onnx_data", **changed: Any) ->
     return folder
 
 
+def cached(file: str) -> dict[str, Any]:
+    model = {"suffix": "", "files": {"ort": file}, "inputs": [], "outputs": []}
+    return {"models": [model], "plan": {}}
+
+
 EVIL: Mapping[str, dict[str, Any]] = {
     "target": {"targets": {"ort": "../other.onnx"}},
     "absolute target": {"targets": {"ort": "/etc/passwd"}},
     "unlisted target": {"targets": {"ort": "other.onnx"}},
     "file": {"more": {"../x": {"bytes": 1, "sha256": "0"}}},
-    "engine": {"engines": [{"file": "..\\a.engine", "target": "trt-rtx", "sms": [89]}]},
-    "unlisted engine": {"engines": [{"file": "a.engine", "target": "trt-rtx", "sms": [89]}]},
+    "engine": {"engines": [{"file": "..\\a.engine", "target": "trt-rtx", "version": "1", "sms": [89]}]},
+    "unlisted engine": {"engines": [{"file": "a.engine", "target": "trt-rtx", "version": "1", "sms": [89]}]},
     "weights": {
-        "engines": [{"file": "model.onnx", "target": "trt-rtx", "sms": [89], "weights": "../../a.onnx"}]
+        "engines": [
+            {
+                "file": "model.onnx",
+                "target": "trt-rtx",
+                "version": "1",
+                "sms": [89],
+                "weights": "../../a.onnx",
+            }
+        ]
     },
     "unlisted weights": {
-        "engines": [{"file": "model.onnx", "target": "trt-rtx", "sms": [89], "weights": "a.onnx"}]
+        "engines": [
+            {"file": "model.onnx", "target": "trt-rtx", "version": "1", "sms": [89], "weights": "a.onnx"}
+        ]
     },
-    "cache plan": {"cache": {"models": [{"files": {"ort": "C:a.onnx"}}]}},
-    "unlisted in a cache plan": {"cache": {"models": [{"files": {"ort": "a.onnx"}}]}},
+    "cache plan": {"cache": cached("C:a.onnx")},
+    "unlisted in a cache plan": {"cache": cached("a.onnx")},
 }
 DOORS: Mapping[str, Callable[[str], list[str]]] = {
     "validate": lambda a: ["validate", a, "--against", "ort"],

@@ -31,7 +31,7 @@ def raised(before: ModelProto, to: int = 23, valid: bool = True) -> ModelProto:
     With `valid` False the checker of onnx does not take the original, only the result.
     """
     if not valid:
-        with pytest.raises(PassError, match="the model before the first pass"):
+        with pytest.raises(PassError, match="the model is not valid ONNX"):
             Pipeline([RewriteOpset(to)]).run(before)
         before = Pipeline([RewriteOpset(to)]).run(before, check=lambda before, after, step: "").model
         assert before.ir_version == onnx.helper.OP_SET_ID_VERSION_MAP["ai.onnx", to]

@@ -65,9 +65,9 @@ def header(**entries: Any) -> bytes:
         (b"abc", "is not a safetensors file, or is cut off"),
         (struct.pack("<Q", 1 << 40) + b"{}", "is not a safetensors file, or is cut off"),
         (struct.pack("<Q", 4) + b"{no}", "header is corrupt"),
-        (struct.pack("<Q", 2) + b"[]", "it is no JSON object"),
-        (header(w={"dtype": "F32", "shape": [2]}), r"header is corrupt \(tensor 'w'\)"),
-        (header(w={"dtype": "C64", "shape": [2], "data_offsets": [0, 16]}), "unsupported type C64"),
+        (struct.pack("<Q", 2) + b"[]", "it is not a JSON object"),
+        (header(w={"dtype": "F32", "shape": [2]}), r"header is corrupt \(tensor 'w': it has no type"),
+        (header(w={"dtype": "C64", "shape": [2], "data_offsets": [0, 16]}), "unsupported type 'C64'"),
         (
             header(w={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}) + b"1234",
             "is cut off: tensor 'w' ends at",

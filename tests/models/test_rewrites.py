@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers.models.embeddings import Timesteps
 from diffusers.models.transformers.transformer_chroma import ChromaCombinedTimestepTextProjEmbeddings
+from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 
-from diffc.frontend.rewrites import rewrite_modules
+from diffc.models.rewrites import rewrite_modules
 
 
 def test_chroma_modulation_is_bit_for_bit_the_same() -> None:
@@ -29,6 +32,16 @@ def test_sinusoids_are_bit_for_bit_the_same(channels: int, flip: bool, shift: fl
     rewritten = Timesteps(channels, flip, shift, scale)
     rewrite_modules(rewritten)
     assert torch.equal(rewritten(times), expected)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("shapes", [[[(1, 6, 9)]], [[(1, 5, 4), (1, 8, 3)]], [[(3, 7, 2)], [(3, 7, 2)]]])
+def test_rotary_factors_of_qwen_image_are_the_same(centred: bool, shapes: list[Any]) -> None:
+    module = QwenEmbedRope(10000, [16, 24, 24], scale_rope=centred)
+    expected = module(shapes, max_txt_seq_len=13, device=torch.device("cpu"))
+    rewrite_modules(module)
+    found = module(shapes, max_txt_seq_len=13)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_frequencies_are_constants_of_the_graph() -> None:

@@ -1,0 +1,75 @@
+"""Foreign code in a process apart: its answer, its error, and an end to what never ends."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import pytest
+
+from diffc.apart import Ended, run_apart
+from diffc.errors import UsageError
+
+
+def answer(a: int, b: int) -> dict[str, int]:
+    return {"sum": a + b, "process": os.getpid()}
+
+
+def fails(kind: str) -> None:
+    if kind == "ours":
+        raise UsageError("what", fix="mend")
+    if kind == "odd":
+        raise Odd("a", "b")
+    raise ValueError("theirs")
+
+
+class Odd(Exception):
+    """An error that pickle cannot make again."""
+
+    def __init__(self, one: str, other: str):
+        super().__init__(f"{one}-{other}")
+
+
+def spins() -> None:
+    while True:
+        pass
+
+
+def grows() -> int:
+    return sum(len(bytearray(1 << 26)) for held in [[bytearray(1 << 26) for _ in range(60)]])
+
+
+def asks() -> int:
+    return len(bytearray(1 << 45))
+
+
+def crashes() -> None:
+    os.abort()
+
+
+def apart(function: Any, *arguments: Any, seconds: float = 1, memory: int = 1 << 28) -> Any:
+    return run_apart(function, *arguments, seconds=seconds, memory=memory)
+
+
+def test_an_answer_and_an_error_come_back() -> None:
+    found = apart(answer, 2, 3)
+    assert found["sum"] == 5
+    assert found["process"] != os.getpid()
+    with pytest.raises(UsageError, match="what\n  Fix: mend"):
+        apart(fails, "ours")
+    with pytest.raises(ValueError, match="theirs"):
+        apart(fails, "theirs")
+    with pytest.raises(Exception, match="Odd: a-b"):
+        apart(fails, "odd")
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [(spins, "did not come to an end within 1 s"), (grows, "memory"), (asks, "memory"), (crashes, "crashed")],
+)
+def test_what_goes_too_far_is_ended(function: Any, said: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(Ended, match=said):
+        apart(function)
+    assert time.monotonic() - started < 30  # of one core that others use as well
