@@ -60,12 +60,22 @@ class Logged:
             yield lambda done, total: None
         except BaseException as error:
             LOG.info("%s: stopped by %s (%.1f s)", title, type(error).__name__, time.perf_counter() - started)
+            error.add_note(f"{_DOING}{title}")
             raise
         LOG.info("%s (%.1f s)", title, time.perf_counter() - started)
 
     def note(self, text: str) -> None:
         """Log the line."""
         LOG.info("%s", text)
+
+
+_DOING = "while diffc was to "
+
+
+def stage_of(error: BaseException) -> str:
+    """The title of the stage in which an error came up; empty outside of one."""
+    notes = getattr(error, "__notes__", ())
+    return next((n.removeprefix(_DOING) for n in notes if isinstance(n, str) and n.startswith(_DOING)), "")
 
 
 @dataclass(frozen=True)

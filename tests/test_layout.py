@@ -16,7 +16,7 @@ import pytest
 from tests import ROOT
 
 _BASICS = (
-    "errors progress progress_bar plugins memory version output_files records apart paths"
+    "errors progress progress_bar plugins memory version output_files records apart locks paths"
     " terminal_text tensors passes"
 )
 _MODELS = f"models quantize cache {_BASICS}"
@@ -41,13 +41,14 @@ DIFFC: Mapping[str, str] = {
     "plugins": "errors passes",
     "errors": "",
     "progress": "",
-    "memory": "",
+    "memory": "errors",
     "tensors": "passes",
     "version": "",
     "paths": "",
     "output_files": "errors passes",
     "records": "errors passes",
     "apart": "errors",
+    "locks": "",
     "terminal_text": "",
     "progress_bar": "progress terminal_text",
 }

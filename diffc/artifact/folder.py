@@ -14,22 +14,23 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from diffc.artifact.files import check_files
 from diffc.artifact.resume import RESUME, keep_calibration, take_up
 from diffc.artifact.schema import Manifest
 from diffc.backends.install import UPGRADE
 from diffc.errors import DiffcError
+from diffc.locks import locked
 from diffc.output_files import check_output_file
 from diffc.records import check_record, read_record
 from diffc.version import VERSION
-from passes.files.atomic import check_own_folder
+from passes.files.atomic import check_own_folder, exchange
 from passes.files.contained import why_outside
 
 MANIFEST = "manifest.json"
@@ -39,6 +40,8 @@ OPTIONAL = ("validation/", "checkpoint/", "engines/")
 """Folders whose files a copy of an artifact may lack: no other file needs them to be loaded."""
 AGAIN = "compile again, or get the artifact from a source that you trust"
 _CHUNK = 1 << 22
+_READINGS = 20
+"""How often an artifact that is replaced while it is read is read again."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,17 @@ class Artifact:
         Raises DiffcError when it is none, was written by a newer diffc, lacks files that are not optional, or names
         files outside its folder.
         """
+        for _ in range(_READINGS):
+            before = _stamp(folder)
+            try:
+                return cls._load(folder)
+            except DiffcError:
+                if _stamp(folder) == before:
+                    raise  # else another process has replaced it in the meantime
+        return cls._load(folder)
+
+    @classmethod
+    def _load(cls, folder: Path) -> Artifact:
         path = folder / MANIFEST
         if not path.is_file():
             raise DiffcError(
@@ -111,6 +125,15 @@ class Artifact:
         for name, entry in self.manifest["files"].items():
             if name not in missing and file_sha256(self.folder / name) != entry["sha256"]:
                 raise DiffcError(f"{self.folder / name} was changed after the compile", fix="compile again")
+
+
+def _stamp(folder: Path) -> tuple[int, ...]:
+    """What tells one artifact at `folder` from the next: the identity and time of its manifest; () without one."""
+    try:
+        found = (folder / MANIFEST).stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def check_schema(path: Path, schema: object) -> None:
@@ -148,18 +171,26 @@ def staging(
     check_output(output, force=force)
     partial = output.with_name(f".{output.name}.partial")
     check_own_folder(partial)
-    lock = FileLock(output.with_name(f".{output.name}.lock"))
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise DiffcError(
-            f"another diffc is writing {output}", fix="wait for it, or choose another -o"
-        ) from error
-    except OSError as error:
-        raise DiffcError(
-            f"cannot write to {output.parent}: {error.strerror}", fix="choose another -o"
-        ) from error
+    with ExitStack() as held:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(output.with_name(f".{output.name}.lock")))
+        except Timeout as error:
+            raise DiffcError(
+                f"another diffc is writing {output}", fix="wait for it, or choose another -o"
+            ) from error
+        except OSError as error:
+            raise DiffcError(
+                f"cannot write to {output.parent}: {error.strerror}", fix="choose another -o"
+            ) from error
+        check_output(output, force=force)  # once more: another writer may have been here first
+        with _filled(partial, output, key, note) as folder:
+            yield folder
+
+
+@contextmanager
+def _filled(partial: Path, output: Path, key: str, note: Callable[[str], None]) -> Iterator[Path]:
+    """`staging` while its lock is held."""
     kept = False
     try:
         partial.mkdir(exist_ok=True)
@@ -182,8 +213,6 @@ def staging(
     finally:
         if not kept:
             shutil.rmtree(partial, ignore_errors=True)
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def check_output(output: Path, *, force: bool) -> None:
@@ -216,6 +245,9 @@ def check_model_output(output: Path, *, model: Path, force: bool) -> None:
 
 def _swap(partial: Path, output: Path) -> None:
     """Rename `partial` to `output`; an older artifact is kept until the new one stands."""
+    if exchange(partial, output):  # a reader finds the one or the other at any time
+        shutil.rmtree(partial, ignore_errors=True)
+        return
     old = output.with_name(f".{output.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if output.exists():

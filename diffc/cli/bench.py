@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffc.cli import choices
 from diffc.cli.command import examples
 from diffc.cli.hub import CacheDir, Revision, Subfolder, Token, Variant
 
@@ -53,7 +54,10 @@ def bench_command(
         ),
     ] = None,
     repeat: Annotated[
-        int, typer.Option(metavar="COUNT", help="Measured calls of every side at a shape.", min=1)
+        int,
+        typer.Option(
+            metavar="COUNT", help="Measured calls of every side at a shape.", min=1, max=choices.MOST
+        ),
     ] = 20,
     cuda_graph: Annotated[
         bool, typer.Option("--cuda-graph", help="Record the compiled side's launches and replay them.")

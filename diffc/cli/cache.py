@@ -51,7 +51,9 @@ def show_command(
             autocompletion=completed(choices.cache_plans),
         ),
     ],
-    steps: Annotated[int, typer.Option(metavar="COUNT", help="Denoising steps.", min=1)] = 20,
+    steps: Annotated[
+        int, typer.Option(metavar="COUNT", help="Denoising steps.", min=1, max=choices.MOST)
+    ] = 20,
     revision: Revision = None,
     variant: Variant = None,
     subfolder: Subfolder = "",
@@ -101,7 +103,9 @@ def search_command(
     speedup: Annotated[
         float, typer.Option(metavar="TIMES", help="How many times as fast the backbone is to be.", min=1.01)
     ] = 1.5,
-    steps: Annotated[int, typer.Option(metavar="COUNT", help="Denoising steps.", min=3)] = 20,
+    steps: Annotated[
+        int, typer.Option(metavar="COUNT", help="Denoising steps.", min=3, max=choices.MOST)
+    ] = 20,
     prompt: Annotated[
         list[str] | None,
         typer.Option(
@@ -109,12 +113,19 @@ def search_command(
         ),
     ] = None,
     trials: Annotated[
-        int, typer.Option(metavar="COUNT", help="How many of the promising plans to run.", min=1)
+        int,
+        typer.Option(
+            metavar="COUNT", help="How many of the promising plans to run.", min=1, max=choices.MOST
+        ),
     ] = 6,
     size: Annotated[
         int | None,
         typer.Option(
-            metavar="PIXELS", help="Height and width of the images.", show_default="the model's", min=1
+            metavar="PIXELS",
+            help="Height and width of the images.",
+            show_default="the model's",
+            min=1,
+            max=choices.MOST,
         ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="SEED", help="Seed of the noise.", min=0, max=2**32 - 1)] = 0,

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 CALIBRATE = ("pipeline", "synthetic")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 CHECKS = ("structure", "numeric")
+MOST = 1_000_000
+"""The most that a count or a size on the command line can be: beyond it stands a slip of the finger."""
 
 
 def formats() -> Iterable[str]:

@@ -219,12 +219,16 @@ def compile_command(
             metavar="COUNT",
             help="How many prompts to use.",
             min=1,
+            max=choices.MOST,
             show_default="all",
             rich_help_panel=_CALIBRATE,
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(metavar="COUNT", help="Prompts at a time.", min=1, rich_help_panel=_CALIBRATE)
+        int,
+        typer.Option(
+            metavar="COUNT", help="Prompts at a time.", min=1, max=choices.MOST, rich_help_panel=_CALIBRATE
+        ),
     ] = 4,
     steps: Annotated[
         int | None,
@@ -234,6 +238,7 @@ def compile_command(
             metavar="COUNT",
             help="Denoising steps of a prompt.",
             min=1,
+            max=choices.MOST,
             show_default="20; 4 for turbo models",
             rich_help_panel=_CALIBRATE,
         ),
@@ -251,6 +256,7 @@ def compile_command(
             metavar="PIXELS",
             help="Height and width of the images.",
             min=1,
+            max=choices.MOST,
             show_default="the model's",
             rich_help_panel=_CALIBRATE,
         ),
@@ -258,13 +264,23 @@ def compile_command(
     height: Annotated[
         int | None,
         typer.Option(
-            metavar="PIXELS", help="Height.", min=1, show_default="--image-size", rich_help_panel=_CALIBRATE
+            metavar="PIXELS",
+            help="Height.",
+            min=1,
+            max=choices.MOST,
+            show_default="--image-size",
+            rich_help_panel=_CALIBRATE,
         ),
     ] = None,
     width: Annotated[
         int | None,
         typer.Option(
-            metavar="PIXELS", help="Width.", min=1, show_default="--image-size", rich_help_panel=_CALIBRATE
+            metavar="PIXELS",
+            help="Width.",
+            min=1,
+            max=choices.MOST,
+            show_default="--image-size",
+            rich_help_panel=_CALIBRATE,
         ),
     ] = None,
     component_dtype: Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffc.cli import choices
 from diffc.cli.command import examples
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ def doctor_command(
         typer.Option(metavar="TARGET", help="With --run: this target alone.", show_default="all"),
     ] = None,
     repeat: Annotated[
-        int, typer.Option(metavar="COUNT", help="With --run: runs after the first, to be timed.", min=0)
+        int,
+        typer.Option(
+            metavar="COUNT", help="With --run: runs after the first, to be timed.", min=0, max=choices.MOST
+        ),
     ] = 5,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="With --run: for each engine or graph.", min=1)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffc.cli import choices
 from diffc.cli.command import examples
 from diffc.cli.hub import CacheDir, Revision, Subfolder, Token, Variant
 
@@ -40,7 +41,9 @@ def generate_command(
         list[str] | None,
         typer.Option(metavar="WHAT", help="torch, or another artifact, to paint beside it; repeatable."),
     ] = None,
-    steps: Annotated[int, typer.Option(metavar="COUNT", help="Denoising steps.", min=1)] = 25,
+    steps: Annotated[
+        int, typer.Option(metavar="COUNT", help="Denoising steps.", min=1, max=choices.MOST)
+    ] = 25,
     guidance: Annotated[
         float | None,
         typer.Option(metavar="SCALE", help="Guidance scale.", show_default="the pipeline's", min=0),
@@ -49,21 +52,30 @@ def generate_command(
         int, typer.Option(metavar="SEED", help="Seed of the first image's noise.", min=0, max=2**32 - 1)
     ] = 0,
     batch: Annotated[
-        int, typer.Option(metavar="COUNT", help="Images at a time, each of its own seed.", min=1)
+        int,
+        typer.Option(
+            metavar="COUNT", help="Images at a time, each of its own seed.", min=1, max=choices.MOST
+        ),
     ] = 1,
     size: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", help="Height and width.", show_default="the model's", min=1),
+        typer.Option(
+            metavar="PIXELS", help="Height and width.", show_default="the model's", min=1, max=choices.MOST
+        ),
     ] = None,
     height: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Height.", show_default="--size", min=1)
+        int | None,
+        typer.Option(metavar="PIXELS", help="Height.", show_default="--size", min=1, max=choices.MOST),
     ] = None,
     width: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Width.", show_default="--size", min=1)
+        int | None,
+        typer.Option(metavar="PIXELS", help="Width.", show_default="--size", min=1, max=choices.MOST),
     ] = None,
     frames: Annotated[
         int | None,
-        typer.Option(metavar="COUNT", help="Frames of a video.", show_default="the model's", min=1),
+        typer.Option(
+            metavar="COUNT", help="Frames of a video.", show_default="the model's", min=1, max=choices.MOST
+        ),
     ] = None,
     pipeline: Annotated[
         str | None,

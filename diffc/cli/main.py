@@ -6,7 +6,6 @@ A command's file parses, calls one function and prints. Heavy libraries are impo
 
 from __future__ import annotations
 
-import errno
 import gc
 import sys
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from diffc.cli import (
 from diffc.cli.cache import cache_app
 from diffc.cli.checkpoint import checkpoint_app
 from diffc.cli.command import Command, Group, shared_options
+from diffc.cli.foreign_options import instead_of
 from diffc.cli.models import models_app
 from diffc.plugins import broken, load, unusable
 from diffc.version import VERSION
@@ -116,6 +116,9 @@ def main() -> None:
     from diffc.terminal_text import show_traceback
 
     sys.excepthook = show_traceback
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal of ASCII or Latin-1 shows what it lacks as \\u2713
+            stream.reconfigure(errors="backslashreplace")
     code = run(sys.argv[1:])
     gc.freeze()  # what Python collects at its end are the nodes of graphs, one by one: 3 s for FLUX.1
     sys.exit(code)
@@ -132,7 +135,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _stopped()
     except Exception as error:
-        return _report(error, debug)
+        return _report(error, debug, arguments)
 
 
 _STOPPED = 130
@@ -143,34 +146,32 @@ def _stopped() -> int:
     return _STOPPED
 
 
-# What the system says about a path that the user chose. A file that is missing is another matter: our bug.
-_PLACES = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
-
-
-def _report(error: Exception, debug: bool) -> int:
-    """Print an error that the user can fix and return its code; anything else is our bug and goes on."""
+def _report(error: Exception, debug: bool, arguments: list[str]) -> int:
+    """Print an error as one message, and return its code; with `debug` it goes on, and its traceback is shown."""
     from typer.exceptions import TyperException
 
     from diffc.backends.install import missing
+    from diffc.cli import failures
     from diffc.errors import DiffcError
-    from diffc.terminal_text import block, error_text, line
+    from diffc.terminal_text import block, error_text
     from passes.base import PassCheckError, PassError
 
     if isinstance(error, typer.Abort):
         return _stopped()
     if isinstance(error, TyperException):
         command = getattr(getattr(error, "ctx", None), "command_path", "diffc")
-        typer.echo(f"{block(error.format_message())}\nSee {command} --help.", err=True)
+        instead = instead_of(getattr(error, "option_name", ""))
+        typer.echo(f"{block(error.format_message())}{instead}\nSee {command} --help.", err=True)
         return error.exit_code
     if debug:
         raise error
-    if isinstance(error, OSError) and error.errno in _PLACES:
-        where = line(f"{error.strerror}: {error.filename}")
-        typer.echo(f"error: {where}\n  Fix: name another place", err=True)
-        return 1
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, OSError):
+        error = failures.of_system(error)
+    elif isinstance(error, MemoryError):
+        error = failures.of_memory(error)
+    elif isinstance(error, ModuleNotFoundError):
         error = missing(error.name or "") or error
-    if isinstance(error, (DiffcError, PassError)):
-        typer.echo(error_text(error), err=True)
-        return 3 if isinstance(error, PassCheckError) else getattr(error, "exit_code", 1)
-    raise error
+    if not isinstance(error, DiffcError | PassError):
+        error = failures.of_others(error, arguments)
+    typer.echo(error_text(error), err=True)
+    return 3 if isinstance(error, PassCheckError) else getattr(error, "exit_code", 1)

@@ -62,7 +62,12 @@ def train_command(
     steps: Annotated[
         int,
         typer.Option(
-            "--steps", metavar="COUNT", help="Updates of the weights.", min=1, rich_help_panel=_LEARN
+            "--steps",
+            metavar="COUNT",
+            help="Updates of the weights.",
+            min=1,
+            max=choices.MOST,
+            rich_help_panel=_LEARN,
         ),
     ] = 200,
     rate: Annotated[
@@ -76,18 +81,27 @@ def train_command(
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(metavar="COUNT", help="Rows a step.", min=1, rich_help_panel=_LEARN)
+        int,
+        typer.Option(metavar="COUNT", help="Rows a step.", min=1, max=choices.MOST, rich_help_panel=_LEARN),
     ] = 25,
     accumulate: Annotated[
         int,
         typer.Option(
-            metavar="COUNT", help="Batches to one update of the weights.", min=1, rich_help_panel=_LEARN
+            metavar="COUNT",
+            help="Batches to one update of the weights.",
+            min=1,
+            max=choices.MOST,
+            rich_help_panel=_LEARN,
         ),
     ] = 1,
     rank: Annotated[
         int,
         typer.Option(
-            metavar="RANK", help="Rank of the additions of the lora methods.", min=1, rich_help_panel=_LEARN
+            metavar="RANK",
+            help="Rank of the additions of the lora methods.",
+            min=1,
+            max=choices.MOST,
+            rich_help_panel=_LEARN,
         ),
     ] = 16,
     ema: Annotated[
@@ -117,6 +131,7 @@ def train_command(
             metavar="COUNT",
             help="Images that the teacher paints; a fifth of them judges and is not trained on.",
             min=1,
+            max=choices.MOST,
             rich_help_panel=_TEACH,
         ),
     ] = 100,
@@ -127,6 +142,7 @@ def train_command(
             help="Denoising steps of each.",
             show_default="10; 4 for turbo models",
             min=1,
+            max=choices.MOST,
             rich_help_panel=_TEACH,
         ),
     ] = None,
@@ -134,7 +150,11 @@ def train_command(
     teacher_batch: Annotated[
         int,
         typer.Option(
-            metavar="COUNT", help="Images that are painted at a time.", min=1, rich_help_panel=_TEACH
+            metavar="COUNT",
+            help="Images that are painted at a time.",
+            min=1,
+            max=choices.MOST,
+            rich_help_panel=_TEACH,
         ),
     ] = 10,
     image_size: Annotated[
@@ -150,6 +170,7 @@ def train_command(
             help="Length of T5's text.",
             show_default="the pipeline's",
             min=1,
+            max=choices.MOST,
             rich_help_panel=_TEACH,
         ),
     ] = None,
@@ -194,6 +215,7 @@ def train_command(
             help="Steps between two judgements, from each of which a stopped training goes on.",
             show_default="a tenth of --steps",
             min=1,
+            max=choices.MOST,
             rich_help_panel=_RUN,
         ),
     ] = None,

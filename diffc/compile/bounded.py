@@ -37,10 +37,20 @@ from passes.weights.recipe import Recipe
 _FIX = "download the whole pipeline (tokenizers, text encoders, VAE, scheduler), or --from-checkpoint"
 
 
+_WORKING = 6_000_000_000
+"""Bytes of a GPU that activations and weights on their way may take: some 3 GB for 4 images of 1,024 px in FLUX.1."""
+
+
 def free_room(device: torch.device) -> int:
-    """Bytes of weights that may stay on a device: half of what is free, since a calibration needs room for itself."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return int(free) // 2
+    """Bytes of weights that may stay on a device (`spare`)."""
+    gpu = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if gpu else psutil.virtual_memory().available
+    return spare(int(free), device_is_gpu=gpu)
+
+
+def spare(free: int, *, device_is_gpu: bool) -> int:
+    """Of `free` bytes, those that weights may keep: half of what a calibration does not need for itself."""
+    return max(0, free - (_WORKING if device_is_gpu else 0)) // 2
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from diffc.artifact.resume import CHECKPOINT
 from diffc.compile.bounded import free_room, opened_bounded
 from diffc.compile.live import unquantized_backbone
 from diffc.compile.pipeline_step import checked_first_call
-from diffc.errors import DiffcError
+from diffc.errors import DiffcError, UsageError
 from diffc.models.call import frames_argument, parameters_of, plain_sizes, text_cleaner
 from diffc.models.family import Family
 from diffc.models.inputs import forward_kwargs, random_inputs
@@ -298,8 +298,16 @@ def _base_of(source: ModelSource) -> dict[str, str]:
     return {} if source.base is None else {BASE: source.base.fingerprint}
 
 
+_MOST_PROMPTS = 1_000_000
+
+
 def _repeated(prompts: tuple[str, ...], count: int | None) -> tuple[str, ...]:
-    """`count` prompts, from the first on, and from the first again when there are fewer."""
+    """`count` prompts, from the first on, and from the first again when there are fewer.
+
+    Raises UsageError for more than a million.
+    """
+    if count is not None and count > _MOST_PROMPTS:
+        raise UsageError(f"{count} prompts are to be calibrated with", fix=f"give at most {_MOST_PROMPTS}")
     return prompts if count is None else tuple(islice(cycle(prompts), count))
 
 

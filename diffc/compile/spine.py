@@ -56,6 +56,7 @@ from diffc.paths import AnyPath
 from diffc.progress import Parts, Reporter, estimated
 from diffc.progress_bar import default_reporter
 from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.convert import hidden_matrices
 from diffc.quantize.formats import STORED
 from diffc.validate.comparisons import format_of_graph
 from diffc.validate.passes import NumericCheck
@@ -132,7 +133,7 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     ui.note(describe(plan))
     for applied in plan.source.loras:
         ui.note(applied.summary())
-    for line in assumed(plan):
+    for line in (*assumed(plan), *filter(None, [unreached(plan, backbone)])):
         ui.note(line)
     parts = Parts(ui, part_names(plan))
     cache = resolve_cache(plan, backbone, ui)
@@ -165,6 +166,19 @@ def compile_experts(plan: Plan, folder: Path, ui: Reporter) -> dict[str, Any]:
         ui.note(f"{name}: the pipeline's backbone for other times")
         _compile(request, ui)
     return {"experts": list(wanted)} if wanted else {}
+
+
+def unreached(plan: Plan, backbone: FakeBackbone) -> str:
+    """Which weights no quantizer reaches, since they are in no layer; empty where there are none."""
+    hidden = hidden_matrices(backbone.module) if plan.format.quantizes else {}
+    if not hidden:
+        return ""
+    share = 100 * sum(hidden.values()) / max(1, plan.source.parameters)
+    names = ", ".join([*list(hidden)[:3], *(["..."] if len(hidden) > 3 else [])])
+    return (
+        f"{share:.0f} % of the weights stay in {plan.dtype}: {len(hidden)} matrices are in no layer that can be"
+        f" quantized ({names})"
+    )
 
 
 def identity_of(plan: Plan) -> str:

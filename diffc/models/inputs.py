@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
 
 from diffc.errors import DiffcError
+from diffc.memory import check_room
 from diffc.models.family import Family
 from diffc.models.lists import LENGTHS, joined, parted
 from diffc.models.nested import Path, dotted, nested, places, without_repeats
@@ -20,6 +22,8 @@ def random_inputs(
     """Every graph input at `shape` by name, on the CPU; "model" inputs in `dtype`, the others in their own type."""
     generator = torch.Generator().manual_seed(seed)
     shapes = family.input_shapes(config, shape)
+    values_in_all = sum(prod(size) for size in shapes.values())
+    check_room(8 * values_in_all, f"the inputs at {shape}", fix="ask for a smaller shape")
     values = {}
     for item in family.inputs(config):
         if item.sample == "lengths":

@@ -242,10 +242,17 @@ def _run(pipe: Any, number: int, batches: int, call: Mapping[str, Any], progress
 @contextmanager
 def _ours(pipe: Any) -> Iterator[None]:
     """Say of an error in a pipeline's call where it comes from."""
+    import torch
+
     try:
         yield
     except (DiffcError, AssertionError):  # ours, and ModelOpt's word for NaN
         raise
+    except torch.OutOfMemoryError as error:
+        raise DiffcError(
+            f"the GPU has no room for a calibration step: {str(error).partition('. GPU')[0]}",
+            fix="give a smaller --batch-size, or a smaller --image-size",
+        ) from error
     except Exception as error:
         raise DiffcError(
             f"{type(pipe).__name__} failed on a calibration prompt: {type(error).__name__}: {error}",

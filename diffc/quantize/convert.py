@@ -83,19 +83,49 @@ def _fits(backbone: nn.Module, name: str, fmt: Format, block: int | None, option
     return block is None or weight.shape[-1] % block == 0
 
 
+def hidden_matrices(backbone: nn.Module) -> dict[str, int]:
+    """Matrices that a module multiplies by itself, in a functional call, and their sizes: no quantizer reaches them.
+
+    These are parameters of two axes and more, both of 32 and more, that no layer for ModelOpt, embedding or norm owns:
+    experts that are stored as one tensor, say.
+    """
+    from torch import nn
+
+    owners = {*_convertible(backbone, _layer_base())}
+    found = {}
+    for path, module in backbone.named_modules():
+        if path in owners or isinstance(module, nn.Embedding | nn.LayerNorm | nn.GroupNorm):
+            continue
+        for name, weight in module.named_parameters(recurse=False):
+            place = f"{path}.{name}".lstrip(".")
+            if weight.dim() > 1 and min(weight.shape[-2:]) >= _SMALL and not _TABLE.search(place):
+                found[place] = weight.numel()
+    return found
+
+
+_SMALL = 32
+"""Rows and columns of what is no matrix of a product: tables of modulation have few rows."""
+_TABLE = re.compile(r"pos_embed|position|token|latent")
+"""Names of parameters that are added to values or stand in for them: no product either."""
+
+
+def _layer_base() -> type:
+    from modelopt.torch.quantization.nn import QuantLinearConvBase
+
+    return QuantLinearConvBase  # type: ignore[no-any-return]  # ModelOpt has no type information
+
+
 def weighted_layers(backbone: nn.Module) -> list[str]:
     """Paths of the modules with a weight that ModelOpt can quantize: linear layers and convolutions.
 
     Raises DiffcError when the backbone holds quantizers already.
     """
-    from modelopt.torch.quantization.nn import QuantLinearConvBase
-
     if _quantizers(backbone):
         raise DiffcError(
             f"this {type(backbone).__name__} holds quantizers already",
             fix="load the unquantized model again",
         )
-    return _convertible(backbone, QuantLinearConvBase)
+    return _convertible(backbone, _layer_base())
 
 
 def _convertible(backbone: nn.Module, base: type) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from diffc.errors import DiffcError
+from diffc.locks import locked
 from diffc.progress import Reporter
 from diffc.train.request import TrainPlan
 from passes.files.atomic import check_own_folder, write_text
@@ -35,21 +36,17 @@ def workspace(plan: TrainPlan, accelerator: Any, ui: Reporter) -> Iterator[Path]
         yield folder
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise DiffcError(
-            f"another training is writing {plan.request.output}", fix="wait for it, or name another -o"
-        ) from error
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(folder.with_name(folder.name + ".lock")))
+        except Timeout as error:
+            raise DiffcError(
+                f"another training is writing {plan.request.output}", fix="wait for it, or name another -o"
+            ) from error
         _take_up(folder, plan.key, ui)
         accelerator.wait_for_everyone()
         yield folder
         shutil.rmtree(folder)
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _take_up(folder: Path, key: str, ui: Reporter) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 import torch
 
+from diffc.errors import MismatchError
 from diffc.progress import Update
 from diffc.validate.compare import compare
 from diffc.validate.float32 import cpu_session, feed, float32_copy, runs_on_cpu, unrounded_copy
@@ -103,6 +104,8 @@ def validate_model(
         with cpu_session(case.graph) as session, attention:
             for i, shape in enumerate(shapes):
                 reports.append(_judge(case, session, reference, shape, seed + i * DRAWS))
+                if len(reports) == 1:
+                    require_alive(case.graph, session, reports[0])
                 update(len(reports), len(cases) * len(shapes))
         if case.arithmetic == UNROUNDED and all(report.passed for report in reports):
             apart = max(row.rel_l2 or 0.0 for report in reports for row in report.rows)
@@ -126,6 +129,8 @@ def validate_session(
     with reference.with_quantized_softmax(softmax_scale(model)):
         for i, shape in enumerate(shapes):
             reports.append(_judge(case, session, reference, shape, seed + i * DRAWS))
+            if len(reports) == 1:
+                require_alive(model, session, reports[0])
             update(len(reports), len(shapes))
     return reports
 
@@ -164,6 +169,24 @@ def _judge(case: _Case, session: Session, reference: Reference, shape: Sizes, se
         if not report.chaotic:
             return report
     return report
+
+
+def require_alive(graph: onnx.ModelProto, session: Session, report: ShapeReport) -> None:
+    """Raise MismatchError when the outputs are the same whatever goes in: no comparison can tell that from right.
+
+    The session runs once more, on the inputs of `report` with their signs turned.
+    """
+    turned = {n: -v if v.ndim > 1 and v.dtype.kind == "f" else v for n, v in report.inputs.items()}
+    if all(turned[name] is value for name, value in report.inputs.items()) or not report.result:
+        return
+    result = session.run(feed(graph, turned))
+    if all(np.array_equal(result[name], value, equal_nan=True) for name, value in report.result.items()):
+        names = ", ".join(report.result)
+        raise MismatchError(
+            f"the outputs ({names}) of the compiled model are the same whatever goes in, at {report.shape}: it computes"
+            " nothing, and an equal reference proves nothing",
+            fix="look at the weights and at the scales of the checkpoint: zeros, or values that saturate everything",
+        )
 
 
 def softmax_scale(model: onnx.ModelProto) -> float | None:

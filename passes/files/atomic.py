@@ -6,9 +6,11 @@ write to, somebody can have put a link there: nothing is ever opened through one
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,6 +144,24 @@ def replace(partial: Path, path: Path) -> None:
     if kind := irregular(path):
         raise PassError(f"{path} is {kind}, not a file: it is left as it is. Fix: name another output")
     partial.replace(path)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two folders change names at once, so that neither name is without one; False where the system cannot.
+
+    Linux: renameat2 with RENAME_EXCHANGE, which most file systems have (man 2 rename).
+    """
+    if sys.platform != "linux" or not (one.is_dir() and other.is_dir()):
+        return False
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    failed: int = call(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)
+    return failed == 0
+
+
+_HERE, _EXCHANGE = -100, 2
 
 
 def drop(partial: Path) -> None:

@@ -26,8 +26,10 @@ from passes.base import PassError
 from passes.files.atomic import check_own, drop, irregular, open_own, replace
 from passes.weights.evaluate import THREADS, Task, tasks, to_bytes
 from passes.weights.flush import Flusher
+from passes.weights.initializers import initializers
 from passes.weights.journal import Journal
 from passes.weights.layout import Place, identity_of, lay_out, resolve, total_size
+from passes.weights.recipe import Recipe
 
 _AHEAD = 2
 """Tasks per thread that may be finished before they are written."""
@@ -74,6 +76,7 @@ def save_all(
     for final in (*models, data):
         if kind := irregular(final):
             raise PassError(f"{final} is {kind}, not a file: it is left as it is. Fix: name another output")
+    _check_sources([*models, data], models.values())
     copies = {path: _copy(model) for path, model in models.items()}
     places = lay_out(copies.values())
     notes = Journal(journal or _beside(data, ".journal"), identity_of(places))
@@ -89,7 +92,8 @@ def save_all(
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise PassError(
-                f"no space left on {first.parent}: {total_size(places)} bytes are needed"
+                f"no space left on {first.parent}: {_size(total_size(places))} are needed."
+                " Fix: free some space, or name another output"
             ) from error
         raise
     finally:
@@ -114,8 +118,32 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed * 1.02 + (1 << 20):
         raise PassError(
-            f"no room on {folder}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+            f"no room on {folder}: {_size(needed)} are needed, {_size(free)} are free."
+            " Fix: free some space, or name another output"
         )
+
+
+def _check_sources(finals: Iterable[Path], models: Iterable[onnx.ModelProto]) -> None:
+    """Raise PassError when a file that is to be written holds weights of what is to be written."""
+    recipes = (Recipe.of_tensor(tensor) for model in models for tensor in initializers(model))
+    paths = {
+        source.path for recipe in recipes if recipe is not None for source in recipe.sources if source.path
+    }
+    read = {Path(path).resolve() for path in paths}
+    for final in finals:
+        if final.resolve() in read:
+            raise PassError(
+                f"{final} holds weights of the model that is to be written. Fix: name another output"
+            )
+
+
+def _size(count: float) -> str:
+    """Bytes as people say them: 3.1 GB, 12 kB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
 
 
 def _stream(

@@ -14,7 +14,7 @@ from diffc.errors import DiffcError
 from diffc.models.embedded import tiny
 from diffc.models.embedded.catalogue import materialize
 from diffc.models.registry import FAMILIES
-from diffc.quantize.convert import enabled_quantizers, insert_quantizers
+from diffc.quantize.convert import enabled_quantizers, hidden_matrices, insert_quantizers
 from diffc.quantize.formats import FORMATS, find_format
 
 BACKBONES = {
@@ -85,6 +85,33 @@ def test_format_none_changes_nothing() -> None:
     layer = nn.Sequential(nn.Linear(8, 8))
     insert_quantizers(layer, FORMATS["none"], "$^")
     assert type(layer[0]) is nn.Linear
+
+
+class Experts(nn.Module):
+    """A linear layer, a convolution of volumes, and experts whose matrices are one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj, self.volume = nn.Linear(64, 64), nn.Conv3d(4, 8, 3)
+        self.experts, self.table = nn.Parameter(torch.ones(4, 64, 96)), nn.Parameter(torch.ones(6, 64))
+        self.pos_embed = nn.Parameter(torch.ones(1, 128, 64))
+
+
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_convolutions_of_volumes_are_quantized(name: str) -> None:
+    backbone = Experts()
+    insert_quantizers(backbone, FORMATS[name], "$^")
+    assert {path.partition(".")[0] for path in enabled_quantizers(backbone)} == {"proj", "volume"}
+
+
+def test_matrices_in_no_layer_are_named() -> None:
+    backbone = nn.Sequential(Experts(), nn.Embedding(50, 64), nn.LayerNorm([64, 64]))
+    assert hidden_matrices(backbone) == {"0.experts": 4 * 64 * 96}
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_our_own_families_hide_nothing(family: str) -> None:
+    assert hidden_matrices(backbone_of(family)) == {}
 
 
 def test_insertion_refuses_what_makes_no_sense() -> None:

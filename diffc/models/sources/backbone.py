@@ -113,7 +113,11 @@ def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
     """
     model = build_backbone(source.family, source.config, dtype)
     state = fused_tensors(source, dtype)
-    state |= {name: tensor_of(r, dtype) for name, r in source.weights.items() if name not in state}
+    own = {
+        name: tensor.dtype for name, tensor in model.state_dict().items()
+    }  # some stay float32 in 16-bit models
+    lacking = {name: r for name, r in source.weights.items() if name not in state}
+    state |= {name: tensor_of(r, own.get(name, dtype)) for name, r in lacking.items()}
     try:
         model.load_state_dict(state, assign=False)
     except RuntimeError as error:

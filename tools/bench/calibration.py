@@ -1,0 +1,192 @@
+"""What calibration takes in bounded room, beside the whole model: card, host memory, seconds a step, and the same amax.
+
+    python -m tools.bench.calibration flux-dev fp8 --folder DIR --caps 4 8 [--steps 4] [--pixels 1024]
+
+Makes a pipeline of the model's full size with seeded random weights in DIR (once; CLIP-L and T5-XXL of their full size
+too), and calibrates it in processes of its own: whole, and in bounded room for each cap. The cap is GB of the card that
+torch may take (`torch.cuda.set_per_process_memory_fraction`); weights get as much of it as on a card of that size.
+"host" is the peak of memory that is no file cache (RssAnon). Without a GPU there are no caps, and `--room` GB of
+weights stay in memory. Prints a line of JSON for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffc.compile.bounded import spare
+from diffc.compile.calibration import PipelineRun, calibrate_on_prompts, usual_arguments
+from diffc.models.sources.locate import locate
+from diffc.progress import Silent
+from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
+from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.formats import FORMATS
+from diffc.quantize.options import DEFAULT_OPTIONS
+from tools.bench.calibration_model import make_pipeline
+
+GB = 1e9
+
+
+class Timed(Silent):
+    """Notes when each step of the calibration ends."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[Any]:
+        """Watch the stage that calibrates."""
+        yield self.step if title.startswith("calibrate") else lambda done, total: None
+
+    def step(self, done: int, total: int) -> None:
+        """A step is over when the card is done with it."""
+        del done, total
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+
+class HostPeak(threading.Thread):
+    """The most memory without a file behind it that this process holds, sampled every 50 ms."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.ended = 0, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """Sample until `ended`."""
+        while not self.ended.wait(0.05):
+            self.peak = max(self.peak, anonymous_memory())
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process in memory that have no file behind them, as far as the system tells."""
+    import psutil
+
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    told = next((line for line in lines if line.startswith("RssAnon:")), None)
+    if told is not None:
+        return int(told.split()[1]) * 1024
+    found = psutil.Process().memory_info()
+    return int(found.rss - getattr(found, "shared", 0))
+
+
+def main() -> None:
+    """Make the pipeline and measure each way in a process of its own."""
+    options = _options()
+    if options.way:
+        print(json.dumps(measured(options)))
+        return
+    make_pipeline(options.model, options.folder / options.model)
+    ways = (
+        ["whole", *(f"cap {cap:g}" for cap in options.caps)]
+        if torch.cuda.is_available()
+        else ["whole", "bounded"]
+    )
+    for way in ways:
+        command = [sys.executable, "-m", "tools.bench.calibration", *sys.argv[1:], "--way", way]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        print(done.stdout.strip() or json.dumps({"way": way, "exit": done.returncode}), flush=True)
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """One calibration; its checkpoint is kept beside the model, to be compared with the whole model's."""
+    folder, format = options.folder / options.model, FORMATS[options.format]
+    source = locate(str(folder))
+    host, ui, begun = HostPeak(), Timed(), time.perf_counter()
+    room, cap = int(options.room * GB), None
+    if options.way.startswith("cap"):
+        cap = float(options.way.split()[1]) * GB
+        torch.cuda.set_per_process_memory_fraction(cap / torch.cuda.get_device_properties(0).total_memory)
+        room = spare(int(cap), device_is_gpu=True)
+    prompts = tuple(DEFAULT_PROMPTS[i % len(DEFAULT_PROMPTS)] for i in range(options.prompts))
+    run = PipelineRun(prompts, options.steps, options.batch, options.pixels, options.pixels, 0, source.dtype)
+    if options.way == "whole":
+        checkpoint = _whole(source, run, format, ui)
+    else:
+        checkpoint = calibrate_on_prompts(source, format, DEFAULT_OPTIONS, run, ui, room=room)
+    seconds = time.perf_counter() - begun
+    host.ended.set()
+    steps = np.diff(ui.ends)
+    row = {
+        "model": options.model,
+        "format": options.format,
+        "way": options.way,
+        "batch": options.batch,
+        "first_step_at_s": round(ui.ends[0] - begun, 1),
+        "step_s": round(float(np.median(steps)), 3) if len(steps) else None,
+        "all_s": round(seconds, 1),
+        "host_GB": round(host.peak / GB, 2),
+    }
+    if torch.cuda.is_available():
+        row["card_GB"] = round(torch.cuda.max_memory_allocated() / GB, 2)
+        row["card_reserved_GB"] = round(torch.cuda.max_memory_reserved() / GB, 2)
+    place = options.folder / f"{options.model}-{options.format}-{options.batch}-whole"
+    if options.way == "whole":
+        checkpoint.save(place)
+        return row
+    return row | _compared(checkpoint, Checkpoint.load(place))
+
+
+def _whole(source: Any, run: PipelineRun, format: Any, ui: Timed) -> Checkpoint:
+    """ModelOpt on the whole pipeline: encoders, VAE and backbone on the card, or in memory, at once."""
+    family = source.family
+    with run.opened(source) as pipe:
+        height, width = run.size(pipe, family)
+        calibrate(
+            pipe,
+            family.component,
+            format,
+            family.unquantized,
+            prompts=run.prompts or (),
+            steps=run.steps,
+            seed=run.seed,
+            batch_size=run.batch_size,
+            height=height,
+            width=width,
+            usual=usual_arguments(family, pipe),
+            progress=ui.step,
+        )
+        return Checkpoint.from_backbone(
+            getattr(pipe, family.component), family=family.name, format=format.name
+        )
+
+
+def _compared(ours: Checkpoint, whole: Checkpoint) -> dict[str, Any]:
+    equal = sum(np.array_equal(ours.amax[name], amax) for name, amax in whole.amax.items())
+    worst = max(float(np.abs(ours.amax[name] / amax - 1).max()) for name, amax in whole.amax.items())
+    return {"amax": len(whole.amax), "equal": int(equal), "worst_relative": worst}
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="a model of `diffc models real`, or tiny-flux and its like")
+    parser.add_argument("format", choices=[name for name, fmt in FORMATS.items() if fmt.algorithm])
+    parser.add_argument("--folder", type=Path, required=True, help="for the pipelines")
+    parser.add_argument("--caps", type=float, nargs="*", default=[], help="GB of the card")
+    parser.add_argument("--room", type=float, default=0.0, help="GB of weights that stay, without a GPU")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--pixels", type=int, default=1024)
+    parser.add_argument("--way", default="", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
