@@ -44,6 +44,14 @@ def as_path(value: AnyPath) -> Path:
     return path.expanduser() if path.parts[:1] and path.parts[0].startswith("~") else path
 
 
+def is_there(text: str) -> bool:
+    """Whether a text names a file or folder; False for what no path can be: too long, or of no user's home."""
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
 def as_text(value: AnyPath) -> str:
     """A name or place as text."""
     return value if isinstance(value, str) else os.fspath(value)

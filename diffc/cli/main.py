@@ -35,6 +35,7 @@ from diffc.cli import (
 from diffc.cli.cache import cache_app
 from diffc.cli.checkpoint import checkpoint_app
 from diffc.cli.command import Command, Group, shared_options
+from diffc.cli.foreign_options import instead_of
 from diffc.cli.models import models_app
 from diffc.plugins import broken, load, unusable
 from diffc.version import VERSION
@@ -161,7 +162,8 @@ def _report(error: Exception, debug: bool, arguments: list[str]) -> int:
         return _stopped()
     if isinstance(error, TyperException):
         command = getattr(getattr(error, "ctx", None), "command_path", "diffc")
-        typer.echo(f"{block(error.format_message())}\nSee {command} --help.", err=True)
+        instead = instead_of(getattr(error, "option_name", ""))
+        typer.echo(f"{block(error.format_message())}{instead}\nSee {command} --help.", err=True)
         return error.exit_code
     if debug:
         raise error

@@ -12,6 +12,7 @@ from diffc.artifact.folder import check_model_output
 from diffc.compile.import_check import ImportCheck
 from diffc.errors import unknown_value
 from diffc.frontend.first_look import first_look
+from diffc.frontend.onnx_file import check_places
 from diffc.frontend.onnx_interface import fix_channels, name_dimensions
 from diffc.frontend.onnx_values import check_values
 from diffc.paths import AnyPath, as_path, as_path_or_none
@@ -47,6 +48,7 @@ def optimize(
     ui = ui or default_reporter()
     pipeline = Pipeline.parse(passes)
     loaded = load(model)
+    check_places(loaded, model)
     check_values(loaded, model)
     first_look(loaded, model)
     checker: Check = check_structure

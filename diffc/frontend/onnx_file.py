@@ -6,6 +6,7 @@ Only what concerns the interface and the file happens here. What nodes mean is t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import onnx
@@ -43,6 +44,7 @@ def read_model(path: Path) -> Imported:
     bind_weights(model, path)
     fix_domains(model)
     check_operators(model, path)
+    check_places(model, path)
     _raise_ir_version(model)
     fake = _drop_weight_inputs(model.graph)
     notes += [f"{fake} weights were listed as graph inputs"] if fake else []
@@ -117,6 +119,32 @@ def check_operators(model: ModelProto, path: Path) -> None:
             + more,
             fix="export the model without them, or add each as a model-local function",
         )
+
+
+def check_places(model: ModelProto, where: object) -> None:
+    """Raise DiffcError for a node of ONNX with fewer inputs or outputs than its operator has: passes read them."""
+    opset = default_opset(model.opset_import) or 0
+    parts = [node for graph in graphs_of(model.graph) for node in graph.node]
+    for node in (*parts, *(node for function in model.functions for node in function.node)):
+        if node.domain not in STANDARD:
+            continue
+        least = _least(node.op_type, opset)
+        if len(node.input) < least[0] or len(node.output) < least[1]:
+            raise DiffcError(
+                f"{where}: {node.op_type} node {node.name[:80]!r} has {len(node.input)} inputs and {len(node.output)}"
+                f" outputs, and the operator has {least[0]} and {least[1]} at least",
+                fix="export the model again",
+            )
+
+
+@lru_cache(1024)
+def _least(op: str, opset: int) -> tuple[int, int]:
+    """How many inputs and outputs an operator of ONNX has at least; none for one that is not known."""
+    try:
+        schema = onnx.defs.get_schema(op, min(opset, onnx.defs.onnx_opset_version()), "")
+    except onnx.defs.SchemaError:
+        return 0, 0
+    return schema.min_input, schema.min_output
 
 
 def check_axes(model: ModelProto, path: Path) -> None:

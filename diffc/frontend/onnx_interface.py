@@ -48,6 +48,14 @@ def name_dimensions(graph: GraphProto) -> list[str]:
     return [f"dynamic dimensions that had no usable name: {', '.join(notes)}"] if notes else []
 
 
+def fix_dimensions(graph: GraphProto, sizes: Mapping[str, int]) -> None:
+    """Make the named dynamic dimensions of inputs and outputs numbers."""
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
+
+
 def fix_channels(graph: GraphProto) -> list[str]:
     """Make dimensions numbers whose size the weights decide; a line for what changed.
 
@@ -59,7 +67,7 @@ def fix_channels(graph: GraphProto) -> list[str]:
     for value in graph.input:
         dims = value.type.tensor_type.shape.dim
         for axis, size in view.fixed(value.name, len(dims)):
-            if dims[axis].dim_param:
+            if -len(dims) <= axis < len(dims) and dims[axis].dim_param:  # a wrong rank is for the checker
                 sizes.setdefault(dims[axis].dim_param, size)
     for value in graph.input:
         for dim in value.type.tensor_type.shape.dim:

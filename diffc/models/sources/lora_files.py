@@ -13,6 +13,7 @@ from diffc.errors import DiffcError, UsageError
 from diffc.models.embedded.loras import EMBEDDED_LORAS
 from diffc.models.sources.hub_cache import repository_folder, snapshot
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
+from diffc.paths import is_there
 from passes.weights.lora.file import DIFFUSERS_FILE
 from passes.weights.lora.match import Strength
 
@@ -68,7 +69,7 @@ def _split(text: str) -> tuple[str, str | None]:
     """The file, and what follows the equals sign after it; None without one."""
     places = [i for i, char in enumerate(text) if char == "="]
     for end in (len(text), *reversed(places)):
-        if text[:end] and Path(text[:end]).expanduser().exists():
+        if text[:end] and is_there(text[:end]):
             return text[:end], text[end + 1 :] if end < len(text) else None
     file, equals, settings = text.partition("=")
     return file, settings if equals else None
