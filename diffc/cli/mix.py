@@ -10,12 +10,13 @@ import typer
 
 from diffc.cli import choices
 from diffc.cli.choices import completed
+from diffc.cli.command import examples
 from diffc.errors import UsageError
 
 if TYPE_CHECKING:
     from diffc.cli.terminal import Terminal
 
-EXAMPLES = (
+EXAMPLES = examples(
     "diffc mix PIPELINE --bits 5.5 -o mixed",
     "diffc compile PIPELINE --format mixed --from-checkpoint mixed -o out",
     "diffc mix PIPELINE --plan mixed.plan.json -o edited",

@@ -36,8 +36,8 @@ def recording(backbone: nn.Module, every: int = 1) -> Iterator[list[Call]]:
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         nonlocal count
         if count % every == 0:
-            inputs = pytree.tree_map_only(Tensor, kept, (args, kwargs))
-            calls.append(Call(*inputs, answer=kept(_output(output))))
+            given, named = pytree.tree_map_only(Tensor, kept, (args, kwargs))
+            calls.append(Call(given, named, kept(_output(output))))
         count += 1
 
     handle = backbone.register_forward_hook(note, with_kwargs=True)
