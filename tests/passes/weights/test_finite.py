@@ -1,4 +1,4 @@
-"""NaN and infinity in weights are found at the first reading, in every type that has them."""
+"""NaN and infinity in weights are found when a weight is read, in every type that has them."""
 
 from __future__ import annotations
 
