@@ -60,7 +60,7 @@ def parse_sm(text: str) -> int:
         known, cards = [str(sm) for sm in KNOWN_SMS], ", ".join(map(with_cards, KNOWN_SMS))
         fix = f"give that of your card: {cards}"
         if digits in (str(sm) for sm in CARDS):
-            fix = f"use --target ort-cuda for {CARDS[int(digits)]}, which TensorRT-RTX has no kernels for; it takes no --sm"
+            fix = f"use --target ort-cuda for {CARDS[int(digits)]}, which TensorRT-RTX has no kernels for"
         raise unknown_value("compute capability", text, known, fix=fix)
     return int(digits)
 
