@@ -23,6 +23,7 @@ from diffc.cli import (
     generate,
     import_,
     inspect,
+    mix,
     opt,
     package,
     passes,
@@ -69,6 +70,7 @@ _MAKE, _CHECK, _LISTS = "Make", "Check and use", "Look up"
 for name, function, text, panel in (
     ("compile", compile.compile_command, compile.EXAMPLES, _MAKE),
     ("train", train.train_command, train.EXAMPLES, _MAKE),
+    ("mix", mix.mix_command, mix.EXAMPLES, _MAKE),
     ("import", import_.import_command, import_.EXAMPLES, _MAKE),
     ("opt", opt.opt_command, opt.EXAMPLES, _MAKE),
     ("relora", relora.relora_command, relora.EXAMPLES, _MAKE),
