@@ -1,21 +1,28 @@
 """Traces of backbones, kept for one session of tests: half of what a small compile takes is its trace.
 
-Two compiles of one model in one compute type whose quantizers are the same have the same trace, whatever their targets,
-profile, cache plan and passes are. The second is given what the first made, as the bytes of its model.
+A trace reads no value: two compiles of one config in one compute type whose quantizers are of one kind have the same
+graph, whatever their weights, amax, targets, profile, cache plan and passes are. The second is given the graph that the
+first made, with the recipes of its own weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
+import onnx_ir as ir
 
+from diffc.frontend.quantizers import TracedQuantizer, describe
+from diffc.frontend.recipes import attach_recipes
 from diffc.models.sources.backbone import FakeBackbone
 from diffc.models.sources.locate import ModelSource
 from diffc.quantize.checkpoint import Checkpoint
+from diffc.quantize.convert import layer_of, role_of
 
 Trace = Callable[..., onnx.ModelProto]
 
@@ -45,17 +52,54 @@ class Traces:
             return bytes(model.SerializeToString())
 
         folder = self._root / key_of(source, dtype, checkpoint)
-        return onnx.ModelProto.FromString(self._made_once(folder, "model.onnx", make))
+        model = onnx.ModelProto.FromString(self._made_once(folder, "model.onnx", make))
+        return with_weights(model, source, checkpoint)
+
+
+def with_weights(
+    model: onnx.ModelProto, source: ModelSource, checkpoint: Checkpoint | None
+) -> onnx.ModelProto:
+    """The traced graph with the weights of `source` and the scales of `checkpoint` in the place of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a recipe is a place of external data that onnx_ir does not know
+        graph = ir.serde.deserialize_model(model)
+    attach_recipes(graph, source, traced_quantizers(source, checkpoint), checkpoint)
+    return ir.serde.serialize_model(graph)
+
+
+def traced_quantizers(source: ModelSource, checkpoint: Checkpoint | None) -> dict[str, TracedQuantizer]:
+    """Every quantizer of `checkpoint` as it is traced, by module path."""
+    if checkpoint is None:
+        return {}
+    made = {}
+    for path, settings in checkpoint.settings.items():
+        is_weight = role_of(path) == "weight_quantizer"
+        weight = source.weights[f"{layer_of(path)}.weight"].shape if is_weight else None
+        amax = checkpoint.amax.get(path)
+        made[path] = describe(settings, 0 if amax is None else amax.size, weight)
+    return made
 
 
 def key_of(source: ModelSource, dtype: str, checkpoint: Checkpoint | None) -> str:
-    """What a trace depends on: the model's config and recipes, the compute type, and all that the quantizers hold."""
+    """What a trace depends on: the model's config, the compute type, the settings and shapes of the quantizers."""
     holds = (
         source.family.name,
-        source.path,
+        source.family.interface,
         dict(source.config),
-        sorted(source.weights.items()),
+        {name: (recipe.shape, recipe.dtype) for name, recipe in sorted(source.weights.items())},
+        sorted(source.exact),
         dtype,
-        checkpoint,
+        None if checkpoint is None else structure_of(checkpoint),
     )
     return hashlib.sha256(pickle.dumps(holds)).hexdigest()[:24]
+
+
+def structure_of(checkpoint: Checkpoint) -> Any:
+    """All of a checkpoint but the values and where they are from."""
+    arrays = {**checkpoint.amax, **checkpoint.scaling}
+    return (
+        checkpoint.format,
+        sorted((path, repr(settings)) for path, settings in checkpoint.settings.items()),
+        sorted((path, value.shape, str(value.dtype)) for path, value in arrays.items()),
+        sorted((name, recipe.shape, recipe.dtype) for name, recipe in checkpoint.weights.items()),
+    )

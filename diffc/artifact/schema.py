@@ -160,4 +160,5 @@ class Manifest(Struct):
     cache: Cache | msgspec.UnsetType = msgspec.UNSET
     interface: Interface | msgspec.UnsetType = msgspec.UNSET
     lora_slots: Slots | msgspec.UnsetType = msgspec.UNSET
+    checkpoint: dict[str, int | list[str]] | msgspec.UnsetType = msgspec.UNSET
     left_out: list[str] = []

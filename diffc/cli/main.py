@@ -23,6 +23,7 @@ from diffc.cli import (
     generate,
     import_,
     inspect,
+    mix,
     opt,
     package,
     passes,
@@ -34,6 +35,7 @@ from diffc.cli import (
 from diffc.cli.cache import cache_app
 from diffc.cli.checkpoint import checkpoint_app
 from diffc.cli.command import Command, Group, shared_options
+from diffc.cli.foreign_options import instead_of
 from diffc.cli.models import models_app
 from diffc.plugins import broken, load, unusable
 from diffc.version import VERSION
@@ -68,6 +70,7 @@ _MAKE, _CHECK, _LISTS = "Make", "Check and use", "Look up"
 for name, function, text, panel in (
     ("compile", compile.compile_command, compile.EXAMPLES, _MAKE),
     ("train", train.train_command, train.EXAMPLES, _MAKE),
+    ("mix", mix.mix_command, mix.EXAMPLES, _MAKE),
     ("import", import_.import_command, import_.EXAMPLES, _MAKE),
     ("opt", opt.opt_command, opt.EXAMPLES, _MAKE),
     ("relora", relora.relora_command, relora.EXAMPLES, _MAKE),
@@ -159,7 +162,8 @@ def _report(error: Exception, debug: bool, arguments: list[str]) -> int:
         return _stopped()
     if isinstance(error, TyperException):
         command = getattr(getattr(error, "ctx", None), "command_path", "diffc")
-        typer.echo(f"{block(error.format_message())}\nSee {command} --help.", err=True)
+        instead = instead_of(getattr(error, "option_name", ""))
+        typer.echo(f"{block(error.format_message())}{instead}\nSee {command} --help.", err=True)
         return error.exit_code
     if debug:
         raise error

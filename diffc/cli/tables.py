@@ -141,7 +141,7 @@ def made_for(manifest: Mapping[str, Any]) -> str:
     """The shapes that the artifact is made for, in one line."""
     profile = manifest["profile"]
     if not isinstance(profile, Mapping):
-        return "Made for the sizes of the ONNX file"
+        return _made_for_ranges(manifest, profile)
     low, best, high = (profile[key] for key in ("minimum", "optimum", "maximum"))
 
     def span(text: Any) -> str:
@@ -149,12 +149,26 @@ def made_for(manifest: Mapping[str, Any]) -> str:
         middle = f" (best {text(best)})" if text(best) not in ends or ends[0] != ends[1] else ""
         return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}{middle}"
 
-    parts = (
+    parts = [
         "batch " + span(lambda s: str(s["batch"])),
         span(lambda s: f"{s['height']}x{s['width']}") + " px",
+        *([span(lambda s: str(s["frames"])) + " frames"] if high.get("frames", 1) > 1 else []),
         span(lambda s: str(s["text"])) + " tokens",
-    )
+    ]
     return "Made for " + ", ".join(parts)
+
+
+def _made_for_ranges(manifest: Mapping[str, Any], profiles: Sequence[Mapping[str, Any]]) -> str:
+    """The same of an ONNX file of no known family, by the names of its dimensions."""
+    sizes: dict[str, str] = {}
+    for value in manifest["inputs"]:
+        for axis, name in enumerate(value["dims"]):
+            if isinstance(name, str):
+                ranges = (entry["inputs"][value["name"]] for entry in profiles)
+                bounds = [[each[end][axis] for end in ("min", "opt", "max")] for each in ranges]
+                sizes[name] = " and ".join(":".join(map(str, each)) for each in bounds) or "any"
+    stated = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    return f"Made for {stated}" if stated else "Made for the sizes of the ONNX file, all fixed"
 
 
 def optimized(result: PipelineResult, output: Path, terminal: Terminal) -> None:

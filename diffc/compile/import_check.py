@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,14 @@ from diffc.apart import FORKS, Ended, run_apart
 from diffc.artifact.describe import NOT_COMPARED
 from diffc.backends.onnx_graph import element_types
 from diffc.validate.compare import compare
-from diffc.validate.float32 import cpu_session, feed, float32_copy, unrounded_copy
+from diffc.validate.fitting_sizes import FittingSizes
+from diffc.validate.float32 import cpu_session, emulated, feed, float32_copy, unrounded_copy
 from diffc.validate.passes import NUMERIC_LIMIT, check_quantized_weights
 from diffc.validate.tolerances import PASS_REL_L2
-from diffc.validate.trial_inputs import Sizes, TrialInputs
+from diffc.validate.trial_inputs import Sizes, TrialInputs, open_dimensions
 from passes import Pass, PassCheckError, PassError, Pipeline
 from passes.canonical.fold_constants import FoldConstants
+from passes.canonical.split_sequences import SplitSequences
 from passes.graph.check import check_structure
 from passes.graph.types import FLOATS
 from passes.importing.rewrite_opset import RewriteOpset
@@ -29,6 +31,10 @@ from passes.weights.recipe import Recipe
 
 _RAISE = Pipeline([RewriteOpset()])
 """The functions that stand for TensorRT's operators in ONNX Runtime need opset 21."""
+_FOLD = Pipeline([SplitSequences(), FoldConstants()])
+"""Shapes that exporters compute from shapes are constants only then."""
+_SECONDS = 10.0
+"""How long sizes are looked for."""
 _NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\((\d+)\)")
 Outputs = dict[str, npt.NDArray[Any]]
 
@@ -67,6 +73,15 @@ class ImportCheck:
         if self.strict and (count := check_quantized_weights(before, after)):
             line += f"; {count} quantized weights within half a step"
         return f"{line}; {self._compare(before, after, step)}"
+
+    def reason(self, sizes: Sizes) -> str:
+        """Why the graph did not run at these of the `given` sizes, though it did at others; empty where it did.
+
+        Sizes that leave a dimension open tell nothing: it was run at a size that nobody asked for.
+        """
+        if self._trial is None or not self._trial.sizes or open_dimensions(self._trial.interface, sizes):
+            return ""
+        return next((why for tried, why in self._trial.failed if tried.items() >= sizes.items()), "")
 
     def _structure(self, before: onnx.ModelProto | None, after: onnx.ModelProto, step: Pass | None) -> str:
         try:
@@ -117,7 +132,7 @@ class ImportCheck:
         if self._stopped or self._ran or not can_run_apart(model):
             return self._stopped or _run(self._trial, model, rounded)[0]
         size = model.ByteSize() + weight_bytes(model)
-        seconds = 1.5 + len(model.graph.node) / 100 + size / 100_000
+        seconds = 1.5 + _SECONDS + len(model.graph.node) / 100 + size / 100_000
         memory = 40 * size + ((256 << 20) if size < _TINY else (2 << 30))
         try:
             found: list[Outputs] | str
@@ -137,11 +152,20 @@ def _run(
         raised = _RAISE.run(model, check=lambda before, after, step: "").model
         copy = float32_copy(raised) if rounded else unrounded_copy(raised)
         with cpu_session(copy) as session:
-            return trial.run(lambda values: session.run(feed(copy, values))), trial
+            return trial.run(lambda values: session.run(feed(copy, values)), _search(trial, copy)), trial
     except MemoryError:
         raise
     except Exception as error:  # ONNX Runtime's are of many classes; the caller decides what it means
         return _reason(error, model), trial
+
+
+def _search(trial: TrialInputs, copy: onnx.ModelProto) -> Iterator[Sizes]:
+    """Sizes that the constants of the graph leave, where ONNX can follow it; looked for in few graphs of an import."""
+    if trial.searches:
+        folded = _FOLD.run(emulated(copy), check=lambda before, after, step: "").model
+        fitting = FittingSizes(folded)
+        trial.searches -= fitting.tells
+        yield from fitting.search(_SECONDS)
 
 
 _TINY = 1 << 18

@@ -12,9 +12,12 @@ from diffc.artifact.folder import check_model_output
 from diffc.compile.import_check import ImportCheck
 from diffc.errors import DiffcError
 from diffc.frontend.onnx_file import Imported, read_model
+from diffc.frontend.onnx_interface import fix_dimensions
 from diffc.paths import AnyPath, as_path, as_path_or_none
 from diffc.progress import Reporter
 from diffc.progress_bar import default_reporter
+from diffc.validate.fitting_sizes import FittingSizes
+from diffc.validate.float32 import emulated
 from passes import Pass, Pipeline
 from passes.graph.check import check_structure
 from passes.graph.trt_ops import DOMAIN
@@ -85,8 +88,21 @@ def canonical(
             ui.note(note)
     _require_canonical(result.model, path)
     _drop_imports(result.model)
+    _fix_dimensions((imported.model, result.model), ui)
     check_structure(None, result.model, None)
     return result
+
+
+def _fix_dimensions(models: tuple[onnx.ModelProto, onnx.ModelProto], ui: Reporter) -> None:
+    """Make dimensions numbers that constants of the second model, which is canonical, leave one size, in both."""
+    with ui.stage("see which sizes it takes"):
+        sizes = FittingSizes(emulated(models[1])).only_sizes()
+    for model in models if sizes else ():
+        fix_dimensions(model.graph, sizes)
+    for name, size in sizes.items():
+        ui.note(
+            f"{name} is {size}: constants of the graph hold that size, though the file says that it is dynamic"
+        )
 
 
 def import_file(

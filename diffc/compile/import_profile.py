@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx
 
@@ -12,7 +12,7 @@ from diffc.backends.target import Target
 from diffc.errors import DiffcError
 from diffc.frontend.onnx_family import KnownInterface
 from diffc.models.profiles import ShapeProfile, default_profile, parse_sizes, profile_of_ranges
-from diffc.validate.trial_inputs import dynamic_names, followers, named_dimensions
+from diffc.validate.trial_inputs import dynamic_names, followers, named_dimensions, open_dimensions
 
 Ranges = Mapping[str, tuple[int, int, int]]
 """Smallest, usual and largest size by dimension."""
@@ -26,6 +26,38 @@ def given_sizes(model: onnx.ModelProto, text: str) -> dict[str, tuple[int, int, 
     sizes = parse_sizes(text, dynamic_names(model))
     follows = {name: batch for name, batch in followers(model).items() if name not in sizes}
     return sizes | {name: sizes[batch] for name, batch in follows.items() if batch in sizes}
+
+
+def held_to_file(text: str, before: Mapping[str, Sequence[str | int]], model: onnx.ModelProto) -> str:
+    """`--profile` without the dimensions that are numbers in `model` and were dynamic in the dimensions `before`.
+
+    Raises DiffcError for a range of one of them that has other sizes as well.
+    """
+    after = named_dimensions(model)
+    pairs = [pair for name, dims in before.items() for pair in zip(dims, after[name], strict=True)]
+    fixed = {str(old): int(new) for old, new in pairs if old != new}
+    given = parse_sizes(text, [*dynamic_names(model), *fixed])
+    if wrong := [name for name in given if name in fixed and set(given[name]) != {fixed[name]}]:
+        stated = ",".join(f"{name}={fixed[name]}" for name in wrong)
+        raise DiffcError(
+            f"--profile asks for more than {stated}, the one size at which the file runs, for its graph holds it",
+            fix=f"give {stated} in --profile, or export the model by torch.onnx.export with dynamo=True",
+        )
+    return ",".join(
+        f"{name}={':'.join(map(str, sizes))}" for name, sizes in given.items() if name not in fixed
+    )
+
+
+def check_profile(ranges: Ranges, reason: Callable[[Mapping[str, int]], str]) -> None:
+    """Raise DiffcError where the graph does not run at an end of the ranges; `reason` tells why it does not."""
+    for index, end in enumerate(("smallest", "usual", "largest")):
+        sizes = {name: size[index] for name, size in ranges.items()}
+        if why := reason(sizes) if sizes else "":
+            stated = ", ".join(f"{name}={size}" for name, size in sizes.items())
+            raise DiffcError(
+                f"the file does not run at the {end} sizes of --profile ({stated}): {why}",
+                fix="give sizes at which it runs, such as those of its export and, for a UNet, multiples of 8 rows",
+            )
 
 
 def trial_sizes(ranges: Ranges) -> list[dict[str, int]]:
@@ -45,8 +77,7 @@ def profile_of(
     known, sizes = dynamic_names(model), given_sizes(model, text)
     if not known or not any(target.is_engine for target in targets):
         return ()
-    asked = [name for name in known if name not in followers(model)]
-    if missing := [name for name in asked if name not in sizes]:
+    if missing := open_dimensions(model, sizes):
         raise DiffcError(
             f"the file has dynamic dimensions without a range: {', '.join(missing)}",
             fix=f"give --profile {_example(missing, interface)}",

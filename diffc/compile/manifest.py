@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffc.backends.tensorrt.build import EngineReport
     from diffc.compile.cached.noise import CacheNoise
     from diffc.compile.graphs import Graphs
+    from diffc.quantize.checkpoint import Checkpoint
     from diffc.validate.reports import ShapeReport
 
 
@@ -60,6 +61,18 @@ def manifest(
         **({} if graphs.lora is None else {"lora_slots": graphs.lora.described(plan.source)}),
         **({} if graphs.cache is None else {"cache": graphs.cache.manifest() | _noise(noise)}),
     }
+
+
+def described_checkpoint(checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """What of a calibration is more than scales: weights that training has changed, and several formats in one."""
+    if checkpoint is None:
+        return {}
+    found: dict[str, Any] = {}
+    if checkpoint.weights:
+        found["trained_weights"] = len(checkpoint.weights)
+    if "formats" in checkpoint.calibration:
+        found["formats"] = list(checkpoint.calibration["formats"])
+    return {"checkpoint": found} if found else {}
 
 
 def _interface(plan: Plan) -> dict[str, Any]:

@@ -29,13 +29,23 @@ from diffc.compile.engines import build_engines
 from diffc.compile.graphs import Graphs, legalize, run_passes, write
 from diffc.compile.import_check import ImportCheck
 from diffc.compile.import_onnx import canonical, read
-from diffc.compile.import_profile import given_sizes, profile_of, shape_profile, trial_sizes
+from diffc.compile.import_profile import (
+    check_profile,
+    given_sizes,
+    held_to_file,
+    profile_of,
+    shape_profile,
+    trial_sizes,
+)
 from diffc.compile.plan import check_engine, check_targets
 from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.frontend.onnx_family import KnownInterface, read_interface
 from diffc.frontend.onnx_file import CONTRIB
 from diffc.progress import Reporter
+from diffc.validate.fitting_sizes import FittingSizes
+from diffc.validate.float32 import emulated
+from diffc.validate.trial_inputs import named_dimensions
 from passes.pipeline import PassRecord
 
 _FROM_FILE = {
@@ -67,12 +77,19 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
     targets = check_request(request)
     file = read(path, ui)
     _check_domains(file.model, path, targets)
+    profile_of(
+        file.model, request.profile, targets, read_interface(file.model, path)
+    )  # says early what is missing
+    check = ImportCheck(trial_sizes(given_sizes(file.model, request.profile)), seed=request.seed)
+    before = named_dimensions(file.model)
+    imported = canonical(file, path, check, ui=ui)
+    request = replace(request, profile=held_to_file(request.profile, before, file.model))
     interface = read_interface(file.model, path)
     if interface is not None:
         ui.note(f"its inputs are those of {interface.family}: diffc.load, generate and bench run it")
     profile = profile_of(file.model, request.profile, targets, interface)
-    check = ImportCheck(trial_sizes(given_sizes(file.model, request.profile)), seed=request.seed)
-    imported = canonical(file, path, check, ui=ui)
+    fitting = FittingSizes(emulated(imported.model))
+    check_profile(given_sizes(file.model, request.profile), lambda s: fitting.reason(s) or check.reason(s))
     _check_types(imported.model, request.sms)
     key = request_key(request, [path])
     with staging(request.output, force=request.force, key=key) as folder:

@@ -13,6 +13,7 @@ from diffc.backends.target import DEFAULT_ENGINE, EngineOptions, Target, find_ta
 from diffc.backends.tensorrt.device import check_stripping
 from diffc.compile.lora_slots import check_slots
 from diffc.compile.request import DTYPES, CompileRequest
+from diffc.compile.several import check_mixed
 from diffc.compile.stored import AUTO, check_held, described, format_of
 from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
 from diffc.models.profiles import ShapeProfile, painted_size, parse_profile
@@ -23,7 +24,7 @@ from diffc.models.sources.loras import with_loras
 from diffc.models.sources.pipelines import with_pipeline
 from diffc.models.spec import Shape
 from diffc.quantize.folder import check_place
-from diffc.quantize.formats import FORMATS, STORED, Format, find_format
+from diffc.quantize.formats import FORMATS, MIXED, STORED, Format, find_format
 from diffc.validate.shapes import usual_shapes
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ def check(
     if request.pipeline is not None:
         source = with_pipeline(source, request.pipeline, request.hub)
     fmt = format_of(request.format, source)
+    if fmt is MIXED:
+        check_mixed(request.from_checkpoint, targets, request.sms)
     source = _fused(request, fmt, source)
     if fmt is STORED:
         source = source.as_held()

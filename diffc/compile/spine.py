@@ -41,7 +41,7 @@ from diffc.compile.experts import expert_requests
 from diffc.compile.graphs import Graphs, canonicalize, legalize, write
 from diffc.compile.live import LiveModel, is_model_object, read_live, rest_of_pipeline
 from diffc.compile.lora_slots import slotted
-from diffc.compile.manifest import manifest
+from diffc.compile.manifest import described_checkpoint, manifest
 from diffc.compile.onnx_model import compile_onnx
 from diffc.compile.pipeline_step import check_step
 from diffc.compile.plan import Plan, assumed, check, check_targets, describe
@@ -153,6 +153,7 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
         explain(plan, graphs, validation, engines, folder)
         experts = compile_experts(plan, folder, ui)
         content = {**manifest(plan, graphs, validation, engines, noise), **experts}
+        content |= described_checkpoint(checkpoint)
         written = write_manifest(folder, content, hashes)
     artifact = Artifact(request.output, written)
     moved = [engine.moved(request.output / "engines") for engine in engines]

@@ -48,6 +48,14 @@ def name_dimensions(graph: GraphProto) -> list[str]:
     return [f"dynamic dimensions that had no usable name: {', '.join(notes)}"] if notes else []
 
 
+def fix_dimensions(graph: GraphProto, sizes: Mapping[str, int]) -> None:
+    """Make the named dynamic dimensions of inputs and outputs numbers."""
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
+
+
 def fix_channels(graph: GraphProto) -> list[str]:
     """Make dimensions numbers whose size the weights decide; a line for what changed.
 

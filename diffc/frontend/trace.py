@@ -22,6 +22,7 @@ from diffc.frontend.blocks import find_runs, shortened
 from diffc.frontend.complex_numbers import complex_as_pairs
 from diffc.frontend.constraints import Symbols, export_under_constraints
 from diffc.frontend.copy_blocks import copy_blocks
+from diffc.frontend.decompose import decomposed_by_node
 from diffc.frontend.equal_blocks import BlocksDiffer
 from diffc.frontend.flat import flatten, masks_with_all_rows
 from diffc.frontend.names import name_graph
@@ -150,14 +151,15 @@ def _to_onnx(
     )
     for node in program.graph.find_nodes(op="call_function", target=_ASSERTION):
         program.graph.erase_node(node)  # the exporter drops them as well, after it has traced each twice
-    return torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=OPSET,
-        optimize=False,  # its constant folder needs values; the pass fold-constants does this work
-        verbose=False,
-        custom_translation_table=translations(),
-    )
+    with decomposed_by_node():
+        return torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,  # its constant folder needs values; the pass fold-constants does this work
+            verbose=False,
+            custom_translation_table=translations(),
+        )
 
 
 def traced_quantizers(backbone: torch.nn.Module, checkpoint: Checkpoint | None) -> dict[str, TracedQuantizer]:

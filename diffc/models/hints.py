@@ -67,10 +67,7 @@ HINTS: Mapping[str, Hints] = {
     "QwenImageTransformer2DModel": Hints("qwenimage", ends=2, blocks="transformer_blocks"),
     "Lumina2Transformer2DModel": Hints("lumina2"),
     "ZImageTransformer2DModel": Hints("z-image"),
-    "MochiTransformer3DModel": Hints(
-        "mochi",
-        refused="a trace makes constants of its rows and columns, so one graph would hold for one size",
-    ),
+    "MochiTransformer3DModel": Hints("mochi"),
     "HiDreamImageTransformer2DModel": Hints(
         "hidream", refused="its forward() calls numpy on what its router finds, which a trace cannot follow"
     ),

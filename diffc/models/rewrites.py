@@ -114,9 +114,85 @@ def _qwen_rotary(module: Any) -> Callable[..., tuple[torch.Tensor, torch.Tensor]
     return forward
 
 
+def _mochi_attention(module: Any) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """Attention of Mochi over the tokens of a video and of its prompt.
+
+    before: per video, the tokens that its prompt has, taken out of the batch      after: a mask over all tokens
+    """
+    import torch
+
+    def projected(
+        q: Any, k: Any, v: Any, norm_q: Any, norm_k: Any, x: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        heads = [layer(x).unflatten(2, (module.heads, -1)) for layer in (q, k, v)]
+        return norm_q(heads[0]), norm_k(heads[1]), heads[2]
+
+    def turned(x: torch.Tensor, factors: Any) -> torch.Tensor:
+        if factors is None:
+            return x
+        cos, sin = factors
+        even, odd = x[..., 0::2].float(), x[..., 1::2].float()
+        parts = [(even * cos - odd * sin).to(x.dtype), (even * sin + odd * cos).to(x.dtype)]
+        return torch.stack(parts, dim=-1).flatten(-2)
+
+    def forward(
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        image_rotary_emb: Any = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        m = module
+        video = projected(m.to_q, m.to_k, m.to_v, m.norm_q, m.norm_k, hidden_states)
+        video = (turned(video[0], image_rotary_emb), turned(video[1], image_rotary_emb), video[2])
+        added = (m.add_q_proj, m.add_k_proj, m.add_v_proj, m.norm_added_q, m.norm_added_k)
+        text = projected(*added, encoder_hidden_states)
+        q, k, v = (torch.cat(pair, dim=1).transpose(1, 2) for pair in zip(video, text, strict=True))
+        tokens, seen = hidden_states.shape[1], attention_mask.bool()
+        mask = torch.nn.functional.pad(seen, (tokens, 0), value=True)[:, None, None]
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out = out.transpose(1, 2).flatten(2, 3)
+        found = m.to_out[1](m.to_out[0](out[:, :tokens]))
+        rest = out[:, tokens:] * seen[..., None].to(out.dtype)
+        return found, m.to_add_out(rest) if hasattr(m, "to_add_out") else rest
+
+    return forward
+
+
+def _mochi_rotary(module: Any) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """Rotary factors of Mochi: rows and columns lie centred in a square of one area, whatever their number.
+
+    before: Python numbers of the size, which a trace keeps as they are      after: tensors of the size
+    """
+    import torch
+
+    def centred(size: Any, scale: torch.Tensor) -> torch.Tensor:
+        return (torch.arange(size) + 0.5 - torch.ones(size).sum() / 2) * scale
+
+    def forward(
+        pos_frequencies: torch.Tensor,
+        num_frames: Any,
+        height: Any,
+        width: Any,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        del device, dtype
+        scale = (module.target_area / (torch.ones(height).sum() * torch.ones(width).sum())) ** 0.5
+        sizes = (num_frames, height, width)
+        axes = (torch.arange(num_frames).float(), centred(height, scale), centred(width, scale))
+        shaped = (axes[0][:, None, None], axes[1][None, :, None], axes[2][None, None])
+        places = torch.stack([axis.expand(sizes) for axis in shaped], dim=-1).reshape(-1, 3)
+        angles = (places[:, :, None, None] * pos_frequencies.float()[None]).sum(1)
+        return torch.cos(angles), torch.sin(angles)
+
+    return forward
+
+
 REWRITES: Mapping[str, Callable[[Any], Callable[..., Any]]] = {
     **FORWARDS,
     "ChromaCombinedTimestepTextProjEmbeddings": _chroma_modulation,
+    "MochiAttention": _mochi_attention,
+    "MochiRoPE": _mochi_rotary,
     "Timesteps": _sinusoids,
     "QwenEmbedRope": _qwen_rotary,
 }

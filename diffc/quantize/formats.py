@@ -192,6 +192,19 @@ STORED = Format(
 )
 """The format of a file that is quantized already; not in FORMATS, since nothing is quantized with it."""
 
+MIXED = Format(
+    name="mixed",
+    summary="each layer in the format that a plan gives it (`diffc mix`)",
+    weight=(NVFP4,),
+    input=NVFP4,
+    layers="all",
+    algorithm="max",
+    min_sm=75,
+    evidence="that of the formats in the plan",
+)
+"""The format of a checkpoint with several formats; not in FORMATS, since `diffc mix` alone calibrates it. Its kinds are
+the coarsest that it may have: they decide on tolerances."""
+
 
 FORMAT_ALIASES: Mapping[str, str] = {
     "fp4": "nvfp4",
@@ -231,8 +244,8 @@ def find_format(name: str) -> Format:
     Raises UsageError that lists the known ones, or that names the packages of a plugin which cannot be used.
     """
     key = format_name(name)
-    if key == STORED.name:
-        return STORED
+    if key in (STORED.name, MIXED.name):
+        return STORED if key == STORED.name else MIXED
     if key in FORMATS:
         return FORMATS[key]
     unusable = plugins.unusable("diffc.formats", "format", key.replace("-", "_"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from diffc.errors import unknown
-from diffc.quantize.formats import FORMATS, Format
+from diffc.quantize.formats import FORMATS, MIXED, Format
 
 _BY_ROUNDING: Mapping[str, Mapping[str, float]] = {
     # The same arithmetic in another order of summation: float32 rounding (6e-8) over some hundred layers, 4e-7
@@ -28,7 +28,7 @@ def _rounding(fmt: Format) -> str:
 
 MAX_REL_L2: Mapping[tuple[str, str], float] = {
     (fmt.name, dtype): limit
-    for fmt in FORMATS.values()
+    for fmt in (*FORMATS.values(), MIXED)
     for dtype, limit in _BY_ROUNDING[_rounding(fmt)].items()
 }
 """(format, compute type) -> largest ||reference - result|| / ||reference|| of any output."""

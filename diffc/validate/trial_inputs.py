@@ -7,8 +7,9 @@ transformer as many positions as tokens, and some exports run at the traced size
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ _SMALL = 1 << 17
 """Elements of all inputs up to which sizes of the user come first; larger ones take minutes on a CPU."""
 _LARGEST = 1 << 24
 """Elements of all inputs above which nothing is tried."""
+_MORE = 20
+"""Further sizes that are tried."""
 _STEPS = (2, 4, 8, 16, 32, 64)
 
 
@@ -54,6 +57,12 @@ def followers(model: onnx.ModelProto) -> dict[str, str]:
     if not batches:
         return {}
     return {d: str(batches[0]) for d in whole - elsewhere if isinstance(d, str)}
+
+
+def open_dimensions(model: onnx.ModelProto, sizes: Mapping[str, object]) -> list[str]:
+    """The dynamic dimensions that have no size among `sizes`, and follow no other."""
+    follows = followers(model)
+    return [name for name in dynamic_names(model) if name not in sizes and name not in follows]
 
 
 def sizes_to_try(model: onnx.ModelProto, given: Sequence[Sizes] = ()) -> Iterator[Sizes]:
@@ -99,26 +108,34 @@ class TrialInputs:
     """Random inputs at sizes at which the graph runs; looked for with the first graph that opens.
 
     `interface` is the model whose inputs are fed, `given` are sizes of the user's profile. `sizes` are those of the
-    inputs that were found.
+    inputs that were found, `failed` those at which the graph did not run, and why; `searches` says in how many graphs
+    more sizes may still be looked for.
     """
 
     interface: onnx.ModelProto
     given: Sequence[Sizes] = ()
     seed: int = 0
     sizes: list[Sizes] = field(default_factory=list)
+    failed: list[tuple[Sizes, str]] = field(default_factory=list)
+    searches: int = 2
     _found: list[Arrays] = field(default_factory=list)
 
-    def run(self, run: Callable[[Arrays], Any]) -> list[Any]:
-        """What `run` gives for each set of inputs. Raises DiffcError when it runs at none of the sizes tried."""
+    def run(self, run: Callable[[Arrays], Any], more: Iterable[Sizes] = ()) -> list[Any]:
+        """What `run` gives for each set of inputs; `more` are sizes to try when it runs at none of the usual ones.
+
+        Raises DiffcError when it runs at none of the sizes tried.
+        """
         if self._found:
             return [run(values) for values in self._found]
-        results, problem = [], "it has no inputs"
-        for sizes in self._distinct():
+        results, problem = list[Any](), "it has no inputs"
+        self.failed.clear()
+        for sizes in chain(self._distinct(), self._unless(results, more)):
             values = self._draw(sizes)
             try:
                 results.append(run(values))
             except DiffcError as error:
                 problem = error.what
+                self.failed.append((sizes, problem))
                 continue
             self._found.append(values)
             self.sizes.append(sizes)
@@ -127,6 +144,13 @@ class TrialInputs:
         if not results:
             raise DiffcError(f"it runs at none of the sizes tried, the last: {problem}")
         return results
+
+    def _unless(self, results: Sequence[Any], more: Iterable[Sizes]) -> Iterator[Sizes]:
+        """The first of `more` as long as there are no results."""
+        for sizes in islice(more if not results else (), _MORE):
+            complete = dict.fromkeys(dynamic_names(self.interface), 1) | dict(sizes)
+            if not results and _elements(self.interface, complete) <= _LARGEST:
+                yield complete
 
     def _distinct(self) -> Iterator[Sizes]:
         """Sizes to try, each once; the same twice where nothing is dynamic."""

@@ -13,7 +13,15 @@ def test_sizes_and_shapes_are_for_people() -> None:
     small, best, large = ({"batch": b, "height": 64 * b, "width": 64, "text": 77} for b in (1, 2, 4))
     manifest: dict[str, Any] = {"profile": {"minimum": small, "optimum": best, "maximum": large}}
     assert made_for(manifest) == "Made for batch 1 to 4 (best 2), 64x64 to 256x64 (best 128x64) px, 77 tokens"
-    assert made_for({"profile": []}) == "Made for the sizes of the ONNX file"
+    inputs = [{"name": "x", "dims": ["batch", 16, "rows"]}, {"name": "t", "dims": ["batch"]}]
+    ranges = {"x": {"min": [1, 16, 8], "opt": [2, 16, 8], "max": [4, 16, 32]}}
+    ranges["t"] = {end: sizes[:1] for end, sizes in ranges["x"].items()}
+    of_a_file = {"inputs": inputs, "profile": [{"inputs": ranges}]}
+    assert made_for(of_a_file) == "Made for batch 1:2:4, rows 8:8:32"
+    assert made_for({"inputs": inputs, "profile": []}) == "Made for batch any, rows any"
+    assert made_for({"inputs": [], "profile": []}) == "Made for the sizes of the ONNX file, all fixed"
+    film = {name: shape | {"frames": 9 * shape["batch"]} for name, shape in manifest["profile"].items()}
+    assert "9 to 36 (best 18) frames" in made_for({"profile": film})
     manifest |= {
         "files": {
             "model.onnx": {"bytes": 1},

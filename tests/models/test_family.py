@@ -101,6 +101,7 @@ UNETS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, dict[str, tuple[st
         {"encoder_hidden_states": ("batch", "text", 48), "text_embeds": ("batch", 64)},
     ),
     "times as classes": ({"class_embed_type": "timestep"}, None, {"class_labels": ("batch",)}),
+    "numbers of classes": ({"num_class_embeds": 10}, None, {"class_labels": ("batch",)}),
     "projected classes": (
         {"class_embed_type": "projection"},
         None,
@@ -131,7 +132,7 @@ def test_conditions_of_a_unet_are_those_of_its_config(kind: str) -> None:
     ("changed", "says"),
     [
         ({"cross_attention_dim": 64}, r"five sizes .* or six[\s\S]*requires_aesthetics_score"),
-        ({"num_class_embeds": 10}, "num_class_embeds=10, which adds an input"),
+        ({"class_embed_type": "words"}, "class_embed_type='words', which adds an input"),
         ({"encoder_hid_dim_type": "ip_image_proj"}, "encoder_hid_dim_type='ip_image_proj'"),
     ],
 )

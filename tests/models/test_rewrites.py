@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import MochiTransformer3DModel
 from diffusers.models.embeddings import Timesteps
 from diffusers.models.transformers.transformer_chroma import ChromaCombinedTimestepTextProjEmbeddings
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 
+from diffc.models.embedded.tiny_weights import seed_weights
 from diffc.models.rewrites import rewrite_modules
 
 
@@ -49,3 +51,29 @@ def test_frequencies_are_constants_of_the_graph() -> None:
     rewrite_modules(module)
     program = torch.export.export(module, (torch.rand(3),))
     assert not [node for node in program.graph.nodes if "exp" in str(node.target).split(".")]
+
+
+@pytest.mark.parametrize(("frames", "lengths"), [(2, (9, 4, 1)), (1, (9, 9, 9))])
+def test_mochi_for_a_batch_is_the_same(frames: int, lengths: tuple[int, ...]) -> None:
+    model = MochiTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        pooled_projection_dim=24,
+        text_embed_dim=32,
+        time_embed_dim=16,
+    ).eval()
+    seed_weights(model, "mochi")
+    generator = torch.Generator().manual_seed(frames)
+    arguments = (
+        torch.randn(3, 12, frames, 6, 10, generator=generator),
+        torch.randn(3, 9, 32, generator=generator),
+        torch.tensor([100.0, 500.0, 900.0]),
+        torch.arange(9)[None] < torch.tensor(lengths)[:, None],
+    )
+    with torch.no_grad():
+        expected = model(*arguments).sample
+        rewrite_modules(model)
+        found = model(*arguments).sample
+    assert float(expected.std()) > 0.01
+    assert float((found - expected).norm()) < 3e-6 * float(expected.norm())

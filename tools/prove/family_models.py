@@ -269,6 +269,28 @@ MODELS: dict[str, Tiny] = {
         vae="AutoencoderKLQwenImage",
         vae_config=WAN_VAE,
     ),
+    "mochi": Tiny(
+        "MochiPipeline",
+        "MochiTransformer3DModel",
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 64,
+            "num_layers": 4,
+            "pooled_projection_dim": 64,
+            "text_embed_dim": T5_WIDTH,
+            "time_embed_dim": 32,
+        },
+        ("t5",),
+        vae="AutoencoderKLMochi",
+        vae_config={
+            "encoder_block_out_channels": (32, 32, 32, 32),
+            "decoder_block_out_channels": (32, 32, 32, 32),
+            "layers_per_block": (1, 1, 1, 1, 1),
+            "latents_mean": (0.0,) * 12,
+            "latents_std": (1.0,) * 12,
+        },
+        more={"force_zeros_for_empty_prompt": False},
+    ),
     "lumina2": Tiny(
         "Lumina2Pipeline",
         "Lumina2Transformer2DModel",

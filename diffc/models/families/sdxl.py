@@ -50,6 +50,8 @@ def _further_inputs(config: Config) -> Iterator[InputSpec]:
         yield InputSpec("timestep_cond", ("batch", int(width)))
     if kind := config.get("class_embed_type"):
         yield InputSpec("class_labels", _CLASS_INPUTS[kind](config))
+    elif (classes := config.get("num_class_embeds")) is not None:  # a table, which class numbers point into
+        yield InputSpec("class_labels", ("batch",), "int64", "seen", high=int(classes) - 1)
 
 
 def _completed(config: Config, index: Mapping[str, Any] | None) -> Config:
@@ -78,7 +80,6 @@ def _refuse_unknown(config: Config) -> None:
     known = {
         "encoder_hid_dim_type": (None, "text_proj"),
         "class_embed_type": (None, *_CLASS_INPUTS),
-        "num_class_embeds": (None,),
     }
     for entry, values in known.items():
         if config.get(entry) not in values:

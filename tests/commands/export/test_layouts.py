@@ -15,14 +15,17 @@ from diffc.commands.export.run import ExportRequest, export, find_calibrated
 from diffc.commands.export.tensors import parts_of
 from diffc.compile.calibration import calibrate_on_random_inputs, uncalibrated
 from diffc.errors import DiffcError, UsageError
-from diffc.models.sources.backbone import FakeBackbone, build_backbone, quiet_libraries
+from diffc.models.inputs import random_inputs
+from diffc.models.sources.backbone import FakeBackbone, build_backbone, load_backbone, quiet_libraries
 from diffc.models.sources.locate import locate
+from diffc.models.spec import Shape
 from diffc.models.stored.held import Held
 from diffc.progress_bar import default_reporter
 from diffc.quantize.convert import enabled_quantizers
 from diffc.quantize.formats import find_format
 from diffc.quantize.options import QuantOptions
 from diffc.tensors import tensor_of
+from diffc.validate.torch_reference import reference_model
 from passes.weights.evaluate import evaluate, to_bytes
 from tests.conftest import Cells
 
@@ -144,6 +147,21 @@ def test_modelopt_restores_its_own_file(calibrations: Callable[[str], Path], tmp
     assert quantizers.keys() == calibrated.checkpoint.settings.keys()
     for name, amax in calibrated.checkpoint.amax.items():
         np.testing.assert_array_equal(quantizers[name].amax.float().numpy().reshape(-1), amax.reshape(-1))
+    source = calibrated.source
+    ours = reference_model(source, calibrated.dtype, calibrated.checkpoint)
+    shape = Shape(2, 96, 64, 21)
+    inputs = random_inputs(source.family, source.config, shape, dtype=torch.float32, seed=17)
+    with torch.no_grad(), quiet_libraries():
+        theirs, mine, plain = (
+            model(**inputs).sample for model in (restored.float(), ours, load_backbone(source, dtype).float())
+        )
+    assert distance(theirs, mine) < 1e-6
+    assert distance(theirs, plain) > 1e-3  # the quantizers do something
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Relative L2."""
+    return float((one - other).norm() / other.norm())
 
 
 class TestRefusals:
