@@ -47,6 +47,7 @@ def expert_requests(request: CompileRequest, source: ModelSource, folder: Path) 
             request,
             model=f"{pipeline}/{name}",
             pipeline=str(pipeline),
+            hub=replace(request.hub, revision=None, subfolder=""),  # the folder is found already
             output=folder / name,
             save_checkpoint=request.save_checkpoint and request.save_checkpoint / name,
             from_checkpoint=_inside(request.from_checkpoint, name),

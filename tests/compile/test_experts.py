@@ -15,6 +15,7 @@ from diffc.compile.spine import compile_model
 from diffc.errors import DiffcError, UsageError
 from diffc.models.sources.locate import locate
 from diffc.models.sources.lora_files import parse_lora
+from diffc.models.sources.source import HubOptions
 from diffc.runtime.load import load
 from tools.prove.family_models import make
 
@@ -27,7 +28,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_experts_are_asked_for_by_their_own_folders(pipeline: Path, tmp_path: Path) -> None:
     source = locate(str(pipeline))
     assert experts_of(source) == ("transformer_2",)
-    request = CompileRequest(str(pipeline), tmp_path / "out", "fp8", from_checkpoint=tmp_path)
+    hub = HubOptions(revision="main", subfolder="wan")
+    request = CompileRequest(str(pipeline), tmp_path / "out", "fp8", from_checkpoint=tmp_path, hub=hub)
     (tmp_path / "transformer_2").mkdir()
     found = expert_requests(request, source, tmp_path / "out")
     assert set(found) == {"transformer_2"}
@@ -35,6 +37,7 @@ def test_experts_are_asked_for_by_their_own_folders(pipeline: Path, tmp_path: Pa
     assert (Path(wanted.model), wanted.pipeline) == (pipeline / "transformer_2", str(pipeline))
     assert (wanted.output, wanted.format) == (tmp_path / "out/transformer_2", "fp8")
     assert wanted.from_checkpoint == tmp_path / "transformer_2"
+    assert wanted.hub == HubOptions()
     assert expert_requests(wanted, locate(wanted.model), tmp_path) == {}
     assert locate(wanted.model).family.component == "transformer_2"
 
