@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from diffc.errors import DiffcError, UsageError
 from diffc.models.sources.backbone import FakeBackbone
 from diffc.models.sources.locate import locate
 from diffc.quantize.formats import STORED
+from tests.conftest import HAS_RTX
 from tests.models.single.releases import released, save
+from tests.models.single.test_gguf import of_four_bits, write
 from tests.models.stored.quantized import MAKERS, quantized
 
 BLOCKS = re.compile(r"(double|single)_blocks\.\d+\.(img_attn|txt_attn|img_mlp|txt_mlp|linear)")
@@ -41,20 +44,43 @@ def eight_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.compiles
 def test_a_file_of_8_bits_is_compiled_with_its_own_codes(eight_bits: Path, tmp_path: Path) -> None:
-    check_compiled(eight_bits, tmp_path)
+    check_compiled(CompileRequest(str(eight_bits), tmp_path / "out"))
 
 
 @pytest.mark.slow
 @pytest.mark.compiles
 def test_a_file_of_every_kind_is_compiled_with_its_own_codes(mixed: Path, tmp_path: Path) -> None:
-    check_compiled(mixed, tmp_path)
+    check_compiled(on_all_targets(mixed, tmp_path, 120))
+    assert engines(tmp_path) == ({"trt-rtx-sm120.engine"} if HAS_RTX else set())
 
 
-def check_compiled(mixed: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.compiles
+def test_a_gguf_of_q4_0_is_compiled_with_its_own_codes(tmp_path: Path) -> None:
+    path = write(tmp_path / "flux.gguf", of_four_bits())
+    compile_model(on_all_targets(path, tmp_path, 89))
+    assert engines(tmp_path) == ({"trt-rtx-sm89.engine"} if HAS_RTX else set())
+    model, source = onnx.load(tmp_path / "out" / "model.onnx"), locate(str(path))
+    stored = [bytes(t.raw_data) for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT4]
+    assert len(stored) == len(source.held) > 10
+
+
+def on_all_targets(file: Path, tmp_path: Path, sm: int) -> CompileRequest:
+    """For ONNX Runtime, which validation runs, and an engine where there is a builder."""
+    request = CompileRequest(str(file), tmp_path / "out")
+    return replace(request, targets=("ort", "trt-rtx"), sms=(sm,)) if HAS_RTX else request
+
+
+def engines(tmp_path: Path) -> set[str]:
+    """The names of the engines that were built."""
+    return {path.name for path in (tmp_path / "out" / "engines").glob("*.engine")}
+
+
+def check_compiled(request: CompileRequest) -> None:
     """Compile the file, which validates it, and look for its codes in what was written."""
-    result = compile_model(CompileRequest(str(mixed), tmp_path / "out"))
+    result, mixed = compile_model(request), Path(request.model)
     assert result.artifact.manifest["format"] == STORED.name
-    source, model = locate(str(mixed)), onnx.load(tmp_path / "out" / "model.onnx")
+    source, model = locate(str(mixed)), onnx.load(request.output / "model.onnx")
     stored = [bytes(t.raw_data) for t in model.graph.initializer]
     file = mixed.read_bytes()
     for name, layer in source.held.items():
