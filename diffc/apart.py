@@ -113,16 +113,13 @@ def _packed(answer: tuple[bool, Any]) -> bytes:
 def _limit(memory: int, seconds: float) -> None:
     """Let the system refuse what goes beyond `memory`, where it can: looking at it comes too late for one request."""
     if sys.platform == "linux":
-        import resource
-
-        limit = (
-            psutil.Process().memory_info().vms + 2 * memory + (1 << 29)
-        )  # arenas and stacks are asked for unused
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        process = psutil.Process()
+        limit = process.memory_info().vms + 2 * memory + (1 << 29)  # arenas and stacks are asked for unused
+        _, hard = process.rlimit(psutil.RLIMIT_AS)
+        process.rlimit(psutil.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
+        process.rlimit(psutil.RLIMIT_CORE, (0, 0))
         last = int(2 * seconds) + 10  # for a process whose parent was killed
-        resource.setrlimit(resource.RLIMIT_CPU, (last, last))
+        process.rlimit(psutil.RLIMIT_CPU, (last, last))
 
 
 def _died(code: int | None) -> str:

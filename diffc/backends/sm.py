@@ -57,7 +57,11 @@ def parse_sm(text: str) -> int:
     """A compute capability from "89", "sm89" or "8.9". Raises DiffcError that lists the known ones."""
     digits = text.strip().lower().removeprefix("sm").removeprefix("_").replace(".", "")
     if not digits.isascii() or not digits.isdigit() or int(digits) not in KNOWN_SMS:
-        raise unknown_value("compute capability", text, [str(sm) for sm in KNOWN_SMS])
+        known, cards = [str(sm) for sm in KNOWN_SMS], ", ".join(map(with_cards, KNOWN_SMS))
+        fix = f"give that of your card: {cards}"
+        if digits in (str(sm) for sm in CARDS):
+            fix = f"use --target ort-cuda for {CARDS[int(digits)]}, which TensorRT-RTX has no kernels for"
+        raise unknown_value("compute capability", text, known, fix=fix)
     return int(digits)
 
 

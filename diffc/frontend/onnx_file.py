@@ -164,7 +164,7 @@ def check_axes(model: ModelProto, path: Path) -> None:
                 f"{path}: Concat node {node.name!r} joins tensors of {rank} axes along axis {axis}, which they do not"
                 " have. torch's legacy exporter overwrote a -1 there, and wherever else the model reads the same"
                 " constant: no runtime opens the file, and what the other places should say is not in it",
-                fix="export the model by torch.onnx.export with dynamo=True",
+                fix="compile the model itself: diffc compile PIPELINE; or export it with dynamo=True",
             )
 
 

@@ -194,7 +194,7 @@ def _variable(name: str, dtype: Any, shape: list[int | str | None] | None, kind:
         outputs=_links(made, "inputs"),
         dtype=dtype,
         shape=shape,
-        type=kind,
+        type=kind or "tensor_type",  # an output of a body may have no type: inference finds one
     )
     return made
 

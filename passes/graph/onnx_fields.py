@@ -15,7 +15,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, TypeProto
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    TypeProto,
+)
 
 from passes.base import PassError
 
@@ -184,6 +193,11 @@ def _check_node(node: NodeProto) -> None:
     if node.op_type in _ATTRIBUTES and node.domain in ("", "ai.onnx"):
         _ATTRIBUTES[node.op_type](node)
     for attribute in node.attribute:
+        held = _HELD.get(attribute.type)
+        if held is not None and not attribute.ref_attr_name and not attribute.HasField(held):
+            raise _Wrong(
+                f"attribute {shown(attribute.name)} of node {shown(node.name)} does not hold what its type says"
+            )
         for tensor in (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else ())):
             _check_tensor(tensor, f"attribute {shown(attribute.name)} of node {shown(node.name)}, tensor")
         for sparse in (
@@ -193,6 +207,15 @@ def _check_node(node: NodeProto) -> None:
             _check_sparse(sparse)
     for body in _bodies(node):
         _check_part(body)
+
+
+_HELD = {
+    AttributeProto.TENSOR: "t",
+    AttributeProto.GRAPH: "g",
+    AttributeProto.SPARSE_TENSOR: "sparse_tensor",
+    AttributeProto.TYPE_PROTO: "tp",
+}
+"""The kinds of attributes that hold a message, and the field that it is in."""
 
 
 def _check_einsum(node: NodeProto) -> None:

@@ -154,6 +154,8 @@ class _Writer:
                 yield _attribute(name, value)
             elif type(value) is list and value and all(type(item) is int for item in value):
                 yield _attribute(name, tuple(value))
+            elif type(value) is list and not value:  # of which type is not told: whole numbers, as axes are
+                yield AttributeProto(name=name, type=AttributeProto.INTS)
             elif isinstance(value, AttributeProto):
                 yield value
             elif isinstance(value, gs.Graph):

@@ -54,6 +54,6 @@ def _largest(bits: Array) -> int:
 
 
 def _is_mask(array: Array) -> bool:
-    """Whether all that is finite has one value: additive masks are 0 and minus infinity."""
+    """Whether there are one finite value and minus infinity: additive masks are 0 and that."""
     finite = array[np.isfinite(array)]
-    return bool(finite.size == 0 or finite.min() == finite.max())
+    return bool(finite.size and finite.min() == finite.max() and not (array > finite.max()).any())

@@ -72,3 +72,12 @@ def test_formats_and_what_runs_on_the_older_one() -> None:
         check_format_sms("nvfp4", 120, (120, 86))
     assert "too old: SM86. Formats that run there: none, int8" in str(raised.value)
     assert "fp8" not in str(raised.value).partition("run there: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("90", "ort-cuda for H100"), ("9.0", "ort-cuda for H100"), ("foo", "RTX 40")]
+)
+def test_what_to_give_instead_is_told_by_the_names_of_cards(text: str, says: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        parse_sm(text)
+    assert says in raised.value.fix

@@ -44,13 +44,14 @@ def eight_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.compiles
 def test_a_file_of_8_bits_is_compiled_with_its_own_codes(eight_bits: Path, tmp_path: Path) -> None:
-    check_compiled(eight_bits, tmp_path, 89)
+    check_compiled(CompileRequest(str(eight_bits), tmp_path / "out"))
 
 
 @pytest.mark.slow
 @pytest.mark.compiles
 def test_a_file_of_every_kind_is_compiled_with_its_own_codes(mixed: Path, tmp_path: Path) -> None:
-    check_compiled(mixed, tmp_path, 120)
+    check_compiled(on_all_targets(mixed, tmp_path, 120))
+    assert engines(tmp_path) == ({"trt-rtx-sm120.engine"} if HAS_RTX else set())
 
 
 @pytest.mark.slow
@@ -75,12 +76,11 @@ def engines(tmp_path: Path) -> set[str]:
     return {path.name for path in (tmp_path / "out" / "engines").glob("*.engine")}
 
 
-def check_compiled(mixed: Path, tmp_path: Path, sm: int) -> None:
-    """Compile the file, which validates it, and look for its codes in what was written; build an engine of it."""
-    result = compile_model(on_all_targets(mixed, tmp_path, sm))
-    assert engines(tmp_path) == ({f"trt-rtx-sm{sm}.engine"} if HAS_RTX else set())
+def check_compiled(request: CompileRequest) -> None:
+    """Compile the file, which validates it, and look for its codes in what was written."""
+    result, mixed = compile_model(request), Path(request.model)
     assert result.artifact.manifest["format"] == STORED.name
-    source, model = locate(str(mixed)), onnx.load(tmp_path / "out" / "model.onnx")
+    source, model = locate(str(mixed)), onnx.load(request.output / "model.onnx")
     stored = [bytes(t.raw_data) for t in model.graph.initializer]
     file = mixed.read_bytes()
     for name, layer in source.held.items():

@@ -137,7 +137,7 @@ def _safetensors(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
 def _use_safetensors(folder: Path) -> None:
     for recipe in file_weights(folder / "w.safetensors").values():
         array = evaluate(recipe)
-        assert array.dtype.kind != "f" or np.isfinite(array.astype(np.float64)).all()
+        assert array.dtype.kind != "f" or (array.astype(np.float64) < np.inf).all()  # NaN is not, either
 
 
 def _lora(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:

@@ -15,6 +15,7 @@ from typing import IO, Any
 from onnx import TensorProto
 
 from passes.base import PassError
+from passes.files.bounded import regular
 from passes.weights.gguf_blocks import BLOCKS
 from passes.weights.recipe import Recipe, Source
 from passes.weights.stored import of_gguf
@@ -32,6 +33,7 @@ _BYTES = {0: 4, 1: 2, 24: 1, 26: 4, 27: 8, 28: 8, 30: 2}
 _KINDS = {block.number: name for name, block in BLOCKS.items()}
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_DEEPEST = 4
 _MOST = 1 << 20
 """Entries that a header may have: more is damage."""
 
@@ -41,7 +43,7 @@ def gguf_tensors(path: Path) -> tuple[dict[str, Recipe], dict[str, str], dict[st
 
     Raises PassError for a file that is cut off, of an older version, or has a block type that is not known.
     """
-    size = path.stat().st_size
+    size = regular(path).st_size
     with path.open("rb") as file:
         try:
             read = _reader(file)
@@ -57,13 +59,15 @@ def gguf_tensors(path: Path) -> tuple[dict[str, Recipe], dict[str, str], dict[st
             entries = [_entry(file, read) for _ in range(counts[0])]
         except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as error:
             raise PassError(f"{path} is damaged: its header does not parse ({error})") from error
-        step = int(pairs.get("general.alignment", 32)) or 32
+        step = pairs.get("general.alignment", 32)
+        if type(step) is not int or not 0 < step <= _MOST:
+            raise PassError(f"{path} is damaged: its alignment is {str(step)[:40]!r}")
         start = file.tell() + -file.tell() % step
     tensors = {name: _tensor(path, name, shape, kind, start + at, size) for name, shape, kind, at in entries}
     original = {k.removeprefix("comfy.gguf.orig_shape."): v for k, v in pairs.items() if "orig_shape." in k}
     for name, shape in original.items():
-        if name in tensors and isinstance(shape, list):
-            tensors[name] = tensors[name].reshape(tuple(int(n) for n in shape))
+        if name in tensors and isinstance(shape, list) and all(type(n) is int for n in shape):
+            tensors[name] = tensors[name].reshape(tuple(shape))
     kinds = {name: _KINDS[kind] for name, _, kind, _ in entries if kind in _KINDS}
     return tensors, {key: str(value) for key, value in pairs.items()}, kinds
 
@@ -79,7 +83,10 @@ def _text(file: IO[bytes], read: Callable[[str], Any]) -> str:
     length = read("Q")
     if length > 1 << 26:
         raise struct.error(f"a text of {length} bytes")
-    return file.read(length).decode("utf-8")
+    data = file.read(length)
+    if len(data) < length:
+        raise struct.error(f"a text of {length} bytes, of which {len(data)} are there")
+    return data.decode("utf-8")
 
 
 def _pair(file: IO[bytes], read: Callable[[str], Any]) -> tuple[str, Any]:
@@ -87,14 +94,14 @@ def _pair(file: IO[bytes], read: Callable[[str], Any]) -> tuple[str, Any]:
     return key, _value(file, read, read("I"))
 
 
-def _value(file: IO[bytes], read: Callable[[str], Any], kind: int) -> Any:
+def _value(file: IO[bytes], read: Callable[[str], Any], kind: int, depth: int = 0) -> Any:
     if kind == _STRING:
         return _text(file, read)
     if kind == _ARRAY:
         inner, count = read("I"), read("Q")
-        if count > _MOST:
-            raise struct.error(f"a list of {count} values")
-        return [_value(file, read, inner) for _ in range(count)]
+        if count > _MOST or depth > _DEEPEST:
+            raise struct.error(f"a list of {count} values, {depth} lists deep")
+        return [_value(file, read, inner, depth + 1) for _ in range(count)]
     return read(_SCALARS[kind])
 
 
@@ -103,6 +110,8 @@ def _entry(file: IO[bytes], read: Callable[[str], Any]) -> tuple[str, tuple[int,
     if axes > 8:
         raise struct.error(f"a tensor of {axes} axes")
     shape = tuple(read("Q") for _ in range(axes))
+    if math.prod(shape) >= 1 << 62:
+        raise struct.error(f"a tensor of {math.prod(shape)} values")
     return name, shape[::-1], read("I"), read("Q")
 
 

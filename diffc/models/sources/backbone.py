@@ -19,6 +19,7 @@ from diffc.models.sources.torch_loras import fused_tensors
 from diffc.models.spec import Config
 from diffc.tensors import tensor_of
 from passes.base import collector_paused
+from passes.weights.sources import np_dtype
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -94,7 +95,8 @@ def check_weights(backbone: FakeBackbone) -> None:
     No weight is read; takes a second or two where `backbone` was not made before.
     """
     source = backbone.source
-    wanted = {name: tuple(tensor.shape) for name, tensor in backbone.module.state_dict().items()}
+    state = backbone.module.state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     lacking = [name for name in wanted if name not in source.weights]
     strange = set(source.weights) - set(wanted)
     if lacking or strange:
@@ -104,6 +106,12 @@ def check_weights(backbone: FakeBackbone) -> None:
         if stored != shape:
             what = f"tensor {name!r} has shape {list(stored)}, and config.json asks for {list(shape)}"
             raise DiffcError(what, fix="check that config.json and the safetensors files belong together")
+        kind = np_dtype(source.weights[name].dtype)
+        if state[name].is_floating_point() and kind.kind in "iub":
+            what = f"tensor {name!r} holds {kind} values, and a weight of {source.family} is of floats"
+            raise DiffcError(
+                what, fix="download the model again, or say how it is quantized: diffc inspect FILE"
+            )
 
 
 def load_backbone(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:

@@ -37,8 +37,13 @@ def open_pipeline(source: ModelSource, *, dtype: Any, fix: str, **components: An
             use_safetensors=True,
             **given,
         )
-    except (OSError, ValueError, ImportError, LookupError) as error:
-        raise DiffcError(f"diffusers cannot load the pipeline in {folder}: {error}", fix=fix) from error
+    except (DiffcError, MemoryError):
+        raise
+    except (
+        Exception
+    ) as error:  # diffusers, transformers and safetensors raise what a damaged file leads them to
+        said = f"{type(error).__name__}: {str(error)[:1000]}"
+        raise DiffcError(f"diffusers cannot load the pipeline in {folder}: {said}", fix=fix) from error
     if source.beside:
         put_into(pipe, source.beside, source.path)
     return pipe

@@ -133,3 +133,24 @@ def test_a_model_of_q4_0_keeps_its_codes(tmp_path: Path) -> None:
     key = tensor_of(source.held["transformer_blocks.1.attn.to_k"].weight).numpy()
     np.testing.assert_array_equal(key, whole[len(whole) // 3 : 2 * len(whole) // 3])
     assert source.held["transformer_blocks.1.attn.to_k"].weight.source.length * 3 == len(made[name][2])
+
+
+def lists(depth: int) -> bytes:
+    """A key whose value is a list in a list, and so on."""
+    return text("deep") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * depth + struct.pack("<IQ", 7, 0)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        ([lists(3000)], "lists deep"),
+        ([text("general.alignment") + struct.pack("<I", 8) + text("x")], "its alignment is 'x'"),
+        ([text("general.alignment") + struct.pack("<Ii", 5, -8)], "its alignment is '-8'"),
+        ([struct.pack("<Q", 1 << 25) + b"short"], "of which"),
+    ],
+)
+def test_a_header_that_lies(pairs: list[bytes], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs)) + b"".join(pairs))
+    with pytest.raises(PassError, match=said):
+        gguf_tensors(path)

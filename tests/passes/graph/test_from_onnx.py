@@ -14,9 +14,9 @@ from onnx.parser import parse_model
 from passes.base import bodies_of
 from passes.graph.edit import inline
 from passes.graph.from_onnx import import_graph
-from passes.graph.inference import infer_types
+from passes.graph.inference import fill_types, infer_types
 from passes.graph.match import is_recipe
-from passes.graph.to_onnx import export_model
+from passes.graph.to_onnx import export_graph, export_model
 from passes.weights.recipe import Recipe, dtype_of
 from tests.passes.graph_helpers import check_same
 
@@ -214,3 +214,18 @@ def test_an_imported_graph_is_linked_both_ways() -> None:
     node.outputs.clear()
     assert not graph.tensors()["a"].inputs
     assert x.outputs == [node]
+
+
+def test_a_list_of_nothing_and_a_body_that_does_not_tell_its_types() -> None:
+    branch = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["b"], "neg")], "b", [], [onnx.ValueInfoProto(name="b")]
+    )
+    node = helper.make_node("If", ["c"], ["y"], "if", then_branch=branch, else_branch=branch)
+    node.attribute.add(name="none", type=onnx.AttributeProto.INTS)
+    info = helper.make_tensor_value_info
+    x, c, y = info("x", 1, ["n"]), info("c", 9, []), info("y", 1, ["n"])
+    made = helper.make_model(helper.make_graph([node], "g", [x, c], [y]), ir_version=10)
+    back = export_graph(import_graph(infer_types(made)), made)
+    assert {a.name: a.type for a in back.graph.node[0].attribute}["none"] == onnx.AttributeProto.INTS
+    fill_types(graph := import_graph(made), made)
+    assert export_graph(graph, made).graph.node[0].op_type == "If"

@@ -102,6 +102,9 @@ HARM: dict[str, Callable[[ModelProto], object]] = {
     "equation of nothing known": node("Einsum", equation="i%j->k"),
     "equation of two arrows": node("Einsum", equation="i->j->k"),
     "parts that are not there": node("Split", num_outputs=1 << 33),
+    "attribute of nothing": lambda m: m.graph.node[0].attribute.add(
+        name="a", type=onnx.AttributeProto.TENSOR
+    ),
     "sparse weight": lambda m: m.graph.sparse_initializer.add(dims=[1 << 40]),
 }
 

@@ -1,4 +1,4 @@
-"""NaN and infinity in weights are found at the first reading, in every type that has them."""
+"""NaN and infinity in weights are found when a weight is read, in every type that has them."""
 
 from __future__ import annotations
 
@@ -48,6 +48,9 @@ def test_a_value_that_is_not_finite(dtype: type) -> None:
 def test_a_mask_and_what_has_no_infinity() -> None:
     mask = np.triu(np.full((9, 9), -np.inf, np.float32), 1)
     check(mask)
+    for lonely in (np.full(3, -np.inf, np.float32), np.array([0, np.inf], np.float32)):
+        with pytest.raises(PassError, match="infinity"):
+            check(lonely)
     mask[3, 2] = 0.5
     with pytest.raises(PassError, match="infinity"):
         check(mask)
