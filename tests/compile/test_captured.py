@@ -16,8 +16,8 @@ from diffc.compile.spine import CompileRequest, compile_model
 from diffc.errors import DiffcError
 from diffc.models.sources.locate import locate
 from diffc.models.sources.pipelines import open_pipeline
-from tools.prove.families import compiled
 from tools.prove.family_models import MODELS, make
+from tools.prove.family_rows import measured
 
 CALL = {
     "prompt": ["a red fox asleep in fresh snow"],
@@ -69,4 +69,4 @@ def test_a_video_class_from_folder_to_frames(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_every_class_in_every_format(model: str, format: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    assert compiled(model, format, "float16", tmp_path, ("trt-rtx", "ort")).result == "ok"
+    assert measured(model, format, "float16", tmp_path, ("trt-rtx", "ort"), (89, 120)).result == "ok"
