@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from diffc.errors import DiffcError, UsageError
 from diffc.models.single.encoders import put_into
 from diffc.models.sources.backbone import load_backbone
 from diffc.models.sources.components import backbone_file, check_components, component_variant, components_of
+from diffc.models.sources.json_files import read_json
 from diffc.models.sources.locate import locate
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource
 
@@ -20,8 +24,6 @@ def open_pipeline(source: ModelSource, *, dtype: Any, fix: str, **components: An
     DiffcError when the source is a backbone without a pipeline, when a component is missing, or when diffusers cannot
     load the pipeline; `fix` then says what to do.
     """
-    from diffusers import DiffusionPipeline
-
     check_components(source, without=components)
     folder = source.pipeline_dir
     assert folder is not None  # check_components refuses a backbone alone
@@ -29,7 +31,7 @@ def open_pipeline(source: ModelSource, *, dtype: Any, fix: str, **components: An
     used = [component_variant(folder / name, source.variant) for name in present if name not in components]
     given = dict.fromkeys(absent) | _unreadable_backbone(source, dtype, components) | components
     try:
-        pipe = DiffusionPipeline.from_pretrained(
+        pipe = pipeline_class(folder).from_pretrained(
             folder,
             dtype=dtype,
             variant=source.variant if source.variant in used else None,
@@ -44,9 +46,25 @@ def open_pipeline(source: ModelSource, *, dtype: Any, fix: str, **components: An
     ) as error:  # diffusers, transformers and safetensors raise what a damaged file leads them to
         said = f"{type(error).__name__}: {str(error)[:1000]}"
         raise DiffcError(f"diffusers cannot load the pipeline in {folder}: {said}", fix=fix) from error
+    modules = {name: part for name, part in given.items() if isinstance(part, nn.Module)}
+    if lost := [name for name, part in modules.items() if getattr(pipe, name, None) is not part]:
+        raise RuntimeError(f"{type(pipe).__name__} did not take the {', '.join(lost)} that it was given")
     if source.beside:
         put_into(pipe, source.beside, source.path)
     return pipe
+
+
+def pipeline_class(folder: Path) -> Any:
+    """The diffusers class of the pipeline in a folder.
+
+    `DiffusionPipeline.from_pretrained` is not told which components the class can do without (diffusers 0.42), and
+    loads one of these from its files although another is given: WAN's transformers, for instance.
+    """
+    import diffusers
+
+    cls = getattr(diffusers, str(read_json(folder / "model_index.json").get("_class_name")), None)
+    known = isinstance(cls, type) and issubclass(cls, diffusers.DiffusionPipeline)
+    return cls if known else diffusers.DiffusionPipeline
 
 
 def with_pipeline(source: ModelSource, place: str, options: HubOptions = DEFAULT_HUB) -> ModelSource:

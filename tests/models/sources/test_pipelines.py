@@ -10,8 +10,10 @@ import torch
 
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import materialize
+from diffc.models.sources.backbone import load_backbone
 from diffc.models.sources.locate import locate
 from diffc.models.sources.pipelines import open_pipeline
+from tools.prove.family_models import make
 
 
 def test_a_pipeline_opens_without_what_is_left_out() -> None:
@@ -33,3 +35,12 @@ def test_what_diffusers_cannot_load_comes_with_the_fix(tmp_path: Path) -> None:
     source = locate(str(pipeline))
     with pytest.raises(DiffcError, match=r"diffusers cannot load the pipeline in .*\n  Fix: download it"):
         open_pipeline(source, dtype=torch.float32, fix="download it")
+
+
+def test_a_part_that_is_given_is_used_though_the_pipeline_can_do_without(tmp_path: Path) -> None:
+    """WAN's transformers have a default of None; DiffusionPipeline loads them from files whatever it is given."""
+    source = locate(str(make("wan5b", tmp_path)))
+    given = load_backbone(source, torch.float32)
+    pipe = open_pipeline(source, dtype=torch.float32, fix="x", transformer=given)
+    assert pipe.transformer is given
+    assert pipe.transformer_2 is None
