@@ -94,9 +94,9 @@ def _export(
         quantizers = {path: backbone.get_submodule(path) for path in traced}
         values = random_inputs(family, config, shape, dtype=lent.dtype, seed=0)
         with traceable(quantizers, traced), torch.no_grad():
-            to_onnx = _exporter(backbone, family, config, values)
-            program = None if whole else _with_copied_blocks(backbone, to_onnx)
-            return program or to_onnx(), traced
+            export = _exporter(backbone, family, config, values)
+            program = None if whole else _with_copied_blocks(backbone, export)
+            return program or export(), traced
 
 
 def _exporter(
@@ -105,7 +105,7 @@ def _exporter(
     """What makes the ONNX program of a backbone that gets `values`."""
     if family.interface is None:
         kwargs = forward_kwargs(family, config, values) | {"return_dict": False}
-        return lambda: _to_onnx(backbone, kwargs, _dynamic(family, config))
+        return lambda: _exported(backbone, kwargs, _dynamic(family, config))
 
     def export(symbols: Symbols, defer: bool) -> Any:
         tensors = (*backbone.parameters(), *backbone.buffers())
@@ -119,16 +119,16 @@ def _exporter(
             for item in family.inputs(config)
         }
         with masks_with_all_rows(), complex_as_pairs(fresh):
-            return _to_onnx(fresh, values, dims, defer)
+            return _exported(fresh, values, dims, defer)
 
     return lambda: export_under_constraints(export, family.dims(config))
 
 
-def _with_copied_blocks(backbone: torch.nn.Module, to_onnx: Callable[[], Any]) -> Any:
+def _with_copied_blocks(backbone: torch.nn.Module, export: Callable[[], Any]) -> Any:
     """The ONNX program, traced with few of many equal blocks; None where the others cannot be copied from them."""
     runs = find_runs(backbone)
     with shortened(backbone, runs):
-        program = to_onnx()
+        program = export()
     try:
         copy_blocks(program.model, runs)
     except BlocksDiffer as error:
@@ -137,7 +137,7 @@ def _with_copied_blocks(backbone: torch.nn.Module, to_onnx: Callable[[], Any]) -
     return program
 
 
-def _to_onnx(
+def _exported(
     backbone: torch.nn.Module, kwargs: dict[str, Any], dynamic: dict[str, Any], defer: bool = False
 ) -> Any:
     """The ONNX program that torch makes of a backbone; `defer`: checks of sizes are left to run time."""
@@ -151,6 +151,11 @@ def _to_onnx(
     )
     for node in program.graph.find_nodes(op="call_function", target=_ASSERTION):
         program.graph.erase_node(node)  # the exporter drops them as well, after it has traced each twice
+    return to_onnx(program)
+
+
+def to_onnx(program: torch.export.ExportedProgram) -> Any:
+    """The ONNX program of an exported one, operator by operator: at opset 23, with nothing folded."""
     with decomposed_by_node():
         return torch.onnx.export(
             program,

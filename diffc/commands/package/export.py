@@ -15,8 +15,7 @@ from diffc.backends.onnxruntime.arrays import OrtSession
 from diffc.commands.package.graphs import Graph
 from diffc.errors import MismatchError
 from diffc.frontend.names import name_nodes
-from diffc.frontend.trace import IR_VERSION, OPSET, quiet_exporter
-from diffc.frontend.translations import translations
+from diffc.frontend.trace import IR_VERSION, quiet_exporter, to_onnx
 from diffc.validate.compare import compare
 from passes import Pipeline
 from passes.presets import CANONICAL, target_passes
@@ -39,14 +38,7 @@ def export(graph: Graph) -> onnx.ModelProto:
         exported = torch.export.export(
             graph.module, (graph.feed[1],), dynamic_shapes=(_dynamic(graph),), strict=False
         )
-        program: Any = torch.onnx.export(
-            exported,
-            dynamo=True,
-            opset_version=OPSET,
-            optimize=False,
-            verbose=False,
-            custom_translation_table=translations(),
-        )
+        program = to_onnx(exported)
     _name(program.model, graph)
     _keep_weights(program.model)
     model: onnx.ModelProto = program.model_proto
