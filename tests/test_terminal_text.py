@@ -155,6 +155,7 @@ def test_reports(number: int) -> None:
         "files": {f"model{name}.onnx": {"bytes": 1}},
         "model": {"name": name},
         "engines": [],
+        "inputs": [{"name": name, "dims": [EVIL]}],
         "profile": [],
     }
     artifact = SimpleNamespace(manifest=manifest, folder=Path(f"run{EVIL}"))

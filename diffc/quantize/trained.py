@@ -16,6 +16,7 @@ import numpy as np
 from diffc.errors import DiffcError
 from diffc.quantize.state import fake_mode_of
 from diffc.tensors import tensor_of
+from passes.base import PassError
 from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Array, Recipe
 from passes.weights.sources import np_dtype
@@ -32,18 +33,19 @@ def changed_weights(theirs: Mapping[str, Recipe], own: Mapping[str, Recipe], nam
 
     A tensor of another type is equal when its values are those of `own` rounded to its type: a model that was cast
     and not trained has none that differ. Both are read piece by piece. Raises DiffcError, which names the tensor in
-    `name` (a file), for NaN and infinity among what is changed.
+    `name` (a file), for values that are NaN or infinite.
     """
     changed = {}
     for key, recipe in theirs.items():
-        if key in own and _equal(recipe, own[key]):
-            continue
-        if not all(np.isfinite(piece.astype(np.float32)).all() for piece in _pieces(evaluate(recipe))):
+        try:
+            same = key in own and _equal(recipe, own[key])
+        except PassError as error:
             raise DiffcError(
-                f"{name}: tensor {key!r} holds NaN or infinity: its training has diverged",
-                fix="take a checkpoint from before that, or train again with a lower rate",
-            )
-        changed[key] = recipe
+                f"{name}: tensor {key!r} cannot be compared with the model's own: {error}",
+                fix="where training has diverged, take a checkpoint from before that, or train with a lower rate",
+            ) from error
+        if not same:
+            changed[key] = recipe
     return changed
 
 

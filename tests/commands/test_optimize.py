@@ -90,12 +90,12 @@ def with_one_input(tmp_path: Path, dims: list[str], node: onnx.NodeProto, weight
             ["tokens"],  # made for 4099 tokens, and says that it takes any number
             helper.make_node("Mul", ["x", "W"], ["z"], "mul"),
             np.ones((4099,), np.float32),
-            "numbers not compared: before it, it did not run",
+            "outputs within",
         ),
     ],
-    ids=["channels of the weights", "no size runs"],
+    ids=["channels of the weights", "a size that the weights hold"],
 )
-def test_sizes_are_found_or_it_says_that_nothing_was_compared(
+def test_sizes_at_which_the_graph_runs_are_found(
     dims: list[str],
     node: onnx.NodeProto,
     weight: np.ndarray,

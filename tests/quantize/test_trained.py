@@ -52,7 +52,7 @@ def test_training_that_diverged_is_refused(wrong: float) -> None:
     tensor = values(4, 4)
     own = recipe_of_tensor(tensor.clone())
     tensor[3, 1] = wrong
-    with pytest.raises(DiffcError, match=r"x\.pt: tensor 'w' holds NaN or infinity"):
+    with pytest.raises(DiffcError, match=r"x\.pt: tensor 'w' .* holds (NaN|infinity)[\s\S]*lower rate"):
         changed_weights({"w": recipe_of_tensor(tensor)}, {"w": own}, "x.pt")
 
 

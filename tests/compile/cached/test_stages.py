@@ -211,7 +211,7 @@ def test_a_plan_that_uses_nothing_again_adds_no_model(compiled: Cells, tmp_path:
         (["--cache-plan", "nothing"], "unknown cache plan 'nothing'", 2),
         (["--cache-plan", "tgate"], "no cross attention", 1),
         (["--cache-layout", "chain"], "unknown cache layout 'chain'. Known: full+reduced, segments", 2),
-        (["--cache-plan", "missing.json"], "cannot read the cache plan missing.json", 1),
+        (["--cache-plan", "missing.json"], "cannot read the cache plan: no such file: missing.json", 1),
     ],
 )
 def test_refusals_come_before_any_work(
