@@ -24,11 +24,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.onnx._internal.exporter import _decomp, _fx_passes
 from torch.onnx._internal.fx.passes import type_promotion
 
+from diffc.frontend.sizes import NOT_IN_ONNX, InputSizes, compute_from_inputs
+
 _LOG = logging.getLogger(__name__)
 Table = Mapping[Any, Callable[..., Any]]
-_SIZE = torch.ops.aten.sym_size.int
-_NUMEL = torch.ops.aten.sym_numel.default
-_MEMORY = (torch.ops.aten.sym_stride.int, torch.ops.aten.sym_storage_offset.default)
 _INHERITED = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn")
 
 
@@ -104,13 +103,16 @@ def expand(program: torch.export.ExportedProgram, table: Table) -> bool:
     except Exception as error:  # torch raises many kinds; its own way may take this program
         _LOG.info("decomposing the whole program: %s", error)
         return False
-    inner = (item for part in traced.values() for item in part.graph.nodes)
-    if any(item.op == "get_attr" or item.target in _MEMORY for item in inner):
+    sizes = InputSizes(graph)
+    inner = [item for part in traced.values() for item in part.graph.nodes]
+    if any(item.op == "get_attr" for item in inner) or not all(
+        sizes.known(item.meta["val"]) for item in inner if item.target in NOT_IN_ONNX
+    ):
         return False
     instead: dict[fx.Node, Any] = {}
     for node, part in traced.items():
         _replace(node, _inserted(node, [instead.get(item, item) for item in inputs[node]], part), instead)
-    _share_sizes(graph)
+    compute_from_inputs(graph)
     graph.eliminate_dead_code()
     graph.lint()
     program.graph_module.recompile()
@@ -146,9 +148,7 @@ def _inserted(node: fx.Node, inputs: list[fx.Node], traced: fx.GraphModule) -> A
     last = node.prev
     with node.graph.inserting_before(node):
         for inner in traced.graph.nodes:
-            if inner.target is _NUMEL:
-                made[inner] = _product_of_sizes(made[inner.args[0]])
-            elif inner.op == "call_function":
+            if inner.op == "call_function":
                 made[inner] = node.graph.node_copy(inner, made.__getitem__)
     while (last := last.next) is not node:
         last.meta |= {key: node.meta[key] for key in _INHERITED if key in node.meta}
@@ -166,35 +166,6 @@ def _replace(node: fx.Node, result: Any, instead: dict[fx.Node, Any]) -> None:
             user.args, user.kwargs = fx.map_arg(
                 (user.args, user.kwargs), lambda item: result if item is node else item
             )
-
-
-def _product_of_sizes(tensor: fx.Node) -> Any:
-    """The number of a tensor's elements as ONNX can compute it, before the node that is about to be replaced."""
-    graph, result, total = tensor.graph, None, 1
-    for i, size in enumerate(tensor.meta["val"].shape):
-        total = total * size
-        factor = graph.call_function(_SIZE, (tensor, i)) if isinstance(size, torch.SymInt) else size
-        if isinstance(factor, fx.Node):
-            factor.meta["val"] = size
-        if result is None or result == 1:
-            result = factor
-        elif isinstance(result, fx.Node) or isinstance(factor, fx.Node):
-            result = graph.call_function(operator.mul, (result, factor))
-            result.meta["val"] = total
-        else:
-            result = result * factor
-    return 1 if result is None else result
-
-
-def _share_sizes(graph: fx.Graph) -> None:
-    """Of several nodes that compute the same size, all users read the first."""
-    first: dict[Any, fx.Node] = {}
-    for node in list(graph.nodes):
-        value = node.meta.get("val")
-        if isinstance(value, torch.SymInt):
-            known = first.setdefault(value.node.expr, node)
-            if known is not node:
-                node.replace_all_uses_with(known)
 
 
 def _rename_outputs(program: torch.export.ExportedProgram, renamed: Mapping[str, Any]) -> None:

@@ -80,7 +80,9 @@ def test_examples_can_be_typed(capsys: Capture) -> None:
         assert not lines or any(shlex.split(line)[1 : 1 + len(own)] == list(own) for line in lines), own
         for line in lines:  # some show the command that comes next
             words = shlex.split(line)[1:]
-            path, named = max((c for c in COMMANDS if words[: len(c[0])] == list(c[0])), key=lambda c: len(c[0]))
+            path, named = max(
+                (c for c in COMMANDS if words[: len(c[0])] == list(c[0])), key=lambda c: len(c[0])
+            )
             with named.make_context(path[-1], words[len(path) :]):
                 seen += 1
     assert seen > 15

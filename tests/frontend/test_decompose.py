@@ -147,3 +147,12 @@ def test_operators_that_export_can_translate_stay() -> None:
     assert not decompose.is_expanded(ops.layer_norm.default, {})
     assert decompose.is_expanded(ops.chunk.default, {})
     assert decompose.is_expanded(ops.silu.default, {ops.silu.default: lambda x: x})
+
+
+def test_sizes_are_computed_from_those_of_the_inputs() -> None:
+    """A size that is read off a layer's output would tie all that uses it to that layer."""
+    with decomposed_by_node():
+        graph = exported(Mixed().eval()).graph
+    read = {node.input[0] for node in graph.node if node.op_type in ("Shape", "Size")}
+    assert read
+    assert read <= {value.name for value in graph.input}

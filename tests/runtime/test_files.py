@@ -105,7 +105,7 @@ def test_the_artifact_is_checked_first(artifact: Path) -> None:
 def test_targets_that_do_not_run_here_are_never_replaced(artifact: Path) -> None:
     manifest = json.loads((artifact / "manifest.json").read_text())
     targets = dict.fromkeys(("ort", "trt-rtx", "ort-cuda", "ort-trt-rtx", "tensorrt"), "model.onnx")
-    edit(artifact, targets=targets, engines=[e | {"file": "model.onnx"} for e in ENGINES])
+    edit(artifact, targets=targets, engines=[e | {"file": "model.onnx", "version": "1.7"} for e in ENGINES])
     assert diffc.load(artifact).target == "ort"
     for target, message in (
         ("trt-rtx", "no CUDA device"),
