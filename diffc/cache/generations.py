@@ -173,8 +173,13 @@ class Generations:
         self._thread.generations.clear()
 
     @contextmanager
-    def branch(self, name: str) -> Iterator[None]:
-        """Calls of this thread belong to the branch of guidance `name` while this is open."""
+    def branch(self, name: str, **place: Any) -> Iterator[None]:
+        """Calls of this thread belong to the branch of guidance `name` while this is open.
+
+        It stands in for diffusers' `cache_context`; `place` (step_index, sigma) is where the loop is, which is counted
+        here by itself.
+        """
+        del place
         before, self._thread.branch = self._thread.branch, name
         try:
             yield

@@ -44,9 +44,9 @@ class Recorder(nn.Module):
         raise Recorded(_named(self._forward, (self, *args), kwargs))
 
     @contextmanager
-    def cache_context(self, name: str) -> Iterator[None]:
-        """The branch of guidance, which is all the same here."""
-        del name
+    def cache_context(self, name: str, **place: Any) -> Iterator[None]:
+        """The branch of guidance and the place in the loop, which are all the same here."""
+        del name, place
         yield
 
 

@@ -96,8 +96,12 @@ class CompiledBackbone(nn.Module):
         return _output_class(self._spec)(**found) if return_dict else tuple(found.values())
 
     @contextmanager
-    def cache_context(self, name: str) -> Iterator[None]:
-        """diffusers' name for the branch of guidance that runs ("cond", "uncond"), which keeps its own."""
+    def cache_context(self, name: str, **place: Any) -> Iterator[None]:
+        """diffusers' name for the branch of guidance that runs ("cond", "uncond"), which keeps its own.
+
+        `place` says where the loop is (step_index, sigma), which a plan counts by itself.
+        """
+        del place
         if isinstance(self._session, CachedSession):
             with self._session.branch(name):
                 yield

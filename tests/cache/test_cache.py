@@ -266,7 +266,7 @@ def test_branches_of_guidance_are_kept_apart() -> None:
     with cache.apply(backbone, plan):
         mixed = []
         for t in (0.9, 0.8):
-            with backbone.cache_context("cond"):
+            with backbone.cache_context("cond", step_index=1, sigma=t):  # as WAN's pipeline says it
                 mixed.append(call(backbone, cond.at(t, 3)))
             with backbone.cache_context("uncond"):
                 call(backbone, uncond.at(t, 3))

@@ -105,6 +105,14 @@ def test_forms_of_the_call_agree(sd3: CompiledBackbone) -> None:
     assert torch.allclose(half.float(), expected, atol=2e-2)
 
 
+def test_the_place_in_the_loop_may_be_told(sd3: CompiledBackbone) -> None:
+    """WAN's pipeline names the step and its noise with the branch of guidance."""
+    given = inputs(sd3, "sd3", Shape(1, 64, 64, 20), 3)
+    with sd3.cache_context("cond", step_index=0, sigma=torch.tensor(0.7)):
+        told = sd3(**given)[0]
+    assert torch.equal(told, sd3(**given)[0])
+
+
 def test_results_are_new_tensors(sd3: CompiledBackbone) -> None:
     first = inputs(sd3, "sd3", Shape(1, 64, 64, 24), 1)
     result = sd3(**first).sample
