@@ -17,12 +17,11 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from diffc.frontend.quantizers import TracedQuantizer, describe
 from diffc.frontend.recipes import attach_recipes
+from diffc.frontend.trace import traced_quantizers
 from diffc.models.sources.backbone import FakeBackbone
 from diffc.models.sources.locate import ModelSource
 from diffc.quantize.checkpoint import Checkpoint
-from diffc.quantize.convert import layer_of, role_of
 
 Trace = Callable[..., onnx.ModelProto]
 
@@ -63,21 +62,9 @@ def with_weights(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a recipe is a place of external data that onnx_ir does not know
         graph = ir.serde.deserialize_model(model)
-    attach_recipes(graph, source, traced_quantizers(source, checkpoint), checkpoint)
+    traced = traced_quantizers(checkpoint, lambda name: source.weights[name].shape)
+    attach_recipes(graph, source, traced, checkpoint)
     return ir.serde.serialize_model(graph)
-
-
-def traced_quantizers(source: ModelSource, checkpoint: Checkpoint | None) -> dict[str, TracedQuantizer]:
-    """Every quantizer of `checkpoint` as it is traced, by module path."""
-    if checkpoint is None:
-        return {}
-    made = {}
-    for path, settings in checkpoint.settings.items():
-        is_weight = role_of(path) == "weight_quantizer"
-        weight = source.weights[f"{layer_of(path)}.weight"].shape if is_weight else None
-        amax = checkpoint.amax.get(path)
-        made[path] = describe(settings, 0 if amax is None else amax.size, weight)
-    return made
 
 
 def key_of(source: ModelSource, dtype: str, checkpoint: Checkpoint | None) -> str:

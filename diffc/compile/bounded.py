@@ -24,7 +24,7 @@ from diffc.models.sources.backbone import build_backbone
 from diffc.models.sources.components import components_of
 from diffc.models.sources.inside import inside
 from diffc.models.sources.json_files import read_json
-from diffc.models.sources.pipelines import open_pipeline
+from diffc.models.sources.pipelines import open_pipeline, pipeline_class
 from diffc.models.sources.source import ModelSource
 from diffc.models.sources.torch_weights import TorchWeights, fill_buffers
 from diffc.quantize.bounded import Bounded
@@ -128,11 +128,9 @@ def _without_weights(folder: Path, encoders: Sequence[str], source: ModelSource)
 
 def _parameters(folder: Path) -> set[str]:
     """What the call of the pipeline in a folder takes; all that may be an image, for a class that is not known."""
-    import diffusers
-
-    index = read_json(folder / "model_index.json")
-    pipeline = getattr(diffusers, str(index.get("_class_name")), None)
-    return set(inspect.signature(pipeline.__call__).parameters if pipeline else IMAGE_ARGUMENTS)
+    classes = pipeline_class(folder).__mro__
+    call = next((vars(cls)["__call__"] for cls in classes if "__call__" in vars(cls)), None)
+    return set(inspect.signature(call).parameters if call else IMAGE_ARGUMENTS)
 
 
 def _from_transformers(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,7 +90,7 @@ def _export(
     with lent.mode:
         if checkpoint is not None:
             checkpoint.apply(backbone, family.name)
-        traced = traced_quantizers(backbone, checkpoint)
+        traced = traced_quantizers(checkpoint, lambda name: backbone.get_parameter(name).shape)
         quantizers = {path: backbone.get_submodule(path) for path in traced}
         values = random_inputs(family, config, shape, dtype=lent.dtype, seed=0)
         with traceable(quantizers, traced), torch.no_grad():
@@ -167,14 +167,16 @@ def to_onnx(program: torch.export.ExportedProgram) -> Any:
         )
 
 
-def traced_quantizers(backbone: torch.nn.Module, checkpoint: Checkpoint | None) -> dict[str, TracedQuantizer]:
-    """Every quantizer of `checkpoint` as it is traced, by module path."""
+def traced_quantizers(
+    checkpoint: Checkpoint | None, shape_of: Callable[[str], Sequence[int]]
+) -> dict[str, TracedQuantizer]:
+    """Every quantizer of `checkpoint` as it is traced, by module path; `shape_of` gives a weight's shape by name."""
     if checkpoint is None:
         return {}
     found = {}
     for path, settings in checkpoint.settings.items():
         is_weight = role_of(path) == "weight_quantizer"
-        weight = tuple(backbone.get_parameter(f"{layer_of(path)}.weight").shape) if is_weight else None
+        weight = tuple(shape_of(f"{layer_of(path)}.weight")) if is_weight else None
         amax = checkpoint.amax.get(path)
         found[path] = describe(settings, 0 if amax is None else amax.size, weight)
     return found
