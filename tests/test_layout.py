@@ -27,6 +27,7 @@ DIFFC: Mapping[str, str] = {
     "__main__": "cli",
     "cli": f"commands train compile runtime validate artifact backends frontend quality {_MODELS}",
     "commands": f"compile runtime validate artifact backends frontend quality {_MODELS}",
+    "serve": f"commands runtime artifact {_MODELS}",
     "train": f"compile validate artifact backends frontend {_MODELS}",
     "compile": f"validate artifact backends frontend {_MODELS}",
     "runtime": f"artifact backends {_MODELS}",

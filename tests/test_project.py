@@ -14,8 +14,8 @@ from tests import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-ELSEWHERE = {"onnxruntime_ep_nv_tensorrt_rtx", "optimum"}
-"""What tools/optimum imports in an environment of its own."""
+ELSEWHERE = {"onnxruntime_ep_nv_tensorrt_rtx", "optimum", "comfy", "folder_paths"}
+"""What tools/optimum imports in an environment of its own, and the node of ComfyUI in ComfyUI."""
 BROUGHT = {
     "tensorrt_rtx": "tensorrt-rtx",
     "tensorrt": "tensorrt-cu13",
