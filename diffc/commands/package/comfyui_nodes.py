@@ -17,11 +17,11 @@ import comfy.supported_models
 import folder_paths
 import torch
 
-import diffc
 from diffc.artifact.folder import Artifact
 from diffc.backends.target import RUNTIMES
 from diffc.errors import DiffcError
 from diffc.runtime.comfyui import ComfyModel, Denoiser, comfy_model
+from diffc.runtime.load import load
 
 HERE = Path(__file__).resolve().parent
 AUTOMATIC = "automatic"
@@ -64,7 +64,7 @@ def patcher(folder: Path, target: str | None) -> Any:
     size = sum(entry["bytes"] for entry in artifact.manifest["files"].values())
     comfy.model_management.free_memory(size, device)
     base = base_model(model, sampling_of(folder.name))
-    base.diffusion_model = Denoiser(diffc.load(folder, target=target), model)
+    base.diffusion_model = Denoiser(load(folder, target=target), model)
     offload = comfy.model_management.unet_offload_device()
     return comfy.model_patcher.ModelPatcher(base, load_device=device, offload_device=offload, size=size)
 
