@@ -17,13 +17,12 @@ from pathlib import Path
 from PIL import Image
 from pydantic import BaseModel, Field
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import Response
 
 from diffc.errors import DiffcError
 from diffc.serve.orders import Order, parse_order
-from diffc.serve.painter import Painter
+from diffc.serve.painter import Painter, Picture
 
 REPLICA = "x-diffc-replica"
 """The header that says which process painted."""
@@ -50,7 +49,6 @@ class Settings(BaseModel):
     gpus: float = Field(0.0, ge=0)
 
 
-@serve.deployment
 class Paint:
     """One replica: an artifact in its pipeline, and the queue of orders before it."""
 
@@ -82,7 +80,7 @@ class Paint:
         found: bytes = await self._together(order)
         return found
 
-    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.02)
+    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.02)  # type: ignore[untyped-decorator]  # Ray is untyped
     async def _together(self, orders: Sequence[Order]) -> list[bytes]:
         pictures = await asyncio.to_thread(self._painter.paint, orders)
         return [png(picture) for picture in pictures]
@@ -96,7 +94,7 @@ class Paint:
         return {REPLICA: str(os.getpid())}
 
 
-def png(picture: object) -> bytes:
+def png(picture: Picture) -> bytes:
     """A picture as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="PNG")
@@ -106,7 +104,8 @@ def png(picture: object) -> bytes:
 def build(settings: Settings) -> serve.Application:
     """The application for these settings; `serve run diffc.serve.app:build artifact=ARTIFACT` calls it."""
     absolute = settings.model_copy(update={"artifact": str(Path(settings.artifact).expanduser().absolute())})
-    options = Paint.options(
+    deployment = serve.deployment(
+        Paint,
         max_ongoing_requests=2 * settings.max_batch,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         autoscaling_config={
@@ -119,8 +118,4 @@ def build(settings: Settings) -> serve.Application:
         health_check_period_s=5,
         health_check_timeout_s=60,
     )
-    return options.bind(absolute)
-
-
-Handle = DeploymentHandle
-"""What `serve.run` returns: `handle.paint.remote(order)`."""
+    return deployment.bind(absolute)
