@@ -264,11 +264,16 @@ def _swap(partial: Path, output: Path) -> None:
 def write_manifest(folder: Path, content: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
     """Write manifest.json: `content` and every file's size and hash. `hashes` holds those known already."""
     files = {}
-    found = (p for p in folder.rglob("*") if p.is_file() and RESUME not in p.parts)
-    for path in sorted(p for p in found if p != folder / MANIFEST):
-        name = path.relative_to(folder).as_posix()
+    for name in file_names(folder):
+        path = folder / name
         files[name] = {"bytes": path.stat().st_size, "sha256": hashes.get(name) or file_sha256(path)}
     return save_manifest(folder, {"schema": SCHEMA, **content, "files": files})
+
+
+def file_names(folder: Path) -> tuple[str, ...]:
+    """The files of an artifact, finished or not, but for its manifest: sorted, with forward slashes."""
+    found = (p for p in folder.rglob("*") if p.is_file() and RESUME not in p.parts)
+    return tuple(p.relative_to(folder).as_posix() for p in sorted(found) if p != folder / MANIFEST)
 
 
 def save_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
