@@ -36,7 +36,9 @@ from passes.files.contained import why_outside
 MANIFEST = "manifest.json"
 SCHEMA = 1
 """The newest form of the manifest that this diffc reads and writes. It reads all older ones, from 1 on."""
-OPTIONAL = ("validation/", "checkpoint/", "engines/")
+RUN = "records/run.json"
+"""Seconds and memory of the compile: the one file that the manifest does not list, since no two compiles share it."""
+OPTIONAL = ("validation/", "checkpoint/", "engines/", "records/")
 """Folders whose files a copy of an artifact may lack: no other file needs them to be loaded."""
 AGAIN = "compile again, or get the artifact from a source that you trust"
 _CHUNK = 1 << 22
@@ -271,9 +273,10 @@ def write_manifest(folder: Path, content: Mapping[str, Any], hashes: Mapping[str
 
 
 def file_names(folder: Path) -> tuple[str, ...]:
-    """The files of an artifact, finished or not, but for its manifest: sorted, with forward slashes."""
+    """The files that the manifest of an artifact, finished or not, lists: sorted, with forward slashes."""
     found = (p for p in folder.rglob("*") if p.is_file() and RESUME not in p.parts)
-    return tuple(p.relative_to(folder).as_posix() for p in sorted(found) if p != folder / MANIFEST)
+    names = (p.relative_to(folder).as_posix() for p in sorted(found) if p != folder / MANIFEST)
+    return tuple(name for name in names if not f"/{name}".endswith(f"/{RUN}"))  # nor that of an expert in it
 
 
 def save_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from diffc.artifact.folder import staging
 from diffc.compile.plan import check
+from diffc.compile.recorded import Recorded
 from diffc.compile.request import CompileRequest, CompileResult
-from diffc.compile.spine import Made, finish, key_of, part_names, result_of
+from diffc.compile.spine import Made, finish, key_of, result_of
 from diffc.errors import UsageError
-from diffc.progress import Parts, Reporter, Update
+from diffc.progress import Reporter, Update
 
 
 def compile_for_others(made: Made, folder: Path, request: CompileRequest, ui: Reporter) -> CompileResult:
@@ -31,10 +32,11 @@ def compile_for_others(made: Made, folder: Path, request: CompileRequest, ui: Re
     plan = check(request)
     if plan.source.fingerprint != made.plan.source.fingerprint:
         raise UsageError(f"{plan.source.name} has changed during the compile", fix="compile again")
+    recorded = Recorded(ui)
     with staging(request.output, force=request.force, key=key_of(plan), note=ui.note) as partial:
-        with ui.stage(f"take over {len(made.files)} files") as update:
+        with recorded.stage(f"take over {len(made.files)} files") as update:
             _copy(folder, made.files, partial, update)
-        written, engines = finish(plan, made, partial, Parts(ui, part_names(plan))["build"])
+        written, engines = finish(plan, made, partial, recorded)
     return result_of(plan, made, written, engines)
 
 

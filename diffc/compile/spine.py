@@ -17,6 +17,7 @@ import torch
 
 from diffc.artifact.describe import described_engines
 from diffc.artifact.folder import Artifact, file_names, staging, write_manifest
+from diffc.artifact.records import save_passes
 from diffc.artifact.resume import CHECKPOINT, calibration_work, mark_calibrated
 from diffc.backends.target import DEFAULT_ENGINE
 from diffc.backends.tensorrt.build import EngineReport
@@ -47,6 +48,7 @@ from diffc.compile.manifest import described_checkpoint, manifest
 from diffc.compile.onnx_model import compile_onnx
 from diffc.compile.pipeline_step import check_step
 from diffc.compile.plan import Plan, assumed, check, check_targets, describe
+from diffc.compile.recorded import Recorded
 from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.compile.shared import Calibrations
 from diffc.compile.stored import held_checkpoint
@@ -146,12 +148,13 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     """The compile of a request, whose model may be in memory."""
     if request.model.endswith(".onnx"):
         return compile_onnx(request, ui)
+    ui = Recorded(ui)
     plan = check(request) if live is None else check(request, live.source, live.checkpoint)
     return compile_plan(plan, ui)[1]
 
 
 def compile_plan(
-    plan: Plan, ui: Reporter, calibrations: Calibrations | None = None
+    plan: Plan, ui: Recorded, calibrations: Calibrations | None = None
 ) -> tuple[Made, CompileResult]:
     """The compile of a plan. `calibrations`: where an equal calibration is looked for, and a new one is kept."""
     backbone = FakeBackbone(plan.source, plan.dtype)
@@ -174,7 +177,7 @@ def compile_plan(
         hashes = write(graphs, folder, parts["write"])
         validation = validate(plan, checkpoint, graphs, folder, parts["validate"])
         made = Made(plan, checkpoint, noise, graphs, validation, hashes, file_names(folder))
-        written, engines = finish(plan, made, folder, parts["build"])
+        written, engines = finish(plan, made, folder, ui)
     return made, result_of(plan, made, written, engines)
 
 
@@ -186,15 +189,17 @@ def key_of(plan: Plan) -> str:
 
 
 def finish(
-    plan: Plan, made: Made, folder: Path, ui: Reporter
+    plan: Plan, made: Made, folder: Path, ui: Recorded
 ) -> tuple[dict[str, Any], Sequence[EngineReport]]:
     """Build the engines of `plan` beside the files of `made` in `folder`, and write the manifest, which is returned."""
     graphs, validation = made.graphs, made.validation
-    engines = build(plan, graphs, folder, ui)
+    engines = build(plan, graphs, folder, Parts(ui, part_names(plan))["build"])
     explain(plan, graphs, validation, engines, folder)
     experts = compile_experts(plan, folder, ui)
     content = {**manifest(plan, graphs, validation, engines, made.noise), **experts}
     content |= described_checkpoint(made.checkpoint)
+    save_passes(graphs.records, folder)
+    ui.save(folder, engines)
     return write_manifest(folder, content, made.hashes), engines
 
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from diffc.artifact.folder import file_sha256
+from diffc.artifact.folder import RUN, file_sha256
 
 
 def main() -> int:
@@ -86,9 +86,9 @@ def _compile(arguments: argparse.Namespace, output: Path, *more: str) -> subproc
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file by its name in the folder."""
-    files = (p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): file_sha256(p) for p in files}
+    """SHA-256 of every file by its name in the folder, but for the one that has seconds in it."""
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {name: file_sha256(path) for name, path in files.items() if name != RUN}
 
 
 def _arguments() -> argparse.Namespace:
