@@ -19,6 +19,7 @@ import msgspec
 
 from diffc.artifact.folder import MANIFEST, Artifact
 from diffc.compile.plan import check
+from diffc.compile.recorded import Recorded
 from diffc.compile.request import CompileRequest, code_of_diffc
 from diffc.compile.siblings import compile_for_others
 from diffc.compile.spine import Made, compile_plan
@@ -115,9 +116,8 @@ class _Shared:
         if self.made is not None and self.folder is not None:
             compile_for_others(self.made, self.folder, request, Logged())
             return {"graph": self.maker, "calibration": self._source(task)}
-        self.made, _ = compile_plan(
-            check(request), Logged(), SharedCalibrations(Store(self.job.calibrations))
-        )
+        shared = SharedCalibrations(Store(self.job.calibrations))
+        self.made, _ = compile_plan(check(request), Recorded(Logged()), shared)
         self.maker, self.folder = task.cell.name, request.output
         return {"calibration": self._source(task)}
 
