@@ -197,7 +197,6 @@ def sweep_command(
     force: Annotated[
         bool, typer.Option("--force", help="Replace artifacts that were compiled from other options.")
     ] = False,
-    command_line: Annotated[str, typer.Option(hidden=True)] = "[]",
     **of_compile: Any,
 ) -> None:
     """Compile every combination of models, formats, GPUs, cache plans and LoRAs. Exit code 1: a cell failed."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +17,48 @@ LISTS = (
 """Options that take every word up to the next option."""
 ALONE: Mapping[str, Sequence[str]] = {"--bench": ("eager",), "--evaluate": ("psnr", "ssim")}
 """Options that can stand without a value, and what they mean then."""
+TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
+"""The line that was typed, while its command runs."""
+_WORDS = "diffc.cli.sweep_options.words"
 _SECRET = "--token"
 _FIX = "write options as keys and their values: model: [tiny-sd3, tiny-flux]; see docs/sweep.md"
 
 
 class SweepCommand(Command):
-    """A command whose options take several values, and whose first word can be a file of options."""
+    """A command whose options take several values each, and whose argument is a file of options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the file, and spell the options out, each with one value."""
+        """Spell the options out, each with one value, and remember the line as it was written."""
         given = list(args)
-        if args and not args[0].startswith("-"):
-            names = {option for word in args for option in [word.partition("=")[0]] if word.startswith("-")}
-            args = [args[0], *of_file(Path(args[0]), names), *args[1:]]
-        words = [*spelled_out(args), "--command-line", json.dumps(["diffc", "sweep", *without_secret(given)])]
-        return list(super().parse_args(ctx, words))
+        left = super().parse_args(ctx, list(spelled_out(args)))
+        ctx.meta[_WORDS] = given
+        return list(left)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; options of the file count where the line does not give them."""
+        given, file = ctx.meta[_WORDS], ctx.params["file"]
+        if file is not None:
+            line = list(given)
+            line.remove(str(file))
+            names = {word.partition("=")[0] for word in line if word.startswith("-")}
+            ctx = self.make_context(ctx.info_name, [*of_file(Path(file), names), *line], parent=ctx.parent)
+        token = TYPED.set(("diffc", "sweep", *without_secret(given)))
+        try:
+            return super().invoke(ctx)
+        finally:
+            TYPED.reset(token)
 
 
 def spelled_out(words: Sequence[str]) -> Iterator[str]:
-    """`--sm 89 120` as `--sm 89 --sm 120`; `--bench` without a value with the ones that it means."""
+    """`--sm 89 120` as `--sm 89 --sm 120`; `--bench` without a value with the ones that it means.
+
+    Raises UsageError for another option without a value.
+    """
     option, values = "", 0
     for word in [*words, "--"]:
         if word.startswith("-") and not word.lstrip("-")[:1].isdigit():
-            if option in ALONE and not values:
-                yield from (part for value in ALONE[option] for part in (option, value))
+            if option in LISTS and not values:
+                yield from _meant(option)
             option, values = word, 0
             if word not in LISTS and word != "--":
                 yield word
@@ -49,8 +67,12 @@ def spelled_out(words: Sequence[str]) -> Iterator[str]:
             yield from (option, word)
         else:
             yield word
-    if option in LISTS and not values and option not in ALONE:
-        yield option
+
+
+def _meant(option: str) -> Iterator[str]:
+    if option not in ALONE:
+        raise UsageError(f"{option} has no value", fix=f"write {option} VALUE, or several values after it")
+    yield from (part for value in ALONE[option] for part in (option, value))
 
 
 def of_file(path: Path, given: set[str]) -> list[str]:

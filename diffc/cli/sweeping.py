@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import msgspec
 
 from diffc.cli.compile import request_of
 from diffc.cli.mix import bytes_of
+from diffc.cli.sweep_options import TYPED
 from diffc.errors import DiffcError, UsageError, unknown_value
 from diffc.progress_bar import duration
 from diffc.sweep.cells import NONE, Axes
@@ -67,7 +67,7 @@ def request_of_sweep(own: Mapping[str, Any], of_compile: Mapping[str, Any]) -> S
         own["tries"],
         _steps(own),
         own["force"],
-        tuple(json.loads(own["command_line"])),
+        TYPED.get(),
     )
 
 

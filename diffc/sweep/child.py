@@ -6,7 +6,6 @@ ends itself when that worker is gone, with all that it has started.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import pickle
@@ -15,14 +14,10 @@ import sys
 import threading
 from pathlib import Path
 
-import psutil
-
 from diffc.sweep.job import Job
+from diffc.sweep.orphans import watch
 from diffc.sweep.rows import line_of
 from diffc.sweep.work import work
-
-ORPHANED = 70
-"""The exit code of a process whose worker is gone."""
 
 
 def main(arguments: list[str]) -> int:
@@ -31,23 +26,12 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("diffc.progress").setLevel(logging.INFO)
     length = struct.unpack(">Q", sys.stdin.buffer.read(8))[0]
     job: Job = pickle.loads(sys.stdin.buffer.read(length))
-    threading.Thread(target=_watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
     with Path(arguments[0]).open("a", encoding="utf-8") as file:
         for row in work(job):
             file.write(line_of(row))
             file.flush()
     return 0
-
-
-def _watch() -> None:
-    """End this process when its standard input ends: its worker is gone."""
-    while sys.stdin.buffer.read(1):
-        pass
-    with contextlib.suppress(psutil.Error):
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                child.kill()
-    os._exit(ORPHANED)
 
 
 if __name__ == "__main__":

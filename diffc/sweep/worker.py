@@ -23,6 +23,8 @@ from typing import IO
 import psutil
 
 _POLL = 0.2
+COMMAND = ("-m", "diffc.sweep.child")
+"""The process that does a job, after Python's own name."""
 CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
 """Signals of a crash, which another try would meet again."""
 
@@ -64,7 +66,7 @@ def _started(rows: Path, log: IO[bytes], threads: int) -> Iterator[subprocess.Po
     environment = dict(os.environ) | {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     environment["PYTHONFAULTHANDLER"] = "1"
-    command = [sys.executable, "-P", "-m", "diffc.sweep.child", str(rows)]
+    command = [sys.executable, "-P", *COMMAND, str(rows)]
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -94,10 +96,11 @@ def _wait(process: subprocess.Popen[bytes], stopped: Callable[[], bool]) -> int:
     """The exit code. What the process had started, such as builders, is ended with it."""
     known: dict[int, psutil.Process] = {}
     while process.poll() is None:
+        ending = stopped()
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process(process.pid).children(recursive=True):
                 known.setdefault(child.pid, child)
-        if stopped():
+        if ending:
             process.kill()
         time.sleep(_POLL)
     for child in known.values():
