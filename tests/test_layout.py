@@ -27,6 +27,7 @@ DIFFC: Mapping[str, str] = {
     "__main__": "cli",
     "cli": f"commands sweep train compile runtime validate artifact backends frontend quality {_MODELS}",
     "commands": f"compile runtime validate artifact backends frontend quality {_MODELS}",
+    "serve": f"commands runtime artifact {_MODELS}",
     "sweep": f"commands compile runtime validate artifact backends frontend quality {_MODELS}",
     "train": f"compile validate artifact backends frontend {_MODELS}",
     "compile": f"validate artifact backends frontend {_MODELS}",
