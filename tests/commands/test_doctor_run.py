@@ -66,7 +66,9 @@ def test_a_wrong_weight_is_reported(fp8: Cell, tmp_path: Path) -> None:
     name = fp8.artifact.manifest["targets"]["ort"]
     model = onnx.load(folder / name, load_external_data=False)
     floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
-    scales = [t for t in model.graph.initializer if t.data_type in floats and not t.dims and not t.external_data]
+    scales = [
+        t for t in model.graph.initializer if t.data_type in floats and not t.dims and not t.external_data
+    ]
     for tensor in scales:
         value = numpy_helper.to_array(tensor)
         tensor.CopyFrom(numpy_helper.from_array((value * 3).astype(value.dtype), tensor.name))
