@@ -1,12 +1,12 @@
 """Kills commands at random moments, runs them again until they end, and holds the result against an undisturbed one.
 
-    python -m tools.prove.kills --kills 100 --seed 1                    five kinds in turn, see tools/prove/kill_kinds.py
-    python -m tools.prove.kills --kind import --kills 20 --fresh        one kind, every command in a new Python
+    python -m tools.prove.kills --kills 100 --seed 1              the five kinds of tools/prove/kill_kinds.py
+    python -m tools.prove.kills --kind import --kills 20 --fresh  one kind, every command in a new Python
 
-A chain is one command that is killed one to four times (SIGKILL, SIGTERM or SIGINT) and then runs to its end. After each kill nothing
-half-written may stand under a final name; at the end all files must be those of an undisturbed run (`contents` says
-what is of the clock), nothing else may lie beside them, and no lock may be held. Prints a line of JSON for each chain,
-a table at the end, and exits 1 on any fault.
+A chain is one command that is killed one to four times (SIGKILL, SIGTERM or SIGINT), and then runs to its end. After
+each kill nothing half-written may stand under a final name. At the end all files must be those of an undisturbed run
+(`contents` says what is of the clock), nothing else may lie beside them, and no lock may be held. Prints a line of JSON
+for each chain, a table at the end, and exits 1 on any fault.
 
 Commands start as copies of this process, which has run each of them once (Linux): so a moment falls into the work, not
 into imports. --fresh starts each anew, as elsewhere.
