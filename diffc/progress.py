@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -93,6 +94,11 @@ class Part:
     def note(self, text: str) -> None:
         """A line that stays."""
         self.ui.note(text)
+
+
+def untitled(title: str) -> str:
+    """The title of a stage without the number of its part."""
+    return re.sub(r"^\[\d+/\d+\] ", "", title)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,10 @@ _RESERVED = set("{},;=")
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did: places changed, seconds, node counts, notes, refusals and the line of the check."""
+    """What one pass did: places changed, seconds, node counts, notes, refusals and the line of the check.
+
+    `graph` says which graph it rewrote, where a caller has several; empty for the one that all share.
+    """
 
     name: str
     changed: int
@@ -35,6 +38,7 @@ class PassRecord:
     notes: tuple[str, ...]
     refusals: tuple[Refusal, ...]
     check: str
+    graph: str = ""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ from passes.files.contained import why_outside
 MANIFEST = "manifest.json"
 SCHEMA = 1
 """The newest form of the manifest that this diffc reads and writes. It reads all older ones, from 1 on."""
-OPTIONAL = ("validation/", "checkpoint/", "engines/")
+RUN = "records/run.json"
+"""Seconds and memory of the compile: the one file that the manifest does not list, since no two compiles share it."""
+OPTIONAL = ("validation/", "checkpoint/", "engines/", "records/")
 """Folders whose files a copy of an artifact may lack: no other file needs them to be loaded."""
 AGAIN = "compile again, or get the artifact from a source that you trust"
 _CHUNK = 1 << 22
@@ -243,6 +245,8 @@ def write_manifest(folder: Path, content: Mapping[str, Any], hashes: Mapping[str
     found = (p for p in folder.rglob("*") if p.is_file() and RESUME not in p.parts)
     for path in sorted(p for p in found if p != folder / MANIFEST):
         name = path.relative_to(folder).as_posix()
+        if f"/{name}".endswith(f"/{RUN}"):  # of this artifact, or of an expert in it
+            continue
         files[name] = {"bytes": path.stat().st_size, "sha256": hashes.get(name) or file_sha256(path)}
     return save_manifest(folder, {"schema": SCHEMA, **content, "files": files})
 

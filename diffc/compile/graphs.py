@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -84,7 +84,7 @@ def legalize(
     for target in targets:
         steps, folder = target_passes(target.name, options), None if dump is None else dump / target.name
         result = run_passes(steps, model, f"legalize for {target.name}", check, folder, ui)
-        records += result.records
+        records += [replace(record, graph=target.name) for record in result.records]
         wanted[target.name] = result.model
     return Graphs(*_share(wanted), records)
 

@@ -21,6 +21,7 @@ from diffc.artifact.describe import (
     described_versions,
 )
 from diffc.artifact.folder import Artifact, check_output, file_sha256, staging, write_manifest
+from diffc.artifact.records import save_passes
 from diffc.backends.onnx_graph import compute_type, element_types
 from diffc.backends.profile import Profile
 from diffc.backends.sm import check_sms
@@ -38,6 +39,7 @@ from diffc.compile.import_profile import (
     trial_sizes,
 )
 from diffc.compile.plan import check_engine, check_targets
+from diffc.compile.recorded import Recorded
 from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.frontend.onnx_family import KnownInterface, read_interface
@@ -73,6 +75,7 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
 
     Raises DiffcError, PassError and MismatchError as `diffc.compile.spine.compile_model` does.
     """
+    ui = Recorded(ui)
     path = Path(request.model)
     targets = check_request(request)
     file = read(path, ui)
@@ -104,6 +107,8 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
             "passes": described_passes(records),
             "engines": described_engines(engines),
         }
+        save_passes(records, folder)
+        ui.save(folder, engines)
         written = write_manifest(folder, content, hashes)
     artifact = Artifact(request.output, written)
     return CompileResult(artifact, records, (), [e.moved(request.output / "engines") for e in engines])

@@ -16,6 +16,7 @@ import onnx
 
 from diffc.artifact.describe import described_engines
 from diffc.artifact.folder import Artifact, staging, write_manifest
+from diffc.artifact.records import save_passes
 from diffc.artifact.resume import CHECKPOINT, calibration_work, mark_calibrated
 from diffc.backends.tensorrt.build import EngineReport
 from diffc.cache.resolve import ResolvedCache
@@ -45,6 +46,7 @@ from diffc.compile.manifest import described_checkpoint, manifest
 from diffc.compile.onnx_model import compile_onnx
 from diffc.compile.pipeline_step import check_step
 from diffc.compile.plan import Plan, assumed, check, check_targets, describe
+from diffc.compile.recorded import Recorded
 from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.compile.stored import held_checkpoint
 from diffc.compile.validation import validate_by_layer, validate_whole
@@ -127,6 +129,7 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
     """The compile of a request, whose model may be in memory."""
     if request.model.endswith(".onnx"):
         return compile_onnx(request, ui)
+    ui = Recorded(ui)
     plan = check(request) if live is None else check(request, live.source, live.checkpoint)
     backbone = FakeBackbone(plan.source, plan.dtype)
     check_weights(backbone)
@@ -154,6 +157,8 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
         experts = compile_experts(plan, folder, ui)
         content = {**manifest(plan, graphs, validation, engines, noise), **experts}
         content |= described_checkpoint(checkpoint)
+        save_passes(graphs.records, folder)
+        ui.save(folder, engines)
         written = write_manifest(folder, content, hashes)
     artifact = Artifact(request.output, written)
     moved = [engine.moved(request.output / "engines") for engine in engines]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from diffc.artifact.folder import staging
+from diffc.artifact.folder import RUN, staging
 from diffc.artifact.resume import RESUME, mark_calibrated
 from diffc.compile import spine
 from diffc.compile.calibration import kept_checkpoint
@@ -67,7 +67,8 @@ def killing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name != RUN}
 
 
 @pytest.mark.compiles

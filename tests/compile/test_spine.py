@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 
+from diffc.artifact.folder import RUN
 from diffc.commands.validate import ValidateRequest, validate_artifact
 from diffc.compile.spine import compile_model
 from diffc.errors import DiffcError
@@ -254,7 +255,7 @@ def test_validation_passed_at_two_different_shapes(cell: Cell) -> None:
 def test_manifest_lists_every_file_with_its_hash(cell: Cell) -> None:
     files = cell.artifact.manifest["files"]
     found = {p.relative_to(cell.folder).as_posix() for p in cell.folder.rglob("*") if p.is_file()}
-    assert found == {*files, "manifest.json"}
+    assert found == {*files, "manifest.json", RUN}
     for name, entry in files.items():
         content = (cell.folder / name).read_bytes()
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (entry["sha256"], entry["bytes"]), name

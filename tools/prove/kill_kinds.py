@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from diffc.artifact.folder import MANIFEST, file_sha256
+from diffc.artifact.folder import MANIFEST, RUN, file_sha256
 from diffc.models.embedded import materialize
 
 MODEL = "tiny-sd3"
@@ -143,14 +143,14 @@ def _write_exported(path: Path) -> None:
 def contents(folder: Path) -> dict[str, str]:
     """What a result is compared by: the hash of every file by its name, of the manifest without what the clock says.
 
-    Left out: the log of the engine's builder (it has its seconds), and in the manifest `seconds` of each engine and the
-    hash and size of those logs.
+    Left out: seconds of the stages (records/run.json), the log of the engine's builder, which has seconds too, and in the
+    manifest `seconds` of each engine and the hash and size of those logs.
     """
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name.startswith(OUTPUT) and path.suffix == ".log":
-            found[name] = "a log"
+        if name.startswith(OUTPUT) and (path.suffix == ".log" or name.endswith(RUN)):
+            found[name] = "of the clock"
         elif path.name == MANIFEST:
             found[name] = json.dumps(_timeless(json.loads(path.read_text("utf-8"))), sort_keys=True)
         else:
