@@ -242,13 +242,17 @@ def check_model_output(output: Path, *, model: Path, force: bool) -> None:
 def write_manifest(folder: Path, content: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
     """Write manifest.json: `content` and every file's size and hash. `hashes` holds those known already."""
     files = {}
-    found = (p for p in folder.rglob("*") if p.is_file() and RESUME not in p.parts)
-    for path in sorted(p for p in found if p != folder / MANIFEST):
-        name = path.relative_to(folder).as_posix()
-        if f"/{name}".endswith(f"/{RUN}"):  # of this artifact, or of an expert in it
-            continue
+    for name in file_names(folder):
+        path = folder / name
         files[name] = {"bytes": path.stat().st_size, "sha256": hashes.get(name) or file_sha256(path)}
     return save_manifest(folder, {"schema": SCHEMA, **content, "files": files})
+
+
+def file_names(folder: Path) -> tuple[str, ...]:
+    """The files that the manifest of an artifact, finished or not, lists: sorted, with forward slashes."""
+    found = (p for p in folder.rglob("*") if p.is_file() and RESUME not in p.parts)
+    names = (p.relative_to(folder).as_posix() for p in sorted(found) if p != folder / MANIFEST)
+    return tuple(name for name in names if not f"/{name}".endswith(f"/{RUN}"))  # nor that of an expert in it
 
 
 def save_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def mix_command(
     terminal.result([{"name": m.name, "bits": m.bits, "snr_db": m.snr} for m in found])
 
 
-def bytes_of(text: str) -> int:
+def bytes_of(text: str, option: str = "--size") -> int:
     """Bytes of "6GB", "800 MB" or "5.5 GiB". Raises UsageError for anything else."""
     match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt])(i?)b?\s*", text, re.IGNORECASE)
     try:
@@ -118,4 +118,4 @@ def bytes_of(text: str) -> int:
         power = "kmgt".index(match[2].lower()) + 1
         return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
     except (AssertionError, ValueError) as error:
-        raise UsageError(f"--size is {text!r}", fix="write a number and a unit, such as 6GB") from error
+        raise UsageError(f"{option} is {text!r}", fix="write a number and a unit, such as 6GB") from error

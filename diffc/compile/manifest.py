@@ -29,10 +29,6 @@ def manifest(
     noise: CacheNoise | None = None,
 ) -> dict[str, Any]:
     """The content of manifest.json without the files, which `diffc.artifact.folder.write_manifest` adds."""
-    request = asdict(replace(plan.request, output=Path(), force=False, dump=None, save_checkpoint=None))
-    del request["output"], request["force"], request["dump"], request["save_checkpoint"]
-    request["model"] = remembered(plan.request.model)
-    request["hub"] = pinned(plan.request.hub, plan.source).to_json()
     model = graphs.models["model.onnx"]
     return {
         **described_versions(),
@@ -47,7 +43,7 @@ def manifest(
             "config": dict(plan.source.config),
             **_interface(plan),
         },
-        "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},
+        "request": described_request(plan),
         **_sampling(plan),
         "format": plan.format.name,
         "dtype": plan.dtype,
@@ -61,6 +57,15 @@ def manifest(
         **({} if graphs.lora is None else {"lora_slots": graphs.lora.described(plan.source)}),
         **({} if graphs.cache is None else {"cache": graphs.cache.manifest() | _noise(noise)}),
     }
+
+
+def described_request(plan: Plan) -> dict[str, Any]:
+    """The request as a manifest holds it: all that a compile is asked for, but for places that change nothing of it."""
+    request = asdict(replace(plan.request, output=Path(), force=False, dump=None, save_checkpoint=None))
+    del request["output"], request["force"], request["dump"], request["save_checkpoint"]
+    request["model"] = remembered(plan.request.model)
+    request["hub"] = pinned(plan.request.hub, plan.source).to_json()
+    return {k: str(v) if isinstance(v, Path) else v for k, v in request.items()}
 
 
 def described_checkpoint(checkpoint: Checkpoint | None) -> dict[str, Any]:
