@@ -16,7 +16,7 @@ import pytest
 from tests import ROOT
 
 _BASICS = (
-    "errors progress progress_bar plugins memory version output_files records apart locks paths"
+    "errors progress progress_bar plugins memory version output_files output_folders records apart locks paths"
     " terminal_text tensors passes"
 )
 _MODELS = f"models quantize cache {_BASICS}"
@@ -48,6 +48,7 @@ DIFFC: Mapping[str, str] = {
     "version": "",
     "paths": "",
     "output_files": "errors passes",
+    "output_folders": "errors locks passes",
     "records": "errors passes",
     "apart": "errors",
     "locks": "",
