@@ -23,6 +23,8 @@ from typing import IO
 import psutil
 
 _POLL = 0.2
+_ENDING = 10.0
+"""Seconds that processes get to be gone after they were killed, so that none writes where the next try does."""
 COMMAND = ("-m", "diffc.sweep.child")
 """The process that does a job, after Python's own name."""
 CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
@@ -108,6 +110,7 @@ def _wait(process: subprocess.Popen[bytes], stopped: Callable[[], bool]) -> int:
         with contextlib.suppress(psutil.Error):
             if child.is_running():  # the same process, not a later one of its number
                 child.kill()
+    psutil.wait_procs(known.values(), timeout=_ENDING)
     return process.returncode
 
 
