@@ -115,22 +115,22 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
             f"{artifact.folder} was compiled without LoRA slots",
             fix="compile with --lora-slots RANK, or fuse the LoRA: diffc relora ARTIFACT --lora FILE",
         )
-    source = with_loras(_source(artifact, request.pipeline, request.hub), request.loras)
+    source = with_loras(pipeline_source(artifact, request.pipeline, request.hub), request.loras)
     _, device = resolve(artifact, request.target, request.device)
     names = (name for name in dict.fromkeys(request.compare) if name != TORCH)
     folders = [request.artifact, *(Path(name).expanduser().absolute() for name in names)]
     with_torch = TORCH in request.compare
     with ui.stage("load the pipeline") as update:
-        pipe = _pipeline(source, artifact, device, update, with_backbone=with_torch)
-    request = _sized(request, pipe, source, artifact.manifest)
+        pipe = opened_pipeline(source, artifact, device, update, with_backbone=with_torch)
+    request = sized(request, pipe, source, artifact.manifest)
     painted: list[Painted] = []
     for name, backbone in _variants(folders, with_torch, pipe, source, request):
         setattr(pipe, source.family.component, backbone)
         if request.warm_up:
             with ui.stage(f"warm up {name}") as update:
-                _paint(pipe, backbone, replace(request, steps=min(_WARM_UP, request.steps)), update)
+                run_pipeline(pipe, backbone, replace(request, steps=min(_WARM_UP, request.steps)), update)
         with ui.stage(f"paint with {name}") as update:
-            images, seconds = _paint(pipe, backbone, request, update)
+            images, seconds = run_pipeline(pipe, backbone, request, update)
         painted.append(_judge(name, images, seconds, painted, source))
         if isinstance(backbone, CompiledBackbone):
             for module in (backbone, *(getattr(pipe, name) for name in artifact.manifest.get("experts", ()))):
@@ -156,7 +156,7 @@ def usual_size(manifest: Mapping[str, Any], painted: int | None) -> tuple[int, i
     return (painted, painted) if fits or not manifest["engines"] else (best.height, best.width)
 
 
-def _sized(
+def sized(
     request: GenerateRequest, pipe: Any, source: ModelSource, manifest: Mapping[str, Any]
 ) -> GenerateRequest:
     """The request with the size of the images. Raises DiffcError for what the model cannot paint."""
@@ -188,7 +188,7 @@ def verdict(painted: Painted, prompt: str) -> str:
     return f"reads as {read}: {right} of {len(painted.read)} right"
 
 
-def _source(artifact: Artifact, pipeline: str | None, hub: HubOptions = DEFAULT_HUB) -> ModelSource:
+def pipeline_source(artifact: Artifact, pipeline: str | None, hub: HubOptions = DEFAULT_HUB) -> ModelSource:
     """The diffusers pipeline of the compile, or the one that is given."""
     model = artifact.manifest["model"]
     if "family" not in model:
@@ -216,7 +216,7 @@ def _source(artifact: Artifact, pipeline: str | None, hub: HubOptions = DEFAULT_
     return source
 
 
-def _pipeline(
+def opened_pipeline(
     source: ModelSource, artifact: Artifact, device: torch.device, update: Update, *, with_backbone: bool
 ) -> Any:
     """The diffusers pipeline on `device`, in float32 on the CPU; its own backbone is read only if it is needed."""
@@ -251,7 +251,7 @@ def _variants(
         yield f"{other.manifest['format']} {module.target} ({folder.name})", module
 
 
-def _paint(pipe: Any, backbone: Any, request: GenerateRequest, update: Update) -> tuple[Tensor, float]:
+def run_pipeline(pipe: Any, backbone: Any, request: GenerateRequest, update: Update) -> tuple[Tensor, float]:
     """The images on the CPU, and the seconds of the whole pipeline."""
     parameters = signature(pipe.__call__).parameters
     settings: dict[str, Any] = plain_sizes(parameters)

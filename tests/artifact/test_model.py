@@ -14,7 +14,7 @@ from diffc.artifact.folder import Artifact
 from diffc.artifact.model import compiled_model, remembered
 from diffc.commands.bench.run import BenchRequest
 from diffc.commands.bench.run import plan as bench_plan
-from diffc.commands.generate import _source
+from diffc.commands.generate import pipeline_source
 from diffc.commands.package.parts import find_parts
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import materialize
@@ -46,7 +46,7 @@ def made(pipeline: str) -> Artifact:
 
 
 DOORS: dict[str, tuple[str, Callable[[Artifact], object]]] = {
-    "generate": ("--pipeline DIR", lambda a: _source(a, None)),
+    "generate": ("--pipeline DIR", lambda a: pipeline_source(a, None)),
     "validate": ("--model DIR", torch_reference_of),
     "bench": ("--model DIR", lambda a: bench_plan(a, BenchRequest(a.folder))),
     "package": ("--components DIR", lambda a: find_parts(a, None, None)),
