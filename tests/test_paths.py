@@ -10,7 +10,7 @@ import pytest
 
 from diffc.commands.bench.run import BenchRequest
 from diffc.commands.generate import GenerateRequest
-from diffc.commands.package.optimum import PackageRequest
+from diffc.commands.package.request import PackageRequest
 from diffc.commands.slim import SlimRequest
 from diffc.commands.validate import ValidateRequest
 from diffc.compile.request import CompileRequest, dtype_name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -14,8 +15,8 @@ from tests import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-ELSEWHERE = {"onnxruntime_ep_nv_tensorrt_rtx", "optimum"}
-"""What tools/optimum imports in an environment of its own."""
+ELSEWHERE = {"onnxruntime_ep_nv_tensorrt_rtx", "optimum", "comfy", "folder_paths"}
+"""What tools/optimum imports in an environment of its own, and the node of ComfyUI in ComfyUI."""
 BROUGHT = {
     "tensorrt_rtx": "tensorrt-rtx",
     "tensorrt": "tensorrt-cu13",
@@ -87,5 +88,5 @@ def test_what_runs_an_artifact_is_without_what_compiles() -> None:
     assert heavy <= {name_of(line) for line in EXTRAS["compile"]}
     for extra in ("cpu", "gpu", "rtx", "trt"):
         assert "diffc[compile]" in EXTRAS[extra], "README's commands install one of these"
-    pins = {line for lines in EXTRAS.values() for line in lines}
+    pins = {re.sub(r"\[.*\]", "", line) for lines in EXTRAS.values() for line in lines}
     assert len({name_of(pin) for pin in pins}) == len(pins), "one pin for each package"

@@ -1,4 +1,4 @@
-"""`diffc package`: an artifact and the rest of its pipeline as a folder that others load."""
+"""`diffc package`: an artifact as a folder that other programs load."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     "diffc package build/fp8 -o build/fp8-optimum",
     "diffc package build/fp8 --components OPTIMUM_EXPORT -o build/fp8-optimum",
+    "diffc package build/fp8 --layout triton -o build/repository",
+    "diffc package build/fp8 --layout comfyui -o ComfyUI/custom_nodes/fp8",
 )
 
 
@@ -24,7 +26,12 @@ def package_command(
     artifact: Annotated[Path, typer.Argument(help="A folder that `diffc compile` wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")],
     layout: Annotated[
-        str, typer.Option(metavar="LAYOUT", help="optimum: what optimum-onnx's ORT pipelines load.")
+        str,
+        typer.Option(
+            metavar="LAYOUT",
+            help="optimum: what optimum-onnx's ORT pipelines load. triton: a model repository of Triton's"
+            " inference server. comfyui: a custom node of ComfyUI.",
+        ),
     ] = "optimum",
     components: Annotated[
         Path | None,
@@ -47,7 +54,7 @@ def package_command(
         typer.Option(
             metavar="TARGET",
             help="Whose model of the artifact.",
-            show_default="the first that ONNX Runtime runs",
+            show_default="the one that suits the layout best",
         ),
     ] = None,
     dtype: Annotated[
@@ -64,8 +71,9 @@ def package_command(
     token: Token = None,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Write an artifact, text encoders, VAE and tokenizers as one folder for another runtime."""
-    from diffc.commands.package.optimum import PackageRequest, package
+    """Write an artifact as a folder that another program loads: optimum-onnx, Triton, ComfyUI."""
+    from diffc.commands.package.request import PackageRequest
+    from diffc.commands.package.run import package
     from diffc.models.sources.source import HubOptions
 
     request = PackageRequest(
@@ -83,7 +91,14 @@ def package_command(
     result = package(request, terminal.ui)
     for name, error in result.errors.items():
         terminal.line(f"  {name}: {error:.1e} from torch")
-    terminal.line(f"{result.pipeline_class}.from_pretrained({str(result.folder)!r})")
+    for note in result.notes:
+        terminal.line(f"  {note}")
+    terminal.line(result.how)
     terminal.result(
-        {"folder": str(result.folder), "class": result.pipeline_class, "errors": dict(result.errors)}
+        {
+            "folder": str(result.folder),
+            "class": result.pipeline_class,
+            "errors": dict(result.errors),
+            "notes": list(result.notes),
+        }
     )

@@ -15,22 +15,19 @@ from torch import Tensor
 
 from diffc.artifact.describe import is_imported
 from diffc.artifact.folder import Artifact
-from diffc.artifact.model import compiled_model
+from diffc.commands.pipeline_of import pipeline_around, pipeline_source
 from diffc.errors import DiffcError, UsageError
 from diffc.models.call import frames_argument, plain_sizes, text_cleaner
 from diffc.models.embedded.digits import WORDS
 from diffc.models.profiles import ShapeProfile
-from diffc.models.sources.backbone import quiet_libraries
-from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource
 from diffc.models.sources.lora_files import LoraSpec
 from diffc.models.sources.loras import with_loras
-from diffc.models.sources.pipelines import open_pipeline, pipeline_seconds
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.models.spec import Shape
 from diffc.output_files import check_output_file
 from diffc.paths import AnyPath, Converted, as_path, as_text_or_none, as_texts
-from diffc.progress import Reporter, Update, estimated
+from diffc.progress import Reporter, Update
 from diffc.progress_bar import default_reporter
 from diffc.quality.classifier import read_digits
 from diffc.quality.pictures import (
@@ -121,7 +118,7 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
     folders = [request.artifact, *(Path(name).expanduser().absolute() for name in names)]
     with_torch = TORCH in request.compare
     with ui.stage("load the pipeline") as update:
-        pipe = opened_pipeline(source, artifact, device, update, with_backbone=with_torch)
+        pipe = pipeline_around(source, artifact, device, update, with_backbone=with_torch)
     request = sized(request, pipe, source, artifact.manifest)
     painted: list[Painted] = []
     for name, backbone in _variants(folders, with_torch, pipe, source, request):
@@ -186,48 +183,6 @@ def verdict(painted: Painted, prompt: str) -> str:
         return f"reads as {read}"
     right = sum(digit == asked for digit in painted.read)
     return f"reads as {read}: {right} of {len(painted.read)} right"
-
-
-def pipeline_source(artifact: Artifact, pipeline: str | None, hub: HubOptions = DEFAULT_HUB) -> ModelSource:
-    """The diffusers pipeline of the compile, or the one that is given."""
-    model = artifact.manifest["model"]
-    if "family" not in model:
-        raise DiffcError(
-            f"{artifact.folder} was compiled from an ONNX file, whose inputs are those of no family that diffc knows",
-            fix="compile a diffusers model",
-        )
-    if pipeline is None and is_imported(artifact):
-        raise DiffcError(
-            f"{artifact.folder} was compiled from an ONNX file, which says nothing of the pipeline around it",
-            fix=f"give the pipeline of that {model['family']} model: --pipeline DIR",
-        )
-    source = compiled_model(artifact, pipeline, "--pipeline DIR", hub)
-    if source.pipeline_dir is None:
-        raise DiffcError(
-            f"{source.path} is a backbone alone, and painting takes the whole pipeline",
-            fix="give --pipeline and the folder that has model_index.json",
-        )
-    if source.family.name != model["family"]:
-        raise DiffcError(
-            f"{source.pipeline_dir} is of family {source.family}, the artifact of {model['family']}",
-            fix="give the --pipeline that the artifact was compiled from",
-        )
-    check_components(source, without=(source.family.component, *artifact.manifest.get("experts", ())))
-    return source
-
-
-def opened_pipeline(
-    source: ModelSource, artifact: Artifact, device: torch.device, update: Update, *, with_backbone: bool
-) -> Any:
-    """The diffusers pipeline on `device`, in float32 on the CPU; its own backbone is read only if it is needed."""
-    dtype = getattr(torch, artifact.manifest["dtype"]) if device.type == "cuda" else torch.float32
-    names = (source.family.component, *artifact.manifest.get("experts", ()))
-    left_out = {} if with_backbone else dict.fromkeys(names)
-    fix = "download the whole pipeline, or give another --pipeline"
-    with quiet_libraries(), estimated(update, pipeline_seconds(source)):
-        pipe = open_pipeline(source, dtype=dtype, fix=fix, **left_out)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
 
 
 def _variants(

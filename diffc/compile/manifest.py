@@ -30,7 +30,6 @@ def manifest(
     noise: CacheNoise | None = None,
 ) -> dict[str, Any]:
     """The content of manifest.json without the files, which `diffc.artifact.folder.write_manifest` adds."""
-    request = described_request(plan.request) | {"hub": pinned(plan.request.hub, plan.source).to_json()}
     model = graphs.models["model.onnx"]
     return {
         **described_versions(),
@@ -45,7 +44,7 @@ def manifest(
             "config": dict(plan.source.config),
             **_interface(plan),
         },
-        "request": request,
+        "request": described_request(plan),
         **_sampling(plan),
         "format": plan.format.name,
         "dtype": plan.dtype,
@@ -61,8 +60,13 @@ def manifest(
     }
 
 
-def described_request(request: CompileRequest) -> dict[str, Any]:
-    """The request without what changes nothing of the result: where it goes, and copies on the way."""
+def described_request(plan: Plan) -> dict[str, Any]:
+    """The request as a manifest holds it: all that a compile is asked for, at the revision that was found."""
+    return request_content(plan.request) | {"hub": pinned(plan.request.hub, plan.source).to_json()}
+
+
+def request_content(request: CompileRequest) -> dict[str, Any]:
+    """The request as plain values, but for places that change nothing of the result."""
     content = asdict(replace(request, output=Path(), force=False, dump=None, save_checkpoint=None))
     del content["output"], content["force"], content["dump"], content["save_checkpoint"]
     content |= {"model": remembered(request.model), "hub": request.hub.to_json()}

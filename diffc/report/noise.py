@@ -12,7 +12,8 @@ import torch
 
 from diffc.artifact.folder import Artifact
 from diffc.artifact.resume import CHECKPOINT
-from diffc.commands.generate import GenerateRequest, opened_pipeline, pipeline_source, run_pipeline, sized
+from diffc.commands.generate import GenerateRequest, run_pipeline, sized
+from diffc.commands.pipeline_of import pipeline_around, pipeline_source
 from diffc.errors import DiffcError
 from diffc.models.sources.backbone import loading_seconds
 from diffc.progress import Reporter, estimated
@@ -70,7 +71,7 @@ def layer_noises(artifact: Artifact, request: GenerateRequest, ui: Reporter) -> 
     checkpoint, device = Checkpoint.load(folder), torch.device("cpu")
     source = pipeline_source(artifact, request.pipeline, request.hub)
     with ui.stage("load the pipeline") as update:
-        pipe = opened_pipeline(source, artifact, device, update, with_backbone=True)
+        pipe = pipeline_around(source, artifact, device, update, with_backbone=True)
     with ui.stage("load the quantized model") as update, estimated(update, loading_seconds(source)):
         quantized = reference_model(source, artifact.manifest["dtype"], checkpoint)
     request = sized(request, pipe, source, artifact.manifest)

@@ -261,8 +261,8 @@ def _as_times(tensor: Tensor, dims: tuple[str | int, ...], batch: int) -> Tensor
         return tensor.reshape(())
     if len(dims) == 1 and tensor.numel() == 1:
         return tensor.reshape(1).expand(1 if dims[0] == 1 else batch)
-    if dims == (1,) and tensor.ndim == 1 and bool((tensor == tensor[0]).all()):
-        return tensor[:1]
+    if dims in ((), (1,)) and tensor.ndim == 1 and bool((tensor == tensor[0]).all()):
+        return tensor[0] if not dims else tensor[:1]
     return tensor
 
 

@@ -14,8 +14,8 @@ from diffc.artifact.folder import Artifact
 from diffc.artifact.model import compiled_model, remembered
 from diffc.commands.bench.run import BenchRequest
 from diffc.commands.bench.run import plan as bench_plan
-from diffc.commands.generate import pipeline_source
 from diffc.commands.package.parts import find_parts
+from diffc.commands.pipeline_of import pipeline_source
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import materialize
 from diffc.models.sources.locate import locate

@@ -15,16 +15,10 @@ from onnx import TensorProto
 from diffc.artifact.folder import Artifact
 from diffc.cli.main import run
 from diffc.commands.package.graphs import component_graphs
-from diffc.commands.package.optimum import (
-    PackageRequest,
-    backbone,
-    backbone_types,
-    check_place,
-    external_files,
-    model_file,
-    package,
-)
+from diffc.commands.package.optimum import backbone, backbone_types
 from diffc.commands.package.parts import find_parts
+from diffc.commands.package.request import PackageRequest, check_place, external_files, model_file
+from diffc.commands.package.run import package
 from diffc.commands.package.tokenizers import loadable_class, rewrite_config
 from diffc.errors import DiffcError, MismatchError
 from diffc.models.registry import FAMILIES

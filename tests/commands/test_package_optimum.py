@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from diffc.artifact.folder import Artifact
-from diffc.commands.package.optimum import PackageRequest, package
+from diffc.commands.package.request import PackageRequest
+from diffc.commands.package.run import package
 from diffc.compile.spine import CompileRequest, compile_model
 from tests import ROOT
 from tools.optimum import env, images

@@ -11,7 +11,7 @@ import pytest
 from diffc.backends.target import EngineOptions
 from diffc.cli.main import run
 from diffc.compile import spine
-from diffc.compile.manifest import described_request
+from diffc.compile.manifest import request_content
 from diffc.compile.request import CompileRequest
 from diffc.models.sources.lora_files import LoraSpec
 from diffc.models.sources.source import HubOptions
@@ -50,7 +50,7 @@ REQUESTS = {
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_the_command_line_reads_it_as_the_same_request(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = described_request(REQUESTS[name])
+    wanted = request_content(REQUESTS[name])
     command = command_of(json.loads(json.dumps(wanted)), "out")
     asked: list[CompileRequest] = []
 
@@ -61,9 +61,9 @@ def test_the_command_line_reads_it_as_the_same_request(name: str, monkeypatch: p
     monkeypatch.setattr(spine, "compile_model", compile_model)
     monkeypatch.setattr("diffc.compile.plan.check", lambda request: None)
     assert run(shlex.split(command)[1:]) == 130
-    assert described_request(asked[0]) == wanted
+    assert request_content(asked[0]) == wanted
 
 
 def test_prompts_come_from_a_file() -> None:
     request = replace(REQUESTS["plain"], format="fp8", prompts=("a seven", "a three"))
-    assert "--prompts-file prompts.txt" in command_of(described_request(request), "out")
+    assert "--prompts-file prompts.txt" in command_of(request_content(request), "out")

@@ -8,8 +8,7 @@ where optimum feeds another type (`backbone_types`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,70 +16,27 @@ import onnx
 
 from diffc.artifact.describe import is_imported
 from diffc.artifact.files import listed
-from diffc.artifact.folder import MANIFEST, Artifact, check_output, staging, write_manifest
+from diffc.artifact.folder import Artifact, write_manifest
 from diffc.commands.package.copying import check_tree, copy_file, copy_tree
 from diffc.commands.package.export import check, write
 from diffc.commands.package.graphs import component_graphs
 from diffc.commands.package.parts import Parts, find_parts
+from diffc.commands.package.request import Packaged, PackageRequest, described, external_files, model_file
 from diffc.commands.package.tokenizers import loadable_class, rewrite_config
-from diffc.errors import DiffcError, UnsupportedError, unknown_value
+from diffc.errors import UnsupportedError, unknown_value
 from diffc.models.registry import family_of_manifest
-from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.models.spec import Shape
-from diffc.paths import AnyPath, Converted, as_path, as_path_or_none, as_text_or_none
 from diffc.progress import Reporter
-from diffc.progress_bar import default_reporter
-from diffc.records import read_record
 from passes import Pipeline
-from passes.graph.onnx_reader import all_tensors, read_proto
+from passes.graph.onnx_reader import read_proto
 from passes.targets.ort.cast_io import CastIo
 from passes.targets.ort.guard_slices import GuardSlices
 
-LAYOUTS = ("optimum",)
-_ORT_TARGETS = ("ort", "ort-cuda", "ort-trt-rtx", "trt-rtx")
 
-
-@dataclass(frozen=True)
-class PackageRequest:
-    """What to package: `artifact` into `output`.
-
-    `components` is a folder of `optimum-cli export onnx` to take everything but the backbone from; without it text
-    encoders and VAE are exported from the pipeline folder (`pipeline`, or the one that was compiled) in `dtype`.
-    `target` says whose model of the artifact is taken, by default the first that ONNX Runtime runs.
-    `hub` says which files of the pipeline are read.
-    """
-
-    artifact: Converted[AnyPath, Path] = Converted(as_path)
-    output: Converted[AnyPath, Path] = Converted(as_path)
-    layout: str = "optimum"
-    components: Converted[AnyPath | None, Path | None] = Converted(as_path_or_none, None)
-    pipeline: Converted[AnyPath | None, str | None] = Converted(as_text_or_none, None)
-    target: str | None = None
-    dtype: str = "float16"
-    skip_validation: bool = False
-    force: bool = False
-    hub: HubOptions = DEFAULT_HUB
-
-
-@dataclass(frozen=True)
-class Packaged:
-    """The finished folder, the class that loads it, and the error of each exported component against torch."""
-
-    folder: Path
-    pipeline_class: str
-    errors: Mapping[str, float]
-
-
-def package(request: PackageRequest, ui: Reporter | None = None) -> Packaged:
-    """Write the folder. Raises DiffcError for what the user can fix, MismatchError for a component that differs."""
-    ui = ui or default_reporter()
-    if request.layout not in LAYOUTS:
-        raise unknown_value("layout", request.layout, LAYOUTS)
+def prepare(artifact: Artifact, request: PackageRequest) -> Callable[[Path, Reporter], Packaged]:
+    """What writes the package. Raises DiffcError for an artifact of which optimum-onnx has no pipeline."""
     if request.dtype not in ("float16", "float32"):
         raise unknown_value("type", request.dtype, ("float16", "float32"), fix="optimum feeds no other")
-    check_place(request)
-    artifact = Artifact.load(request.artifact)
-    artifact.verify()
     name = artifact.manifest["model"].get("family")
     if name is None or is_imported(artifact):
         raise UnsupportedError(
@@ -88,43 +44,25 @@ def package(request: PackageRequest, ui: Reporter | None = None) -> Packaged:
             fix="compile the diffusers pipeline",
         )
     family = family_of_manifest(artifact.manifest["model"])
-    if family.optimum is None:
+    optimum = family.optimum
+    if optimum is None:
         raise UnsupportedError(
             f"optimum-onnx has no pipeline for {family}", fix="load the artifact with diffc.load"
         )
     file = listed(artifact.folder, artifact.manifest, model_file(artifact, request.target))
     parts = find_parts(artifact, request.components, request.pipeline, request.hub)
-    with staging(request.output, force=request.force) as folder:
+
+    def write_package(folder: Path, ui: Reporter) -> Packaged:
         with ui.stage("backbone"):
-            backbone(artifact, file, folder / family.component, family.optimum.types)
+            backbone(artifact, file, folder / family.component, optimum.types)
         errors = dict(_components(parts, request, folder, ui))
         _rest(parts, folder)
         _index(parts, folder)
         write_manifest(folder, _content(artifact, request), {})
-    return Packaged(request.output, family.optimum.pipeline, errors)
+        how = f"{optimum.pipeline}.from_pretrained({str(request.output)!r})"
+        return Packaged(request.output, how, optimum.pipeline, errors)
 
-
-def check_place(request: PackageRequest) -> None:
-    """Raise DiffcError where the output is the artifact, another artifact, or (without `force`) is there at all."""
-    if request.output.resolve() == request.artifact.resolve():
-        raise DiffcError(f"{request.output} is the artifact", fix="choose another -o")
-    check_output(request.output, force=request.force)
-    manifest = request.output / MANIFEST
-    if manifest.is_file() and "package" not in read_record(manifest, fix="choose another -o"):
-        raise DiffcError(f"{request.output} is an artifact, no package", fix="choose another -o")
-
-
-def model_file(artifact: Artifact, target: str | None) -> str:
-    """The artifact's .onnx file for `target`, or for the first target whose file ONNX Runtime runs."""
-    files: Mapping[str, str] = artifact.manifest["targets"]
-    found = [name for name in ([target] if target else _ORT_TARGETS) if name in files]
-    if not found:
-        known = ", ".join(files)
-        raise DiffcError(
-            f"{artifact.folder} has no model for {target or 'ONNX Runtime'}; it was compiled for {known}",
-            fix=f"compile with --target {target or 'ort'}",
-        )
-    return files[found[0]]
+    return write_package
 
 
 def backbone(artifact: Artifact, file: Path, folder: Path, fed: Mapping[str, str]) -> None:
@@ -158,12 +96,6 @@ def backbone_types(model: onnx.ModelProto, fed: Mapping[str, str]) -> tuple[str,
     ids = [f"{name}:{fed[name]}" for name, kind in asked.items() if types.get(name) not in (None, kind)]
     narrow = [f"{name}:float32" for name, kind in types.items() if kind == onnx.TensorProto.BFLOAT16]
     return (*ids, *narrow)
-
-
-def external_files(model: onnx.ModelProto) -> set[str]:
-    """Names of the files that hold weights of the model."""
-    held = (t for t in all_tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL)
-    return {entry.value for tensor in held for entry in tensor.external_data if entry.key == "location"}
 
 
 def _components(
@@ -206,14 +138,12 @@ def _index(parts: Parts, folder: Path) -> None:
 def _content(artifact: Artifact, request: PackageRequest) -> dict[str, Any]:
     """What diffc says of a package in its manifest, so that --force replaces packages only."""
     manifest = artifact.manifest
-    kept = ("diffc", "versions", "model", "format", "dtype", "profile")
     spec, config = family_of_manifest(manifest["model"]), manifest["model"]["config"]
     ranges = {"min": "minimum", "opt": "optimum", "max": "maximum"}
     return {
-        "package": request.layout,
         "input_shapes": {
             key: spec.input_shapes(config, Shape(**manifest["profile"][name])) for key, name in ranges.items()
         },
         "components": {"dtype": request.dtype, "taken": request.components is not None},
-        **{key: manifest[key] for key in kept if key in manifest},
+        **described(artifact, request.layout),
     }

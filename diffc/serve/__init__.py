@@ -1,0 +1,1 @@
+"""Serving an artifact's pipeline: orders in batches, and a Ray Serve application around them."""
