@@ -78,15 +78,15 @@ def mix_command(
     ] = None,
 ) -> None:
     """Choose a format for every layer: the smallest error of the output within a size."""
-    from diffc.commands.bench.output import check_folder, check_plot
+    from diffc.commands.bench.output import check_folder, check_parent, check_plot
     from diffc.commands.mix import MixRequest, lines, mix
     from diffc.compile.prompts import read_prompts
     from diffc.quantize.folder import check_place
     from diffc.quantize.formats import find_format
 
     check_plot(plot)
-    for path in (output, plot):
-        check_folder(path)
+    check_folder(plot)
+    check_parent(output)
     check_place(output)
     formats = tuple(find_format(name).name for name in format or ("nvfp4", "fp8", "int8"))
     request = MixRequest(
