@@ -13,12 +13,13 @@ _TRIES = 100
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, wait: float = 0) -> Iterator[None]:
     """Hold the lock file `path`, and remove it at the end.
 
-    Raises filelock.Timeout when another process holds it, OSError when it cannot be made.
+    Raises filelock.Timeout when another process holds it for longer than `wait` seconds, OSError when it cannot be
+    made.
     """
-    lock = _acquired(path)
+    lock = _acquired(path, wait)
     try:
         yield
     finally:
@@ -31,7 +32,7 @@ def locked(path: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def _acquired(path: Path) -> FileLock:
+def _acquired(path: Path, wait: float) -> FileLock:
     """The lock, held on the file that has the name `path` now.
 
     Between opening a lock file and locking it, its holder may have removed it. Then the lock is on a file without a
@@ -39,7 +40,7 @@ def _acquired(path: Path) -> FileLock:
     """
     for _ in range(_TRIES):
         lock = FileLock(path)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
         if _is_named(lock, path):
             return lock
         lock.release()

@@ -80,6 +80,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.new("RGB", (32, 32), (90, 40 * index, 7)).save(file)
     entries = [{"prompt": prompt, "images": images} for prompt in ("a seven", "a three")]
     Path("pictures.json").write_text(json.dumps(entries), encoding="utf-8")
+    options = "model: tiny-sd3\nformat: [none, int8]\nsteps: 1\ncalib-size: 1\nimage-size: 64\n"
+    Path("sweep.yaml").write_text(options, encoding="utf-8")
     Path("build").mkdir()
     return tmp_path
 

@@ -16,7 +16,7 @@ import pytest
 from tests import ROOT
 
 _BASICS = (
-    "errors progress progress_bar plugins memory version output_files records apart locks paths"
+    "errors progress progress_bar plugins memory version output_files output_folders records apart locks paths"
     " terminal_text tensors passes"
 )
 _MODELS = f"models quantize cache {_BASICS}"
@@ -25,8 +25,9 @@ _MODELS = f"models quantize cache {_BASICS}"
 DIFFC: Mapping[str, str] = {
     "": "runtime compile errors version",  # diffc/__init__.py: the names that users import
     "__main__": "cli",
-    "cli": f"commands sweep train compile runtime validate artifact backends frontend quality {_MODELS}",
+    "cli": f"commands report sweep train compile runtime validate artifact backends frontend quality {_MODELS}",
     "commands": f"compile runtime validate artifact backends frontend quality {_MODELS}",
+    "report": f"commands sweep compile runtime validate artifact backends frontend quality {_MODELS}",
     "serve": f"commands runtime artifact {_MODELS}",
     "sweep": f"commands compile runtime validate artifact backends frontend quality {_MODELS}",
     "train": f"compile validate artifact backends frontend {_MODELS}",
@@ -48,6 +49,7 @@ DIFFC: Mapping[str, str] = {
     "version": "",
     "paths": "",
     "output_files": "errors passes",
+    "output_folders": "errors locks passes",
     "records": "errors passes",
     "apart": "errors",
     "locks": "",

@@ -19,18 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
-
 from diffc.artifact.files import check_files
 from diffc.artifact.resume import RESUME, keep_calibration, take_up
 from diffc.artifact.schema import Manifest
 from diffc.backends.install import UPGRADE
 from diffc.errors import DiffcError
-from diffc.locks import locked
 from diffc.output_files import check_output_file
+from diffc.output_folders import one_writer, take_place
 from diffc.records import check_record, read_record
 from diffc.version import VERSION
-from passes.files.atomic import check_own_folder, exchange
 from passes.files.contained import why_outside
 
 MANIFEST = "manifest.json"
@@ -171,16 +168,9 @@ def staging(
     another process is writing it. A full disk inside the block becomes a DiffcError too.
     """
     check_output(output, force=force)
-    partial = output.with_name(f".{output.name}.partial")
-    check_own_folder(partial)
     with ExitStack() as held:
         try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(output.with_name(f".{output.name}.lock")))
-        except Timeout as error:
-            raise DiffcError(
-                f"another diffc is writing {output}", fix="wait for it, or choose another -o"
-            ) from error
+            partial = held.enter_context(one_writer(output))
         except OSError as error:
             raise DiffcError(
                 f"cannot write to {output.parent}: {error.strerror}", fix="choose another -o"
@@ -204,8 +194,9 @@ def _filled(partial: Path, output: Path, key: str, note: Callable[[str], None]) 
             if kept:
                 note(f"the calibration is kept in {partial}: the same command goes on with it")
             raise
-        shutil.rmtree(partial / RESUME, ignore_errors=True)
-        _swap(partial, output)
+        if (partial / RESUME).exists():  # what cannot be removed must not get into the artifact
+            shutil.rmtree(partial / RESUME)
+        take_place(partial, output)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -234,9 +225,12 @@ def check_output(output: Path, *, force: bool) -> None:
 def check_model_output(output: Path, *, model: Path, force: bool) -> None:
     """Raise DiffcError when the .onnx file `output`, made of the file `model`, may not be written.
 
-    It may not when it or its weights exist (unless `force`), when it is `model` itself, and without its folder.
+    It may not when it or its weights exist (unless `force`), when it is `model` itself, and without its folder. Weights
+    alone, beside the journal of who wrote them, are what a killed command has left: the next one goes on with them.
     """
     taken = [path for path in (output, output.with_name(output.name + "_data")) if path.exists()]
+    if output not in taken and output.with_name(output.name + "_data.journal").is_file():
+        taken = []
     if taken and (not force or output.resolve() == model.resolve()):
         raise DiffcError(f"{taken[0]} exists", fix="choose another -o, or give --force")
     for path in (output, output.with_name(output.name + "_data")):
@@ -245,34 +239,20 @@ def check_model_output(output: Path, *, model: Path, force: bool) -> None:
         raise DiffcError(f"no such folder: {output.parent}", fix="make it, or choose another -o")
 
 
-def _swap(partial: Path, output: Path) -> None:
-    """Rename `partial` to `output`; an older artifact is kept until the new one stands."""
-    if exchange(partial, output):  # a reader finds the one or the other at any time
-        shutil.rmtree(partial, ignore_errors=True)
-        return
-    old = output.with_name(f".{output.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
-        output.rename(old)
-    try:
-        partial.rename(output)
-    except OSError:
-        if old.exists():
-            old.rename(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def write_manifest(folder: Path, content: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
     """Write manifest.json: `content` and every file's size and hash. `hashes` holds those known already."""
     files = {}
-    found = (p for p in folder.rglob("*") if p.is_file() and RESUME not in p.parts)
-    for path in sorted(p for p in found if p != folder / MANIFEST):
-        name = path.relative_to(folder).as_posix()
-        if f"/{name}".endswith(f"/{RUN}"):  # of this artifact, or of an expert in it
-            continue
+    for name in file_names(folder):
+        path = folder / name
         files[name] = {"bytes": path.stat().st_size, "sha256": hashes.get(name) or file_sha256(path)}
     return save_manifest(folder, {"schema": SCHEMA, **content, "files": files})
+
+
+def file_names(folder: Path) -> tuple[str, ...]:
+    """The files that the manifest of an artifact, finished or not, lists: sorted, with forward slashes."""
+    found = (p for p in folder.rglob("*") if p.is_file() and RESUME not in p.parts)
+    names = (p.relative_to(folder).as_posix() for p in sorted(found) if p != folder / MANIFEST)
+    return tuple(name for name in names if not f"/{name}".endswith(f"/{RUN}"))  # nor that of an expert in it
 
 
 def save_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -21,13 +21,18 @@ _FIX = "see docs/cache.md"
 
 def read_plan(path: Path) -> Any:
     """The plain values in a .json, .yaml or .yml file. Raises DiffcError when it cannot be read."""
+    return read_values(path, "cache plan", fix=_FIX)
+
+
+def read_values(path: Path, what: str, *, fix: str) -> Any:
+    """The same of a file that is no plan: `what` says what it is, `fix` where its form is told."""
     try:
         text = read_text(path, _LARGEST)
         value = parse_json(text, path) if path.suffix == ".json" else _parse_yaml(text, path)
         check_nesting(value, path)
     except PassError as error:
-        what = of_pass_error(error, _FIX)
-        raise DiffcError(f"cannot read the cache plan: {what.what}", fix=what.fix) from error
+        found = of_pass_error(error, fix)
+        raise DiffcError(f"cannot read the {what}: {found.what}", fix=found.fix) from error
     return value
 
 
@@ -42,7 +47,7 @@ def _parse_yaml(text: str, path: Path) -> Any:
         def compose_node(self, parent: Any, index: Any) -> Any:
             """As SafeLoader, which follows an alias here."""
             if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError("it has an alias (*), which a plan does not need")
+                raise yaml.YAMLError("it has an alias (*), which it does not need")
             self.depth += 1
             if self.depth > DEPTH:
                 raise yaml.YAMLError(f"it is nested deeper than {DEPTH} lists and mappings")
@@ -53,7 +58,7 @@ def _parse_yaml(text: str, path: Path) -> Any:
         def flatten_mapping(self, node: Any) -> None:
             """As SafeLoader, which follows a merge key here."""
             if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
-                raise yaml.YAMLError("it has a merge key (<<), which a plan does not need")
+                raise yaml.YAMLError("it has a merge key (<<), which it does not need")
             super().flatten_mapping(node)
 
     try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +18,7 @@ from diffc.cli.hub import CacheDir, Revision, Subfolder, Token, Variant
 
 if TYPE_CHECKING:
     from diffc.cli.terminal import Terminal
+    from diffc.compile.request import CompileRequest
 
 EXAMPLES = examples(
     "diffc compile digits-sd3 --format fp8 -o build/digits",
@@ -378,61 +381,10 @@ def compile_command(
     ] = None,
 ) -> None:
     """Compile a backbone into a validated ONNX model and engines."""
-    from diffc.backends.sm import parse_sm
-    from diffc.backends.target import EngineOptions
     from diffc.cli.tables import compiled, planned, planned_from_file
     from diffc.compile.plan import check
-    from diffc.compile.prompts import read_prompts
-    from diffc.compile.request import CompileRequest, parse_component_dtype
-    from diffc.models.sources.lora_files import parse_lora
-    from diffc.models.sources.source import HubOptions
-    from diffc.quantize.options import QuantOptions
 
-    request = CompileRequest(
-        model=model,
-        output=output.expanduser().absolute(),
-        format=format,
-        targets=tuple(target or ["ort"]),
-        sms=tuple(dict.fromkeys(parse_sm(text) for text in sm or [])),
-        dtype=dtype,
-        profile=profile,
-        from_checkpoint=from_checkpoint,
-        pipeline=pipeline,
-        save_checkpoint=save_checkpoint and save_checkpoint.expanduser().absolute(),
-        options=QuantOptions(
-            quantize_mha,
-            quant_level,
-            alpha,
-            percentile,
-            collect_method,
-            lowrank,
-            block_size,
-            tuple(keep or ()),
-        ),
-        calib_size=calib_size,
-        calibrate=calibrate,
-        engine=EngineOptions(optimization_level, weight_streaming, strip_weights),
-        component_dtypes=tuple(map(parse_component_dtype, component_dtype or ())),
-        prompts=None if prompts_file is None else read_prompts(prompts_file, calib_size),
-        steps=steps,
-        guidance=guidance,
-        negative_prompt=negative_prompt,
-        batch_size=batch_size,
-        image_size=image_size,
-        height=height,
-        width=width,
-        seed=seed,
-        loras=tuple(map(parse_lora, lora or ())),
-        lora_partial=lora_partial,
-        lora_slots=lora_slots,
-        cache_plan=cache_plan,
-        cache_layout=cache_layout,
-        passes=passes,
-        skip_validation=skip_validation,
-        force=force,
-        dump=dump,
-        hub=HubOptions(revision, variant, subfolder, token, cache_dir),
-    )
+    request = request_of(locals())
     if dry_run and model.endswith(".onnx"):
         from diffc.compile.onnx_model import check_request
 
@@ -448,3 +400,61 @@ def compile_command(
     started = time.perf_counter()
     result = compile_model(request, terminal.ui)
     compiled(result, time.perf_counter() - started, terminal)
+
+
+def request_of(values: Mapping[str, Any]) -> CompileRequest:
+    """The request of the options of `diffc compile`, by the names of its parameters. Raises DiffcError."""
+    from diffc.backends.sm import parse_sm
+    from diffc.backends.target import EngineOptions
+    from diffc.compile.prompts import read_prompts
+    from diffc.compile.request import CompileRequest, parse_component_dtype
+    from diffc.models.sources.lora_files import parse_lora
+    from diffc.models.sources.source import HubOptions
+    from diffc.quantize.options import QuantOptions
+
+    v = SimpleNamespace(**values)
+    return CompileRequest(
+        model=v.model,
+        output=v.output.expanduser().absolute(),
+        format=v.format,
+        targets=tuple(v.target or ["ort"]),
+        sms=tuple(dict.fromkeys(parse_sm(text) for text in v.sm or [])),
+        dtype=v.dtype,
+        profile=v.profile,
+        from_checkpoint=v.from_checkpoint,
+        pipeline=v.pipeline,
+        save_checkpoint=v.save_checkpoint and v.save_checkpoint.expanduser().absolute(),
+        options=QuantOptions(
+            v.quantize_mha,
+            v.quant_level,
+            v.alpha,
+            v.percentile,
+            v.collect_method,
+            v.lowrank,
+            v.block_size,
+            tuple(v.keep or ()),
+        ),
+        calib_size=v.calib_size,
+        calibrate=v.calibrate,
+        engine=EngineOptions(v.optimization_level, v.weight_streaming, v.strip_weights),
+        component_dtypes=tuple(map(parse_component_dtype, v.component_dtype or ())),
+        prompts=None if v.prompts_file is None else read_prompts(v.prompts_file, v.calib_size),
+        steps=v.steps,
+        guidance=v.guidance,
+        negative_prompt=v.negative_prompt,
+        batch_size=v.batch_size,
+        image_size=v.image_size,
+        height=v.height,
+        width=v.width,
+        seed=v.seed,
+        loras=tuple(map(parse_lora, v.lora or ())),
+        lora_partial=v.lora_partial,
+        lora_slots=v.lora_slots,
+        cache_plan=v.cache_plan,
+        cache_layout=v.cache_layout,
+        passes=v.passes,
+        skip_validation=v.skip_validation,
+        force=v.force,
+        dump=v.dump,
+        hub=HubOptions(v.revision, v.variant, v.subfolder, v.token, v.cache_dir),
+    )

@@ -28,7 +28,9 @@ from diffc.cli import (
     package,
     passes,
     relora,
+    report,
     slim,
+    sweep,
     train,
     validate,
 )
@@ -37,6 +39,7 @@ from diffc.cli.checkpoint import checkpoint_app
 from diffc.cli.command import Command, Group, shared_options
 from diffc.cli.foreign_options import instead_of
 from diffc.cli.models import models_app
+from diffc.cli.sweep_options import SweepCommand
 from diffc.plugins import broken, load, unusable
 from diffc.version import VERSION
 
@@ -69,6 +72,7 @@ def _refusing(name: str) -> Callable[[], None]:
 _MAKE, _CHECK, _LISTS = "Make", "Check and use", "Look up"
 for name, function, text, panel in (
     ("compile", compile.compile_command, compile.EXAMPLES, _MAKE),
+    ("sweep", sweep.sweep_command, sweep.EXAMPLES, _MAKE),
     ("train", train.train_command, train.EXAMPLES, _MAKE),
     ("mix", mix.mix_command, mix.EXAMPLES, _MAKE),
     ("import", import_.import_command, import_.EXAMPLES, _MAKE),
@@ -80,12 +84,14 @@ for name, function, text, panel in (
     ("generate", generate.generate_command, generate.EXAMPLES, _CHECK),
     ("evaluate", evaluate.evaluate_command, evaluate.EXAMPLES, _CHECK),
     ("bench", bench.bench_command, bench.EXAMPLES, _CHECK),
+    ("report", report.report_command, report.EXAMPLES, _CHECK),
     ("inspect", inspect.inspect_command, inspect.EXAMPLES, _CHECK),
     ("doctor", doctor.doctor_command, doctor.EXAMPLES, _CHECK),
     ("formats", formats.formats_command, formats.EXAMPLES, _LISTS),
     ("passes", passes.passes_command, passes.EXAMPLES, _LISTS),
 ):
-    app.command(name, cls=Command, epilog=text, rich_help_panel=panel)(shared_options(function))
+    kind = SweepCommand if name == "sweep" else Command
+    app.command(name, cls=kind, epilog=text, rich_help_panel=panel)(shared_options(function))
 app.add_typer(models_app, name="models", rich_help_panel=_LISTS)
 app.add_typer(cache_app, name="cache", rich_help_panel=_LISTS)
 app.add_typer(checkpoint_app, name="checkpoint", rich_help_panel=_MAKE)

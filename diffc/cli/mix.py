@@ -78,15 +78,15 @@ def mix_command(
     ] = None,
 ) -> None:
     """Choose a format for every layer: the smallest error of the output within a size."""
-    from diffc.commands.bench.output import check_folder, check_plot
+    from diffc.commands.bench.output import check_folder, check_parent, check_plot
     from diffc.commands.mix import MixRequest, lines, mix
     from diffc.compile.prompts import read_prompts
     from diffc.quantize.folder import check_place
     from diffc.quantize.formats import find_format
 
     check_plot(plot)
-    for path in (output, plot):
-        check_folder(path)
+    check_folder(plot)
+    check_parent(output)
     check_place(output)
     formats = tuple(find_format(name).name for name in format or ("nvfp4", "fp8", "int8"))
     request = MixRequest(
@@ -110,7 +110,7 @@ def mix_command(
     terminal.result([{"name": m.name, "bits": m.bits, "snr_db": m.snr} for m in found])
 
 
-def bytes_of(text: str) -> int:
+def bytes_of(text: str, option: str = "--size") -> int:
     """Bytes of "6GB", "800 MB" or "5.5 GiB". Raises UsageError for anything else."""
     match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt])(i?)b?\s*", text, re.IGNORECASE)
     try:
@@ -118,4 +118,4 @@ def bytes_of(text: str) -> int:
         power = "kmgt".index(match[2].lower()) + 1
         return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
     except (AssertionError, ValueError) as error:
-        raise UsageError(f"--size is {text!r}", fix="write a number and a unit, such as 6GB") from error
+        raise UsageError(f"{option} is {text!r}", fix="write a number and a unit, such as 6GB") from error

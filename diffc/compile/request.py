@@ -169,7 +169,7 @@ def request_key(request: CompileRequest, files: Iterable[Path], weights: str = "
         "request": wanted,
         "files": list(_stats((*files, *checkpoint))),
         "weights": weights,
-        "code": _code(),
+        "code": code_of_diffc(),
         "versions": versions(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
@@ -185,7 +185,7 @@ def _stats(places: Iterable[Path]) -> Iterator[list[Any]]:
 
 
 @lru_cache(maxsize=1)
-def _code() -> str:
+def code_of_diffc() -> str:
     """A hash of all code of diffc and passes: a compile never goes on with what other code has left."""
     digest = hashlib.sha256(code_version().encode())
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):

@@ -6,18 +6,20 @@ This file and `plan.py` alone know what a Plan holds; each stage is given what i
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 import onnx
+import torch
 
 from diffc.artifact.describe import described_engines
-from diffc.artifact.folder import Artifact, staging, write_manifest
+from diffc.artifact.folder import Artifact, file_names, staging, write_manifest
 from diffc.artifact.records import save_passes
 from diffc.artifact.resume import CHECKPOINT, calibration_work, mark_calibrated
+from diffc.backends.target import DEFAULT_ENGINE
 from diffc.backends.tensorrt.build import EngineReport
 from diffc.cache.resolve import ResolvedCache
 from diffc.compile.cached.noise import CacheNoise, measure_noise
@@ -48,6 +50,7 @@ from diffc.compile.pipeline_step import check_step
 from diffc.compile.plan import Plan, assumed, check, check_targets, describe
 from diffc.compile.recorded import Recorded
 from diffc.compile.request import CompileRequest, CompileResult, request_key
+from diffc.compile.shared import Calibrations
 from diffc.compile.stored import held_checkpoint
 from diffc.compile.validation import validate_by_layer, validate_whole
 from diffc.errors import UsageError
@@ -125,12 +128,35 @@ def of_calibration(request: CompileRequest, checkpoint: Checkpoint) -> CompileRe
     return replace(request, format=checkpoint.format)
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a compile has before it builds engines: the stages after it, for other GPUs too, take no more than this.
+
+    `hashes` are those of the files that were written with the weights; `files` all files of the artifact by then.
+    """
+
+    plan: Plan
+    checkpoint: Checkpoint | None
+    noise: CacheNoise | None
+    graphs: Graphs
+    validation: Sequence[ShapeReport]
+    hashes: Mapping[str, str]
+    files: tuple[str, ...]
+
+
 def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = None) -> CompileResult:
     """The compile of a request, whose model may be in memory."""
     if request.model.endswith(".onnx"):
         return compile_onnx(request, ui)
     ui = Recorded(ui)
     plan = check(request) if live is None else check(request, live.source, live.checkpoint)
+    return compile_plan(plan, ui)[1]
+
+
+def compile_plan(
+    plan: Plan, ui: Recorded, calibrations: Calibrations | None = None
+) -> tuple[Made, CompileResult]:
+    """The compile of a plan. `calibrations`: where an equal calibration is looked for, and a new one is kept."""
     backbone = FakeBackbone(plan.source, plan.dtype)
     check_weights(backbone)
     ui.note(describe(plan))
@@ -140,29 +166,50 @@ def _compile(request: CompileRequest, ui: Reporter, live: LiveModel | None = Non
         ui.note(line)
     parts = Parts(ui, part_names(plan))
     cache = resolve_cache(plan, backbone, ui)
-    loras = [applied.file.path for applied in plan.source.loras]
-    files = [plan.source.pipeline_dir or plan.source.path, *request.cache_files, *loras]
-    key = request_key(request, files, identity_of(plan))
+    request = plan.request
     expert_requests(request, plan.source, request.output)  # what cannot be is refused before any work
     hold_interface(plan, ui)
-    with staging(request.output, force=request.force, key=key, note=ui.note) as folder:
-        checkpoint = quantize(plan, backbone, folder, parts["quantize"])
+    with staging(request.output, force=request.force, key=key_of(plan), note=ui.note) as folder:
+        checkpoint = quantize(plan, backbone, folder, parts["quantize"], calibrations)
         noise = measure(plan, cache, checkpoint, parts["quantize"])
         traced = trace(plan, backbone, checkpoint, parts["trace"])
         graphs = rewrite(plan, backbone, traced, cache, parts["rewrite"])
         hashes = write(graphs, folder, parts["write"])
         validation = validate(plan, checkpoint, graphs, folder, parts["validate"])
-        engines = build(plan, graphs, folder, parts["build"])
-        explain(plan, graphs, validation, engines, folder)
-        experts = compile_experts(plan, folder, ui)
-        content = {**manifest(plan, graphs, validation, engines, noise), **experts}
-        content |= described_checkpoint(checkpoint)
-        save_passes(graphs.records, folder)
-        ui.save(folder, engines)
-        written = write_manifest(folder, content, hashes)
-    artifact = Artifact(request.output, written)
-    moved = [engine.moved(request.output / "engines") for engine in engines]
-    return CompileResult(artifact, graphs.records, validation, moved)
+        made = Made(plan, checkpoint, noise, graphs, validation, hashes, file_names(folder))
+        written, engines = finish(plan, made, folder, ui)
+    return made, result_of(plan, made, written, engines)
+
+
+def key_of(plan: Plan) -> str:
+    """What a compile that goes on with another one must have in common with it (`request_key`)."""
+    loras = [applied.file.path for applied in plan.source.loras]
+    files = [plan.source.pipeline_dir or plan.source.path, *plan.request.cache_files, *loras]
+    return request_key(plan.request, files, identity_of(plan))
+
+
+def finish(
+    plan: Plan, made: Made, folder: Path, ui: Recorded
+) -> tuple[dict[str, Any], Sequence[EngineReport]]:
+    """Build the engines of `plan` beside the files of `made` in `folder`, and write the manifest, which is returned."""
+    graphs, validation = made.graphs, made.validation
+    engines = build(plan, graphs, folder, Parts(ui, part_names(plan))["build"])
+    explain(plan, graphs, validation, engines, folder)
+    experts = compile_experts(plan, folder, ui)
+    content = {**manifest(plan, graphs, validation, engines, made.noise), **experts}
+    content |= described_checkpoint(made.checkpoint)
+    save_passes(graphs.records, folder)
+    ui.save(folder, engines)
+    return write_manifest(folder, content, made.hashes), engines
+
+
+def result_of(
+    plan: Plan, made: Made, written: dict[str, Any], engines: Sequence[EngineReport]
+) -> CompileResult:
+    """What a compile returns, its engines where they are now."""
+    output = plan.request.output
+    moved = [engine.moved(output / "engines") for engine in engines]
+    return CompileResult(Artifact(output, written), made.graphs.records, made.validation, moved)
 
 
 def compile_experts(plan: Plan, folder: Path, ui: Reporter) -> dict[str, Any]:
@@ -233,8 +280,14 @@ def resolve_cache(plan: Plan, backbone: FakeBackbone, ui: Reporter) -> ResolvedC
     return cache
 
 
-def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> Checkpoint | None:
-    """The calibrated checkpoint, saved in `folder`/checkpoint and where --save-checkpoint says.
+def quantize(
+    plan: Plan,
+    backbone: FakeBackbone,
+    folder: Path,
+    ui: Reporter,
+    calibrations: Calibrations | None = None,
+) -> Checkpoint | None:
+    """The calibrated checkpoint, saved in `folder`/checkpoint, in `calibrations`, and where --save-checkpoint says.
 
     None for a format that does not quantize.
     """
@@ -246,8 +299,13 @@ def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> 
     if not plan.format.quantizes:
         return None
     checkpoint = kept_checkpoint(folder)
+    shared = calibrations if plan.calibrates else None
+    key = "" if shared is None else calibration_key(plan)
     if checkpoint is not None:
         ui.note("calibration is taken over from a compile that was stopped")
+    elif shared is not None and shared.lend(key, folder / CHECKPOINT):
+        checkpoint = Checkpoint.load(folder / CHECKPOINT)
+        ui.note("calibration is taken from an equal one of another compile")
     else:
         checkpoint = calibrated(plan, backbone, ui, calibration_work(folder))
         checkpoint.save(folder / CHECKPOINT)
@@ -257,6 +315,8 @@ def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> 
             checkpoint = Checkpoint.load(folder / CHECKPOINT)
         if plan.calibrates:
             mark_calibrated(folder)
+    if shared is not None:
+        shared.keep(key, folder / CHECKPOINT)
     if checkpoint.weights:
         count, all_weights = len(checkpoint.weights), len(plan.source.weights)
         ui.note(
@@ -266,6 +326,26 @@ def quantize(plan: Plan, backbone: FakeBackbone, folder: Path, ui: Reporter) -> 
         checkpoint.save(plan.request.save_checkpoint)
         ui.note(f"the calibration is saved in {plan.request.save_checkpoint}")
     return checkpoint
+
+
+def calibration_key(plan: Plan) -> str:
+    """What two compiles must have in common for their calibrations to be equal: a hash."""
+    same = replace(
+        plan.request,
+        targets=("ort",),
+        sms=(),
+        dtype=plan.dtype
+        if torch.cuda.is_available()
+        else "float32",  # on the CPU the pipeline runs in float32
+        profile="",
+        lora_slots=0,
+        cache_plan="",
+        cache_layout="",
+        passes="",
+        engine=DEFAULT_ENGINE,
+        skip_validation=False,
+    )
+    return key_of(replace(plan, request=same))
 
 
 def calibrated(plan: Plan, backbone: FakeBackbone, ui: Reporter, work: Path | None = None) -> Checkpoint:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from diffc.errors import DiffcError
+from diffc.output_folders import written_folder
 from diffc.quantize.schema import Record
 from diffc.quantize.state import Amax
 from diffc.records import check_record, of_pass_error, read_record
@@ -50,17 +49,13 @@ def write(
     Raises DiffcError when `directory` is something other than a checkpoint, and when it cannot be written.
     """
     check_place(directory)
-    temporary = directory.with_name(f".{directory.name}-{uuid4().hex[:8]}")
     try:
-        temporary.mkdir(parents=True)
-        _fill(temporary, record, tensors, weights or {})
-        _replace(temporary, directory)
+        with written_folder(directory) as folder:
+            _fill(folder, record, tensors, weights or {})
     except OSError as error:
         raise DiffcError(
             f"cannot write the checkpoint {directory}: {error}", fix="free space, or name another folder"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_place(directory: Path) -> None:
@@ -88,21 +83,6 @@ def _fill(
 
 def _is_empty(directory: Path) -> bool:
     return directory.is_dir() and not any(directory.iterdir())
-
-
-def _replace(temporary: Path, directory: Path) -> None:
-    """Rename into place; Windows renames onto nothing only, so an old folder steps aside first."""
-    if not directory.exists():
-        temporary.rename(directory)
-        return
-    old = temporary.with_name(temporary.name + "-old")
-    directory.rename(old)
-    try:
-        temporary.rename(directory)
-    except OSError:
-        old.rename(directory)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read(

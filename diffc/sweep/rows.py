@@ -1,4 +1,4 @@
-"""What a sweep writes of its cells: `sweep.jsonl`, a line for each attempt, and `sweep.json`, the last line of each cell.
+"""What a sweep writes of its cells: `sweep.jsonl`, a line for each attempt, and `sweep.json`, the last of each cell.
 
 docs/sweep.md has the fields as a table. Readers take `Row` and `Summary` from here.
 """
@@ -6,7 +6,7 @@ docs/sweep.md has the fields as a table. Readers take `Row` and `Summary` from h
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -19,7 +19,10 @@ from passes.files.bounded import read_text
 LINES, SUMMARY = "sweep.jsonl", "sweep.json"
 SCHEMA = 1
 """The form of both files."""
-DONE, REFUSED, FAILED, LOST = "done", "refused", "failed", "lost"
+DONE: Final = "done"
+REFUSED: Final = "refused"
+FAILED: Final = "failed"
+LOST: Final = "lost"
 Status = Literal["done", "refused", "failed", "lost"]
 """done: the artifact is there. refused: hardware or compiler lack this combination, known before any work. failed: one
 message says why. lost: the worker died, and the cell is tried again; as the last row of a cell, no try was left."""
@@ -40,12 +43,12 @@ class Row(Struct, forbid_unknown_fields=True):
     """One attempt at a cell. `cell` is its name, which is that of its folder in the sweep's, or under --artifacts.
 
     `sm` is None where no engine is built. `cache_plan` is empty and `loras` has no entry where the cell has none.
-    `dtype` is the compute type, empty for a cell that was refused. `message` is empty for a cell that is done. `attempt`
-    counts from 1; 0 for a cell that was refused before any work, and for an artifact that was found without a row.
-    `seconds` are those of the attempt; `peak_memory` in bytes, of its process; `needs`: bytes that were set aside.
-    `worker`: machine and process. `artifact`: folder or address. `sizes`: bytes of "weights", "graphs", "engines" and
-    "all". `errors`: the largest relative L2 error against torch, by what ONNX Runtime computed in. `calibration` and
-    `graph`: the cells that these were taken from, empty where the cell made its own. `started`: UTC.
+    `dtype` is the compute type, empty for a cell that was refused. `message` is empty for a cell that is done.
+    `attempt` counts from 1; it is 0 for a cell that was refused before any work, and for an artifact that was found
+    without a row. `seconds` are those of the compile; `peak_memory` in bytes, of its process; `needs`: bytes that were
+    set aside. `worker`: machine and process. `artifact`: folder or address. `sizes`: bytes of "weights", "graphs",
+    "engines" and "all". `errors`: the largest relative L2 error against torch, by what ONNX Runtime computed in.
+    `calibration` and `graph`: the cells that these were taken from, empty where the cell made its own. `started`: UTC.
     """
 
     cell: Text
@@ -68,15 +71,15 @@ class Row(Struct, forbid_unknown_fields=True):
     errors: dict[str, float] = {}
     calibration: str = ""
     graph: str = ""
-    steps: dict[Literal["validate", "bench", "evaluate"], Step] = {}
+    steps: dict[str, Step] = {}
 
 
 class Summary(Struct, forbid_unknown_fields=True):
     """The whole sweep. `cells`: the last row of each, in the order of the axes. `command`: what repeats it.
 
     `counts` has a number for each status, "cells" and "attempts". `seconds` are those of all runs together, `runs` how
-    often the command was called. `axes`: the values of model, format, sm, cache_plan and lora. `state` is "running" while
-    cells are left.
+    often the command was called. `axes`: the values of model, format, sm, cache_plan, lora and dtype. `state` is
+    "running" while cells are left.
     """
 
     schema: Positive

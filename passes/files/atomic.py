@@ -126,17 +126,74 @@ def _not_ours(path: Path, reason: str) -> PassError:
 def written(path: Path) -> Iterator[IO[bytes]]:
     """A file to write; it takes the name `path` when the block ends without an error, and is on the disk by then.
 
-    Until then it has a name that nobody can know. Raises PassError when what is at `path` is not a regular file.
+    Until then it has a name beside it. Raises PassError when what is at `path` is not a regular file.
     """
-    partial = path.with_name(f".{path.name[:40]}-{uuid4().hex[:12]}.partial")
+    partial, raw = _begun(path)
     try:
-        with open_new(partial) as raw, io.BufferedWriter(raw) as file:
+        with io.BufferedWriter(raw) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        replace(partial, path)
+            if not _CLOSED_FIRST:  # while it is held: nobody takes it for a leftover
+                replace(partial, path)
+        if _CLOSED_FIRST:
+            replace(partial, path)
     finally:
         drop(partial)
+
+
+_CLOSED_FIRST = os.name == "nt"
+"""Whether a file must be closed to be renamed."""
+
+
+def _begun(path: Path) -> tuple[Path, io.FileIO]:
+    """A new file beside `path` and its name: one that the next writer of `path` knows, should this process be killed.
+
+    While another process is writing `path`, where that name is somebody else's, and on Windows, which lets nobody
+    rename a file that is held, it has a name that nobody can know.
+    """
+    known = path.with_name(f".{path.name[:40]}.partial")
+    try:
+        _clear(known)
+        if not _CLOSED_FIRST:
+            file = open_new(known)
+            if _hold(file) is not False and _is_named(file, known):
+                return known, file
+            file.close()  # another process takes it for a leftover, and removes it
+    except (PassError, FileExistsError):
+        pass
+    unknown = path.with_name(f".{path.name[:40]}-{uuid4().hex[:12]}.partial")
+    return unknown, open_new(unknown)
+
+
+def _clear(known: Path) -> None:
+    """Remove what a process that was killed has left under that name; what another is writing stays."""
+    if not _CLOSED_FIRST and check_own(known):
+        with open_own(known) as file:
+            if _hold(file) and _is_named(file, known):
+                known.unlink()
+
+
+def _hold(file: io.FileIO) -> bool | None:
+    """Lock an open file until it is closed, or its process ends; False when another has it, None where none can."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
+
+
+def _is_named(file: io.FileIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except OSError:
+        return False
 
 
 def replace(partial: Path, path: Path) -> None:

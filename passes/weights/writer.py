@@ -87,6 +87,9 @@ def save_all(
             resolve(model, places, data.name)
         saved = {path: _write(partial[path], model) for path, model in copies.items()}
         saved |= {data: weights} if weights else {}
+        if weights and data.is_file():  # an older model never stands beside weights that are not its own
+            for final in models:
+                final.unlink(missing_ok=True)
         for final, written in reversed(saved.items()):  # what names the data comes last
             replace(written.path, final)
     except OSError as error:

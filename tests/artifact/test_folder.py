@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from diffc import output_folders
 from diffc.artifact import folder as folder_module
 from diffc.artifact.folder import MANIFEST, Artifact, check_output, file_sha256, staging, write_manifest
 from diffc.errors import DiffcError
@@ -154,7 +155,7 @@ def test_when_the_last_rename_fails_the_old_one_is_put_back(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    monkeypatch.setattr(folder_module, "exchange", lambda one, other: False)  # Windows has none
+    monkeypatch.setattr(output_folders, "exchange", lambda one, other: False)  # Windows has none
     with pytest.raises(PermissionError), staging(artifact, force=True) as folder:
         fill(folder, format="int8")
     assert (artifact / MANIFEST).read_bytes() == before

@@ -223,7 +223,7 @@ def test_the_key_follows_all_that_the_result_depends_on(
     assert request_key(request, [folder], "other weights") != key
     changed = request_key(request, [folder])
     assert changed != key
-    monkeypatch.setattr("diffc.compile.request._code", lambda: "another version")
+    monkeypatch.setattr("diffc.compile.request.code_of_diffc", lambda: "another version")
     assert request_key(request, [folder]) != changed
 
 

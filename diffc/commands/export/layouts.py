@@ -203,7 +203,7 @@ def _config(model: Calibrated) -> dict[str, Any]:
 
 
 def _write_folder(place: Path, tensors: Mapping[str, Recipe], config: Mapping[str, Any]) -> None:
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
     (place / "config.json").write_text(text, encoding="utf-8", newline="\n")
     _write_file(place / FILE, tensors, {"format": "pt"})

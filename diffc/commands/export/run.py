@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 from diffc.artifact.folder import MANIFEST, Artifact
 from diffc.artifact.model import compiled_model
@@ -13,10 +13,12 @@ from diffc.commands.export.layouts import LAYOUTS, Calibrated, Written
 from diffc.errors import DiffcError, UsageError, unknown_value
 from diffc.models.sources.backbone import FakeBackbone
 from diffc.models.sources.locate import locate
+from diffc.output_folders import one_writer, written_folder
 from diffc.progress import Reporter
 from diffc.progress_bar import default_reporter
 from diffc.quantize.checkpoint import Checkpoint
 from passes.base import PassError
+from passes.files.atomic import replace
 
 
 @dataclass(frozen=True)
@@ -79,19 +81,26 @@ def find_calibrated(what: Path, model: str | None) -> Calibrated:
 
 def _write(found: Calibrated, request: ExportRequest, suffix: str) -> Written:
     """Write beside the output, and rename what is whole."""
-    output = request.output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.stem[:40]}-{uuid4().hex[:8]}{suffix}")
+    output, write = request.output.absolute(), LAYOUTS[request.layout].write
     try:
-        written = LAYOUTS[request.layout].write(found, partial)
-        if output.is_dir():
-            shutil.rmtree(output)
-        partial.replace(output)
+        if not suffix:
+            with written_folder(output) as folder:
+                return write(found, folder)
+        with one_writer(output) as partial:
+            return _write_file(found, write, partial, output)
     except PassError as error:
         raise DiffcError(str(error), fix="choose another --layout") from error
+
+
+def _write_file(
+    found: Calibrated, write: Callable[[Calibrated, Path], Written], folder: Path, output: Path
+) -> Written:
+    """`written_folder` for one file, which is written in the unfinished folder."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    try:
+        folder.mkdir()
+        written = write(found, folder / output.name)
+        replace(folder / output.name, output)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return written

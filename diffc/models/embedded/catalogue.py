@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sys
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from safetensors import SafetensorError
 
 from diffc.errors import DiffcError, unknown
 from diffc.models.embedded import digits, tiny
+from diffc.output_folders import filled, one_writer
 
 MANIFEST = "diffc-embedded.json"
 
@@ -70,6 +69,10 @@ EMBEDDED: dict[str, EmbeddedModel] = {
 }
 
 
+_MAKING = 600.0
+"""Seconds for which a process waits for another that makes the same model: half a minute on a slow core."""
+
+
 def make(name: str, directory: Path) -> Path:
     """Write the pipeline folder of an embedded model to `directory` and return it.
 
@@ -84,16 +87,14 @@ def make(name: str, directory: Path) -> Path:
         raise DiffcError(
             f"{directory} exists and is not {name} as this diffc makes it", fix="remove it or name another"
         )
-    temporary = directory.with_name(f".{directory.name}-{uuid.uuid4().hex[:8]}")
     try:
-        temporary.mkdir(parents=True)
-        _write(name, temporary)
-        _move(temporary, directory, name)
+        with one_writer(directory, wait=_MAKING) as partial:
+            if not _holds(directory, name):  # else another process was first
+                with filled(partial, directory):
+                    _write(name, partial)
     except (OSError, SafetensorError) as error:
         fix = "free space, or give a place that can be written (DIFFC_CACHE sets the cache)"
         raise DiffcError(f"cannot write {name} to {directory}: {error}", fix=fix) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return directory
 
 
@@ -101,7 +102,7 @@ def materialize(name: str) -> Path:
     """The pipeline folder of an embedded model in the user's cache, made on the first call.
 
     The folder's name carries `recipe_key(name)`, so a folder of another diffc is never taken. Processes that
-    make it at the same time build apart; the first to finish wins. Raises DiffcError as `make` does.
+    want it at the same time wait for the first. Raises DiffcError as `make` does.
     """
     return make(name, cache_dir() / "models" / f"{name}-{recipe_key(name)}")
 
@@ -175,14 +176,3 @@ def _holds(directory: Path, name: str) -> bool:
     ):
         return False
     return files.items() <= _sizes(directory).items()
-
-
-def _move(temporary: Path, directory: Path, name: str) -> None:
-    """Rename into place; another process that was first with the same model is as good."""
-    try:
-        if directory.exists():
-            directory.rmdir()  # empty, or it would have been refused; Windows renames onto nothing only
-        temporary.rename(directory)
-    except OSError:
-        if not _holds(directory, name):
-            raise

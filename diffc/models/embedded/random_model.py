@@ -7,8 +7,6 @@ generate is noise.
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from diffc.models.embedded.random_weights import Tensor, check_room, write_safet
 from diffc.models.embedded.real import REAL, RealModel
 from diffc.models.registry import find_family
 from diffc.models.sources.backbone import build_backbone
+from diffc.output_folders import written_folder
 from diffc.progress import Reporter, Silent
 
 NOTE = "diffc-random.json"
@@ -45,19 +44,13 @@ def make_random(name: str, directory: Path, *, seed: int = 0, ui: Reporter | Non
         raise DiffcError(
             f"{directory} exists and is not {name} of seed {seed}", fix="remove it or name another"
         )
-    temporary = directory.with_name(f".{directory.name}-{uuid.uuid4().hex[:8]}")
     try:
-        temporary.mkdir(parents=True)
-        write_backbone(model, temporary, seed, ui or Silent())
-        (temporary / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-        if directory.exists():
-            directory.rmdir()
-        temporary.rename(directory)
+        with written_folder(directory) as folder:
+            write_backbone(model, folder, seed, ui or Silent())
+            (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         fix = "free space, or give a place that can be written"
         raise DiffcError(f"cannot write {name} to {directory}: {error}", fix=fix) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return directory
 
 
