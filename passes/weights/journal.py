@@ -101,7 +101,7 @@ def fingerprint(path: str) -> list[Any]:
     try:
         stat = Path(path).stat()
     except OSError as error:
-        raise PassError(f"{path} is missing: weights cannot be read") from error
+        raise PassError(f"{path} is missing: weights cannot be read. Fix: run the command again") from error
     return [path, stat.st_size, stat.st_mtime_ns]
 
 

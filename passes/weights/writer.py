@@ -72,7 +72,7 @@ def save_all(
     first = next(iter(models))
     data = first.with_name(first.name + "_data")
     if not first.parent.is_dir():
-        raise PassError(f"no such folder: {first.parent}")
+        raise PassError(f"no such folder: {first.parent}. Fix: make it, or name another output")
     for final in (*models, data):
         if kind := irregular(final):
             raise PassError(f"{final} is {kind}, not a file: it is left as it is. Fix: name another output")

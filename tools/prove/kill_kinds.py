@@ -68,7 +68,7 @@ def _calibrated(inputs: Path) -> list[str]:
 
 KINDS = (
     Kind("fp8", _compiled("--format", "fp8", "--target", "trt-rtx", "--sm", "89")),
-    Kind("cache", _compiled("--format", "fp8", "--cache-plan", "{inputs}/plan.json")),
+    Kind("cache", _compiled("--cache-plan", "{inputs}/plan.json")),
     Kind("lora", _compiled("--lora", "{inputs}/lora.safetensors=0.7")),
     Kind("import", _imported, (f"{OUTPUT}.onnx", f"{OUTPUT}.onnx_data")),
     Kind("calibration", _calibrated, (OUTPUT, f"{OUTPUT}.plan.json")),
@@ -143,8 +143,8 @@ def _write_exported(path: Path) -> None:
 def contents(folder: Path) -> dict[str, str]:
     """What a result is compared by: the hash of every file by its name, of the manifest without what the clock says.
 
-    Left out: seconds of the stages (records/run.json), the log of the engine's builder, which has seconds too, and in the
-    manifest `seconds` of each engine and the hash and size of those logs.
+    Left out: seconds of the stages (records/run.json), the log of the engine's builder, which has seconds too, and in
+    the manifest `seconds` of each engine and the hash and size of those logs.
     """
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
