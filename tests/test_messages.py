@@ -19,9 +19,10 @@ SAYS_ALL = re.compile(r"\bstr\(error\)|\{error\}'\)$|\{answer\[1\]\}'\)$|_AGAIN|
 CONTRACTS = {
     f"passes/weights/{name}.py": "shapes that passes agree on among themselves: no file or option leads there"
     for name in ("deltas", "moves", "operations", "recipe", "stored")
-} | {
-    "passes/files/bounded.py": "who reads the file knows where it comes from, and adds the fix (of_pass_error)"
-}
+} | dict.fromkeys(
+    ("passes/files/bounded.py", "diffc/cache/plan_file.py"),
+    "who reads the file knows where it comes from, and adds the fix (of_pass_error)",
+)
 
 
 def raised(tree: ast.AST) -> Iterator[tuple[int, str]]:

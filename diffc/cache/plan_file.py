@@ -64,10 +64,6 @@ def _parse_yaml(text: str, path: Path) -> Any:
     try:
         return yaml.load(text, Plain)  # a SafeLoader that refuses more
     except RecursionError as error:
-        raise PassError(
-            f"{path} is nested too deep. Fix: write the plan as `diffc cache show` prints one"
-        ) from error
+        raise PassError(f"{path} is nested too deep") from error
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        raise PassError(
-            f"{path} is not YAML: {error}. Fix: write the plan as `diffc cache show` prints one"
-        ) from error
+        raise PassError(f"{path} is not YAML: {error}") from error

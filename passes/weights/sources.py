@@ -77,8 +77,7 @@ def safetensors_source(path: Path, key: str) -> Source:
     if source.offset + source.length > stat.st_size:
         end = source.offset + source.length
         raise PassError(
-            f"{path} is cut off: tensor {key!r} ends at byte {end} of {stat.st_size}"
-            ". Fix: copy or download it again"
+            f"{path} is cut off: tensor {key!r} ends at byte {end} of {stat.st_size}. Fix: download it again"
         )
     return source
 
@@ -134,7 +133,7 @@ def _read_raw(source: Source) -> Array:
     if not path.is_file() or path.stat().st_size < source.offset + source.length:
         raise PassError(
             f"{source.path} is missing or cut off: tensor {source.key!r} cannot be read"
-            ". Fix: copy or download it again"
+            ". Fix: download it again"
         )
     data = np.memmap(path, np.uint8, "r", source.offset, (source.length,))
     return _as_array(data, source.dtype, source.shape)

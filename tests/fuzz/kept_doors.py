@@ -23,8 +23,10 @@ from tests.fuzz.lies import damaged, lied
 
 
 def layers() -> torch.nn.Module:
-    """The unquantized model."""
-    return torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Linear(8, 4))
+    """The unquantized model, with a config as backbones of diffusers have it."""
+    model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Linear(8, 4))
+    model.config = {}  # type: ignore[assignment]
+    return model
 
 
 def _calibrated(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
