@@ -25,8 +25,9 @@ _MODELS = f"models quantize cache {_BASICS}"
 DIFFC: Mapping[str, str] = {
     "": "runtime compile errors version",  # diffc/__init__.py: the names that users import
     "__main__": "cli",
-    "cli": f"commands sweep train compile runtime validate artifact backends frontend quality {_MODELS}",
+    "cli": f"commands report sweep train compile runtime validate artifact backends frontend quality {_MODELS}",
     "commands": f"compile runtime validate artifact backends frontend quality {_MODELS}",
+    "report": f"commands sweep compile runtime validate artifact backends frontend quality {_MODELS}",
     "serve": f"commands runtime artifact {_MODELS}",
     "sweep": f"commands compile runtime validate artifact backends frontend quality {_MODELS}",
     "train": f"compile validate artifact backends frontend {_MODELS}",

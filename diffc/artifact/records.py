@@ -63,12 +63,16 @@ class Stage(Struct):
 
 
 class Run(Struct):
-    """records/run.json: the stages in order, and the processes that built the engines."""
+    """records/run.json: the stages in order, and the processes that built the engines.
+
+    `request`: what was asked for, of a compile whose manifest does not say (that of an ONNX file).
+    """
 
     schema: Count
     seconds: Seconds
     stages: list[Stage]
     builders: list[Stage] = []
+    request: dict[str, Any] = {}
 
 
 def save_passes(records: Sequence[PassRecord], folder: Path) -> None:
@@ -94,10 +98,15 @@ def _entry(record: PassRecord) -> dict[str, Any]:
 
 
 def save_run(
-    folder: Path, seconds: float, stages: Sequence[Mapping[str, Any]], builders: Sequence[Mapping[str, Any]]
+    folder: Path,
+    seconds: float,
+    stages: Sequence[Mapping[str, Any]],
+    builders: Sequence[Mapping[str, Any]],
+    request: Mapping[str, Any] | None,
 ) -> None:
     """Write records/run.json into the `folder` of an artifact that is being made; entries as in `Stage`."""
     content = {"schema": _SCHEMA, "seconds": seconds, "stages": [*stages], "builders": [*builders]}
+    content |= {} if request is None else {"request": dict(request)}
     _write(folder / RUN, content)
 
 

@@ -119,15 +119,15 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
     with_torch = TORCH in request.compare
     with ui.stage("load the pipeline") as update:
         pipe = pipeline_around(source, artifact, device, update, with_backbone=with_torch)
-    request = _sized(request, pipe, source, artifact.manifest)
+    request = sized(request, pipe, source, artifact.manifest)
     painted: list[Painted] = []
     for name, backbone in _variants(folders, with_torch, pipe, source, request):
         setattr(pipe, source.family.component, backbone)
         if request.warm_up:
             with ui.stage(f"warm up {name}") as update:
-                _paint(pipe, backbone, replace(request, steps=min(_WARM_UP, request.steps)), update)
+                run_pipeline(pipe, backbone, replace(request, steps=min(_WARM_UP, request.steps)), update)
         with ui.stage(f"paint with {name}") as update:
-            images, seconds = _paint(pipe, backbone, request, update)
+            images, seconds = run_pipeline(pipe, backbone, request, update)
         painted.append(_judge(name, images, seconds, painted, source))
         if isinstance(backbone, CompiledBackbone):
             for module in (backbone, *(getattr(pipe, name) for name in artifact.manifest.get("experts", ()))):
@@ -153,7 +153,7 @@ def usual_size(manifest: Mapping[str, Any], painted: int | None) -> tuple[int, i
     return (painted, painted) if fits or not manifest["engines"] else (best.height, best.width)
 
 
-def _sized(
+def sized(
     request: GenerateRequest, pipe: Any, source: ModelSource, manifest: Mapping[str, Any]
 ) -> GenerateRequest:
     """The request with the size of the images. Raises DiffcError for what the model cannot paint."""
@@ -206,7 +206,7 @@ def _variants(
         yield f"{other.manifest['format']} {module.target} ({folder.name})", module
 
 
-def _paint(pipe: Any, backbone: Any, request: GenerateRequest, update: Update) -> tuple[Tensor, float]:
+def run_pipeline(pipe: Any, backbone: Any, request: GenerateRequest, update: Update) -> tuple[Tensor, float]:
     """The images on the CPU, and the seconds of the whole pipeline."""
     parameters = signature(pipe.__call__).parameters
     settings: dict[str, Any] = plain_sizes(parameters)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffc.backends.tensorrt.build import EngineReport
     from diffc.compile.cached.noise import CacheNoise
     from diffc.compile.graphs import Graphs
+    from diffc.compile.request import CompileRequest
     from diffc.quantize.checkpoint import Checkpoint
     from diffc.validate.reports import ShapeReport
 
@@ -60,12 +61,16 @@ def manifest(
 
 
 def described_request(plan: Plan) -> dict[str, Any]:
-    """The request as a manifest holds it: all that a compile is asked for, but for places that change nothing of it."""
-    request = asdict(replace(plan.request, output=Path(), force=False, dump=None, save_checkpoint=None))
-    del request["output"], request["force"], request["dump"], request["save_checkpoint"]
-    request["model"] = remembered(plan.request.model)
-    request["hub"] = pinned(plan.request.hub, plan.source).to_json()
-    return {k: str(v) if isinstance(v, Path) else v for k, v in request.items()}
+    """The request as a manifest holds it: all that a compile is asked for, at the revision that was found."""
+    return request_content(plan.request) | {"hub": pinned(plan.request.hub, plan.source).to_json()}
+
+
+def request_content(request: CompileRequest) -> dict[str, Any]:
+    """The request as plain values, but for places that change nothing of the result."""
+    content = asdict(replace(request, output=Path(), force=False, dump=None, save_checkpoint=None))
+    del content["output"], content["force"], content["dump"], content["save_checkpoint"]
+    content |= {"model": remembered(request.model), "hub": request.hub.to_json()}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in content.items()}
 
 
 def described_checkpoint(checkpoint: Checkpoint | None) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from diffc.compile.import_profile import (
     shape_profile,
     trial_sizes,
 )
+from diffc.compile.manifest import request_content
 from diffc.compile.plan import check_engine, check_targets
 from diffc.compile.recorded import Recorded
 from diffc.compile.request import CompileRequest, CompileResult, request_key
@@ -108,7 +109,7 @@ def compile_onnx(request: CompileRequest, ui: Reporter) -> CompileResult:
             "engines": described_engines(engines),
         }
         save_passes(records, folder)
-        ui.save(folder, engines)
+        ui.save(folder, engines, request_content(request))
         written = write_manifest(folder, content, hashes)
     artifact = Artifact(request.output, written)
     return CompileResult(artifact, records, (), [e.moved(request.output / "engines") for e in engines])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,13 +43,19 @@ class Recorded:
         """A line that stays."""
         self.ui.note(text)
 
-    def save(self, folder: Path, engines: Sequence[EngineReport]) -> None:
-        """Write records/run.json into the `folder` of an artifact that is being made."""
+    def save(
+        self, folder: Path, engines: Sequence[EngineReport], request: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write records/run.json into the `folder` of an artifact that is being made.
+
+        `request`: what was asked for, where the manifest has no place for it.
+        """
         builders = [
             {"title": f"engines/{e.path.name}", "seconds": round(e.seconds, 4), "memory": e.peak_rss}
             for e in engines
         ]
-        save_run(folder, round(time.perf_counter() - self.begun, 4), self.stages, builders)
+        seconds = round(time.perf_counter() - self.begun, 4)
+        save_run(folder, seconds, self.stages, builders, request)
 
 
 @contextmanager

@@ -77,13 +77,15 @@ class Paint:
     async def paint(self, order: Order) -> bytes:
         """The picture of an order as PNG; for callers that have a handle. Raises DiffcError for what does not fit."""
         self._painter.check(order)
-        found: bytes = await self._together(order)
+        found: bytes | DiffcError = await self._together(order)
+        if isinstance(found, DiffcError):
+            raise found
         return found
 
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.02)  # type: ignore[untyped-decorator]  # Ray is untyped
-    async def _together(self, orders: Sequence[Order]) -> list[bytes]:
-        pictures = await asyncio.to_thread(self._painter.paint, orders)
-        return [png(picture) for picture in pictures]
+    async def _together(self, orders: Sequence[Order]) -> list[bytes | DiffcError]:
+        answers = await asyncio.to_thread(self._painter.answers, orders)
+        return [answer if isinstance(answer, DiffcError) else png(answer) for answer in answers]
 
     def check_health(self) -> None:
         """Ray Serve asks this again and again, and replaces a replica that raises or does not answer."""

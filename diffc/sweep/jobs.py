@@ -147,47 +147,47 @@ class Board:
         return begun
 
     def ended(self, name: str, attempt: Attempt, rows: Sequence[Row]) -> list[Row]:
-        """The rows of a job that has ended; cells of it without one are lost, and wait for another try, if any is left.
+        """The rows of a job that has ended; `rows` are those that its process wrote.
 
-        `rows` are those that its process wrote.
+        Of the cells without one, the first was being worked on when the process died: it is lost, and tried again if a
+        try is left. Those after it were not begun, and wait as they were.
         """
         job = self.running.pop(name)
         found, written = list(rows), {row.cell for row in rows}
         if job.calibration and not self.calibrations.known(job.calibration):
             self._makers.pop(job.calibration, None)
         left = [task for task in job.tasks if task.cell.name not in written]
-        again = []
-        for task in left:
-            row = self._without_row(task, job, attempt)
+        while left and (row := self._was_finished(left[0], job, attempt)):
             found.append(row)
-            if row.status == LOST and task.attempt - self._first[task.cell.name] + 1 < self.request.tries:
-                again.append(replace(task, attempt=task.attempt + 1))
-        if again:
-            self.waiting.insert(0, replace(job, tasks=tuple(again)))
+            left.pop(0)
+        if left:
+            row = _died(left[0], job, attempt)
+            found.append(row)
+            used = left[0].attempt - self._first[left[0].cell.name] + 1
+            again = row.status == LOST and used < self.request.tries
+            left = [replace(left[0], attempt=left[0].attempt + 1), *left[1:]] if again else left[1:]
+        if left:
+            self.waiting.insert(0, replace(job, tasks=tuple(left)))
         return found
 
-    def _without_row(self, task: Task, job: Job, attempt: Attempt) -> Row:
-        """The row of a cell whose process died: done where the artifact was finished by then, failed for a crash."""
-        reason = attempt.died or "its process ended without a word"
-        values = {"attempt": task.attempt, "needs": job.needs, "worker": attempt.worker}
+    def _was_finished(self, task: Task, job: Job, attempt: Attempt) -> Row | None:
+        """The row of a cell whose artifact was finished when its worker died; None where it was not."""
         stands = _stand(self.request, self._ready[task.cell.name], {}, self.store)
-        if isinstance(stands, Standing) and stands.row is not None and not task.there:
-            return msgspec.structs.replace(stands.row, **values)
-        if not attempt.crashed:
-            return row_of(
-                task.cell,
-                task.dtype,
-                status=LOST,
-                message=f"the worker died ({reason})\n  Fix: look at its machine's memory; the same sweep goes on",
-                **values,
-            )
-        return row_of(
-            task.cell,
-            task.dtype,
-            status=FAILED,
-            message=f"the process of the compile crashed ({reason})\n  Fix: run diffc compile with its options",
-            **values,
-        )
+        if not isinstance(stands, Standing) or stands.row is None or task.there:
+            return None
+        values = {"attempt": task.attempt, "needs": job.needs, "worker": attempt.worker}
+        return msgspec.structs.replace(stands.row, **values)
+
+
+def _died(task: Task, job: Job, attempt: Attempt) -> Row:
+    """The row of the cell that a process was at when it died: "lost" by somebody else's hand, "failed" for a crash."""
+    reason = attempt.died or "its process ended without a word"
+    values = {"attempt": task.attempt, "needs": job.needs, "worker": attempt.worker}
+    if attempt.crashed:
+        message = f"the process of the compile crashed ({reason})\n  Fix: run diffc compile with its options"
+        return row_of(task.cell, task.dtype, status=FAILED, message=message, **values)
+    message = f"the worker died ({reason})\n  Fix: look at its machine's memory; the same sweep goes on"
+    return row_of(task.cell, task.dtype, status=LOST, message=message, **values)
 
 
 def rows_of(attempt: Attempt) -> list[Row]:

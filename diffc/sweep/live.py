@@ -55,7 +55,7 @@ class Progress:
             if row is not None:
                 self._rows[row.cell] = row
         left = len(cells) - len(self._rows)
-        self._say(f"{len(cells)} cells, {left} to compile, {workers} workers")
+        self._say(f"cells: {len(cells)}, left to do: {left}, workers: {workers}")
 
     def begun(self, job: Job) -> None:
         """Say which cells a worker gets."""
@@ -73,7 +73,7 @@ class Progress:
     def tick(self) -> None:
         """Draw the times anew."""
         if self._live is not None:
-            self._live.update(self.table())
+            self._live.update(self.table(), refresh=True)
 
     def _say(self, text: str, more: str = "") -> None:
         if not self._quiet:

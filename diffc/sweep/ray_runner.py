@@ -19,6 +19,7 @@ _ENVIRONMENT = {
     # What a worker had started dies with it (Linux); elsewhere its process sees that the worker is gone.
     "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # as a compile by itself; Ray's own is 15
 }
 
 

@@ -45,7 +45,7 @@ class Row(Struct, forbid_unknown_fields=True):
     `sm` is None where no engine is built. `cache_plan` is empty and `loras` has no entry where the cell has none.
     `dtype` is the compute type, empty for a cell that was refused. `message` is empty for a cell that is done.
     `attempt` counts from 1; it is 0 for a cell that was refused before any work, and for an artifact that was found
-    without a row. `seconds` are those of the attempt; `peak_memory` in bytes, of its process; `needs`: bytes that were
+    without a row. `seconds` are those of the compile; `peak_memory` in bytes, of its process; `needs`: bytes that were
     set aside. `worker`: machine and process. `artifact`: folder or address. `sizes`: bytes of "weights", "graphs",
     "engines" and "all". `errors`: the largest relative L2 error against torch, by what ONNX Runtime computed in.
     `calibration` and `graph`: the cells that these were taken from, empty where the cell made its own. `started`: UTC.

@@ -59,7 +59,7 @@ class Processes:
             time.sleep(timeout)
             return []
         done, _ = wait(self._names, timeout, FIRST_COMPLETED)
-        return [(self._names.pop(future), future.result()) for future in done]
+        return [(self._names.pop(future), _outcome(future)) for future in done]
 
     def close(self) -> None:
         """End what is running."""
@@ -67,6 +67,14 @@ class Processes:
         with self._changed:
             self._changed.notify_all()
         self._pool.shutdown(cancel_futures=True)
+
+
+def _outcome(future: Future[Attempt]) -> Attempt:
+    """What became of a job; a machine that could not even start its process is an Attempt that says so."""
+    try:
+        return future.result()
+    except OSError as error:
+        return lost(f"{type(error).__name__}: {error}")
 
 
 def lost(reason: Any) -> Attempt:

@@ -47,10 +47,11 @@ def work(job: Job) -> Iterator[Row]:
         for task in job.tasks:
             started, begun = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), time.perf_counter()
             found = shared.row(task)
+            took = time.perf_counter() - begun
             yield msgspec.structs.replace(
                 found,
                 started=started,
-                seconds=round(time.perf_counter() - begun, 3),
+                seconds=round(took, 3) if found.seconds is None else found.seconds,
                 peak_memory=peak_rss(),
                 needs=job.needs,
                 worker=f"{platform.node()}:{os.getpid()}",
@@ -94,9 +95,10 @@ class _Shared:
     def _artifact(self, task: Task, request: CompileRequest) -> dict[str, Any]:
         """Compile, do the steps, upload; the values of the row."""
         store = Store(self.job.artifacts) if self.job.artifacts else None
-        taken: dict[str, str] = {}
+        begun = time.perf_counter()
+        taken = _taken_before(task)
         if not task.there:
-            taken = self._compile(task, request)
+            taken = self._compile(task, request) | {"seconds": round(time.perf_counter() - begun, 3)}
         elif store is not None:
             fetch_artifact(store, task.cell.name, request.output)
         artifact = Artifact.load(request.output)
@@ -111,7 +113,7 @@ class _Shared:
             address = store.address(task.cell.name)
         return {**taken, **measured(artifact.manifest), "artifact": address, "steps": steps}
 
-    def _compile(self, task: Task, request: CompileRequest) -> dict[str, str]:
+    def _compile(self, task: Task, request: CompileRequest) -> dict[str, Any]:
         """Compile a cell; of the first one's compile the others take all but the engines."""
         if self.made is not None and self.folder is not None:
             compile_for_others(self.made, self.folder, request, Logged())
@@ -143,6 +145,13 @@ class _Shared:
 def measured(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What a row says of a finished artifact."""
     return {"sizes": sizes_of(manifest), "errors": errors_of(manifest)}
+
+
+def _taken_before(task: Task) -> dict[str, Any]:
+    """What the row of an artifact that is there said of its compile."""
+    if task.before is None:
+        return {}
+    return {name: getattr(task.before, name) for name in ("seconds", "calibration", "graph")}
 
 
 def _steps_done(task: Task) -> dict[str, Step]:

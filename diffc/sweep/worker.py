@@ -23,6 +23,8 @@ from typing import IO
 import psutil
 
 _POLL = 0.2
+_ENDING = 10.0
+"""Seconds that processes get to be gone after they were killed, so that none writes where the next try does."""
 COMMAND = ("-m", "diffc.sweep.child")
 """The process that does a job, after Python's own name."""
 CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
@@ -46,7 +48,8 @@ def attempt(payload: bytes, threads: int, logs: str, stopped: Callable[[], bool]
     """Run the pickled job `payload` in a process of its own, with a log in the folder `logs` where there is one."""
     with tempfile.TemporaryDirectory(prefix="diffc-sweep-") as own:
         rows, log = Path(own) / "rows.jsonl", Path(own) / "log.txt"
-        if Path(logs).is_dir():
+        kept = bool(logs) and Path(logs).is_dir()
+        if kept:
             log = Path(logs) / f"{platform.node()}-{os.getpid()}-{time.time_ns()}.txt"
         with log.open("wb") as file, _started(rows, file, threads) as process:
             _give(process, payload)
@@ -55,7 +58,7 @@ def attempt(payload: bytes, threads: int, logs: str, stopped: Callable[[], bool]
         whole = tuple(line for line in lines if line.endswith("\n"))
         name, crashed = _death(code)
         died = "" if code == 0 else f"{name}{_last_words(log)}"
-        if not died and Path(logs).is_dir():
+        if kept and not died:
             log.unlink()
         return Attempt(whole, died, crashed, f"{platform.node()}:{process.pid}")
 
@@ -107,6 +110,7 @@ def _wait(process: subprocess.Popen[bytes], stopped: Callable[[], bool]) -> int:
         with contextlib.suppress(psutil.Error):
             if child.is_running():  # the same process, not a later one of its number
                 child.kill()
+    psutil.wait_procs(known.values(), timeout=_ENDING)
     return process.returncode
 
 

@@ -118,10 +118,19 @@ def test_cells_of_a_dead_worker_are_tried_again_as_often_as_asked(tmp_path: Path
 def test_a_crash_is_not_tried_again(tmp_path: Path) -> None:
     board = Place(tmp_path).board()
     first, _ = board.next_jobs()
-    rows = board.ended(first.name, CRASHED, [])
-    assert [row.status for row in rows] == [FAILED, FAILED]
-    assert "crashed (SIGSEGV)" in rows[0].message
-    assert board.next_jobs() == []
+    (row,) = board.ended(first.name, CRASHED, [])
+    assert (row.cell, row.status) == ("m-fp8-sm89", FAILED)
+    assert "crashed (SIGSEGV)" in row.message
+    assert names(board.next_jobs()) == [["m-fp8-sm120"]]
+
+
+def test_a_cell_that_was_not_begun_is_not_lost(tmp_path: Path) -> None:
+    board = Place(tmp_path).board()
+    first, _ = board.next_jobs()
+    (row,) = board.ended(first.name, KILLED, [])
+    assert (row.cell, row.status) == ("m-fp8-sm89", LOST)
+    (again,) = board.next_jobs()
+    assert [task.attempt for task in again.tasks] == [2, 1]
 
 
 def test_an_artifact_that_was_finished_when_its_worker_died_is_not_made_again(tmp_path: Path) -> None:

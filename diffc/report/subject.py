@@ -1,0 +1,98 @@
+"""What a report says of one artifact, gathered from its files; nothing is computed that they do not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffc.artifact.folder import Artifact
+from diffc.artifact.records import read_passes, read_run
+from diffc.report.command import command_of
+from diffc.report.engines import Engine, engines_of
+from diffc.report.layers import Layer, blocks_of, layers_of
+from diffc.report.schedule import Schedule, schedule_of
+
+if TYPE_CHECKING:
+    from diffc.report.noise import LayerNoises
+
+_KINDS = {"weights": ".onnx_data", "engines": ".engine", "graphs": ".onnx"}
+"""Kinds of files by how their names end."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An artifact with all that the report shows of it. `noise` is there where it was asked for."""
+
+    name: str
+    artifact: Artifact
+    passes: Sequence[Mapping[str, Any]]
+    run: Mapping[str, Any] | None
+    layers: Sequence[Layer]
+    engines: Sequence[Engine]
+    schedule: Schedule | None
+    noise: LayerNoises | None = field(default=None)
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """The manifest."""
+        return self.artifact.manifest
+
+    @property
+    def title(self) -> str:
+        """Model and format."""
+        dtype = self.manifest.get("dtype", "")
+        return f"{self.manifest['model']['name']}, {self.manifest['format']}" + (
+            f" in {dtype}" if dtype else ""
+        )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of "weights", "engines", "graphs" and "other" files of the compile, and of "all"."""
+        sizes = dict.fromkeys([*_KINDS, "other"], 0)
+        for name, entry in self.manifest["files"].items():
+            kind = next((kind for kind, end in _KINDS.items() if name.endswith(end)), "other")
+            sizes[kind] += entry["bytes"]
+        return sizes | {"all": sum(sizes.values())}
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """The largest relative L2 error against torch, by what ONNX Runtime computed in."""
+        worst: dict[str, float] = {}
+        for report in self.manifest.get("validation", ()):
+            found = [float(row.get("rel_l2") or 0) for row in report.get("outputs", ())]
+            kind = str(report.get("arithmetic", ""))
+            worst[kind] = max([worst.get(kind, 0.0), *found])
+        return worst
+
+    @property
+    def request(self) -> Mapping[str, Any]:
+        """What was asked for: of an imported file from records/run.json, since its manifest has no request."""
+        found: Mapping[str, Any] = self.manifest.get("request") or (self.run or {}).get("request") or {}
+        return found
+
+    @property
+    def command(self) -> str:
+        """The command line that repeats the compile; empty where the artifact does not hold the request."""
+        if not self.request or "object" in self.manifest["model"]:
+            return ""
+        return command_of(self.request, self.name)
+
+
+def subject_of(folder: Path) -> Subject:
+    """Everything that the artifact in `folder` holds of itself.
+
+    Raises DiffcError and PassError for a folder that is no artifact, and for damaged files.
+    """
+    artifact = Artifact.load(folder)
+    layers = layers_of(artifact.present("model.onnx")) if "model.onnx" not in artifact.missing else []
+    return Subject(
+        folder.absolute().name,
+        artifact,
+        read_passes(artifact),
+        read_run(artifact),
+        layers,
+        engines_of(artifact),
+        schedule_of(artifact.manifest, blocks_of(layers)),
+    )
