@@ -37,7 +37,7 @@ PAINT = [
     *(*DIFFC, "generate", str(OUTPUT), "--prompt", "a handwritten seven", "--compare", "torch"),
     *("--target", "ort", "--batch", "3", "--output", str(PICTURE)),
 ]
-EXTRAS = {"demo": "cpu,rtx", "docs": "cpu,docs", "test": "cpu,rtx,docs,test"}
+EXTRAS = {"demo": "cpu,rtx", "docs": "cpu,docs", "test": "cpu,rtx,docs,report,test"}
 SITE = ["-m", "mkdocs", "build", "--strict"]
 LINT = [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."]]
 TYPES = ["-m", "mypy"]
