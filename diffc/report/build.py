@@ -143,7 +143,7 @@ def _page(
     }
     return page(
         title=" beside ".join(subject.title for subject in subjects),
-        subtitle=" and ".join(subject.name for subject in subjects),
+        subtitle=" beside ".join(subject.name for subject in subjects),
         sections=[section(*parts) for parts in _SECTIONS if there.get(parts[0], True)],
         **content,
     )
