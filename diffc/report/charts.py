@@ -90,7 +90,7 @@ def front(points: Sequence[Point], x: str, y: str, title: str, *, high: bool = F
         axes.grid(zorder=0)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        if any(groups):
+        if len(groups) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
 
     return _chart(draw, title, 4.2)
