@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from diffc.errors import DiffcError as DiffcError
 from diffc.version import VERSION as __version__
+
+# ONNX Runtime 1.31 keeps an id of the machine and a data base of events in the user's cache, and a file in the
+# temporary folder, unless it is told not to before its first session. Who wants that sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["CompileRequest", "DiffcError", "__version__", "compile_model", "load", "session"]
 

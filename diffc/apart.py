@@ -38,14 +38,17 @@ class Ended(DiffcError):
         self.reason = reason
 
 
-def run_apart(function: Callable[..., Any], *arguments: Any, seconds: float, memory: int) -> Any:
+def run_apart(
+    function: Callable[..., Any], *arguments: Any, seconds: float, memory: int, forks: bool = FORKS
+) -> Any:
     """`function(*arguments)` in a process apart; what it raises is raised here.
 
-    It may use `seconds` of one core and `memory` bytes beyond what it starts with. Raises Ended when it needs more, and
-    when it crashes. Function, arguments and result are pickled.
+    `forks`: whether the process begins as a copy of this one. It may use `seconds` of one core and `memory` bytes
+    beyond what it starts with. Raises Ended when it needs more, and when it crashes. Function, arguments and result are
+    pickled.
     """
-    seconds += 0 if FORKS else _IMPORTS
-    context: Any = multiprocessing.get_context("fork" if FORKS else "spawn")
+    seconds += 0 if forks else _IMPORTS
+    context: Any = multiprocessing.get_context("fork" if forks else "spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, memory, seconds, function, arguments), daemon=True)
     process.start()

@@ -128,7 +128,10 @@ def find_pass(name: str) -> type[Pass]:
         raise PassError(f"unknown pass {name!r}. Known passes: {', '.join(all_passes())}")
     plugin = _plugin(name, points[name])
     if isinstance(plugin, Broken):
-        raise PassError(f"pass {name!r} is a plugin of {' and '.join(plugin.packages)}: {plugin.reason}")
+        raise PassError(
+            f"pass {name!r} is a plugin of {' and '.join(plugin.packages)}: {plugin.reason}"
+            ". Fix: repair that package, or remove it: diffc doctor"
+        )
     return plugin
 
 

@@ -224,5 +224,8 @@ def _text(value: Any) -> str:
         return ";".join(_text(part) for part in value)
     text = str(value).lower() if isinstance(value, bool) else str(value)
     if _RESERVED & set(text):
-        raise PassError(f"option value {text!r} may not hold any of {' '.join(sorted(_RESERVED))}")
+        raise PassError(
+            f"option value {text!r} may not hold any of {' '.join(sorted(_RESERVED))}"
+            ". Fix: leave these characters out"
+        )
     return text

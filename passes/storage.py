@@ -48,7 +48,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
     """The model in `path` as `graph/onnx_reader.py` reads it, no weight looked at. Raises PassError without a graph."""
     model = read_proto(path)
     if not model.graph.node and not model.graph.output:
-        raise PassError(f"{path} holds no graph: not an ONNX model")
+        raise PassError(f"{path} holds no graph: not an ONNX model. Fix: export or copy it again")
     return model
 
 
@@ -84,7 +84,10 @@ def _external_recipe(tensor: TensorProto, path: Path) -> Recipe:
     plain = Recipe.of_source(Source("raw", str(file), tensor.data_type, shape, tensor.name))
     offset, length = int(entries.get("offset", 0)), int(entries.get("length", plain.nbytes))
     if not file.is_file() or file.stat().st_size < offset + length or length != plain.nbytes:
-        raise PassError(f"tensor {tensor.name!r}: {file} is missing, cut off, or of another size")
+        raise PassError(
+            f"tensor {tensor.name!r}: {file} is missing, cut off, or of another size"
+            ". Fix: copy the model again, with its weights beside it"
+        )
     return Recipe.of_source(Source("raw", str(file), tensor.data_type, shape, tensor.name, offset, length))
 
 

@@ -1,4 +1,4 @@
-"""Compiles that many tests read, made once for all test processes; and the two lanes of the suite.
+"""Compiles that many tests read, made once for all test processes; and the lanes of the suite.
 
 A test that traces or compiles a backbone is marked `compiles`: by itself when it takes one of the fixtures below, by
 `pytest.mark.compiles` when it does so on its own. Any other test that traces a backbone fails. The first lane leaves
@@ -7,6 +7,7 @@ out what is marked.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.util
 import os
@@ -175,3 +176,9 @@ def fresh_traces(remembered_traces: Traces) -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Lanes(), "lanes")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of every later garbage collection: millions of objects that live to the end."""
+    gc.collect()
+    gc.freeze()

@@ -1,4 +1,4 @@
-"""The two lanes: which tests compile a backbone is told by what they take, and held against what they do."""
+"""The lanes: which tests compile a backbone is told by what they take, and held against what they do."""
 
 from __future__ import annotations
 

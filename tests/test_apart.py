@@ -73,3 +73,13 @@ def test_what_goes_too_far_is_ended(function: Any, said: str) -> None:
     with pytest.raises(Ended, match=said):
         apart(function)
     assert time.monotonic() - started < 30  # of one core that others use as well
+
+
+def test_a_process_that_starts_anew() -> None:
+    """As on Windows and macOS: everything that goes over is pickled, and the imports are made again."""
+    found = run_apart(answer, 2, 3, seconds=10, memory=1 << 29, forks=False)
+    assert (found["sum"], found["process"] != os.getpid()) == (5, True)
+    with pytest.raises(UsageError, match="what\n  Fix: mend"):
+        run_apart(fails, "ours", seconds=10, memory=1 << 29, forks=False)
+    with pytest.raises(Ended, match="crashed"):
+        run_apart(crashes, seconds=10, memory=1 << 29, forks=False)

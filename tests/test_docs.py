@@ -33,6 +33,7 @@ SECONDS = (
     "passes",
     "inspect",
     "slim",
+    "report",
     "opt",
     "import",
     "cache list",

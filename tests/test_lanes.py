@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
@@ -48,3 +50,13 @@ def indirect(compiled: Cells) -> Cells:
 @pytest.mark.usefixtures("indirect")
 def test_the_mark_comes_with_the_fixtures_of_fixtures(request: pytest.FixtureRequest) -> None:
     assert request.node.get_closest_marker(MARK)
+
+
+def test_the_groups_hold(request: pytest.FixtureRequest) -> None:
+    """Tests of a file stay in one process, or each process makes the compiles of the file again.
+
+    pytest-xdist 3.8 writes the group into the name of the test; with pytest 9.2 it does so in vain.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("one process")
+    assert request.node.nodeid.endswith("@tests/test_lanes.py")

@@ -24,6 +24,7 @@ BROUGHT = {
     "matplotlib": "matplotlib",
     "pyarrow": "pyarrow",
     "mkdocs": "mkdocs",
+    "playwright": "playwright",
 }
 """Modules of extras that a test run does not install, or that another package brings -> what is declared for them."""
 

@@ -1,8 +1,9 @@
-"""Sets up an environment of its own in .venv and runs one of four things; needs Python 3.11 and nothing else.
+"""Sets up an environment of its own in .venv and runs one of five things; needs Python 3.11 and nothing else.
 
     python tools/run.py demo           compile a small trained SD3 pipeline to FP8, and paint with it beside torch
     python tools/run.py test           lint, type check and all tests
     python tools/run.py test --fast    lint, type check, and the tests that compile no backbone
+    python tools/run.py test --slow    lint, type check, and the tests that the gate leaves out: about an hour
     python tools/run.py docs           the documentation site, in build/site; every link in it is checked
 
 The environment is made on the first call and brought up to date when pyproject.toml or the constraints change.
@@ -36,7 +37,7 @@ PAINT = [
     *(*DIFFC, "generate", str(OUTPUT), "--prompt", "a handwritten seven", "--compare", "torch"),
     *("--target", "ort", "--batch", "3", "--output", str(PICTURE)),
 ]
-EXTRAS = {"demo": "cpu,rtx", "docs": "cpu,docs", "test": "cpu,rtx,docs,test"}
+EXTRAS = {"demo": "cpu,rtx", "docs": "cpu,docs", "test": "cpu,rtx,docs,report,test"}
 SITE = ["-m", "mkdocs", "build", "--strict"]
 LINT = [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."]]
 TYPES = ["-m", "mypy"]
@@ -55,18 +56,20 @@ TESTS = [
 ]
 WHOLE = "not slow and not gpu"
 FAST = f"{WHOLE} and not compiles"
+SLOW = "slow and not gpu"
+LANES = {("test",): WHOLE, ("test", "--fast"): FAST, ("test", "--slow"): SLOW}
 
 
 def main() -> int:
     """Run what the command line asks for; its exit code."""
-    wanted = sys.argv[1:]
-    if wanted not in (["demo"], ["docs"], ["test"], ["test", "--fast"]):
+    wanted = tuple(sys.argv[1:])
+    if wanted not in (("demo",), ("docs",), *LANES):
         print(__doc__)
         return 2
     install(EXTRAS[wanted[0]])
-    if wanted == ["demo"]:
-        return demo()
-    return docs() if wanted == ["docs"] else test(FAST if "--fast" in wanted else WHOLE)
+    if wanted in LANES:
+        return test(LANES[wanted])
+    return demo() if wanted == ("demo",) else docs()
 
 
 def demo() -> int:

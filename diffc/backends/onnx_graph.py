@@ -41,7 +41,10 @@ def read(path: Path) -> onnx.ModelProto:
     except PassError as error:
         raise DiffcError(str(error)) from error
     if not model.graph.output:
-        raise DiffcError(f"{path} holds no graph with outputs: not an ONNX model")
+        raise DiffcError(
+            f"{path} holds no graph with outputs: not an ONNX model",
+            fix="name an .onnx file that has a model",
+        )
     for tensor in all_tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             _check_external(tensor, path)

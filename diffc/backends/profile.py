@@ -38,7 +38,10 @@ class Profile:
     ) -> Profile:
         """The profile between three sets of shapes by input name. Raises DiffcError when these name other inputs."""
         if not minimum.keys() == optimum.keys() == maximum.keys():
-            raise DiffcError("minimum, optimum and maximum of a profile do not name the same inputs")
+            raise DiffcError(
+                "minimum, optimum and maximum of a profile do not name the same inputs",
+                fix="give the same inputs in all three",
+            )
         return cls({n: ShapeRange(tuple(minimum[n]), tuple(optimum[n]), tuple(maximum[n])) for n in minimum})
 
     @classmethod

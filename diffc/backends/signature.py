@@ -123,12 +123,20 @@ def _match(value: Value, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
 def _check_limit(limit: DimSpec, sizes: Mapping[str, int]) -> None:
     size = sizes.get(limit.name, limit.multiple)
     if size % limit.multiple:
-        raise DiffcError(f"{limit.name} is {size}, and this backbone takes multiples of {limit.multiple}")
+        raise DiffcError(
+            f"{limit.name} is {size}, and this backbone takes multiples of {limit.multiple}",
+            fix="give a multiple",
+        )
     if limit.maximum is not None and size > limit.maximum:
-        raise DiffcError(f"{limit.name} is {size}, and this backbone ends at {limit.maximum}")
+        raise DiffcError(
+            f"{limit.name} is {size}, and this backbone ends at {limit.maximum}", fix="give a smaller size"
+        )
 
 
 def _value(entry: Mapping[str, Any]) -> Value:
     if entry["dtype"] not in TYPES:
-        raise DiffcError(f"{entry['name']} has type {entry['dtype']}, which nothing here can feed")
+        raise DiffcError(
+            f"{entry['name']} has type {entry['dtype']}, which nothing here can feed",
+            fix="compile the model again",
+        )
     return Value(entry["name"], entry["dtype"], tuple(entry["dims"]))

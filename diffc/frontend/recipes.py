@@ -50,7 +50,8 @@ def attach_recipes(
         recipe = recipe.cast(_element_type(value))
         if list(recipe.shape) != list(value.shape or ()):
             raise DiffcError(
-                f"tensor {name!r} has shape {recipe.shape}, and config.json asks for {value.shape}"
+                f"tensor {name!r} has shape {recipe.shape}, and config.json asks for {value.shape}",
+                fix="take config.json and weights of the same model",
             )
         value.const_value = ir.serde.TensorProtoTensor(recipe.to_tensor(name))
 

@@ -81,7 +81,7 @@ class Family:
         """`shape` itself. Raises UsageError when this backbone cannot run it, and says what it can run."""
         multiple = self.pixel_multiple(config)
         if min(shape.batch, shape.height, shape.width, shape.text, shape.frames) < 1:
-            raise UsageError(f"shape ({shape}) has a size below 1")
+            raise UsageError(f"shape ({shape}) has a size below 1", fix="give sizes of 1 or more")
         for name in ("height", "width"):
             if getattr(shape, name) % multiple:
                 raise UsageError(

@@ -125,7 +125,10 @@ def named_inputs(
     if strange or lacking:
         path = lacking[0] if lacking else strange[0]
         what = f"has no {dotted(path)}" if lacking else f"gives {dotted(path)} as well"
-        raise DiffcError(f"the pipeline's call of its {family.name} backbone {what}")
+        raise DiffcError(
+            f"the pipeline's call of its {family.name} backbone {what}",
+            fix="report it with the versions of diffc and diffusers",
+        )
     return {item.name: _as_tensor(item, given[path]) for path, item in items.items()}
 
 

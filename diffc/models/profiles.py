@@ -153,7 +153,9 @@ def shape_of(family: Family, config: Mapping[str, Any], sizes: Mapping[str, int]
         height, width = sizes["height"] * VAE_SCALE, sizes["width"] * VAE_SCALE
     shape = Shape(sizes["batch"], height, width, sizes["text"])
     if family.sizes(shape) != dict(sizes):
-        raise UnsupportedError(f"no image of {family} has the sizes {dict(sizes)}")
+        raise UnsupportedError(
+            f"no image of {family} has the sizes {dict(sizes)}", fix="give sizes that an image has"
+        )
     return shape
 
 
@@ -166,7 +168,10 @@ def parse_sizes(text: str, known: Sequence[str]) -> dict[str, tuple[int, int, in
     for part in filter(None, (p.strip() for p in text.split(","))):
         axis, _, value = part.partition("=")
         if axis not in known:
-            raise UsageError(f"profile {part!r}: unknown axis {axis!r}. Known: {', '.join(known) or 'none'}")
+            raise UsageError(
+                f"profile {part!r}: unknown axis {axis!r}. Known: {', '.join(known) or 'none'}",
+                fix="name one of these",
+            )
         sizes[axis] = _sizes(part, value)
     return sizes
 

@@ -86,7 +86,7 @@ def calibrate(
         raise DiffcError("no prompts to calibrate with", fix="put at least one prompt into the prompts file")
     for name, value in (("steps", steps), ("batch size", batch_size)):
         if value < 1:
-            raise DiffcError(f"calibration {name} is {value}, expected at least 1")
+            raise DiffcError(f"calibration {name} is {value}, expected at least 1", fix="give 1 or more")
     if not fmt.quantizes:
         return
     options = options or QuantOptions()

@@ -54,10 +54,13 @@ class PercentileCalibrator:
             raise unknown_value("collect method", self.method, METHODS)
         if not 0 < self.percentile <= 1:
             raise DiffcError(
-                f"percentile is {self.percentile}, expected a share of steps: above 0, at most 1"
+                f"percentile is {self.percentile}, expected a share of steps: above 0, at most 1",
+                fix="give such a number",
             )
         if self.steps < 1:
-            raise DiffcError(f"calibration steps is {self.steps}, expected at least 1")
+            raise DiffcError(
+                f"calibration steps is {self.steps}, expected at least 1", fix="give such a number"
+            )
 
     def collect(self, x: torch.Tensor) -> None:
         """Note max |x| of the next step. Raises AssertionError for NaN and infinity, as ModelOpt's own do."""

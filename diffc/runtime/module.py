@@ -199,7 +199,7 @@ class CompiledBackbone(nn.Module):
     def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The value of every graph input."""
         if len(args) > len(self._positions):
-            raise DiffcError(f"give all but {', '.join(self._positions)} by name")
+            raise DiffcError(f"give all but {', '.join(self._positions)} by name", fix="write NAME=VALUE")
         named: dict[str, Any] = dict(zip(self._positions, args, strict=False))
         named |= without_repeats(kwargs)
         given: dict[Path, Any] = {}

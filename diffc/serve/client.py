@@ -43,7 +43,9 @@ def paint(url: str, order: Order, *, tries: int = 8, timeout: float = 120.0) -> 
         except urllib.error.HTTPError as error:
             said = error.read().decode("utf-8", "replace")[:1000]
             if error.code not in _PASSING:
-                raise DiffcError(f"{url} does not take the order: {said}") from error
+                raise DiffcError(
+                    f"{url} does not take the order: {said}", fix="mend the order as it says"
+                ) from error
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             said = str(error)
         time.sleep(min(5.0, 0.2 * 2**sent) * random.uniform(0.5, 1.0))

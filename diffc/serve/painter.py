@@ -69,9 +69,21 @@ class Painter:
 
         Raises DiffcError when an order does not fit the artifact, or the runtime fails.
         """
-        found: dict[int, Picture] = {}
+        pictures = []
+        for answer in self.answers(orders):
+            if isinstance(answer, DiffcError):
+                raise answer
+            pictures.append(answer)
+        return pictures
+
+    def answers(self, orders: Sequence[Order]) -> list[Picture | DiffcError]:
+        """As `paint`, with the error in the place of the pictures that were to be painted in one call."""
+        found: dict[int, Picture | DiffcError] = {}
         for together in self._batches(orders):
-            pictures = self._painted([orders[n] for n in together])
+            try:
+                pictures: Sequence[Picture | DiffcError] = self._painted([orders[n] for n in together])
+            except DiffcError as error:
+                pictures = [error] * len(together)
             found |= dict(zip(together, pictures, strict=True))
         return [found[n] for n in range(len(orders))]
 

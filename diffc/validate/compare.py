@@ -55,9 +55,15 @@ def compare(reference: Outputs, result: Outputs, max_rel_l2: float) -> list[Outp
     from polygraphy.comparator import Comparator
 
     if not reference:
-        raise DiffcError("the reference has no outputs: there is nothing to compare")
+        raise DiffcError(
+            "the reference has no outputs: there is nothing to compare",
+            fix="give a reference of the same model",
+        )
     if not 0 < max_rel_l2 < 1:
-        raise DiffcError(f"a relative L2 tolerance lies between 0 and 1; {max_rel_l2} was given")
+        raise DiffcError(
+            f"a relative L2 tolerance lies between 0 and 1; {max_rel_l2} was given",
+            fix="give a number between 0 and 1",
+        )
 
     def compare_outputs(first: Outputs, second: Outputs) -> dict[str, OutputComparison]:
         names = dict.fromkeys([*first.keys(), *second.keys()])

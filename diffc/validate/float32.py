@@ -25,7 +25,7 @@ from passes.storage import save
 _FLOAT32 = Pipeline.parse(
     "fold-weight-qdq{deep=true},widen-types{source=bfloat16},widen-types{source=float16}"
 )
-_UNROUNDED = Pipeline.parse("drop-rounding")
+_UNROUNDED = Pipeline([*_FLOAT32.passes, *Pipeline.parse("drop-rounding").passes])
 # ONNX Runtime's CPU provider lacks FP4, which becomes FP8, and TensorRT's operators, which get function bodies.
 _EMULATED = "emulate-fp4,add-trt-functions"
 _FP4 = onnx.TensorProto.FLOAT4E2M1
@@ -43,7 +43,7 @@ def unrounded_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     Rounding makes a deep graph chaotic: the last bit of a float32 sum decides on a step of 6 % (FP8), and that step
     on many more. Without it, two equal graphs agree to float32 rounding, whatever their depth.
     """
-    return _unchecked(_UNROUNDED, float32_copy(model))
+    return _unchecked(_UNROUNDED, model)
 
 
 def emulated(model: onnx.ModelProto) -> onnx.ModelProto:

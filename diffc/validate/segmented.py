@@ -78,7 +78,10 @@ class SegmentedSession:
 
     def _value(self, name: str, shape: tuple[int, ...] | None) -> onnx.ValueInfoProto:
         if name not in self._types:
-            raise DiffcError(f"the type of tensor {name!r} is unknown, so the graph cannot be cut there")
+            raise DiffcError(
+                f"the type of tensor {name!r} is unknown, so the graph cannot be cut there",
+                fix="compile again with --skip-validation, and report it",
+            )
         return helper.make_tensor_value_info(name, self._types[name], shape)
 
 

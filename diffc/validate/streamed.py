@@ -26,7 +26,7 @@ from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.scaling import by_layer, scaled
 from diffc.validate.compare import compare
 from diffc.validate.float32 import feed, float32_copy, unrounded_copy
-from diffc.validate.outputs import ROUNDING, as_float32
+from diffc.validate.outputs import ROUNDING, as_float32, require_alive
 from diffc.validate.reports import UNROUNDED, ShapeReport
 from diffc.validate.segmented import PIECE_BYTES, SegmentedSession
 from diffc.validate.shapes import fixed_batch
@@ -95,7 +95,8 @@ def validate_streamed(
 ) -> list[ShapeReport]:
     """One report, at `shape` (None: the first validation shape).
 
-    `limit` is the bytes of weights that a piece of the graph holds.
+    `limit` is the bytes of weights that a piece of the graph holds. Raises MismatchError when the outputs do not depend
+    on the inputs, which takes a second run of the graph.
     """
     shape = shape or validation_shapes(reference.source, fixed_batch(model))[0]
     unrounded = reference.quantized
@@ -110,6 +111,7 @@ def validate_streamed(
     arithmetic = UNROUNDED if unrounded else "float32"
     rows = compare(expected, result, tolerance)
     report = ShapeReport(shape, arithmetic, rows, arrays, expected, result, seed=seed)
+    require_alive(graph, session, report)
     if not report.passed:
         report = replace(report, floor=_floor(reference, shape, seed, unrounded))
     return [report]

@@ -142,7 +142,10 @@ class TrialInputs:
             if len(results) == _DRAWS:
                 return results
         if not results:
-            raise DiffcError(f"it runs at none of the sizes tried, the last: {problem}")
+            raise DiffcError(
+                f"it runs at none of the sizes tried, the last: {problem}",
+                fix="give sizes with --shape or --profile",
+            )
         return results
 
     def _unless(self, results: Sequence[Any], more: Iterable[Sizes]) -> Iterator[Sizes]:

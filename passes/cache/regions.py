@@ -61,6 +61,7 @@ class Regions:
             if number not in found:
                 raise PassError(
                     f"no node belongs to {group}. Blocks are module paths, which begin node names"
+                    ". Fix: name blocks as torch does, such as transformer_blocks.0"
                 )
 
     def group_of(self, node: gs.Node) -> int | None:
@@ -127,7 +128,7 @@ class Regions:
         if len(sources) != 1:
             raise PassError(
                 f"{tensor.name!r} is not the sum of an input of its blocks and something else, so there is no residual"
-                " to keep. Keep the output"
+                " to keep. Fix: keep the output"
             )
         return sources[0]
 

@@ -36,7 +36,9 @@ class Chain:
 
     def __init__(self, graph: gs.Graph, groups: Sequence[Group]):
         if any(list(node.subgraphs()) for node in graph.nodes):
-            raise PassError("a graph with subgraphs cannot be cut into segments. Take the other cache layout")
+            raise PassError(
+                "a graph with subgraphs cannot be cut into segments. Fix: take the other cache layout"
+            )
         self.graph = graph
         regions = Regions(graph, groups)
         numbers = {id(n): regions.group_of(n) for n in graph.nodes}
@@ -57,7 +59,10 @@ class Chain:
     def leave(self, number: int) -> None:
         """Make the graph the segment `number` of the chain."""
         if not 0 <= number < len(self.segments):
-            raise PassError(f"there is no segment {number}: the chain has {len(self.segments)} (from 0)")
+            raise PassError(
+                f"there is no segment {number}: the chain has {len(self.segments)} (from 0)"
+                ". Fix: give the number of one that is there"
+            )
         graph, members = self.graph, self.segments[number].nodes
         nodes = [node for node in graph.nodes if id(node) in members]
         made = {id(t) for n in nodes if id(n) not in self._floating for t in n.outputs}

@@ -53,7 +53,10 @@ class SplitCache(Pass):
         """Cut along the borders of `groups`; a second run finds its own tensors and changes nothing."""
         groups = [Group.parse(text) for text in self.groups]
         if unknown := [number for number in self.reuse if not 0 <= number < len(groups)]:
-            raise PassError(f"reuse names group {unknown[0]}, and there are {len(groups)} (from 0)")
+            raise PassError(
+                f"reuse names group {unknown[0]}, and there are {len(groups)} (from 0)"
+                ". Fix: give the numbers of groups that are there"
+            )
         names = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
         if not groups or is_part(names):
             return PassResult()
@@ -75,7 +78,10 @@ class SplitCache(Pass):
 
     def _segment(self, graph: gs.Graph, groups: Sequence[Group]) -> PassResult:
         if self.reuse or self.outputs:
-            raise PassError("a segment (part) has no reuse and no outputs: a chain runs or skips it")
+            raise PassError(
+                "a segment (part) has no reuse and no outputs: a chain runs or skips it"
+                ". Fix: give one of the two"
+            )
         before, chain = len(graph.nodes), Chain(graph, groups)
         chain.leave(self.part)
         note = f"segment {self.part} of {len(chain.segments)}, {len(graph.nodes)} of {before} nodes"

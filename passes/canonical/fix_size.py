@@ -27,7 +27,10 @@ class FixSize(Pass):
     def run(self, graph: gs.Graph) -> PassResult:
         """Rewrite shapes; no node changes."""
         if self.size < 0:
-            raise PassError(f"fix-size cannot make {self.axis!r} {self.size}: sizes are 1 or more")
+            raise PassError(
+                f"fix-size cannot make {self.axis!r} {self.size}: sizes are 1 or more"
+                ". Fix: give a size of 1 or more"
+            )
         changed = 0
         for part in walk(graph) if self.size else ():
             for tensor in part.tensors().values():

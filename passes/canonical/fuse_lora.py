@@ -84,7 +84,10 @@ class FuseLora(Pass):
         try:
             pairs = [(text.rpartition(":")[0], float(text.rpartition(":")[2])) for text in self.layers]
         except ValueError as error:
-            raise PassError(f"layers={';'.join(self.layers)} is not PATTERN:WEIGHT;PATTERN:WEIGHT") from error
+            raise PassError(
+                f"layers={';'.join(self.layers)} is not PATTERN:WEIGHT;PATTERN:WEIGHT"
+                ". Fix: write layers=PATTERN:WEIGHT"
+            ) from error
         return Strength(self.weight, tuple(pairs))
 
 

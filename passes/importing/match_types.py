@@ -221,7 +221,9 @@ def _cast_constant(tensor: gs.Constant, to: int, names: Names) -> gs.Constant:
         return constant(name, recipe.cast(to))
     array = array_of(tensor)
     if array is None:
-        raise PassError(f"weight {tensor.name!r} is in an external file; import it as a recipe first")
+        raise PassError(
+            f"weight {tensor.name!r} is in an external file. Fix: load the model with passes.storage.load"
+        )
     return inline(name, array.astype(onnx.helper.tensor_dtype_to_np_dtype(to)))
 
 

@@ -168,8 +168,8 @@ class _Work:
         found = constant_feeding(node.inputs[0])
         if found is None or found.padded:
             raise PassError(
-                f"TRT_FP4QDQ node {node.name!r} quantizes a computed tensor, and its amax is not in the file: "
-                "export that quantizer as dynamic (ModelOpt's configure_linear_module_onnx_quantizers)"
+                f"TRT_FP4QDQ node {node.name!r} quantizes a computed tensor, and its amax is not in the file."
+                " Fix: export that quantizer as dynamic (ModelOpt's configure_linear_module_onnx_quantizers)"
             )
         # TRT_FP4QDQ(w)  ->  Cast(DQ(values, DQ(scales, s))) of values, scales = TRT_FP4DynamicQuantize(w, s)
         size, new = int(node.attrs.get("block_size", 16)), self.edit.at(node)
@@ -224,6 +224,7 @@ def _bytes_as(recipe: Recipe, dtype: int, node: gs.Node) -> Recipe:
         name = TensorProto.DataType.Name(recipe.dtype)
         raise PassError(
             f"{node.op} node {node.name!r} reads a constant of type {name}; expected stored bytes"
+            ". Fix: export the model again with ModelOpt"
         )
     if recipe.source.kind == "memory":
         return keep(read(recipe.source).view(np_dtype(dtype)))

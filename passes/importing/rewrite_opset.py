@@ -75,6 +75,7 @@ class RewriteOpset(Pass):
             raise PassError(
                 f"the model cannot be raised to opset {to} with equal results, and was left as it is: "
                 + "; ".join([*problems[:SHOWN], *more])
+                + f". Fix: export it in opset {to}"
             )
         notes = [_raise(part, to, plans) for part in work]
         return PassResult(len(work) + len(plans), (*notes, *held) if work else ())
@@ -117,7 +118,10 @@ def _needs_work(part: gs.Graph, to: int) -> bool:
             "Fix: export it again with opset 17 or later"
         )
     if source is not None and source > to:
-        raise PassError(f"{what} is of opset {source}; rewrite-opset does not go back to {to}")
+        raise PassError(
+            f"{what} is of opset {source}; rewrite-opset does not go back to {to}"
+            ". Fix: export the model with an older opset"
+        )
     return source is not None and source < to
 
 

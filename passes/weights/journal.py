@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -35,12 +36,13 @@ class Journal:
     identity: str
     recorded: int = 0
 
-    def begin(self, data: Path) -> tuple[int, Digest]:
+    def begin(self, data: Path, ends: Container[int] | None = None) -> tuple[int, Digest]:
         """How many bytes at the head of `data` are what an earlier process wrote, and their hash under way.
 
-        Zero when there is no journal, or one of something else. The journal then starts anew.
+        `ends` are the lengths at which the writer can go on, None for all. Zero when there is no journal, or one of
+        something else. The journal then starts anew.
         """
-        lines = self._lines()
+        lines = [line for line in self._lines() if ends is None or line[0] in ends]
         length, digest = _verified(data, lines)
         kept = [line for line in lines if line[0] <= length]
         self.recorded = length
@@ -69,7 +71,7 @@ class Journal:
         try:
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 entries.append(json.loads(line))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             pass  # no journal, or its last line was cut off
         return entries
 
@@ -77,7 +79,8 @@ class Journal:
         identity, *entries = self._entries() or [""]
         if identity != self.identity:
             return []
-        return [(e[0], e[1]) for e in entries if isinstance(e, list) and len(e) == 2]
+        pairs = (e for e in entries if isinstance(e, list) and len(e) == 2)
+        return [(length, digest) for length, digest in pairs if type(length) is int and type(digest) is str]
 
 
 def _verified(data: Path, lines: list[tuple[int, str]]) -> tuple[int, Digest]:
@@ -101,7 +104,7 @@ def fingerprint(path: str) -> list[Any]:
     try:
         stat = Path(path).stat()
     except OSError as error:
-        raise PassError(f"{path} is missing: weights cannot be read") from error
+        raise PassError(f"{path} is missing: weights cannot be read. Fix: run the command again") from error
     return [path, stat.st_size, stat.st_mtime_ns]
 
 

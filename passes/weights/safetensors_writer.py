@@ -52,7 +52,9 @@ def write_safetensors(
         recipe = tensors[name]
         dtype = np_dtype(recipe.dtype)
         if dtype not in _NAMES:
-            raise PassError(f"the safetensors format has no type {dtype} (tensor {name!r})")
+            raise PassError(
+                f"the safetensors format has no type {dtype} (tensor {name!r}). Fix: choose another layout"
+            )
         entries.append((name, _NAMES[dtype], recipe.shape, math.prod(recipe.shape) * dtype.itemsize))
     digest = hashlib.sha256()
     with path.open("xb") as file:

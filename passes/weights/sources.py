@@ -72,11 +72,13 @@ def safetensors_source(path: Path, key: str) -> Source:
     stat = path.stat()
     start, header = _header(str(path), stat.st_mtime_ns, stat.st_size)
     if key not in header or key == _METADATA:
-        raise PassError(f"{path} has no tensor {key!r}")
+        raise PassError(f"{path} has no tensor {key!r}. Fix: take weights and model of one release")
     source = _source(path, key, header[key], start)
     if source.offset + source.length > stat.st_size:
         end = source.offset + source.length
-        raise PassError(f"{path} is cut off: tensor {key!r} ends at byte {end} of {stat.st_size}")
+        raise PassError(
+            f"{path} is cut off: tensor {key!r} ends at byte {end} of {stat.st_size}. Fix: download it again"
+        )
     return source
 
 
@@ -129,7 +131,10 @@ def _read_raw(source: Source) -> Array:
         return np.zeros(source.shape, np_dtype(source.dtype))
     path = Path(source.path)
     if not path.is_file() or path.stat().st_size < source.offset + source.length:
-        raise PassError(f"{source.path} is missing or cut off: tensor {source.key!r} cannot be read")
+        raise PassError(
+            f"{source.path} is missing or cut off: tensor {source.key!r} cannot be read"
+            ". Fix: download it again"
+        )
     data = np.memmap(path, np.uint8, "r", source.offset, (source.length,))
     return _as_array(data, source.dtype, source.shape)
 
@@ -152,7 +157,10 @@ def _read_inline(source: Source) -> Array:
 
 def _read_memory(source: Source) -> Array:
     if source.key not in _MEMORY:
-        raise PassError("a weight kept in memory is gone: the model was loaded in another process")
+        raise PassError(
+            "a weight kept in memory is gone: the model was loaded in another process"
+            ". Fix: load the model again"
+        )
     kept = _MEMORY[source.key]
     array = kept() if callable(kept) else kept
     # Weights of equal bytes share a key: zeros of any shape, and of types of one size.

@@ -155,7 +155,7 @@ def _tensors(path: Path, mtime_ns: int, size: int) -> dict[str, Recipe]:
             order = archive.read(f"{root}byteorder") if f"{root}byteorder" in infos else b"little"
             content = _Unpickler(BytesIO(_pickle(archive, infos[f"{root}data.pkl"]))).load()
             if order != b"little":
-                raise PassError(f"{path} was written on a big-endian machine")
+                raise PassError(f"{path} was written on a big-endian machine. Fix: save it again on another")
             found = dict(_walk(content, "", ()))
             places = {
                 key: _place(file, infos, f"{root}data/{key}", path)
@@ -224,7 +224,9 @@ def _place(file: IO[bytes], infos: Mapping[str, zipfile.ZipInfo], name: str, pat
     """Where the bytes of a stored member begin in the file, and how many they are."""
     info = infos[name]
     if info.compress_type != zipfile.ZIP_STORED:
-        raise PassError(f"{path}: {name} is compressed and cannot be mapped; save the file with torch.save")
+        raise PassError(
+            f"{path}: {name} is compressed and cannot be mapped. Fix: save the file with torch.save"
+        )
     file.seek(info.header_offset)
     header = file.read(30)
     lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
@@ -233,7 +235,10 @@ def _place(file: IO[bytes], infos: Mapping[str, zipfile.ZipInfo], name: str, pat
 
 def _recipe(path: Path, name: str, tensor: _Tensor, place: tuple[int, int]) -> Recipe:
     if tensor.dtype not in _DTYPES:
-        raise PassError(f"{path}: tensor {name!r} has the unsupported type {tensor.dtype or 'untyped'}")
+        raise PassError(
+            f"{path}: tensor {name!r} has the unsupported type {tensor.dtype or 'untyped'}"
+            ". Fix: save it in a type that is known"
+        )
     numbers = (tensor.offset, *tensor.shape, *tensor.stride)
     if not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers) or len(tensor.shape) != len(
         tensor.stride
@@ -247,10 +252,13 @@ def _recipe(path: Path, name: str, tensor: _Tensor, place: tuple[int, int]) -> R
     dense = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     if any(n > 1 and tensor.stride[i] != s for i, n, s in zip(order, shape, dense, strict=True)):
         raise PassError(
-            f"{path}: tensor {name!r} is a view with gaps (stride {tensor.stride}): save its clone()"
+            f"{path}: tensor {name!r} is a view with gaps (stride {tensor.stride}). Fix: save its clone()"
         )
     begin, length = tensor.offset * dtype.itemsize, math.prod(shape) * dtype.itemsize
     if begin + length > place[1]:
-        raise PassError(f"{path}: tensor {name!r} ends after its storage of {place[1]} bytes")
+        raise PassError(
+            f"{path}: tensor {name!r} ends after its storage of {place[1]} bytes."
+            " Fix: save or copy the file again"
+        )
     source = Source("raw", str(path), onnx_dtype(dtype), shape, name, place[0] + begin, length)
     return Recipe.of_source(source).transpose(tuple(order.index(i) for i in range(len(order))))

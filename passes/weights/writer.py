@@ -72,7 +72,7 @@ def save_all(
     first = next(iter(models))
     data = first.with_name(first.name + "_data")
     if not first.parent.is_dir():
-        raise PassError(f"no such folder: {first.parent}")
+        raise PassError(f"no such folder: {first.parent}. Fix: make it, or name another output")
     for final in (*models, data):
         if kind := irregular(final):
             raise PassError(f"{final} is {kind}, not a file: it is left as it is. Fix: name another output")
@@ -160,7 +160,7 @@ def _stream(
         final.replace(partial)  # killed after the file got its name, but before all was done
     _check_room(final.parent, total - (partial.stat().st_size if check_own(partial) else 0))
     open_own(partial).close()  # before the journal: one without this file means that it has its final name
-    length, digest = notes.begin(partial)
+    length, digest = notes.begin(partial, {place.end for place in places.values()})
     left = [place for place in places.values() if place.end > length and not place.inside]
     with (
         open_own(partial) as file,

@@ -174,7 +174,7 @@ def wait_for(happened: Any, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to whole consoles only")
-@pytest.mark.parametrize("stage", ["passes", pytest.param("engine", marks=needs_rtx)])
+@pytest.mark.parametrize("stage", ["passes", pytest.param("engine", marks=[needs_rtx, pytest.mark.slow])])
 def test_ctrl_c_exits_130_and_leaves_nothing(stage: str, traced: onnx.ModelProto, tmp_path: Path) -> None:
     more = (*RTX, "--sm", "89") if stage == "engine" else ()
     process = start(traced, tmp_path, *more)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from diffc.artifact.folder import Artifact
 from diffc.cli.main import run
@@ -65,7 +65,10 @@ def test_a_wrong_weight_is_reported(fp8: Cell, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(fp8.folder, tmp_path / "artifact"))
     name = fp8.artifact.manifest["targets"]["ort"]
     model = onnx.load(folder / name, load_external_data=False)
-    scales = [t for t in model.graph.initializer if not t.dims and not t.external_data]
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
+    scales = [
+        t for t in model.graph.initializer if t.data_type in floats and not t.dims and not t.external_data
+    ]
     for tensor in scales:
         value = numpy_helper.to_array(tensor)
         tensor.CopyFrom(numpy_helper.from_array((value * 3).astype(value.dtype), tensor.name))

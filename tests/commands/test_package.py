@@ -118,6 +118,7 @@ def test_the_backbone_is_the_artifacts(sd3: Path, compiled: Cells) -> None:
     assert np.array_equal(results[0], results[1])
 
 
+@pytest.mark.slow
 def test_flux_takes_int64_ids_and_float32_for_bfloat16(compiled: Cells, tmp_path: Path) -> None:
     cell = compiled("tiny-flux", "fp8")
     file = cell.folder / model_file(cell.artifact, None)
@@ -134,6 +135,7 @@ def test_flux_takes_int64_ids_and_float32_for_bfloat16(compiled: Cells, tmp_path
     assert all((tmp_path / "transformer" / name).is_file() for name in external_files(made))
 
 
+@pytest.mark.slow
 def test_sdxl_has_a_scalar_timestep(compiled: Cells, tmp_path: Path) -> None:
     cell = compiled("tiny-sdxl", "fp8")
     backbone(cell.artifact, cell.folder / model_file(cell.artifact, None), tmp_path / "unet", {})

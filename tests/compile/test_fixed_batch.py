@@ -20,7 +20,7 @@ from diffc.validate.cuts import module_values
 from tests.cli_helpers import Capture, refusal
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     folder = tmp_path_factory.mktemp("fixed") / "out"
     targets, profile = ("ort", "ort-cuda"), f"batch={request.param}"
@@ -107,6 +107,7 @@ def test_another_batch_is_refused(compiled: tuple[Path, int]) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.compiles
 def test_with_a_cache_plan(tmp_path: Path) -> None:
     """Kept tensors are written in terms of the sizes that are left, and no weight is stored for each model."""

@@ -95,8 +95,13 @@ def test_a_missing_file_is_one_clear_message(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("name", "sms"),
     [
-        *((name, (89, 120)) for name in ("flux_fp8", "flux_int4awq", "flux_w4a8", "flux_mxfp8")),
-        *((name, (120,)) for name in ("flux_nvfp4", "flux_svd")),
+        ("flux_fp8", (89, 120)),
+        ("flux_nvfp4", (120,)),
+        pytest.param("flux_svd", (120,), marks=pytest.mark.slow),
+        *(
+            pytest.param(name, (89, 120), marks=pytest.mark.slow)
+            for name in ("flux_int4awq", "flux_w4a8", "flux_mxfp8")
+        ),
     ],
 )
 def test_modelopt_exports_compile_without_flags(name: str, sms: tuple[int, ...], tmp_path: Path) -> None:

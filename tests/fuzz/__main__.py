@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from diffc.memory import peak_rss
 from tests.fuzz.doors import DOORS, Door, Place
+from tests.fuzz.kept_doors import KEPT_DOORS
 
 HANG = 60.0
 """Seconds after which a case is a hang: the process ends with the places of all threads."""
@@ -89,7 +90,7 @@ def main() -> int:
     print("| door | cases | refused | accepted | wrong | slowest, ms of CPU | memory, MB more |")
     print("|---|---|---|---|---|---|---|")
     wrong = 0
-    for door in (door for door in DOORS if options.door in door.name):
+    for door in (door for door in (*DOORS, *KEPT_DOORS) if options.door in door.name):
         cases = 820 if options.long else options.cases
         found = run(door, max(1, cases // 2) if door.apart else cases, options.seed, options.keep)
         wrong += found["wrong"]

@@ -64,7 +64,8 @@ class Door:
     apart: bool = False
 
 
-def _files(name: str, contents: st.SearchStrategy[bytes]) -> st.SearchStrategy[tuple[str, bytes]]:
+def files(name: str, contents: st.SearchStrategy[bytes]) -> st.SearchStrategy[tuple[str, bytes]]:
+    """Lies about the file of that name."""
     return contents.map(lambda data: (name, data))
 
 
@@ -99,7 +100,7 @@ def network() -> onnx.ModelProto:
 
 def _onnx(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
     (folder / "m.onnx").write_bytes(network().SerializeToString())
-    return _files("m.onnx", onnx_file(network()))
+    return files("m.onnx", onnx_file(network()))
 
 
 def _external(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
@@ -110,7 +111,7 @@ def _external(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
     for key, value in (("location", "w.bin"), ("offset", "0"), ("length", "256")):
         model.graph.initializer[0].external_data.add(key=key, value=value)
     (folder / "m.onnx").write_bytes(model.SerializeToString())
-    return _files("m.onnx", onnx_file(model))
+    return files("m.onnx", onnx_file(model))
 
 
 def _use_storage(folder: Path) -> None:
@@ -131,7 +132,7 @@ def _safetensors(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
     rng = np.random.default_rng(2)
     arrays = {"a.weight": rng.normal(size=(4, 6)).astype(np.float16), "b": np.arange(8, dtype=np.int64)}
     save_file(arrays, folder / "w.safetensors", {"format": "pt"})
-    return _files("w.safetensors", safetensors_file((folder / "w.safetensors").read_bytes()))
+    return files("w.safetensors", safetensors_file((folder / "w.safetensors").read_bytes()))
 
 
 def _use_safetensors(folder: Path) -> None:
@@ -145,7 +146,7 @@ def _lora(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
     tensors = factors(layer, 8, 8) | {f"{layer}.alpha": np.array(2.0, np.float32)}
     settings = {"r": 3, "lora_alpha": 6, "use_rslora": False, "alpha_pattern": {"to_q": 8}}
     written(folder / "l.safetensors", tensors, {"lora_adapter_metadata": json.dumps(settings)})
-    return _files("l.safetensors", safetensors_file((folder / "l.safetensors").read_bytes()))
+    return files("l.safetensors", safetensors_file((folder / "l.safetensors").read_bytes()))
 
 
 def _use_lora(folder: Path) -> None:
@@ -167,7 +168,7 @@ def _peft(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
         "alpha_pattern": {"to_[qk]": 8},
         "rank_pattern": {},
     }
-    return _files("adapter_config.json", json_file(settings))
+    return files("adapter_config.json", json_file(settings))
 
 
 def _use_peft(folder: Path) -> None:
@@ -177,7 +178,7 @@ def _use_peft(folder: Path) -> None:
 def _gguf(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
     values = np.random.default_rng(4).normal(size=(2, 64)).astype(np.float32)
     tensors = {"a": ("F32", (2, 64), values.tobytes()), "b": ("Q4_0", (2, 64), q4_0(values))}
-    return _files("m.gguf", damaged(write_gguf(folder / "m.gguf", tensors).read_bytes()))
+    return files("m.gguf", damaged(write_gguf(folder / "m.gguf", tensors).read_bytes()))
 
 
 def _use_gguf(folder: Path) -> None:
@@ -187,7 +188,7 @@ def _use_gguf(folder: Path) -> None:
 
 def _torch(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
     torch.save({"state_dict": {"a": torch.ones(3, 4), "b": [torch.arange(6)]}, "n": 7}, folder / "m.ckpt")
-    return _files("m.ckpt", damaged((folder / "m.ckpt").read_bytes()))
+    return files("m.ckpt", damaged((folder / "m.ckpt").read_bytes()))
 
 
 def _use_torch(folder: Path) -> None:
@@ -213,10 +214,10 @@ def _model(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
     weights = "diffusion_pytorch_model.safetensors"
     shards = {"metadata": {}, "weight_map": dict.fromkeys(("a.weight", "b.weight", "c.bias"), weights)}
     return st.one_of(
-        _files("transformer/config.json", json_file(_CONFIG)),
-        _files("model_index.json", json_file(_INDEX)),
-        _files(f"transformer/{weights}.index.json", json_file(shards)),
-        _files("vae/config.json", json_file({"sample_size": 128})),
+        files("transformer/config.json", json_file(_CONFIG)),
+        files("model_index.json", json_file(_INDEX)),
+        files(f"transformer/{weights}.index.json", json_file(shards)),
+        files("vae/config.json", json_file({"sample_size": 128})),
     )
 
 
@@ -234,7 +235,7 @@ def _manifest(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
         with (folder / name).open("wb") as file:
             file.truncate(entry["bytes"])
     (folder / "manifest.json").write_text(json.dumps(stored))
-    return _files("manifest.json", json_file(stored))
+    return files("manifest.json", json_file(stored))
 
 
 def _use_manifest(folder: Path) -> None:
@@ -269,8 +270,8 @@ def _checkpoint(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
     record = json.loads((folder / "c" / "checkpoint.json").read_text("utf-8"))
     tensors = (folder / "c" / "quantizers.safetensors").read_bytes()
     return st.one_of(
-        _files("c/checkpoint.json", json_file(record)),
-        _files("c/quantizers.safetensors", safetensors_file(tensors)),
+        files("c/checkpoint.json", json_file(record)),
+        files("c/quantizers.safetensors", safetensors_file(tensors)),
     )
 
 
@@ -293,7 +294,7 @@ def _plan(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
         "entries": [entry, listed, {"blocks": ["c"], "steps": {"by_count": {"4": [1, 2]}}}],
     }
     (folder / "p.json").write_text(json.dumps(record))
-    return st.one_of(_files("p.json", json_file(record)), _files("p.yaml", json_file(record)))
+    return st.one_of(files("p.json", json_file(record)), files("p.yaml", json_file(record)))
 
 
 def _use_plan(folder: Path) -> None:
@@ -325,7 +326,7 @@ _WORDS = st.one_of(
 
 def _options(_: Path) -> st.SearchStrategy[tuple[str, bytes]]:
     texts = st.lists(_WORDS, min_size=1, max_size=3).map(",".join)
-    return _files("option", texts.map(lambda text: text.encode("utf-8", "replace")))
+    return files("option", texts.map(lambda text: text.encode("utf-8", "replace")))
 
 
 def _use_options(folder: Path) -> None:
@@ -397,6 +398,6 @@ class Place:
         for path in [p for p in self.folder.rglob("*") if p.is_file() and p not in self._kept]:
             path.unlink()
         for path, data in self._kept.items():
-            if path.read_bytes() != data:
+            if not path.is_file() or path.read_bytes() != data:
                 path.write_bytes(data)
         shutil.rmtree(self.folder / "cache", ignore_errors=True)

@@ -5,7 +5,6 @@ Needs the extra `browser` and Chromium or Chrome on the machine; without them th
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -19,10 +18,9 @@ from diffc.progress import Silent
 from diffc.report.build import report
 from diffc.report.request import ReportRequest
 from tests.report.made import HOSTILE, made
+from tools.pages import screens
 
-sync_api = pytest.importorskip("playwright.sync_api")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
-SCREENS = {"desktop": (1280, 900), "phone": (360, 740)}
+pytest.importorskip("playwright.sync_api")
 OVER = "[document.documentElement.scrollWidth, window.innerWidth]"
 """What a page is wide, and what the screen is."""
 CONTRAST = """() => {
@@ -38,13 +36,10 @@ CONTRAST = """() => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
+    if screens.program() is None:
         pytest.skip("no Chromium or Chrome on this machine")
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield launched
-        launched.close()
+    with screens.browser() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +52,18 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("screen", SCREENS)
+@pytest.mark.parametrize("screen", screens.SCREENS)
 @pytest.mark.parametrize("name", ["alone", "beside"])
 def test_a_page_is_read_on_every_screen(
     browser: Any, pages: Path, name: str, screen: str, scheme: str
 ) -> None:
-    width, height = SCREENS[screen]
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-    page, said = context.new_page(), list[str]()
+    said: list[str] = []
+    page = screens.opened(browser, pages / f"{name}.html", screen, scheme)
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("dialog", lambda dialog: said.append(dialog.message))
     page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
-    page.goto((pages / f"{name}.html").as_uri())
+    page.reload()
     page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
     wide, screen_width = page.evaluate(OVER)
     assert wide <= screen_width
@@ -80,4 +74,4 @@ def test_a_page_is_read_on_every_screen(
     assert HOSTILE in page.inner_text("main")
     assert page.evaluate("document.querySelectorAll('svg.chart').length") >= 4
     assert said == []
-    context.close()
+    page.context.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffc.errors import UsageError
+from diffc.errors import DiffcError, UsageError
 from diffc.serve.orders import Order
 from diffc.serve.painter import Painter
 from tests.conftest import Cells
@@ -30,8 +30,13 @@ def test_company_does_not_change_a_picture(compiled: Cells) -> None:
     assert np.array_equal(one, both[1])
     other = painter.paint([Order("a handwritten two", seed=9, steps=2)])[0]
     assert apart(other, alone[0]) > 50
+    small = Order("a fox", height=60)
     with pytest.raises(UsageError, match="multiple"):
-        painter.check(Order("a fox", height=60))
+        painter.check(small)
+    wrong = painter.answers([asked[0], Order("a fox", steps=1, height=4096), asked[2]])
+    assert isinstance(wrong[1], DiffcError)
+    assert isinstance(wrong[0], np.ndarray)
+    assert apart(wrong[0], alone[0]) <= 1
     painter.close()
     filled.close()
 

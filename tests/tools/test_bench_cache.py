@@ -70,7 +70,8 @@ def _behind_unknown(graph: onnx.ModelProto, node: onnx.NodeProto) -> str:
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize("layout", ["full+reduced", pytest.param("segments", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["full+reduced", "segments"])
 def test_the_tool_measures_every_model_and_the_generation(tmp_path: Path, layout: str) -> None:
     table = tmp_path / "rows.json"
     options = ["digits-sd3", "blocks:first=0,every=4", "--size", "64", "--repeat", "2", "--json", str(table)]

@@ -17,7 +17,14 @@ from tests.conftest import Cells
 
 @pytest.mark.parametrize(
     ("name", "format"),
-    [("tiny-sd35", "fp8"), ("tiny-flux", "fp8"), ("tiny-sdxl", "int8"), ("tiny-flux", "int8")],
+    [
+        ("tiny-sdxl", "fp8"),
+        ("tiny-flux", "int8"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("tiny-sd35", "fp8"), ("tiny-flux", "fp8"), ("tiny-sdxl", "int8"))
+        ),
+    ],
 )
 def test_stored_weights_are_those_of_modelopt_bit_for_bit(name: str, format: str, compiled: Cells) -> None:
     """Each stored code is the one that ModelOpt chose; code x scale is its fake-quantized weight to the last bits."""
@@ -57,8 +64,8 @@ def test_stored_weights_are_those_of_modelopt_bit_for_bit(name: str, format: str
     [
         ("tiny-sd3", "int4_awq"),
         ("tiny-sd3", "nvfp4"),
-        ("tiny-sd3", "mxfp8"),
-        ("tiny-flux", "nvfp4_svdquant"),
+        pytest.param("tiny-sd3", "mxfp8", marks=pytest.mark.slow),
+        pytest.param("tiny-flux", "nvfp4_svdquant", marks=pytest.mark.slow),
     ],
 )
 def test_stored_blocks_are_those_of_modelopt(name: str, format: str, compiled: Cells) -> None:

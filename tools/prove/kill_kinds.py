@@ -68,7 +68,7 @@ def _calibrated(inputs: Path) -> list[str]:
 
 KINDS = (
     Kind("fp8", _compiled("--format", "fp8", "--target", "trt-rtx", "--sm", "89")),
-    Kind("cache", _compiled("--format", "fp8", "--cache-plan", "{inputs}/plan.json")),
+    Kind("cache", _compiled("--cache-plan", "{inputs}/plan.json")),
     Kind("lora", _compiled("--lora", "{inputs}/lora.safetensors=0.7")),
     Kind("import", _imported, (f"{OUTPUT}.onnx", f"{OUTPUT}.onnx_data")),
     Kind("calibration", _calibrated, (OUTPUT, f"{OUTPUT}.plan.json")),

@@ -65,7 +65,10 @@ class OrtSession:
         try:
             results = self._session.run_with_ort_values(self._outputs, values)
         except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
-            raise DiffcError(f"ONNX Runtime failed to run the model: {error}") from error
+            raise DiffcError(
+                f"ONNX Runtime failed to run the model: {error}",
+                fix="check the values that go in; diffc validate ARTIFACT tells whether the model is whole",
+            ) from error
         return {name: _to_numpy(value) for name, value in zip(self._outputs, results, strict=True)}
 
     def close(self) -> None:
@@ -86,7 +89,10 @@ class OrtSession:
                 raise unknown("input", name, self._inputs)
         missing = [name for name in self._inputs if name not in feed]
         if missing:
-            raise DiffcError(f"no value for input {', '.join(missing)}. Inputs: {', '.join(self._inputs)}")
+            raise DiffcError(
+                f"no value for input {', '.join(missing)}. Inputs: {', '.join(self._inputs)}",
+                fix="give a value for each input",
+            )
 
 
 def _open(source: str | bytes, providers: list[str], types: set[int], exact: bool) -> Any:
@@ -99,10 +105,15 @@ def _open(source: str | bytes, providers: list[str], types: set[int], exact: boo
     try:
         session = ort.InferenceSession(source, sess_options=options, providers=providers)
     except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
-        raise DiffcError(f"ONNX Runtime rejects the model: {error}") from error
+        raise DiffcError(
+            f"ONNX Runtime rejects the model: {error}", fix="compile again, or update ONNX Runtime"
+        ) from error
     session.disable_fallback()
     if session.get_providers()[0] != providers[0]:
-        raise DiffcError(f"ONNX Runtime took {session.get_providers()[0]} instead of {providers[0]}")
+        raise DiffcError(
+            f"ONNX Runtime took {session.get_providers()[0]} instead of {providers[0]}",
+            fix="install what that provider needs: diffc doctor",
+        )
     return session
 
 
@@ -133,13 +144,19 @@ def _np_dtype(element_type: int) -> np.dtype[Any]:
 def _check_array(graph_input: GraphInput, array: Array) -> None:
     expected = _np_dtype(graph_input.dtype)
     if array.dtype != expected:
-        raise DiffcError(f"input {graph_input.name}: {array.dtype} was given, {expected} is needed")
+        raise DiffcError(
+            f"input {graph_input.name}: {array.dtype} was given, {expected} is needed",
+            fix="convert the array",
+        )
     fits = len(array.shape) == len(graph_input.dims) and all(
         fixed in (None, size) for fixed, size in zip(graph_input.dims, array.shape, strict=True)
     )
     if not fits:
         needed = ["any" if d is None else d for d in graph_input.dims]
-        raise DiffcError(f"input {graph_input.name}: shape {list(array.shape)} was given, {needed} is needed")
+        raise DiffcError(
+            f"input {graph_input.name}: shape {list(array.shape)} was given, {needed} is needed",
+            fix="convert the array",
+        )
 
 
 def _to_ort(graph_input: GraphInput, array: Array) -> Any:

@@ -61,5 +61,8 @@ def plugin_devices() -> list[Any]:
         ) from error
     devices = [d for d in ort.get_ep_devices() if d.ep_name == name]
     if not devices:
-        raise DiffcError(f"{name} finds no RTX GPU (compute capability 8.6, 8.9, or 12.0 and newer)")
+        raise DiffcError(
+            f"{name} finds no RTX GPU (compute capability 8.6, 8.9, or 12.0 and newer)",
+            fix="take another target, such as ort",
+        )
     return devices

@@ -111,7 +111,10 @@ class OrtModel:
         try:
             self._session.run_with_iobinding(binding, options)
         except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
-            raise DiffcError(f"ONNX Runtime failed to run the model: {error}") from error
+            raise DiffcError(
+                f"ONNX Runtime failed to run the model: {error}",
+                fix="check the values that go in; diffc validate ARTIFACT tells whether the model is whole",
+            ) from error
 
 
 def options_for(target: Target, types: Set[int]) -> Any:
@@ -154,7 +157,9 @@ def _open(wanted: SessionOptions, stream: torch.cuda.Stream | None) -> Any:
             providers = _with_helpers(expected, settings)
             session = ort.InferenceSession(str(wanted.model), sess_options=options, providers=providers)
     except Exception as error:  # ONNX Runtime has one unrelated exception class per status code
-        raise DiffcError(f"ONNX Runtime rejects {wanted.model}: {error}") from error
+        raise DiffcError(
+            f"ONNX Runtime rejects {wanted.model}: {error}", fix="compile again, or update ONNX Runtime"
+        ) from error
     session.disable_fallback()
     if session.get_providers()[0] != expected:
         # ONNX Runtime warns and goes on when a provider's libraries do not load.

@@ -97,13 +97,13 @@ def build_engine(request: EngineRequest, *, on_progress: OnProgress | None = Non
 
 def _check(target: Target, request: EngineRequest) -> None:
     if not target.is_engine:
-        raise DiffcError(f"target {target.name!r} has no engine to build")
+        raise DiffcError(f"target {target.name!r} has no engine to build", fix="leave --sm out")
     if target.ahead_of_time and not request.sms:
         raise DiffcError(f"target {target.name!r} builds for named GPUs", fix="name them: --sm 89 --sm 120")
     if not target.ahead_of_time and request.sms:
         raise DiffcError(f"target {target.name!r} builds for this machine's GPU", fix="leave out --sm")
     if not request.output.parent.is_dir():
-        raise DiffcError(f"no such folder: {request.output.parent}")
+        raise DiffcError(f"no such folder: {request.output.parent}", fix="make it, or choose another output")
     model = read(request.model)
     check_sms(element_types(model), request.sms)
     check_profiles(graph_inputs(model), request.profiles)

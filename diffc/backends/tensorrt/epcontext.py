@@ -25,7 +25,7 @@ def wrap_engine(model: onnx.ModelProto, engine: Path, *, version: str, sm: int) 
     DiffcError when the engine is not there.
     """
     if not engine.is_file():
-        raise DiffcError(f"no such engine: {engine}")
+        raise DiffcError(f"no such engine: {engine}", fix="build the engine first")
     weights = {tensor.name for tensor in initializers(model)}
     inputs = [value for value in model.graph.input if value.name not in weights]
     node = helper.make_node(

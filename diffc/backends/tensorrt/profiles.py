@@ -26,10 +26,16 @@ def _check_profile(label: str, inputs: Sequence[GraphInput], profile: Profile) -
     known = {i.name: i for i in inputs}
     unknown = sorted(profile.inputs.keys() - known.keys())
     if unknown:
-        raise DiffcError(f"{label} names {', '.join(unknown)}. Inputs of the model: {', '.join(known)}")
+        raise DiffcError(
+            f"{label} names {', '.join(unknown)}. Inputs of the model: {', '.join(known)}",
+            fix="name inputs that the model has",
+        )
     missing = [i.name for i in inputs if None in i.dims and i.name not in profile.inputs]
     if missing:
-        raise DiffcError(f"{label} has no shapes for the dynamic input {', '.join(missing)}")
+        raise DiffcError(
+            f"{label} has no shapes for the dynamic input {', '.join(missing)}",
+            fix="give three shapes for it",
+        )
     for name, shapes in profile.inputs.items():
         _check_range(f"{label}, input {name}", known[name], shapes)
 
@@ -37,12 +43,20 @@ def _check_profile(label: str, inputs: Sequence[GraphInput], profile: Profile) -
 def _check_range(label: str, graph_input: GraphInput, shapes: ShapeRange) -> None:
     rank = len(graph_input.dims)
     if any(len(shape) != rank for shape in shapes):
-        raise DiffcError(f"{label}: {_list(shapes)} must have {rank} dimensions, as {_show(graph_input)} has")
+        raise DiffcError(
+            f"{label}: {_list(shapes)} must have {rank} dimensions, as {_show(graph_input)} has",
+            fix="give as many dimensions",
+        )
     for low, usual, high, fixed in zip(*shapes, graph_input.dims, strict=True):
         if not 1 <= low <= usual <= high:
-            raise DiffcError(f"{label}: {_list(shapes)} must hold 1 <= minimum <= optimum <= maximum")
+            raise DiffcError(
+                f"{label}: {_list(shapes)} must hold 1 <= minimum <= optimum <= maximum", fix="order them so"
+            )
         if fixed is not None and (low, high) != (fixed, fixed):
-            raise DiffcError(f"{label}: {_list(shapes)} changes a fixed dimension of {_show(graph_input)}")
+            raise DiffcError(
+                f"{label}: {_list(shapes)} changes a fixed dimension of {_show(graph_input)}",
+                fix="give that dimension as the model has it",
+            )
 
 
 def _show(graph_input: GraphInput) -> str:

@@ -85,7 +85,10 @@ class Engine:
             stream.wait_event(self._last)  # the scratch memory may still serve a run of another stream
             self._bind(inputs, outputs, stream)
             if not self._context.execute_async_v3(stream.cuda_stream):
-                raise DiffcError(f"TensorRT failed to run {self._file.path.name}; its log is on stderr")
+                raise DiffcError(
+                    f"TensorRT failed to run {self._file.path.name}; its log is on stderr",
+                    fix="look at that log; diffc doctor --run ARTIFACT tells more",
+                )
             self._last.record(stream)
             self._memory.record_stream(stream)
         return outputs
@@ -112,7 +115,10 @@ class Engine:
             self._context.set_optimization_profile_async(profile, stream.cuda_stream)
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
-                raise DiffcError(f"{self._file.path.name} takes no {name} of shape {list(shape)}")
+                raise DiffcError(
+                    f"{self._file.path.name} takes no {name} of shape {list(shape)}",
+                    fix="give a shape of the engine's profile",
+                )
         for name, tensor in (*inputs.items(), *outputs.items()):
             if not self._context.set_tensor_address(name, tensor.data_ptr()):
                 raise DiffcError(

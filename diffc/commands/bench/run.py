@@ -114,7 +114,10 @@ def require_measured(rows: Sequence[Row], asked: Sequence[str]) -> None:
     """Raise DiffcError when the compiled side has no figures, or one that was `asked` for by name."""
     for row in rows:
         if row.reason and row.side in ("compiled", *asked):
-            raise DiffcError(f"{row.side} was not measured at {row.shape}: {row.reason}")
+            raise DiffcError(
+                f"{row.side} was not measured at {row.shape}: {row.reason}",
+                fix="leave that side out, or mend what it says",
+            )
 
 
 def plan(artifact: Artifact, request: BenchRequest) -> tuple[Setup, list[Shape]]:

@@ -71,7 +71,8 @@ def component_graphs(
     }
     if kind not in makers:
         raise UnsupportedError(
-            f"{pipeline / name} is a {kind}; the optimum layout has graphs of {', '.join(makers)}"
+            f"{pipeline / name} is a {kind}; the optimum layout has graphs of {', '.join(makers)}",
+            fix="leave --layout out, or package another pipeline",
         )
     with quiet_libraries():
         found = component_variant(pipeline / name, variant)
@@ -149,11 +150,17 @@ def _text_encoder(
 ) -> tuple[nn.Module, dict[str, Any]]:
     import transformers
 
+    load = getattr(transformers, kind).from_pretrained
     try:
-        model = getattr(transformers, kind).from_pretrained(folder, dtype=DTYPES[dtype], variant=variant)
-    except (OSError, ValueError) as error:
+        model = load(
+            folder, dtype=DTYPES[dtype], variant=variant, use_safetensors=True, local_files_only=True
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers and safetensors raise what a damaged file leads them to
+        said = f"{type(error).__name__}: {str(error)[:1000]}"
         raise DiffcError(
-            f"transformers cannot load {folder}: {error}", fix="download the pipeline completely"
+            f"transformers cannot load {folder}: {said}", fix="download the pipeline completely"
         ) from error
     return model.eval(), _config(folder)
 

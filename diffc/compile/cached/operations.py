@@ -36,7 +36,9 @@ def count_operations(model: onnx.ModelProto, sizes: Mapping[str, int], kept: Dim
             try:
                 found[node.op_type] += _COUNT[node.op_type](node, shapes)
             except KeyError as error:
-                raise DiffcError(f"the shape of {error} at {node.name!r} is not known") from error
+                raise DiffcError(
+                    f"the shape of {error} at {node.name!r} is not known", fix="take another --cache-layout"
+                ) from error
     return found
 
 

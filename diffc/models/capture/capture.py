@@ -151,7 +151,9 @@ def _step(dimensions: Sequence[Dimension], base: Setting) -> int:
     for pixels in (1, 2, 4, 8, 16, 32, 64, 128):
         if all(whole(dimensions, {**base, "height": pixels * h, "width": pixels * w}) for h, w in sides):
             return pixels
-    raise UnsupportedError("no image size makes all sizes whole")
+    raise UnsupportedError(
+        "no image size makes all sizes whole", fix="add a family for this class: CONTRIBUTING.md"
+    )
 
 
 def _telling(step: int, record: Recorded) -> list[Setting]:
@@ -170,7 +172,9 @@ def _frame_rule(dimensions: Sequence[Dimension], base: Setting) -> tuple[int, in
             frames = [rest + step * n for n in range(1, 4)]
             if all(whole(dimensions, {**base, "frames": f}) for f in frames):
                 return step, rest
-    raise UnsupportedError("no number of frames makes all sizes whole")
+    raise UnsupportedError(
+        "no number of frames makes all sizes whole", fix="add a family for this class: CONTRIBUTING.md"
+    )
 
 
 def _with_multiple(dimension: Dimension, multiple: int) -> Dimension:

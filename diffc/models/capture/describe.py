@@ -127,7 +127,8 @@ def inputs_of(
             inputs.append(Input(_name(path), path, "float32", (sizes.name(found),), "size"))
         else:
             raise UnsupportedError(
-                f"the argument {_name(path)} changes with the image size and is not a whole number"
+                f"the argument {_name(path)} changes with the image size and is not a whole number",
+                fix="add a family for this class: CONTRIBUTING.md",
             )
     return tuple(inputs), tuple(constants)
 
@@ -137,7 +138,10 @@ def _tensor(path: Path, values: Sequence[Any], half: Any, record: Recorded, size
 
     first, dims = values[0], list[str | int]()
     if first.is_complex():
-        raise UnsupportedError(f"the argument {_name(path)} has complex numbers, which ONNX does not have")
+        raise UnsupportedError(
+            f"the argument {_name(path)} has complex numbers, which ONNX does not have",
+            fix="add a family for this class: CONTRIBUTING.md",
+        )
     for axis in range(first.ndim):
         found = record.relation([value.shape[axis] for value in values], _axis(path, axis))
         dims.append(found if isinstance(found, int) else sizes.name(found))

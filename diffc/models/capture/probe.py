@@ -86,7 +86,8 @@ def outputs_of(
             dim = _dimension(axis, seen, sizes, first.dims) if len(set(seen)) > 1 else size
             if dim is None:
                 raise UnsupportedError(
-                    f"axis {axis} of the result {field} has sizes {seen}, which no input has"
+                    f"axis {axis} of the result {field} has sizes {seen}, which no input has",
+                    fix="add a family for this class: CONTRIBUTING.md",
                 )
             dims.append(dim)
         name = f"out_{first.name}" + (f"_{number}" if number else "")
@@ -124,7 +125,10 @@ def pixel_multiple(
         if _runs(probe, setting, output, dimensions):
             return multiple
         multiple *= 2
-    raise UnsupportedError(f"the backbone runs at no size: multiples of {step} to {multiple} px were tried")
+    raise UnsupportedError(
+        f"the backbone runs at no size: multiples of {step} to {multiple} px were tried",
+        fix="add a family for this class: CONTRIBUTING.md",
+    )
 
 
 def _runs(probe: Probe, setting: Setting, output: Output, dimensions: Sequence[Dimension]) -> bool:

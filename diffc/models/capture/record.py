@@ -78,7 +78,9 @@ class Recorder:
                 fix="write a family file for this class: CONTRIBUTING.md, Adding a model family",
             ) from error
         if not backbone.calls:
-            raise UnsupportedError(f"{name} ended without a call of its backbone")
+            raise UnsupportedError(
+                f"{name} ended without a call of its backbone", fix="give a pipeline that calls its backbone"
+            )
         return places(joined(without_repeats(backbone.calls[0]), self.lists))
 
     @property

@@ -48,20 +48,30 @@ def gguf_tensors(path: Path) -> tuple[dict[str, Recipe], dict[str, str], dict[st
         try:
             read = _reader(file)
             if file.read(4) != b"GGUF":
-                raise PassError(f"{path} is not a GGUF file")
+                raise PassError(f"{path} is not a GGUF file. Fix: copy or download it again")
             version = read("I")
             if version not in (2, 3):
-                raise PassError(f"{path} is GGUF version {version}; diffc reads 2 and 3")
+                raise PassError(
+                    f"{path} is GGUF version {version}; diffc reads 2 and 3"
+                    ". Fix: convert it with a newer llama.cpp"
+                )
             counts = read("Q"), read("Q")
             if max(counts) > _MOST:
-                raise PassError(f"{path} is damaged: {counts[0]} tensors and {counts[1]} entries")
+                raise PassError(
+                    f"{path} is damaged: {counts[0]} tensors and {counts[1]} entries"
+                    ". Fix: copy or download it again"
+                )
             pairs = dict(_pair(file, read) for _ in range(counts[1]))
             entries = [_entry(file, read) for _ in range(counts[0])]
         except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as error:
-            raise PassError(f"{path} is damaged: its header does not parse ({error})") from error
+            raise PassError(
+                f"{path} is damaged: its header does not parse ({error}). Fix: copy or download it again"
+            ) from error
         step = pairs.get("general.alignment", 32)
         if type(step) is not int or not 0 < step <= _MOST:
-            raise PassError(f"{path} is damaged: its alignment is {str(step)[:40]!r}")
+            raise PassError(
+                f"{path} is damaged: its alignment is {str(step)[:40]!r}. Fix: copy or download it again"
+            )
         start = file.tell() + -file.tell() % step
     tensors = {name: _tensor(path, name, shape, kind, start + at, size) for name, shape, kind, at in entries}
     original = {k.removeprefix("comfy.gguf.orig_shape."): v for k, v in pairs.items() if "orig_shape." in k}
@@ -121,7 +131,10 @@ def _tensor(path: Path, name: str, shape: tuple[int, ...], kind: int, offset: in
     elif kind in _KINDS:
         block = BLOCKS[_KINDS[kind]]
         if not shape or shape[-1] % block.elements:
-            raise PassError(f"{path}: tensor {name!r} {list(shape)} is not whole blocks of {block.elements}")
+            raise PassError(
+                f"{path}: tensor {name!r} {list(shape)} is not whole blocks of {block.elements}"
+                ". Fix: copy or download it again"
+            )
         width = shape[-1] // block.elements * block.nbytes
         stored, dtype = (*shape[:-1], width), int(TensorProto.UINT8)
         length = math.prod(stored)
@@ -129,8 +142,12 @@ def _tensor(path: Path, name: str, shape: tuple[int, ...], kind: int, offset: in
         known = ", ".join(BLOCKS)
         raise PassError(
             f"{path}: tensor {name!r} has block type {kind}, which diffc does not read. Known: {known}"
+            ". Fix: convert it to one that is known"
         )
     if offset + length > size:
-        raise PassError(f"{path} is cut off: tensor {name!r} ends at byte {offset + length} of {size}")
+        raise PassError(
+            f"{path} is cut off: tensor {name!r} ends at byte {offset + length} of {size}"
+            ". Fix: copy or download it again"
+        )
     bytes_ = Recipe.of_source(Source("raw", str(path.absolute()), dtype, stored, name, offset, length))
     return bytes_ if kind in _PLAIN else of_gguf(bytes_, _KINDS[kind], shape[-1])

@@ -28,7 +28,10 @@ def recipe_of(tensor: Any) -> tuple[Recipe, Keys]:
     Raises DiffcError for a tensor with values of its own.
     """
     if not hasattr(tensor, "recipe"):
-        raise DiffcError(f"a converter of diffusers made a tensor of its own: {type(tensor).__name__}")
+        raise DiffcError(
+            f"a converter of diffusers made a tensor of its own: {type(tensor).__name__}",
+            fix="give the folder that diffusers saves (save_pretrained)",
+        )
     return tensor.recipe, tensor.keys
 
 
@@ -57,7 +60,10 @@ def _class() -> type[Any]:
             del types
             name = func._schema.name.removeprefix("aten::")
             if name not in _MOVES:
-                raise DiffcError(f"a converter of diffusers computes with weights (aten::{name})")
+                raise DiffcError(
+                    f"a converter of diffusers computes with weights (aten::{name})",
+                    fix="give the folder that diffusers saves (save_pretrained)",
+                )
             inputs = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]
             keys = frozenset[str]().union(*(item.keys for item in inputs))
             recipes = [item.recipe for item in inputs]
@@ -86,7 +92,10 @@ def _split(x: Recipe, size: int | list[int], dim: int = 0) -> list[Recipe]:
         sizes = _sizes(total, list(size))
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     if sum(sizes) != total:
-        raise DiffcError(f"a weight of {total} rows cannot be split into {sizes}")
+        raise DiffcError(
+            f"a weight of {total} rows cannot be split into {sizes}",
+            fix="give the folder that diffusers saves (save_pretrained)",
+        )
     return [part(x, dim, begin, begin + count) for begin, count in zip(starts, sizes, strict=True)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -68,13 +69,16 @@ def check_components(source: ModelSource, *, without: Collection[str] = ()) -> N
             fix="give the folder that has model_index.json",
         )
     present, _ = components_of(pipeline)
-    lacking = [name for name in present if not inside(pipeline, name).is_dir()]
+    lacking = [name for name in present if not _has_files(inside(pipeline, name))]
     if lacking := [name for name in lacking if name not in without]:
         raise DiffcError(
             f"{pipeline / 'model_index.json'} names {', '.join(lacking)}, and {pipeline} has no such folder",
             fix=f"{_WHOLE}; a component that the pipeline does not need is [null, null] in model_index.json",
         )
+    classes = components_in(read_index(pipeline))
     for name in present:
+        if name not in without and "Tokenizer" in str(classes[name][1]):
+            _check_vocabulary(pipeline / name, str(classes[name][1]))
         if name not in without and _is_model(pipeline / name):
             check_numbers(read_json(inside(pipeline, name) / "config.json"), pipeline / name / "config.json")
             _check_weights(
@@ -92,6 +96,19 @@ def backbone_file(source: ModelSource) -> WeightFile | None:
 def _is_model(folder: Path) -> bool:
     """Whether a component has weights; tokenizers and schedulers have no config.json of this name beside them."""
     return (folder / "config.json").is_file() and not (folder / "tokenizer_config.json").is_file()
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+_VOCABULARY = re.compile(r"tokenizer\.json|tekken\.json|vocab.*|.*\.(model|txt|tiktoken)")
+
+
+def _check_vocabulary(folder: Path, kind: str) -> None:
+    """Raise DiffcError for a tokenizer without words: transformers 5 makes one, and every prompt is unknown to it."""
+    if "ByT5" not in kind and not any(_VOCABULARY.fullmatch(file.name) for file in folder.iterdir()):
+        raise DiffcError(f"{folder} has no vocabulary: no tokenizer.json, vocab.json or the like", fix=_WHOLE)
 
 
 def _check_weights(folder: Path, variant: str | None, *, is_backbone: bool) -> None:

@@ -63,7 +63,8 @@ def _component(pipe: Any) -> str:
     named = backbone_among({name: type(_unwrapped(part)).__name__ for name, part in parts.items()})
     if named is None:
         raise UnsupportedError(
-            f"this {type(pipe).__name__} has none of the components {', '.join(components())}"
+            f"this {type(pipe).__name__} has none of the components {', '.join(components())}",
+            fix="give a pipeline with a denoising backbone",
         )
     return named
 

@@ -38,7 +38,8 @@ def component(pipeline: Path) -> Path:
     if named is None:
         kind = index.get("_class_name", "pipeline")
         raise UnsupportedError(
-            f"{pipeline}: this {kind} has none of the components {', '.join(components())}"
+            f"{pipeline}: this {kind} has none of the components {', '.join(components())}",
+            fix="give a pipeline with a denoising backbone",
         )
     folder = inside(pipeline, named)
     if not (folder / "config.json").is_file():

@@ -74,7 +74,10 @@ def decode(tensors: Mapping[str, Recipe], said: Statement, where: object) -> Dec
 def _read(layer: Layer, where: object) -> Held | Recipe:
     try:
         if "weight" not in layer.own:
-            raise DiffcError(f"{where}: {layer.name} has {', '.join(sorted(layer.own))} and no weight")
+            raise DiffcError(
+                f"{where}: {layer.name} has {', '.join(sorted(layer.own))} and no weight",
+                fix="download the model again",
+            )
         if any(key in compressed.SUFFIXES for key in layer.own):
             return compressed.read(layer)
         return scaled.read(layer)

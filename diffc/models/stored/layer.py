@@ -43,7 +43,8 @@ class Layer:
             return None
         if found.shape not in ((), (1,), (1, 1)):
             raise UnsupportedError(
-                f"{self.name}.{name} has shape {list(found.shape)}, and one number is expected"
+                f"{self.name}.{name} has shape {list(found.shape)}, and one number is expected",
+                fix="download the model again",
             )
         return found.cast(FLOAT).reshape(()) if found.shape else found.cast(FLOAT)
 

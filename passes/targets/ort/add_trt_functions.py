@@ -46,8 +46,8 @@ class AddTrtFunctions(Pass):
         wanted = sorted({node.op for node in used} - refused - present)
         if wanted and graph.opset < _OLDEST:
             raise PassError(
-                f"add-trt-functions needs opset {_OLDEST} or later, and the model has {graph.opset}; "
-                "run rewrite-opset first"
+                f"add-trt-functions needs opset {_OLDEST} or later, and the model has {graph.opset}."
+                " Fix: run rewrite-opset first"
             )
         graph.functions = [*graph.functions, *(_function(op, used, graph) for op in wanted)]
         notes = (f"functions for {', '.join(wanted)}",) if wanted else ()

@@ -55,8 +55,8 @@ def _check(node: gs.Node) -> None:
         return
     if any(dtype_of(tensor) == _FP4 for tensor in node.outputs):
         raise PassError(
-            f"{node.op} node {node.name!r} rounds to FLOAT4E2M1, which FLOAT8E4M3FN cannot stand for: "
-            "run fold-weight-qdq first if it works on a weight"
+            f"{node.op} node {node.name!r} rounds to FLOAT4E2M1, which FLOAT8E4M3FN cannot stand for."
+            " Fix: run fold-weight-qdq first if it works on a weight"
         )
 
 

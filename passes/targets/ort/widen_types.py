@@ -61,7 +61,9 @@ def retype(tensor: gs.Tensor, source: int, to: int) -> bool:
     else:
         array = array_of(tensor)
         if array is None:
-            raise PassError(f"weight {tensor.name!r} is in an external file; import it as a recipe first")
+            raise PassError(
+                f"weight {tensor.name!r} is in an external file. Fix: load the model with passes.storage.load"
+            )
         tensor.values = inline_values(
             tensor.name, array.astype(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(to)))
         )

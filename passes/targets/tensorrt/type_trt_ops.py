@@ -93,6 +93,7 @@ def _check_blocks(graph: gs.Graph) -> None:
             if not inside or (isinstance(shape[axis], int) and shape[axis] % size):
                 raise PassError(
                     f"{node.op} node {node.name!r}: axis {axis} of shape {shape} is not whole blocks of {size}"
+                    ". Fix: quantize with a block size that divides the axis"
                 )
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,3 +48,64 @@ def test_a_part_that_is_given_is_used_though_the_pipeline_can_do_without(tmp_pat
     pipe = open_pipeline(source, dtype=torch.float32, fix="x", transformer=given)
     assert pipe.transformer is given
     assert pipe.transformer_2 is None
+
+
+def edit(file: Path, **changed: Any) -> None:
+    """Other entries in a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changed), encoding="utf-8")
+
+
+def keep(folder: Path, name: str) -> None:
+    """All files of a folder but one go."""
+    for file in folder.iterdir():
+        if file.name != name:
+            file.unlink()
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+ENCODER = "text_encoder/config.json"
+HARM: dict[str, Callable[[Path], object]] = {
+    "a component of numbers": lambda p: edit(p / "model_index.json", text_encoder=[1, 2]),
+    "a class that is not there": lambda p: edit(p / "model_index.json", vae=["diffusers", "NoSuchClass"]),
+    "an encoder that is cut off": lambda p: cut(p / "text_encoder" / "model.safetensors"),
+    "an entry of another type": lambda p: edit(p / ENCODER, hidden_size="x"),
+    "an entry that fits no weights": lambda p: edit(p / ENCODER, intermediate_size=7),
+    "no tokenizer": lambda p: shutil.rmtree(p / "tokenizer"),
+    "an empty tokenizer": lambda p: [file.unlink() for file in (p / "tokenizer").iterdir()],
+    "a tokenizer without words": lambda p: keep(p / "tokenizer", "tokenizer_config.json"),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_part_that_is_damaged_is_one_message(harm: str, tmp_path: Path) -> None:
+    pipeline = Path(shutil.copytree(materialize("tiny-sd3"), tmp_path / "sd3"))
+    HARM[harm](pipeline)
+    with pytest.raises(DiffcError, match=r"[\s\S]*\n  Fix: "):
+        open_pipeline(locate(str(pipeline)), dtype=torch.float32, fix="download it", transformer=None)
+
+
+CODE = "import pathlib\npathlib.Path({mark!r}).touch()\n"
+FOREIGN: dict[str, Callable[[Path], object]] = {
+    "a component's module": lambda p: edit(p / "model_index.json", vae=["foreign", "AutoencoderKL"]),
+    "a pipeline's module": lambda p: edit(p / "model_index.json", _class_name=["foreign", "Pipeline"]),
+    "a dotted name": lambda p: edit(p / "model_index.json", _class_name="foreign.Pipeline"),
+    "auto_map": lambda p: edit(p / ENCODER, auto_map={"AutoModel": "foreign.Model"}),
+    "custom_pipeline": lambda p: edit(p / "model_index.json", custom_pipeline="foreign"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_code_that_a_folder_names_does_not_run(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, mark = Path(shutil.copytree(materialize("tiny-sd3"), tmp_path / "sd3")), tmp_path / "ran"
+    for folder in (pipeline, pipeline / "vae", pipeline / "text_encoder"):
+        (folder / "foreign.py").write_text(CODE.format(mark=str(mark)), encoding="utf-8")
+    monkeypatch.chdir(pipeline)
+    FOREIGN[kind](pipeline)
+    with contextlib.suppress(DiffcError):  # a name that counts for nothing may be there
+        open_pipeline(locate(str(pipeline)), dtype=torch.float32, fix="x", transformer=None)
+    assert not mark.exists()

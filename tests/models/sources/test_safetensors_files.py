@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from diffc.errors import DiffcError
+from diffc.models.embedded.catalogue import materialize
+from diffc.models.sources.backbone import FakeBackbone, check_weights
 from diffc.models.sources.locate import locate
 from diffc.models.sources.safetensors_files import file_weights, folder_weights
 from passes.weights.evaluate import evaluate
@@ -178,3 +181,14 @@ def test_index_without_a_map(tmp_path: Path, content: dict[str, Any]) -> None:
     (backbone(tmp_path) / (FILE + ".index.json")).write_text(json.dumps(content))
     with pytest.raises(DiffcError, match="has no weight_map"):
         folder_weights(tmp_path)
+
+
+def test_integers_where_floats_belong(tmp_path: Path) -> None:
+    """Weights of int16 passed every check before the work (F16g)."""
+    folder = Path(shutil.copytree(materialize("tiny-sd3") / "transformer", tmp_path / "transformer"))
+    (file,) = folder.glob("*.safetensors")
+    arrays = load_file(file)
+    name = next(name for name in arrays if name.endswith("attn.to_q.weight"))
+    save_file({**arrays, name: arrays[name].astype(np.int16)}, file)
+    with pytest.raises(DiffcError, match=rf"{name}' holds int16 values[\s\S]*Fix: "):
+        check_weights(FakeBackbone(locate(str(folder)), "float16"))

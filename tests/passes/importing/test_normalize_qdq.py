@@ -163,7 +163,7 @@ def test_a_mark_of_a_computed_tensor_is_refused_with_its_name() -> None:
     text = "g (float16[b,32] x) => (float16[b,32] y) { r = Relu(x) y = trt.TRT_FP4QDQ<block_size = 16>(r) }"
     made = model(text)
     made.graph.node[1].name = "block/input_quantizer"
-    with pytest.raises(PassError, match=r"'block/input_quantizer' .* amax is not in the file: export"):
+    with pytest.raises(PassError, match=r"'block/input_quantizer' .* amax is not in the file. Fix: export"):
         Pipeline([NormalizeQdq()]).run(made)
 
 

@@ -79,3 +79,19 @@ def test_files_and_code_are_known_by_what_they_are(tmp_path: Path) -> None:
         fingerprint(str(tmp_path / "gone"))
     assert code_version() == code_version()
     assert len(code_version()) == 64
+
+
+@pytest.mark.parametrize(
+    "end", ['["3000", "abc"]', "[3000, 7]", "[true, false]", "[" * 5000, '{"a": 1}', '[-5, ""]']
+)
+def test_a_line_of_something_else_does_not_count(end: str, tmp_path: Path) -> None:
+    made, data = written(tmp_path, 100)
+    with made.path.open("a", encoding="utf-8") as file:
+        file.write(end + "\n")
+    assert Journal(made.path, "me").begin(data)[0] == 100
+
+
+def test_a_writer_goes_on_where_it_can_begin_a_tensor(tmp_path: Path) -> None:
+    """A line in the middle of one, though its hash is right, made a file with that tensor one and a half times."""
+    made, data = written(tmp_path, 100, 3000)
+    assert Journal(made.path, "me").begin(data, {100, 5000})[0] == 100

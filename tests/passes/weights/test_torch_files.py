@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,64 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             target.writestr(info.filename, source.read(info), zipfile.ZIP_DEFLATED)
     with pytest.raises(PassError, match="compressed"):
         torch_tensors(tmp_path / "zip.pt")
+
+
+def with_pickle(path: Path, content: bytes) -> Path:
+    """A file of torch.save with one tensor [3] whose pickle is `content` in place of its own."""
+    torch.save({"w": random(3)}, path.with_suffix(".whole"))
+    with zipfile.ZipFile(path.with_suffix(".whole")) as source, zipfile.ZipFile(path, "w") as target:
+        for info in source.infolist():
+            own = info.filename.endswith("data.pkl")
+            target.writestr(info.filename, content if own else source.read(info), zipfile.ZIP_STORED)
+    return path
+
+
+def pickle_of(path: Path) -> bytes:
+    torch.save({"w": random(3)}, path)
+    with zipfile.ZipFile(path) as whole:
+        return whole.read(next(name for name in whole.namelist() if name.endswith("data.pkl")))
+
+
+def circle() -> bytes:
+    inner: list[Any] = []
+    inner.append({"w": inner})
+    return pickle.dumps({"a": inner}, 2)
+
+
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02K\x01K\x02a.",  # append to a number
+        b"\x80\x02K\x01K\x02\x85R.",  # call a number
+        b"\x80\x02" + REBUILD + b"(K\x01K\x00K\x03\x85K\x01\x85\x89}tR.",  # a tensor in a number
+        b"\x80\x02}X\x01\x00\x00\x00w" + REBUILD + b")Rs.",  # a tensor in nothing
+        b"\x80\x02h\x07.",  # what was not remembered
+        b"\x80\x02K\x01Q.",  # a storage that is a number
+        b"\x80\x02.",
+        b"",
+    ],
+)
+def test_pickles_that_lie(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(PassError, match="Fix: "):
+        torch_tensors(with_pickle(tmp_path / "w.pt", content))
+
+
+def test_a_shape_below_zero_and_one_beyond_the_file(tmp_path: Path) -> None:
+    whole = pickle_of(tmp_path / "w.whole")
+    assert whole.count(b"K\x03\x85") == 1
+    for shape in (
+        b"J\xfd\xff\xff\xff\x85",
+        b"J\x00\x00\x00\x7f\x85",
+        b"X\x01\x00\x00\x003\x85",
+        b"G@\x08\0\0\0\0\0\0\x85",
+    ):
+        with pytest.raises(PassError, match="Fix: "):
+            torch_tensors(with_pickle(tmp_path / "w.pt", whole.replace(b"K\x03\x85", shape)))
+
+
+def test_what_holds_itself_is_walked_once(tmp_path: Path) -> None:
+    with pytest.raises(PassError, match="Fix: "):
+        torch_tensors(with_pickle(tmp_path / "w.pt", circle()))
