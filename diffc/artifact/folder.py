@@ -119,11 +119,26 @@ class Artifact:
         return cls(folder, manifest)
 
     def verify(self) -> None:
-        """Hash every file that is here again. Raises DiffcError naming the first that was changed."""
+        """Hash every file that is here again.
+
+        Raises DiffcError naming the first that was changed, or saying that another process has replaced the artifact.
+        """
         missing = set(self.missing)
         for name, entry in self.manifest["files"].items():
-            if name not in missing and file_sha256(self.folder / name) != entry["sha256"]:
+            try:
+                wrong = name not in missing and file_sha256(self.folder / name) != entry["sha256"]
+            except FileNotFoundError:
+                wrong = True
+            if wrong and self._was_replaced():
+                raise DiffcError(f"{self.folder} was replaced while it was read", fix="run the command again")
+            if wrong:
                 raise DiffcError(f"{self.folder / name} was changed after the compile", fix="compile again")
+
+    def _was_replaced(self) -> bool:
+        try:
+            return read_record(self.folder / MANIFEST, fix=AGAIN) != self.manifest
+        except DiffcError:
+            return True
 
 
 def _stamp(folder: Path) -> tuple[int, ...]:
