@@ -45,6 +45,7 @@ def main() -> int:
         assert run([*command, "-q"]) == 0  # there is something to read, and what follows is warm
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         found = context.Queue()
+        work: list[tuple[Any, tuple[Any, ...]]]
         work = [(write, (command, root / f"said-{i}", seconds, i, found)) for i in range(WRITERS)]
         work += [(read, (root / "place" / kind.results[0], seconds, found)) for _ in range(READERS)]
         started = [context.Process(target=target, args=arguments) for target, arguments in work]
