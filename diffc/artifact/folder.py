@@ -248,10 +248,10 @@ def check_model_output(output: Path, *, model: Path, force: bool) -> None:
         taken = []
     if taken and (not force or output.resolve() == model.resolve()):
         raise DiffcError(f"{taken[0]} exists", fix="choose another -o, or give --force")
-    for path in (output, output.with_name(output.name + "_data")):
-        check_output_file(path)
     if not output.parent.is_dir():
         raise DiffcError(f"no such folder: {output.parent}", fix="make it, or choose another -o")
+    for path in (output, output.with_name(output.name + "_data")):
+        check_output_file(path)
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
