@@ -11,16 +11,17 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from diffc.errors import DiffcError
+from diffc.errors import DiffcError, UsageError
 from diffc.serve.orders import Order, parse_order
 from diffc.serve.painter import Painter, Picture
 
@@ -35,6 +36,8 @@ class Settings(BaseModel):
     how long a request waits for others. `fill`: as `diffc.serve.painter.Painter`. `ongoing`: requests that a replica
     should have at a time, from which the number of replicas follows. `cpus` and `gpus` are those of one replica.
     """
+
+    model_config = ConfigDict(extra="forbid")
 
     artifact: str
     pipeline: str | None = None
@@ -103,8 +106,19 @@ def png(picture: Picture) -> bytes:
     return file.getvalue()
 
 
-def build(settings: Settings) -> serve.Application:
-    """The application for these settings; `serve run diffc.serve.app:build artifact=ARTIFACT` calls it."""
+def build(given: Settings | Mapping[str, Any]) -> serve.Application:
+    """The application for these settings; `serve run diffc.serve.app:build artifact=ARTIFACT` calls it with texts.
+
+    Raises UsageError that names the setting which is unknown or has no such value.
+    """
+    try:
+        settings = given if isinstance(given, Settings) else Settings.model_validate(dict(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            fix=f"give {', '.join(Settings.model_fields)}",
+        ) from error
     absolute = settings.model_copy(update={"artifact": str(Path(settings.artifact).expanduser().absolute())})
     deployment = serve.deployment(
         Paint,

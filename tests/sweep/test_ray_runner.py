@@ -14,10 +14,12 @@ import pytest
 from diffc.artifact.folder import Artifact
 from diffc.compile.request import CompileRequest
 from diffc.compile.spine import compile_model
+from diffc.errors import DiffcError
 from diffc.progress import Silent
 from diffc.sweep.cells import Axes
 from diffc.sweep.job import Job
 from diffc.sweep.jobs import Standing
+from diffc.sweep.ray_runner import check_ray
 from diffc.sweep.request import SweepRequest
 from diffc.sweep.rows import DONE, LOST, Row, read_rows
 from diffc.sweep.run import sweep
@@ -53,6 +55,12 @@ class Killer:
                     return
             except psutil.Error:
                 continue
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port", "ray://127.0.0.1:1", "[::1]:99999999"])
+def test_an_address_where_nothing_answers_is_told_at_once(address: str) -> None:
+    with pytest.raises(DiffcError, match="nothing answers at --address"):
+        check_ray(address)
 
 
 @pytest.mark.slow
