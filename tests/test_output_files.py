@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from diffc.cli.main import run
 from diffc.errors import DiffcError
 from diffc.output_files import check_output_file, save_figure
 
@@ -58,3 +60,19 @@ def test_a_figure_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="the disk is full"):
         save_figure(Figure(fails=True), tmp_path / "other.svg")
     assert [path.name for path in tmp_path.iterdir()] == ["plot.PNG"]
+
+
+def test_no_command_makes_the_folder_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """generate made it, cache search failed after its work, opt refused at once (F26): all refuse at once."""
+    file = tmp_path / "no" / "such" / "file"
+    commands = (
+        ["generate", "art", "--prompt", "x", "-o", f"{file}.png"],
+        ["opt", "m.onnx", "-p", "remove-unused", "-o", f"{file}.onnx"],
+        ["import", "m.onnx", "-o", f"{file}.onnx"],
+        ["cache", "search", "tiny-sd3", "-o", f"{file}.yaml"],
+        ["mix", "tiny-sd3", "--bits", "8", "-o", str(file)],
+    )
+    for command in commands:
+        assert run(command) == 1, command
+        assert re.search(r"folder[\s\S]*Fix: make it", capsys.readouterr().err), command
+    assert not (tmp_path / "no").exists()

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,20 @@ from diffc.quantize.formats import find_format
 from passes.plugins import Broken
 from tests import ROOT
 
-Diffc = Callable[..., subprocess.CompletedProcess[str]]
+Command = Sequence[object]
+Diffc = Callable[..., list[subprocess.CompletedProcess[str]]]
+IN_TURN = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from diffc.cli.main import run
+done = []
+for command in json.load(sys.stdin):
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = run(command)
+    done.append((command, code, out.getvalue(), err.getvalue()))
+print(json.dumps(done))
+"""
+"""Runs commands one after another: a process for each would import everything again."""
 
 
 def installed(folder: Path, package: Path) -> None:
@@ -40,15 +53,22 @@ def installed(folder: Path, package: Path) -> None:
 
 @pytest.fixture(scope="module")
 def diffc(tmp_path_factory: pytest.TempPathFactory) -> Diffc:
-    """Runs the command line in a process that has the plugin."""
+    """Runs command lines, one after another, in a process that has the plugin."""
     folder = tmp_path_factory.mktemp("plugins") / "site"
     installed(folder, ROOT / "tests" / "plugin_package")
 
-    def run(*arguments: object, paths: tuple[Path, ...] = ()) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join(map(str, (*paths, folder, ROOT)))
-        environment = {**os.environ, "PYTHONPATH": path}
-        command = [sys.executable, "-m", "diffc", *map(str, arguments)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    def run(*commands: Command, paths: tuple[Path, ...] = ()) -> list[subprocess.CompletedProcess[str]]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*paths, folder, ROOT)))}
+        done = subprocess.run(
+            [sys.executable, "-c", IN_TURN],
+            input=json.dumps([[str(word) for word in command] for command in commands]),
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return [subprocess.CompletedProcess(*each) for each in json.loads(done.stdout)]
 
     return run
 
@@ -74,19 +94,22 @@ def ops(path: Path) -> list[str]:
 
 def test_a_pass_runs_in_opt_with_its_numbers_checked(diffc: Diffc, model: Path) -> None:
     output = model.with_name("out.onnx")
-    done = diffc("opt", model, "-p", "cancel-negation,remove-unused", "--check", "numeric", "-o", output)
+    command = ("opt", model, "-p", "cancel-negation,remove-unused", "--check", "numeric", "-o", output)
+    done, passes = diffc(command, ["passes"])
     assert done.returncode == 0, done.stderr
     assert ops(output) == ["Relu", "Neg", "Neg"]
     assert "its output is an output of the graph" in done.stdout
-    assert "cancel-negation" in diffc("passes").stdout
+    assert "cancel-negation" in passes.stdout
 
 
 def test_a_pass_runs_in_compile(diffc: Diffc, model: Path) -> None:
     output = model.with_name("artifact")
-    done = diffc("compile", model, "--passes", "cancel-negation,remove-unused", "-o", output)
+    done, refused = diffc(
+        ("compile", model, "--passes", "cancel-negation,remove-unused", "-o", output),
+        ("compile", model, "--passes", "cancel-sums", "-o", model.with_name("other")),
+    )
     assert done.returncode == 0, done.stderr
     assert ops(output / "model.onnx") == ["Relu", "Neg", "Neg"]
-    refused = diffc("compile", model, "--passes", "cancel-sums", "-o", model.with_name("other"))
     assert refused.returncode in (1, 2)
     assert "unknown pass 'cancel-sums'" in refused.stderr
     assert "cancel-negation" in refused.stderr
@@ -111,27 +134,36 @@ def test_a_family_a_format_and_a_reader_compile_together(diffc: Diffc, tmp_path:
     AuraFlowTransformer2DModel(**small, **sizes).save_pretrained(tmp_path / "backbone")
     pointer = tmp_path / "mine.pointer"
     pointer.write_text(str(tmp_path / "backbone"), encoding="utf-8")
-    done = diffc("compile", pointer, "--format", "int8_linear", "--calibrate", "synthetic", "--image-size", "64",
-                 "-o", tmp_path / "artifact")  # fmt: skip
+    command = (
+        "compile",
+        pointer,
+        "--format",
+        "int8_linear",
+        "--calibrate",
+        "synthetic",
+        "--image-size",
+        "64",
+    )
+    (done,) = diffc((*command, "-o", tmp_path / "artifact"))
     assert done.returncode == 0, done.stderr
     assert "(auraflow) to int8_linear" in done.stderr
     assert "QuantizeLinear" in ops(tmp_path / "artifact" / "model.onnx")
 
 
 def test_a_command_is_listed_and_runs(diffc: Diffc, model: Path) -> None:
-    assert "Count the nodes of an ONNX file by operator" in diffc("--help").stdout
-    done = diffc("count", model)
+    shown, done = diffc(["--help"], ("count", model))
+    assert "Count the nodes of an ONNX file by operator" in shown.stdout
     assert (done.returncode, done.stdout) == (0, "Neg 4\nRelu 1\n")
 
 
 def test_doctor_names_what_is_broken_and_nothing_else_breaks(diffc: Diffc) -> None:
-    said = diffc("doctor").stdout
+    said, formats = (done.stdout for done in diffc(["doctor"], ["formats"]))
     row, fix = (text for text in said.splitlines() if "plugin broken of diffc-example 1.2.0" in text)
     assert " no " in row
     assert "update or uninstall the package" in fix
     assert "diffc_example.not_there:FORMAT cannot be imported: ModuleNotFoundError" in said
     assert "plugin cancel-negation of diffc-example 1.2.0" in said
-    assert "int8_linear" in diffc("formats").stdout
+    assert "int8_linear" in formats
 
 
 def test_two_packages_with_one_name_are_both_named(diffc: Diffc, tmp_path: Path, model: Path) -> None:
@@ -143,21 +175,21 @@ def test_two_packages_with_one_name_are_both_named(diffc: Diffc, tmp_path: Path,
     (other / "pyproject.toml").write_text(text, encoding="utf-8")
     (other / "diffc_example").rename(other / "diffc_other")
     installed(tmp_path / "site", other)
-    done = diffc("opt", model, "-p", "cancel-negation", "-o", tmp_path / "o.onnx", paths=(tmp_path / "site",))
-    assert done.returncode == 1
-    both = "diffc-example 1.2.0 and diffc-other 1.2.0"
-    assert f"{both} both give this name" in done.stderr
-    assert diffc("formats", paths=(tmp_path / "site",)).returncode == 0
-    for kind, name, *command in (
+    cases = (
+        ("pass", "cancel-negation", "opt", model, "-p", "cancel-negation", "-o", tmp_path / "a"),
         ("format", "int8_linear", "compile", "tiny-sd3", "--format", "int8_linear", "-o", tmp_path / "a"),
         ("command", "count", "count", model, "--top", "3"),
         ("reader", "pointer file", "compile", tmp_path / "mine.pointer", "-o", tmp_path / "a"),
         ("model family", "auraflow", "inspect", backbone_of("AuraFlowTransformer2DModel", tmp_path)),
-    ):
-        said = diffc(*command, paths=(tmp_path / "site",))
+    )
+    *refused, listed = diffc(*(command for _, _, *command in cases), ["formats"], paths=(tmp_path / "site",))
+    assert listed.returncode == 0
+    both = "diffc-example 1.2.0 and diffc-other 1.2.0"
+    for (kind, name, *_), said in zip(cases, refused, strict=True):
         assert said.returncode == 1, said.stderr
-        assert f"{kind} {name!r} is a plugin of {both}: {both} both give this name" in said.stderr
-        assert not (tmp_path / "a").exists()
+        assert f"{both} both give this name" in said.stderr
+        assert kind == "pass" or f"{kind} {name!r} is a plugin of {both}: " in said.stderr
+    assert not (tmp_path / "a").exists()
 
 
 def backbone_of(kind: str, folder: Path) -> Path:

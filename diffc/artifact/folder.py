@@ -119,11 +119,26 @@ class Artifact:
         return cls(folder, manifest)
 
     def verify(self) -> None:
-        """Hash every file that is here again. Raises DiffcError naming the first that was changed."""
+        """Hash every file that is here again.
+
+        Raises DiffcError naming the first that was changed, or saying that another process has replaced the artifact.
+        """
         missing = set(self.missing)
         for name, entry in self.manifest["files"].items():
-            if name not in missing and file_sha256(self.folder / name) != entry["sha256"]:
+            try:
+                wrong = name not in missing and file_sha256(self.folder / name) != entry["sha256"]
+            except FileNotFoundError:
+                wrong = True
+            if wrong and self._was_replaced():
+                raise DiffcError(f"{self.folder} was replaced while it was read", fix="run the command again")
+            if wrong:
                 raise DiffcError(f"{self.folder / name} was changed after the compile", fix="compile again")
+
+    def _was_replaced(self) -> bool:
+        try:
+            return read_record(self.folder / MANIFEST, fix=AGAIN) != self.manifest
+        except DiffcError:
+            return True
 
 
 def _stamp(folder: Path) -> tuple[int, ...]:
@@ -233,10 +248,10 @@ def check_model_output(output: Path, *, model: Path, force: bool) -> None:
         taken = []
     if taken and (not force or output.resolve() == model.resolve()):
         raise DiffcError(f"{taken[0]} exists", fix="choose another -o, or give --force")
-    for path in (output, output.with_name(output.name + "_data")):
-        check_output_file(path)
     if not output.parent.is_dir():
         raise DiffcError(f"no such folder: {output.parent}", fix="make it, or choose another -o")
+    for path in (output, output.with_name(output.name + "_data")):
+        check_output_file(path)
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:

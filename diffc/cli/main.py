@@ -150,7 +150,7 @@ _STOPPED = 130
 
 
 def _stopped() -> int:
-    typer.echo("Stopped. Nothing was written.", err=True)
+    typer.echo("Stopped. Nothing unfinished was written.", err=True)
     return _STOPPED
 
 

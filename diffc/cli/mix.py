@@ -78,9 +78,10 @@ def mix_command(
     ] = None,
 ) -> None:
     """Choose a format for every layer: the smallest error of the output within a size."""
-    from diffc.commands.bench.output import check_folder, check_parent, check_plot
+    from diffc.commands.bench.output import check_folder, check_plot
     from diffc.commands.mix import MixRequest, lines, mix
     from diffc.compile.prompts import read_prompts
+    from diffc.output_files import check_parent
     from diffc.quantize.folder import check_place
     from diffc.quantize.formats import find_format
 

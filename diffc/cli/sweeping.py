@@ -88,7 +88,7 @@ def _steps(own: Mapping[str, Any]) -> Steps:
     return Steps(own["validate"], sides, own["bench_repeat"], tuple(metrics), prompts, own["paint_steps"])
 
 
-def run(request: SweepRequest, terminal: Terminal, *, dry_run: bool, quiet: bool = False) -> None:
+def run(request: SweepRequest, terminal: Terminal, *, dry_run: bool) -> None:
     """Run the sweep, or say what it would do. Raises DiffcError when a cell failed."""
     if dry_run:
         stands, book = look(request)
@@ -98,8 +98,12 @@ def run(request: SweepRequest, terminal: Terminal, *, dry_run: bool, quiet: bool
         terminal.line(f"Nothing was written to {request.folder}")
         terminal.result(described(stands, book))
         return
-    with Progress(quiet=quiet) as progress:
-        summary = sweep(request, progress)
+    with Progress(quiet=terminal.quiet) as progress:
+        try:
+            summary = sweep(request, progress)
+        except KeyboardInterrupt:
+            progress.say("stopped: the same command goes on with the cells that are done")
+            raise
     _told(summary, terminal)
     _require_done(summary)
 

@@ -40,7 +40,7 @@ class Terminal:
     """What a command prints with: `ui` for progress, `print` for results, `result` for --json."""
 
     def __init__(self, verbosity: Verbosity = Verbosity()):  # frozen
-        self._json = verbosity.json
+        self._json, self.quiet = verbosity.json, verbosity.quiet
         self.console = Screen(stderr=self._json == "-")
         self.ui: Reporter = Logged() if verbosity.quiet else ProgressBar()
         self._value: Any = None

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffc.compile.plan import Plan, check, check_targets
-from diffc.compile.request import CompileRequest, CompileResult
+if TYPE_CHECKING:
+    from diffc.compile.plan import Plan as Plan
+    from diffc.compile.plan import check as check
+    from diffc.compile.plan import check_targets as check_targets
+    from diffc.compile.request import CompileRequest as CompileRequest
+    from diffc.compile.request import CompileResult as CompileResult
+    from diffc.compile.spine import compile_model as compile_model
 
 __all__ = ["CompileRequest", "CompileResult", "Plan", "check", "check_targets", "compile_model"]
 
-if TYPE_CHECKING:
-    from diffc.compile.spine import compile_model as compile_model
+_PLACES = {
+    "CompileRequest": "diffc.compile.request",
+    "CompileResult": "diffc.compile.request",
+    "Plan": "diffc.compile.plan",
+    "check": "diffc.compile.plan",
+    "check_targets": "diffc.compile.plan",
+    "compile_model": "diffc.compile.spine",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import `compile_model`, and torch with it, when somebody asks for it: a plan is checked without torch."""
-    if name != "compile_model":
+    """Import a name of `__all__`, and torch with most, when somebody asks for it: `diffc opt` works without torch."""
+    if name not in _PLACES:
         raise AttributeError(f"module 'diffc.compile' has no attribute {name!r}")
-    from diffc.compile.spine import compile_model
-
-    return compile_model
+    return getattr(import_module(_PLACES[name]), name)
 
 
 class _Package(ModuleType):

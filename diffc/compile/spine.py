@@ -42,6 +42,7 @@ from diffc.compile.calibration import (
 from diffc.compile.engines import build_engines, engine_profile
 from diffc.compile.experts import expert_requests
 from diffc.compile.graphs import Graphs, canonicalize, legalize, write
+from diffc.compile.held_checkpoint import held_checkpoint
 from diffc.compile.live import LiveModel, is_model_object, read_live, rest_of_pipeline
 from diffc.compile.lora_slots import slotted
 from diffc.compile.manifest import described_checkpoint, manifest
@@ -51,7 +52,6 @@ from diffc.compile.plan import Plan, assumed, check, check_targets, describe
 from diffc.compile.recorded import Recorded
 from diffc.compile.request import CompileRequest, CompileResult, request_key
 from diffc.compile.shared import Calibrations
-from diffc.compile.stored import held_checkpoint
 from diffc.compile.validation import validate_by_layer, validate_whole
 from diffc.errors import UsageError
 from diffc.frontend.trace import trace as trace_backbone

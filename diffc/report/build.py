@@ -143,7 +143,7 @@ def _page(
     }
     return page(
         title=" beside ".join(subject.title for subject in subjects),
-        subtitle=" and ".join(subject.name for subject in subjects),
+        subtitle=" beside ".join(subject.name for subject in subjects),
         sections=[section(*parts) for parts in _SECTIONS if there.get(parts[0], True)],
         **content,
     )
@@ -155,7 +155,9 @@ def _of_sweep(request: ReportRequest, ui: Reporter) -> str:
         views = [outline(subject) for subject in subjects_of(request.what, summary)]
     with ui.stage("draw the charts"):
         traded = tradeoffs([outcome_of(row) for row in summary.cells if row.sizes])
+        rows = pictures.of_sweep(request.what, [(row.model, row.cell) for row in summary.cells])
         sections = [section("sweep", "Cells")]
+        sections += [section(*parts) for parts in _SECTIONS if parts[0] == "pictures" and rows]
         sections += [section(*parts) for parts in _SECTIONS if parts[0] == "tradeoffs" and traded]
         sections += [
             section("cells", "Artifacts", "Each in short; diffc report of its folder says all.")
@@ -165,6 +167,8 @@ def _of_sweep(request: ReportRequest, ui: Reporter) -> str:
             subtitle=f"{request.what.absolute().name}, begun {summary.started}, diffc {summary.diffc}",
             sections=sections,
             sweep=sweep_view(summary),
+            pictures=rows,
+            scores=None,
             tradeoffs=traded,
             cells=views,
         )

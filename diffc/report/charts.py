@@ -10,13 +10,13 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup, escape
 
+from diffc.report.points import Point, distinct, pareto
 from diffc.terminal_text import line
 
 if TYPE_CHECKING:
@@ -53,16 +53,6 @@ WIDTH = 4.8
 _LABEL = 30
 
 
-@dataclass(frozen=True)
-class Point:
-    """A dot of `front`: small `x` and small `y` are good. Points of one `group` have one colour."""
-
-    label: str
-    x: float
-    y: float
-    group: str = ""
-
-
 def bars(rows: Sequence[tuple[str, float]], unit: str, title: str) -> Markup:
     """Horizontal bars with their values, in the order of `rows`."""
 
@@ -91,25 +81,19 @@ def front(points: Sequence[Point], x: str, y: str, title: str, *, high: bool = F
         axes.step(
             [p.x for p in best], [p.y for p in best], color=MUTED, where="post", zorder=2, linestyle="--"
         )
-        for point in points:
-            axes.annotate(_short(point.label, 24), (point.x, point.y), (5, 4), textcoords="offset points")
+        middle = (min(p.x for p in points) + max(p.x for p in points)) / 2
+        for point, label in zip(points, distinct([p.label for p in points]), strict=True):
+            side, offset = ("right", -5) if point.x > middle else ("left", 5)
+            place = (point.x, point.y)
+            axes.annotate(_short(label, 24), place, (offset, 4), textcoords="offset points", ha=side)
         axes.margins(0.2)
         axes.grid(zorder=0)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        if any(groups):
+        if len(groups) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
 
     return _chart(draw, title, 4.2)
-
-
-def pareto(points: Sequence[Point], *, high: bool = False) -> list[Point]:
-    """The points that no other one beats in both, from the smallest `x` on. `high`: a large `y` is good."""
-    sign, best = -1 if high else 1, list[Point]()
-    for point in sorted(points, key=lambda p: (p.x, sign * p.y)):
-        if not best or sign * point.y < sign * best[-1].y:
-            best.append(point)
-    return best
 
 
 def line_of(values: Sequence[float], names: Sequence[str], y: str, title: str) -> Markup:

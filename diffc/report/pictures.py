@@ -6,6 +6,7 @@ import base64
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,17 @@ from typing import Any
 from PIL import Image
 
 from diffc.commands.generate import TORCH, GenerateRequest, captions, generate
+from diffc.errors import DiffcError
 from diffc.progress import Reporter
 from diffc.quality.metrics.entries import as_tensor, opened, read_entries
 from diffc.quality.pictures import psnr, ssim, to_image
 from diffc.report.request import ReportRequest
+from passes.files.contained import why_outside
 
-_SIDE, _EXACT = 640, 128
-"""Pixels: larger pictures are made smaller for the page, and smaller ones are kept without loss."""
+_SIDE, _SMALL, _EXACT = 640, 320, 128
+"""Pixels: larger pictures are made smaller, those of a sweep the most, and small ones are kept without loss."""
+ABOUT = 150
+"""Pictures of a sweep that a page shows."""
 MOST = 12
 """Rows of pictures in a page."""
 
@@ -71,7 +76,47 @@ def given(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _row(images: Sequence[tuple[str, Path]]) -> Iterator[dict[str, Any]]:
+def of_sweep(folder: Path, cells: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """What `diffc sweep --evaluate` has painted of `cells`, (model, cell): a row for each model and prompt.
+
+    Pictures are those below `folder`/pictures; what is damaged or lies elsewhere is left out. At most ABOUT are shown.
+    """
+    rows: dict[tuple[str, str], dict[str, Path]] = {}
+    for model, cell in cells:
+        for prompt, images in _painted_for(folder, cell):
+            row = rows.setdefault((model, prompt), {})
+            row |= {TORCH if name == TORCH else cell: path for name, path in images.items()}
+    shown: list[dict[str, Any]] = []
+    for (model, prompt), images in rows.items():
+        if shown and sum(len(row["pictures"]) for row in shown) + len(images) > ABOUT:
+            break
+        with suppress(DiffcError):
+            shown.append(
+                {"prompt": f"{model}: {prompt}", "pictures": list(_row(list(images.items()), _SMALL))}
+            )
+    return shown
+
+
+def _painted_for(folder: Path, cell: str) -> Iterator[tuple[str, Mapping[str, Path]]]:
+    """The prompts of a cell, each with its pictures by name, torch's first."""
+    if why_outside(folder, f"pictures/{cell}/pictures.json"):
+        return
+    home = folder / "pictures" / cell
+    try:
+        entries = read_entries(home / "pictures.json")
+    except DiffcError:
+        return
+    for entry in entries:
+        if all(_inside(home, path) for path in entry.images.values()):
+            order = sorted(entry.images.items(), key=lambda item: item[0] != TORCH)
+            yield entry.prompt, dict(order)
+
+
+def _inside(home: Path, path: Path) -> bool:
+    return path.is_relative_to(home) and not why_outside(home, path.relative_to(home).as_posix())
+
+
+def _row(images: Sequence[tuple[str, Path]], side: int = _SIDE) -> Iterator[dict[str, Any]]:
     first = opened(images[0][1])
     for name, path in images:
         image = opened(path)
@@ -79,13 +124,13 @@ def _row(images: Sequence[tuple[str, Path]]) -> Iterator[dict[str, Any]]:
         if path != images[0][1] and image.size == first.size:
             pixels, reference = as_tensor(image), as_tensor(first)
             figures = [f"PSNR {psnr(pixels, reference):.1f} dB, SSIM {ssim(pixels, reference):.3f}"]
-        yield _picture(name, image, figures)
+        yield _picture(name, image, figures, side)
 
 
-def _picture(name: str, image: Image.Image, figures: Sequence[str]) -> dict[str, Any]:
-    """A picture as the page holds it: small ones as PNG, large ones as WebP of at most _SIDE pixels."""
+def _picture(name: str, image: Image.Image, figures: Sequence[str], side: int = _SIDE) -> dict[str, Any]:
+    """A picture as the page holds it: small ones as PNG, large ones as WebP of at most `side` pixels."""
     image = image.convert("RGB")
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     kind = "png" if max(image.size) <= _EXACT else "webp"
     file = BytesIO()
     image.save(file, format=kind.upper(), **({"quality": 88} if kind == "webp" else {"optimize": True}))

@@ -41,11 +41,11 @@ class Subject:
 
     @property
     def title(self) -> str:
-        """Model and format."""
+        """Model, format, compute type, and whether it has a cache plan."""
         dtype = self.manifest.get("dtype", "")
-        return f"{self.manifest['model']['name']}, {self.manifest['format']}" + (
-            f" in {dtype}" if dtype else ""
-        )
+        parts = [f"{self.manifest['format']} in {dtype}" if dtype else self.manifest["format"]]
+        parts += ["cached"] * ("cache" in self.manifest)
+        return ", ".join([self.manifest["model"]["name"], *parts])
 
     @property
     def sizes(self) -> dict[str, int]:

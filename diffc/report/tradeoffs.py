@@ -12,6 +12,7 @@ from markupsafe import Markup
 from msgspec import Struct
 
 from diffc.report import charts, words
+from diffc.report.points import Point
 
 _LOW = ("lpips", "clip-fid", "fid", "error")
 """Measures of quality of which little is good."""
@@ -100,8 +101,8 @@ def _charts(outcomes: Sequence[Outcome], measures: Sequence[str]) -> Iterator[Ma
     latencies = {o.label: o.latency for o in outcomes if o.latency}
     groups = {o.label: o.group for o in outcomes}
 
-    def pairs(x: Mapping[str, float], y: Mapping[str, float]) -> list[charts.Point]:
-        return [charts.Point(label, x[label], y[label], groups[label]) for label in x if label in y]
+    def pairs(x: Mapping[str, float], y: Mapping[str, float]) -> list[Point]:
+        return [Point(label, x[label], y[label], groups[label]) for label in x if label in y]
 
     if len(points := pairs(sizes, latencies)) > 1:
         yield charts.front(points, "weights, MB", "ms a step", "Latency against size of weights")

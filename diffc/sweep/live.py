@@ -55,27 +55,28 @@ class Progress:
             if row is not None:
                 self._rows[row.cell] = row
         left = len(cells) - len(self._rows)
-        self._say(f"cells: {len(cells)}, left to do: {left}, workers: {workers}")
+        self.say(f"cells: {len(cells)}, left to do: {left}, workers: {workers}")
 
     def begun(self, job: Job) -> None:
         """Say which cells a worker gets."""
         for task in job.tasks:
             self._running[task.cell.name] = time.perf_counter()
-        self._say(f"given to the workers: {', '.join(task.cell.name for task in job.tasks)}")
+        self.say(f"given to the workers: {', '.join(task.cell.name for task in job.tasks)}")
 
     def row(self, row: Row) -> None:
         """Say what became of a cell."""
         self._rows[row.cell] = row
         self._running.pop(row.cell, None)
         took = "" if row.seconds is None else f" ({duration(row.seconds)})"
-        self._say(f"{row.cell}: {row.status}{took}", row.message.partition("\n")[0])
+        self.say(f"{row.cell}: {row.status}{took}", row.message.partition("\n")[0])
 
     def tick(self) -> None:
         """Draw the times anew."""
         if self._live is not None:
             self._live.update(self.table(), refresh=True)
 
-    def _say(self, text: str, more: str = "") -> None:
+    def say(self, text: str, more: str = "") -> None:
+        """Print a line that stays."""
         if not self._quiet:
             self.console.print(styled(f"  {text}", f": {more}" if more else ""), soft_wrap=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +15,8 @@ from diffc.sweep.worker import Attempt, attempt
 
 _OBJECTS = 80 << 20
 """Bytes of Ray's object store: jobs and rows have kilobytes."""
+_ANSWER = 10.0
+"""Seconds that a cluster may take to answer."""
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # What a worker had started dies with it (Linux); elsewhere its process sees that the worker is gone.
@@ -23,13 +26,23 @@ _ENVIRONMENT = {
 }
 
 
-def check_ray() -> None:
-    """Raise DiffcError where Ray is not installed."""
+def check_ray(address: str) -> None:
+    """Raise DiffcError where Ray is not installed, or nothing answers at `address`, which Ray waits for for minutes."""
     if find_spec("ray") is None:
         raise DiffcError(
             "diffc sweep needs Ray, which is not installed",
             fix=f"{install_command('sweep')}, or --runner processes on this machine alone",
         )
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:  # none, or a word of Ray's, such as auto
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise DiffcError(
+            f"nothing answers at --address {address}: {error}",
+            fix="give the address that `ray start --head` has printed, HOST:PORT",
+        ) from error
 
 
 class RayRunner:

@@ -77,7 +77,7 @@ def sweep(request: SweepRequest, watcher: Watcher) -> Summary:
     is wrong with a cell is in its row.
     """
     if request.runner == RAY:
-        check_ray()
+        check_ray(request.address)
     begun = time.perf_counter()
     with _alone(request.folder):
         stands, book = look(request)

@@ -116,3 +116,34 @@ def test_a_terminal_that_lacks_letters(encoding: str, arguments: list[str]) -> N
     assert done.returncode == (1 if "passes" in arguments else 0)
     assert b"Traceback" not in done.stderr
     assert done.stdout or done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no such device")
+def test_a_full_stdout_is_one_message() -> None:
+    """It said "No space left on device: None" (F21)."""
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "diffc", "formats"], stdout=full, stderr=subprocess.PIPE
+        )
+    said = ended.stderr.decode()
+    assert ended.returncode == 1
+    assert said == "error: No space left on device\n  Fix: check that place and its room, or name another\n"
+
+
+def test_nothing_of_a_library_stands_beside_the_error(tmp_path: Path) -> None:
+    """ONNX Runtime logged its own lines, and C++ traces, to stderr (F20)."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy")
+    node = helper.make_node("NoSuchOperator", ["x"], ["y"], "m", domain="com.microsoft")
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_graph([node], "g", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "m.onnx")
+    command = ["compile", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "o"), "-q"]
+    ended = subprocess.run([sys.executable, "-m", "diffc", *command], capture_output=True, text=True)
+    assert ended.returncode == 1
+    lines = ended.stderr.splitlines()
+    assert lines[0].startswith("error: ")
+    assert lines[-1].startswith("  Fix: ")
+    assert not [line for line in lines if "[E:onnxruntime" in line or ".cc:" in line], ended.stderr

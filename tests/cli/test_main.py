@@ -189,7 +189,7 @@ def test_ctrl_c_exits_130_and_leaves_nothing(stage: str, traced: onnx.ModelProto
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the builder, too
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert error.splitlines()[-1] == "Stopped. Nothing was written."
+    assert error.splitlines()[-1] == "Stopped. Nothing unfinished was written."
     assert not list(work.iterdir())
     assert not psutil.wait_procs(children, timeout=10)[1]
 

@@ -12,8 +12,9 @@ import onnx
 import pytest
 import torch
 
+from diffc.compile.held_checkpoint import held_checkpoint
 from diffc.compile.spine import CompileRequest, compile_model
-from diffc.compile.stored import format_of, held_checkpoint
+from diffc.compile.stored import format_of
 from diffc.errors import DiffcError, UsageError
 from diffc.models.sources.backbone import FakeBackbone
 from diffc.models.sources.locate import locate

@@ -38,17 +38,21 @@ def write(place: Path, seconds: float) -> dict[str, object]:
 
 
 def read(place: Path, seconds: float) -> dict[str, object]:
-    """Load the artifact for `seconds`; it must be whole, and its name never without a manifest."""
-    counts = dict.fromkeys(("read", "bare", "failed"), 0)
+    """Load and hash the artifact for `seconds`; it must be whole, and its name never without a manifest.
+
+    One that is replaced between the two is told so.
+    """
+    counts = dict.fromkeys(("read", "bare", "replaced", "failed"), 0)
     said = ""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            Artifact.load(place)
+            Artifact.load(place).verify()
             counts["read"] += 1
         except DiffcError as error:
-            counts["failed"] += 1
-            said = str(error)
+            replaced = "was replaced while it was read" in error.what
+            counts["replaced" if replaced else "failed"] += 1
+            said = said if replaced else str(error)
         counts["bare"] += place.is_dir() and not (place / MANIFEST).is_file() and place.is_dir()
     return {**counts, "said": said}
 

@@ -79,10 +79,11 @@ def _journal(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
     (folder / "o.onnx_data.partial").write_bytes(whole)
     half = len(whole) // 2
     hashed = [[n, hashlib.sha256(whole[:n]).hexdigest()] for n in (half, len(whole))]
-    lines = [identity_of(lay_out([model])), *hashed]
+    identity = identity_of(lay_out([model]))
+    lines = [identity, *hashed]
     text = "".join(json.dumps(line) + "\n" for line in lines).encode()
     (folder / "o.onnx_data.journal").write_bytes(text)
-    assert Journal(folder / "o.onnx_data.journal", lines[0]).matches()
+    assert Journal(folder / "o.onnx_data.journal", identity).matches()
     lies = lied(lines).map(lambda made: "".join(json.dumps(line) + "\n" for line in _listed(made)).encode())
     return st.one_of(
         files("o.onnx_data.journal", lies),

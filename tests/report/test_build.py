@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from PIL import Image
 
 from diffc.errors import DiffcError, UsageError
 from diffc.progress import Silent
@@ -148,9 +149,18 @@ def test_a_sweep_has_its_cells_its_messages_and_its_artifacts(tmp_path: Path) ->
         cells,
     )
     (folder / SUMMARY).write_bytes(msgspec.json.encode(summary))
+    for cell, file in (("fp8", "b.png"), ("int8", "../../../secret.png")):
+        (home := folder / "pictures" / cell).mkdir(parents=True)
+        entry = {"prompt": HOSTILE, "images": {"compiled": file, "torch": "a.png"}}
+        (home / "pictures.json").write_text(json.dumps([entry]), encoding="utf-8")
+        for name in ("a.png", file):
+            Image.new("RGB", (8, 8)).save(home / name)
     page = written(tmp_path, folder)
     check_harmless(page)
-    assert page.sections == ["sweep", "tradeoffs", "cells"]
+    assert page.sections == ["sweep", "pictures", "tradeoffs", "cells"]
+    assert (
+        len([link for link in page.links if link.startswith("data:image")]) == 2
+    )  # the other cell reaches outside
     for told in (f"no {HOSTILE}", "1.0e-03", "2.0", "20.5", "diffc compile"):
         assert told in page.text, told
     with pytest.raises(UsageError, match="--layers is for an artifact"):

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from diffc.report import charts
+from diffc.report.points import Point, distinct, pareto
 from tests.report.made import HOSTILE
 
 _TRUE = np.eye(3, dtype=bool)
 EACH = {
     "bars": lambda name: charts.bars([(name, 2.0), ("b", 1.0)], "s", name),
-    "front": lambda name: charts.front(
-        [charts.Point(name, 1, 2, name), charts.Point("b", 2, 1)], "x", "y", name
-    ),
+    "front": lambda name: charts.front([Point(name, 1, 2, name), Point("b", 2, 1)], "x", "y", name),
     "line": lambda name: charts.line_of([3, 1], ["before", name], "nodes", name),
     "ranges": lambda name: charts.ranges([(name, 1e-3, 2e-2)], "scale", name),
     "heat": lambda name: charts.heat(np.array([[1.0, np.inf], [2, 3]]), [name, "b"], "step", "dB", name),
@@ -57,9 +56,21 @@ def test_no_two_charts_share_a_name_that_means_different_things() -> None:
             assert f"#{name}" in svg, "a name that nothing uses"
 
 
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (["m-fp8-sm89", "m-none-sm89"], ["fp8", "none"]),
+        (["m-fp8", "m-fp8-x"], ["m-fp8", "m-fp8-x"]),
+        (["a-x", "b-x", "b-y"], ["a-x", "b-x", "b-y"]),
+        (["same", "same"], ["same", "same"]),
+        (["one"], ["one"]),
+    ],
+)
+def test_labels_say_what_differs(labels: list[str], told: list[str]) -> None:
+    assert distinct(labels) == told
+
+
 def test_the_front_is_what_nothing_beats() -> None:
-    points = [
-        charts.Point(n, x, y) for n, x, y in (("a", 1, 9), ("b", 2, 5), ("c", 3, 7), ("d", 2, 6), ("e", 4, 1))
-    ]
-    assert [p.label for p in charts.pareto(points)] == ["a", "b", "e"]
-    assert [p.label for p in charts.pareto(points, high=True)] == ["a"]
+    points = [Point(n, x, y) for n, x, y in (("a", 1, 9), ("b", 2, 5), ("c", 3, 7), ("d", 2, 6), ("e", 4, 1))]
+    assert [p.label for p in pareto(points)] == ["a", "b", "e"]
+    assert [p.label for p in pareto(points, high=True)] == ["a"]

@@ -218,6 +218,10 @@ def test_the_unet_takes_times_as_diffusers_does(compiled: Cells) -> None:
         module(**(given | {"added_cond_kwargs": extra}))
 
 
-def test_importing_diffc_imports_no_torch() -> None:
-    code = "import sys, diffc, diffc.cli.main; assert 'torch' not in sys.modules; assert callable(diffc.load)"
+def test_importing_diffc_and_what_rewrites_files_imports_no_torch() -> None:
+    code = """
+import sys, diffc, diffc.cli.main, diffc.commands.optimize
+assert "torch" not in sys.modules
+assert callable(diffc.load)
+"""
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -63,12 +63,12 @@ def main() -> int:
     wanted = parser.parse_args()
     with browser() as running:
         page = opened(running, wanted.file, wanted.screen, "dark" if wanted.dark else "light")
-        place = page.locator(f"section#{wanted.part}") if wanted.part else page
-        shot = place.screenshot() if wanted.part else place.screenshot(full_page=True)
+        page.add_style_tag(content="nav { position: static !important; }")
+        top = page.locator(f"section#{wanted.part}").bounding_box()["y"] if wanted.part else 0
+        shot = page.screenshot(full_page=True)
     image = Image.open(BytesIO(shot)).convert("RGB")
-    image.crop((0, 0, image.width, min(image.height, wanted.height))).save(
-        wanted.picture, quality=72, method=6
-    )
+    box = (0, int(top), image.width, min(image.height, int(top) + wanted.height))
+    image.crop(box).save(wanted.picture, quality=72, method=6)
     return 0
 
 

@@ -122,9 +122,9 @@ def _write_exported(path: Path) -> None:
         scales = np.abs(array).max() / 127
         weights += [
             numpy_helper.from_array(array, f"W{index}"),
-            numpy_helper.from_array(np.float32(scales), f"s{index}"),
+            numpy_helper.from_array(np.array(scales, np.float32), f"s{index}"),
         ]
-        weights += [numpy_helper.from_array(np.int8(0), f"z{index}")]
+        weights += [numpy_helper.from_array(np.array(0, np.int8), f"z{index}")]
         own = [f"W{index}", f"s{index}", f"z{index}"]
         nodes += [
             helper.make_node("QuantizeLinear", own, [f"q{index}"], f"quantize{index}"),

@@ -37,8 +37,8 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 PORT = 18001
 MODEL = '''
 import os
-import sys
-sys.path.insert(0, {site!r})
+from site import addsitedir
+addsitedir({site!r})
 import numpy as np
 import onnxruntime as ort
 import torch

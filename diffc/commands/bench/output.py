@@ -34,16 +34,9 @@ def check_plot(path: Path | None) -> None:
 
 
 def check_folder(path: Path | None) -> None:
-    """Raise DiffcError when `path` cannot be written: its folder does not exist, or it is not a file."""
+    """Raise DiffcError when `path` is given and cannot be written: its folder does not exist, or it is not a file."""
     if path is not None:
-        check_parent(path)
         check_output_file(path)
-
-
-def check_parent(path: Path) -> None:
-    """Raise DiffcError when the folder that `path`, a file or a folder, is to lie in does not exist."""
-    if not path.absolute().parent.is_dir():
-        raise DiffcError(f"the folder of {path} does not exist", fix="make it, or name another place")
 
 
 def tables(rows: Sequence[Row]) -> Iterator[Table]:

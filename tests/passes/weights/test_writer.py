@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -309,3 +310,11 @@ def test_a_large_weight_needs_no_more_than_its_own_size(operation: str, tmp_path
     code = MEASURED.format(folder=str(tmp_path), shape=shape, operation=operation)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert int(done.stdout) * 1024 < 1.25 * shape[0] * shape[1] * 4 + 40e6
+
+
+def test_a_small_disk_is_told_in_units_that_show_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below 1 GB it said that 0.00 GB were needed and 0.00 GB free (F21)."""
+    free = shutil.disk_usage(tmp_path)._replace(free=70_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(PassError, match=r"393 kB are needed, 70 kB are free\. Fix: free some space"):
+        writer._check_room(tmp_path, 393_216)
