@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +27,15 @@ from tests.compile.test_siblings import contents
 pytest.importorskip("ray")
 
 
+MARK = "DIFFC_TEST_OF_A_SWEEP"
+"""In the environment of the processes that this test may kill."""
+
+
 class Killer:
     """A Watcher that kills the first worker of Ray whose process has worked on its cell for a while."""
 
-    def __init__(self) -> None:
-        self.killed: list[int] = []
+    def __init__(self, mark: str) -> None:
+        self.mark, self.killed = mark, list[int]()
 
     def known(self, cells: Sequence[Standing | Row], workers: int) -> None:
         assert (len(cells), workers) == (3, 2)
@@ -46,8 +49,8 @@ class Killer:
     def tick(self) -> None:
         for process in [] if self.killed else psutil.process_iter():
             try:
-                own = "diffc.sweep.child" in process.cmdline() and time.time() - process.create_time() > 6
-                if own and process.uids().real == os.getuid():
+                working = "diffc.sweep.child" in process.cmdline() and time.time() - process.create_time() > 6
+                if working and process.environ().get(MARK) == self.mark:  # not one of another sweep
                     parent = process.parent()
                     assert parent is not None
                     parent.kill()
@@ -65,12 +68,12 @@ def test_an_address_where_nothing_answers_is_told_at_once(address: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.compiles
-@pytest.mark.skipif(os.name == "nt", reason="asks for the user's number")
-def test_a_killed_worker_costs_one_attempt(tmp_path: Path) -> None:
+def test_a_killed_worker_costs_one_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = CompileRequest("", tmp_path, steps=1, calib_size=1, image_size=64, skip_validation=True)
     axes = Axes(["tiny-sd3"], ["none", "int8"], cache_plans=["none", "deepcache"])
     request = SweepRequest(axes, base, tmp_path / "sweep", ("format=none,cache-plan=deepcache",), workers=2)
-    killer = Killer()
+    monkeypatch.setenv(MARK, str(tmp_path))  # Ray, its workers and their processes have it, too
+    killer = Killer(str(tmp_path))
     found = sweep(request, killer)
     assert [row.status for row in found.cells] == [DONE] * 3
     assert killer.killed
@@ -95,7 +98,7 @@ def test_a_killed_worker_costs_one_attempt(tmp_path: Path) -> None:
 
 
 def killer_of_nothing() -> Killer:
-    killer = Killer()
+    killer = Killer("")
     killer.killed = [0]
     killer.known = lambda cells, workers: None  # type: ignore[method-assign]
     return killer

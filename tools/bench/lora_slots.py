@@ -2,8 +2,9 @@
 
     python -m tools.bench.lora_slots ARTIFACT [--ranks 16 64] [--repeat 20] [--pixels N] [--tokens N]
 
-ARTIFACT is of `diffc compile --lora-slots RANK`. Every slot is filled, on the CPU by ONNX Runtime; rounds of all
-variants follow one another, so that a busy machine slows all of them alike, and the median round counts.
+ARTIFACT is of `diffc compile --lora-slots RANK`. Every slot is filled, on one thread of the CPU by ONNX Runtime. Rounds
+of all variants follow one another, and the median of the CPU time of a round counts, so that other work on the machine
+changes little.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def session(path: Path) -> Any:
     import onnxruntime as ort
 
     types = {tensor.data_type for tensor in onnx.load(path, load_external_data=False).graph.initializer}
-    return ort.InferenceSession(str(path), session_options(types), providers=["CPUExecutionProvider"])
+    options = session_options(types)
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def factors(slots: dict[str, list[int]], rank: int) -> dict[str, Any]:
@@ -72,10 +75,10 @@ def main() -> int:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(asked.repeat + 2):
         for name, (model, values) in runs.items():
-            started = time.perf_counter()
+            started = time.process_time()
             model.run(None, values)
             if turn >= 2:  # the first ones set memory up
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(time.process_time() - started)
     first = median(seconds["without slots"])
     figures = {
         n: {"ms": round(1e3 * median(s), 2), "ratio": round(median(s) / first, 3)} for n, s in seconds.items()

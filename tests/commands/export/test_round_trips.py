@@ -12,6 +12,7 @@ import pytest
 from diffc.cli.main import run
 from diffc.commands.export.run import ExportRequest, export
 from diffc.compile.spine import CompileRequest, compile_model
+from diffc.errors import DiffcError
 from diffc.models.sources.locate import locate
 from diffc.quantize.checkpoint import Checkpoint
 from tests import ROOT
@@ -73,6 +74,13 @@ def test_comfyuis_file_has_one_scale_for_joined_layers(first: Path, tmp_path: Pa
     assert all("qkv" in name for name in expanded)
     lost = {name.removesuffix("_q").removesuffix(".weight") for name in before.keys() - after.keys()}
     assert all(name.rpartition(".")[2].removeprefix("add_").removeprefix("to_")[0] in "qkv" for name in lost)
+
+
+def test_a_folder_of_diffusers_is_another_model(first: Path, tmp_path: Path) -> None:
+    """It holds the values of the codes, rounded to 16 bits, so the calibration is not that of its weights."""
+    export(ExportRequest(first, "diffusers", tmp_path / "out"))
+    with pytest.raises(DiffcError, match="calibrated on other weights"):
+        compiled(str(tmp_path / "out"), tmp_path / "second", from_checkpoint=str(first / "checkpoint"))
 
 
 def test_migrations_three_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

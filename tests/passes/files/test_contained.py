@@ -48,6 +48,8 @@ OUTSIDE = (
     ("a\nb", "control"),
     ("a\x1b[2J", "control"),
     ("a\x9b2J", "control"),
+    ("a\x7f", "control"),
+    ("a\x9f", "control"),
     ("a\udc80", "control"),
     ("nul", "device"),
     ("NUL.txt", "device"),
@@ -68,6 +70,7 @@ INSIDE = (
     "a//b",
     ".hidden",
     "käse",
+    "a\xa0b",
     "console",
     "com10",
     "null",
@@ -123,6 +126,17 @@ def test_the_hubs_cache_links_to_blobs_of_the_same_repository(tmp_path: Path) ->
         assert why_outside(folder, "theirs", hub=True)
     link(tmp_path / "mine" / "ours", blobs["acme--unet"])
     assert why_outside(tmp_path / "mine", "ours", hub=True)
+
+
+@pytest.mark.parametrize("folder", ["models--acme--unet/other/0a1b", "acme--unet/snapshots/0a1b"])
+def test_a_folder_that_only_looks_like_the_hubs_cache(folder: str, tmp_path: Path) -> None:
+    """Both names count: a folder called snapshots, in one that is called as a repository."""
+    snapshot = tmp_path / folder
+    blob = snapshot.parents[1] / "blobs" / "5f1e"
+    blob.parent.mkdir(parents=True)
+    blob.touch()
+    link(snapshot / "w", blob)
+    assert why_outside(snapshot, "w", hub=True)
 
 
 @pytest.mark.parametrize("text", ["model", "model-trt-rtx", "b1-64x64-t8-smooth", "a.b_c"])

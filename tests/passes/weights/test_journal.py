@@ -95,3 +95,9 @@ def test_a_writer_goes_on_where_it_can_begin_a_tensor(tmp_path: Path) -> None:
     """A line in the middle of one, though its hash is right, made a file with that tensor one and a half times."""
     made, data = written(tmp_path, 100, 3000)
     assert Journal(made.path, "me").begin(data, {100, 5000})[0] == 100
+
+
+def test_a_journal_whose_file_is_gone_starts_anew(tmp_path: Path) -> None:
+    made, data = written(tmp_path, 100)
+    data.unlink()
+    assert Journal(made.path, "me").begin(data)[0] == 0
