@@ -71,7 +71,9 @@ def test_an_address_where_nothing_answers_is_told_at_once(address: str) -> None:
 def test_a_killed_worker_costs_one_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = CompileRequest("", tmp_path, steps=1, calib_size=1, image_size=64, skip_validation=True)
     axes = Axes(["tiny-sd3"], ["none", "int8"], cache_plans=["none", "modelopt-sd3"])
-    request = SweepRequest(axes, base, tmp_path / "sweep", ("format=none,cache-plan=modelopt-sd3",), workers=2)
+    request = SweepRequest(
+        axes, base, tmp_path / "sweep", ("format=none,cache-plan=modelopt-sd3",), workers=2
+    )
     monkeypatch.setenv(MARK, str(tmp_path))  # Ray, its workers and their processes have it, too
     killer = Killer(str(tmp_path))
     found = sweep(request, killer)
