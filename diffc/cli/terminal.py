@@ -66,7 +66,10 @@ class Terminal:
         if error is not None:
             what, fix = getattr(error, "what", str(error)), getattr(error, "fix", "")
             value = {"error": what, "fix": fix, "result": self._value}
-        text = json.dumps(value, indent=2, default=str) + "\n"
+        from msgspec.json import decode, encode
+
+        # JSON has no infinite numbers, such as the PSNR of equal pictures: msgspec makes them null.
+        text = json.dumps(decode(encode(value, enc_hook=str)), indent=2) + "\n"
         if self._json == "-":
             sys.stdout.write(text)
         else:

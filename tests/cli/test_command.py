@@ -19,6 +19,7 @@ import typer
 from diffc.cli import choices
 from diffc.cli.command import SHARED
 from diffc.cli.main import app, run
+from diffc.cli.terminal import Verbosity, opened
 from diffc.quantize.formats import FORMATS
 from tests.cli_helpers import Capture
 
@@ -136,6 +137,15 @@ def test_json_to_a_file_and_to_standard_output(tmp_path: Path, capsys: Capture) 
     assert [row["name"] for row in rows] == list(FORMATS)
     assert "int8" in printed.err
     assert [p.name for p in tmp_path.iterdir()] == ["f.json"]
+
+
+def test_json_has_no_infinite_numbers(capsys: Capture) -> None:
+    """Such as the PSNR of equal pictures, which no strict reader of JSON would take."""
+    with opened(Verbosity(json="-")) as terminal:
+        terminal.result({"psnr": float("inf"), "ssim": 1.0, "place": Path("a"), "name": "\u00e9"})
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"psnr": None, "ssim": 1.0, "place": "a", "name": "\u00e9"}
+    assert printed.isascii()
 
 
 def test_json_says_why_a_command_failed(capsys: Capture, tmp_path: Path) -> None:
