@@ -70,8 +70,10 @@ def test_an_address_where_nothing_answers_is_told_at_once(address: str) -> None:
 @pytest.mark.compiles
 def test_a_killed_worker_costs_one_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = CompileRequest("", tmp_path, steps=1, calib_size=1, image_size=64, skip_validation=True)
-    axes = Axes(["tiny-sd3"], ["none", "int8"], cache_plans=["none", "deepcache"])
-    request = SweepRequest(axes, base, tmp_path / "sweep", ("format=none,cache-plan=deepcache",), workers=2)
+    axes = Axes(["tiny-sd3"], ["none", "int8"], cache_plans=["none", "modelopt-sd3"])
+    request = SweepRequest(
+        axes, base, tmp_path / "sweep", ("format=none,cache-plan=modelopt-sd3",), workers=2
+    )
     monkeypatch.setenv(MARK, str(tmp_path))  # Ray, its workers and their processes have it, too
     killer = Killer(str(tmp_path))
     found = sweep(request, killer)
@@ -82,7 +84,7 @@ def test_a_killed_worker_costs_one_attempt(tmp_path: Path, monkeypatch: pytest.M
     assert sorted(row.cell for row in rows if row.status == DONE) == sorted(row.cell for row in found.cells)
     assert [row.attempt for row in rows if row.status == LOST] == [1]
     (borrowed,) = [row for row in found.cells if row.calibration]
-    assert (borrowed.cache_plan, borrowed.calibration) == ("deepcache", "tiny-sd3-int8")
+    assert (borrowed.cache_plan, borrowed.calibration) == ("modelopt-sd3", "tiny-sd3-int8")
     again = sweep(request, killer_of_nothing())
     assert len(read_rows(request.folder)) == len(rows)
     assert again.counts["done"] == 3
