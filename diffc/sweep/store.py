@@ -37,7 +37,7 @@ class Store:
         except (ImportError, ValueError, OSError) as error:
             raise DiffcError(
                 f"cannot open the store {url}: {error}",
-                fix="write file:///FOLDER or s3://BUCKET/FOLDER; pip install s3fs for S3",
+                fix="write file:///FOLDER, or s3://BUCKET/FOLDER after pip install s3fs",
             ) from error
 
     def address(self, name: str) -> str:
