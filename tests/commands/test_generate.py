@@ -21,7 +21,7 @@ SEVEN = ("--prompt", "a handwritten seven", "--steps", "6")
 
 def test_it_paints_what_was_asked_beside_torch(compiled: Cells, tmp_path: Path, capsys: Capture) -> None:
     artifact = str(compiled("digits-sd3", "none", **SMALL).folder)
-    out = tmp_path / "new" / "seven.png"
+    out = tmp_path / "seven.png"
     assert run(["generate", artifact, *SEVEN, "--compare", "torch", "--batch", "2", "-o", str(out)]) == 0
     said = capsys.readouterr().out
     assert said.count("2 of 2 right") == 2
