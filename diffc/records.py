@@ -20,6 +20,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 """A size: a whole number from 1 on, small enough for a float to hold it."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """A whole number from 0 on, of 64 bits."""
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from diffc.artifact.files import listed
 from diffc.artifact.folder import AGAIN, RUN, Artifact
-from diffc.records import Count, read_record
+from diffc.records import Count, Seconds, read_record
 from passes.files.atomic import write_text
 from passes.files.contained import why_outside
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 PASSES = "records/passes.json"
 _SCHEMA = 1
-Seconds = Annotated[float, Meta(ge=0)]
 
 
 class Refused(Struct):

@@ -79,10 +79,6 @@ def _check(request: ReportRequest) -> None:
         )
     if request.output.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{request.output} is not the name of a page", fix="end it in .html")
-    if not request.output.absolute().parent.is_dir():
-        raise DiffcError(
-            f"the folder of {request.output} does not exist", fix="make it, or name another place"
-        )
     check_output_file(request.output)
     given = {
         "--against": request.against,

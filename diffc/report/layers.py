@@ -89,9 +89,7 @@ def _layer(found: Parameter) -> Layer:
 
 def _side(tensor: gs.Tensor) -> tuple[Side, tuple[int, ...]]:
     """What `tensor` has gone through, and the shape of the constant at its beginning."""
-    node, kept = producer(tensor), tensor
-    while node is not None and node.op in _MOVES and node.inputs:
-        kept, node = node.inputs[0], producer(node.inputs[0])
+    kept, node = _moved(tensor)
     if node is None or not node.inputs:
         return Side(_name(dtype_of(kept) or dtype_of(tensor))), _shape(kept)
     if node.op == "DequantizeLinear":
@@ -102,11 +100,16 @@ def _side(tensor: gs.Tensor) -> tuple[Side, tuple[int, ...]]:
     return Side(_name(dtype_of(tensor))), ()
 
 
+def _moved(tensor: gs.Tensor) -> tuple[gs.Tensor, gs.Node | None]:
+    """Where `tensor` comes from through nothing but movement of data, and the node that made that."""
+    node = producer(tensor)
+    while node is not None and node.op in _MOVES and node.inputs:
+        tensor, node = node.inputs[0], producer(node.inputs[0])
+    return tensor, node
+
+
 def _dequantized(node: gs.Node) -> tuple[Side, tuple[int, ...]]:
-    codes = node.inputs[0]
-    maker = producer(codes)
-    while maker is not None and maker.op in _MOVES and maker.inputs:
-        codes, maker = maker.inputs[0], producer(maker.inputs[0])
+    codes, maker = _moved(node.inputs[0])
     name = f"{_name(dtype_of(node.inputs[0]) or dtype_of(codes) or _given_type(maker))}{_blocks(node)}"
     dynamic = maker is not None and "Dynamic" in maker.op
     if dynamic:

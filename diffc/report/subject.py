@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffc.artifact.folder import Artifact
+from diffc.artifact.measured import errors_of
 from diffc.artifact.records import read_passes, read_run
 from diffc.report.command import command_of
 from diffc.report.engines import Engine, engines_of
@@ -59,12 +60,7 @@ class Subject:
     @property
     def errors(self) -> dict[str, float]:
         """The largest relative L2 error against torch, by what ONNX Runtime computed in."""
-        worst: dict[str, float] = {}
-        for report in self.manifest.get("validation", ()):
-            found = [float(row.get("rel_l2") or 0) for row in report.get("outputs", ())]
-            kind = str(report.get("arithmetic", ""))
-            worst[kind] = max([worst.get(kind, 0.0), *found])
-        return worst
+        return errors_of(self.manifest)
 
     @property
     def request(self) -> Mapping[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
@@ -26,6 +25,7 @@ from diffc.sweep.rows import (
     is_sweep,
     last_rows,
     line_of,
+    now,
     read_rows,
     read_summary,
 )
@@ -43,8 +43,7 @@ class Book:
         check_own(self._path)
         self.rows = read_rows(request.folder)
         earlier = read_summary(request.folder) if is_sweep(request.folder) else None
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._started = now if earlier is None else earlier.started
+        self._started = now() if earlier is None else earlier.started
         self._before = 0.0 if earlier is None else earlier.seconds
         self._runs = 1 if earlier is None else earlier.runs + 1
         self.workers = 0

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from diffc.artifact.folder import MANIFEST
+from diffc.artifact.measured import errors_of, sizes_of
 from diffc.compile.request import code_of_diffc
 from diffc.errors import DiffcError
 from diffc.sweep.book import Book
 from diffc.sweep.job import Job, Task
-from diffc.sweep.measured import errors_of, sizes_of
 from diffc.sweep.prepare import Ready, finished, refusal, row_of
 from diffc.sweep.request import SweepRequest
 from diffc.sweep.rows import DONE, FAILED, LOST, Row, Step

@@ -5,14 +5,15 @@ docs/sweep.md has the fields as a table. Readers take `Row` and `Summary` from h
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from diffc.errors import DiffcError
-from diffc.records import Count, Positive, Text, of_pass_error, parse_record, read_record
+from diffc.records import Count, Positive, Seconds, Text, of_pass_error, parse_record, read_record
 from passes.base import PassError
 from passes.files.bounded import read_text
 
@@ -27,7 +28,6 @@ Status = Literal["done", "refused", "failed", "lost"]
 """done: the artifact is there. refused: hardware or compiler lack this combination, known before any work. failed: one
 message says why. lost: the worker died, and the cell is tried again; as the last row of a cell, no try was left."""
 _AGAIN = "run the sweep again: it goes on with what is there"
-Seconds = Annotated[float, Meta(ge=0)]
 
 
 class Step(Struct, forbid_unknown_fields=True):
@@ -128,6 +128,11 @@ def read_summary(folder: Path) -> Summary:
 def line_of(row: Row) -> str:
     """The row as a line of sweep.jsonl, with its end."""
     return msgspec.json.encode(row, order="deterministic").decode() + "\n"
+
+
+def now() -> str:
+    """The time as rows and summaries have it: UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def is_sweep(folder: Path) -> bool:

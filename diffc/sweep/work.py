@@ -11,13 +11,13 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from diffc.artifact.folder import MANIFEST, Artifact
+from diffc.artifact.measured import errors_of, sizes_of
 from diffc.compile.plan import check
 from diffc.compile.recorded import Recorded
 from diffc.compile.request import CompileRequest, code_of_diffc
@@ -27,9 +27,8 @@ from diffc.errors import DiffcError
 from diffc.memory import peak_rss
 from diffc.progress import Logged, stage_of
 from diffc.sweep.job import Job, Task
-from diffc.sweep.measured import errors_of, sizes_of
 from diffc.sweep.prepare import row_of
-from diffc.sweep.rows import DONE, FAILED, Row, Step
+from diffc.sweep.rows import DONE, FAILED, Row, Step, now
 from diffc.sweep.steps import run_steps
 from diffc.sweep.store import SharedCalibrations, Store, fetch_artifact
 from diffc.version import VERSION
@@ -45,7 +44,7 @@ def work(job: Job) -> Iterator[Row]:
     with _scratch(job) as scratch:
         shared = _Shared(job, scratch)
         for task in job.tasks:
-            started, begun = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), time.perf_counter()
+            started, begun = now(), time.perf_counter()
             found = shared.row(task)
             took = time.perf_counter() - begun
             yield msgspec.structs.replace(

@@ -53,8 +53,8 @@ class NumericCheck:
         line = check_structure(before, after, step)
         if weight_bytes(after) > NUMERIC_LIMIT:
             return f"{line}; numbers not compared (weights over {NUMERIC_LIMIT >> 20} MiB)"
-        old, self._last = self._last, self._outputs(after)
-        results = self._last
+        results = self._outputs(after)
+        old, self._last = self._last, results
         if before is None or old is None or step is None:
             return line
         quantized = check_quantized_weights(before, after)

@@ -1,4 +1,4 @@
-"""What a row says of a finished artifact: sizes, and how far it is from torch."""
+"""What a manifest says of a finished artifact: sizes, and how far it is from torch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ def errors_of(manifest: Mapping[str, Any]) -> dict[str, float]:
     """The largest relative L2 error of any output and shape, by what ONNX Runtime computed in."""
     worst: dict[str, float] = {}
     for report in manifest.get("validation", ()):
-        found = [output["rel_l2"] for output in report["outputs"] if output.get("rel_l2") is not None]
-        if found:
-            kind = report["arithmetic"]
-            worst[kind] = max(worst.get(kind, 0.0), *map(float, found))
+        kind = str(report.get("arithmetic", ""))
+        found = [float(output.get("rel_l2") or 0) for output in report.get("outputs", ())]
+        worst[kind] = max([worst.get(kind, 0.0), *found])
     return worst
