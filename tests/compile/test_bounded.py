@@ -13,8 +13,8 @@ from torch import nn
 
 from diffc.compile.calibration import PipelineRun, calibrate_on_prompts, usual_arguments
 from diffc.compile.plan import Plan, check
+from diffc.compile.quantize import pipeline_run
 from diffc.compile.request import CompileRequest
-from diffc.compile.spine import pipeline_run
 from diffc.models.embedded import digits
 from diffc.progress import Silent
 from diffc.quantize.calibrate import calibrate
