@@ -156,13 +156,13 @@ def traced(shared: Path) -> onnx.ModelProto:
 @pytest.fixture(scope="session", autouse=True)
 def remembered_traces(shared: Path, request: pytest.FixtureRequest) -> Iterator[Traces]:
     """Compiles of this session take a trace that another has made."""
-    from diffc.compile import spine
+    from diffc.compile import stages
 
     lanes = request.config.pluginmanager.get_plugin("lanes")
     assert isinstance(lanes, Lanes)
     with pytest.MonkeyPatch.context() as patch:
-        traces = Traces(spine.trace_backbone, shared / "traces", made_once, lanes.require_mark)
-        patch.setattr(spine, "trace_backbone", traces)
+        traces = Traces(stages.trace_backbone, shared / "traces", made_once, lanes.require_mark)
+        patch.setattr(stages, "trace_backbone", traces)
         yield traces
 
 
