@@ -156,6 +156,16 @@ def compile_command(
             rich_help_panel=_QUANTIZE,
         ),
     ] = None,
+    weight_scales: Annotated[
+        str,
+        typer.Option(
+            "--weight-scales",
+            metavar="WAY",
+            help="Block scales of NVFP4 weights: max, or four-six (each block's largest at 6 or 4).",
+            rich_help_panel=_QUANTIZE,
+            autocompletion=completed(choices.weight_scales),
+        ),
+    ] = "max",
     percentile: Annotated[
         float,
         typer.Option(
@@ -433,6 +443,7 @@ def request_of(values: Mapping[str, Any]) -> CompileRequest:
             v.lowrank,
             v.block_size,
             tuple(v.keep or ()),
+            v.weight_scales,
         ),
         calib_size=v.calib_size,
         calibrate=v.calibrate,
