@@ -188,7 +188,7 @@ def kind_of(settings: Settings) -> Kind:
 
 
 def _told_by(settings: Settings) -> Any:
-    """What tells kinds apart: the bits of a value, how blocks get scales, how dynamic ones are stored and chosen."""
+    """What tells kinds apart: the bits of a value, and how its block scales are found, stored and chosen."""
     bits, blocks = settings["num_bits"], settings.get("block_sizes") or {}
     how = blocks.get("type", "static") if blocks else None
     scale = tuple(blocks["scale_bits"]) if how == "dynamic" else None
