@@ -69,7 +69,10 @@ class Staging:
         self._make_buffers()
         source, result = _bytes_of(stored), _bytes_of(target)
         pieces = [slice(at, at + self.piece) for at in range(0, len(source), self.piece)]
-        for done in [self._pool.submit(self._send, source[piece], result[piece]) for piece in pieces]:
+        sent = [self._pool.submit(self._send, source[piece], result[piece]) for piece in pieces[1:]]
+        for piece in pieces[:1]:  # a small tensor is not worth another thread
+            self._send(source[piece], result[piece])
+        for done in sent:
             done.result()
         return target
 
