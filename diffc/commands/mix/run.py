@@ -14,8 +14,8 @@ from diffc.commands.mix.plot import draw
 from diffc.commands.mix.request import MIXABLE, Mix, MixRequest
 from diffc.compile.calibration import PipelineRun, calibrate_on_prompts
 from diffc.compile.plan import check
+from diffc.compile.quantize import pipeline_run
 from diffc.compile.request import CompileRequest
-from diffc.compile.spine import pipeline_run
 from diffc.errors import UnsupportedError, UsageError
 from diffc.models.sampling import sampling_of
 from diffc.models.sources.backbone import quiet_libraries
