@@ -69,7 +69,7 @@ def evaluate_command(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the networks run.")] = "cpu",
 ) -> None:
     """Judge pictures that models have made of the same prompts: means, intervals, differences to a reference."""
-    from diffc.commands.evaluate import EvaluateRequest, evaluate
+    from diffc.commands.evaluate.run import EvaluateRequest, evaluate
 
     given = dict.fromkeys(
         part for text in (*(metrics or ()), *(more or ())) for part in text.split(",") if part

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from diffc.cli.main import run
-from diffc.commands.evaluate import EvaluateRequest, evaluate
+from diffc.commands.evaluate.run import EvaluateRequest, evaluate
 from diffc.errors import DiffcError
 from diffc.progress import Silent
 from diffc.quality.metrics.entries import as_tensor
