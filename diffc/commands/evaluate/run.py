@@ -2,106 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
 
-from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
+from diffc.commands.evaluate.judges import Tools, inception
+from diffc.commands.evaluate.painting import Painting, paint
+from diffc.commands.evaluate.request import COMPARED, METRICS, EvaluateRequest, Evaluation, Score
+from diffc.errors import DiffcError, UsageError, unknown_value
 from diffc.output_files import check_output_file
 from diffc.progress import Reporter
 from diffc.progress_bar import default_reporter
-from diffc.quality.metrics.clip import CLIP, Clip
 from diffc.quality.metrics.entries import Entry, as_tensor, models_of, opened, read_entries
-from diffc.quality.metrics.image_reward import TOKENS, VOCABULARY, WEIGHTS, ImageReward
-from diffc.quality.metrics.lpips import ALEXNET, Lpips
+from diffc.quality.metrics.lpips import ALEXNET
 from diffc.quality.metrics.statistics import Mean, difference_of, frechet, mean_of
-from diffc.quality.pictures import Column, montage, psnr, save_png, ssim
+from diffc.quality.pictures import Column, montage, save_png
 
-METRICS: Mapping[str, str] = {
-    "imagereward": "how much people would like a picture for its prompt (ImageReward-v1.0); higher is better",
-    "clip-iqa": "how much nearer a picture is to 'Good photo.' than to 'Bad photo.', 0 to 1; higher is better",
-    "clip": "100 x the cosine of picture and prompt in CLIP; higher is better",
-    "psnr": "peak signal-to-noise ratio against the reference's picture, dB; higher is nearer",
-    "ssim": "structural similarity to the reference's picture; higher is nearer",
-    "lpips": "how different a picture looks from the reference's (AlexNet); lower is nearer",
-    "clip-fid": "Frechet distance of CLIP's features to the reference's pictures, which is not FID; lower is nearer",
-    "fid": "Frechet Inception distance to the reference's pictures (needs torch-fidelity); lower is nearer",
-}
-COMPARED = ("psnr", "ssim", "lpips", "clip-fid", "fid")
-"""Metrics against the pictures of a reference."""
-_SETS = ("clip-fid", "fid")
-"""Metrics of all pictures together, which have no score of one picture."""
 _SHEET = 8
 """Prompts that the picture side by side shows."""
-
-
-@dataclass(frozen=True)
-class EvaluateRequest:
-    """What to judge (see `read_entries`) and by what.
-
-    `reference` is the model that others are compared with, empty for the first. `clip_model` and `bert` are folders or
-    ids of the hub, `imagereward` a file or OWNER/REPOSITORY/FILE, `alexnet` a file. `sheet` is a PNG with the pictures
-    side by side.
-    """
-
-    data: Path
-    metrics: tuple[str, ...] = ("imagereward",)
-    reference: str = ""
-    clip_model: str = CLIP
-    imagereward: str = WEIGHTS
-    bert: str = VOCABULARY
-    alexnet: Path | None = None
-    sheet: Path | None = None
-    device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class Score:
-    """A metric of a model: over prompts, and as the difference to the reference; `each` is by prompt."""
-
-    model: str
-    metric: str
-    value: Mean
-    difference: Mean | None
-    each: Sequence[float] = ()
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All scores, and notes on what was cut."""
-
-    prompts: int
-    reference: str
-    scores: Sequence[Score]
-    notes: Sequence[str] = field(default=())
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-
-Judge = Callable[[Image.Image, Image.Image, str], float]
-"""(picture, the reference's picture, prompt) -> score."""
 
 
 def evaluate(request: EvaluateRequest, ui: Reporter | None = None) -> Evaluation:
     """Judge every picture. Everything that can be refused is refused before the first picture is judged."""
     ui = ui or default_reporter()
-    entries = read_entries(request.data)
-    models = models_of(entries)
+    entries = _given(request)
+    models = models_of(entries) if entries else _painted(request).names
     reference = request.reference or models[0]
     _check(request, models, reference)
     if request.sheet is not None:
         check_output_file(request.sheet)
     with ui.stage("load the networks") as update:
-        tools = _Tools(request)
+        tools = Tools(request)
         for number, metric in enumerate(request.metrics):
             tools.judge(metric)
             update(number + 1, len(request.metrics))
+    with ExitStack() as stack:
+        if not entries:
+            folder = request.pictures or Path(stack.enter_context(TemporaryDirectory(prefix="diffc-")))
+            entries = read_entries(paint(_painted(request), folder, ui))
+        return _judged(request, entries, models, reference, tools, ui)
+
+
+def _given(request: EvaluateRequest) -> list[Entry]:
+    """The pictures that are there, empty where they are painted first. Raises UsageError for both, and for neither."""
+    if (request.data is None) == (request.painting is None):
+        raise UsageError(
+            "pictures are judged that are there, or that artifacts paint: one of the two",
+            fix="give --data-path FILE, or artifacts and --prompts-file FILE",
+        )
+    if request.painting is not None:
+        request.painting.check()
+    return [] if request.data is None else read_entries(request.data)
+
+
+def _painted(request: EvaluateRequest) -> Painting:
+    assert request.painting is not None  # `_given` has looked
+    return request.painting
+
+
+def _judged(
+    request: EvaluateRequest,
+    entries: Sequence[Entry],
+    models: Sequence[str],
+    reference: str,
+    tools: Tools,
+    ui: Reporter,
+) -> Evaluation:
+    """The scores of all metrics, and the sheet."""
     _check_sizes(request, entries, reference)
     scores = []
     for metric in request.metrics:
@@ -143,79 +114,12 @@ def _check_sizes(request: EvaluateRequest, entries: Sequence[Entry], reference: 
                 )
 
 
-class _Tools:
-    """The networks, each loaded once, when it is first asked for."""
-
-    def __init__(self, request: EvaluateRequest) -> None:
-        self._request = request
-        self._clip: Clip | None = None
-        self._reward: ImageReward | None = None
-        self._lpips: Lpips | None = None
-
-    def clip(self) -> Clip:
-        """CLIP."""
-        self._clip = self._clip or Clip(self._request.clip_model, self._request.device)
-        return self._clip
-
-    def judge(self, metric: str) -> Judge | None:
-        """What scores one picture; None for a metric of all pictures together. Raises DiffcError without a network."""
-        request = self._request
-        if metric == "imagereward":
-            self._reward = self._reward or ImageReward(request.imagereward, request.bert, request.device)
-            reward = self._reward
-            return lambda image, _, prompt: reward.score(image, prompt)
-        if metric in ("clip", "clip-iqa"):
-            clip = self.clip()
-            if metric == "clip":
-                return lambda image, _, prompt: clip.score(image, prompt)
-            return lambda image, _, __: clip.quality(image)
-        if metric == "lpips":
-            assert request.alexnet is not None
-            self._lpips = self._lpips or Lpips(request.alexnet, request.device)
-            lpips = self._lpips
-            return lambda image, other, _: lpips.distance(as_tensor(image), as_tensor(other))
-        if metric in ("psnr", "ssim"):
-            compare = psnr if metric == "psnr" else ssim
-            return lambda image, other, _: compare(as_tensor(image), as_tensor(other))
-        if metric == "clip-fid":
-            self.clip()
-        else:
-            _inception()
-        return None
-
-    def notes(self, entries: Sequence[Entry]) -> list[str]:
-        """What the networks did not read of the prompts."""
-        prompts = [entry.prompt for entry in entries]
-        lines = []
-        for name, tool, limit in (
-            ("CLIP", self._clip, self._clip.limit if self._clip else 0),
-            ("ImageReward", self._reward, TOKENS),
-        ):
-            cut = 0 if tool is None else sum(tool.tokens(prompt) > limit for prompt in prompts)
-            if cut:
-                lines.append(f"{name} reads {limit} tokens: {cut} of {len(prompts)} prompts were cut")
-        return lines
-
-
-def _inception() -> Any:
-    """torchmetrics' FID with the Inception of torch-fidelity. Raises UnsupportedError without that package."""
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance
-
-        return FrechetInceptionDistance(feature=2048)
-    except ImportError as error:
-        raise UnsupportedError(
-            "fid needs torch-fidelity, whose Inception it is computed with, and it is not installed",
-            fix="install the package torch-fidelity, or take --metrics clip-fid, which needs CLIP alone",
-        ) from error
-
-
 def _found(
     metric: str,
     entries: Sequence[Entry],
     models: Sequence[str],
     reference: str,
-    tools: _Tools,
+    tools: Tools,
     update: Callable[[int, int], None],
 ) -> list[Score]:
     """The scores of every model; of metrics that compare, none of the reference."""
@@ -241,7 +145,7 @@ def _found(
     ]
 
 
-def _of_set(metric: str, entries: Sequence[Entry], model: str, reference: str, tools: _Tools) -> Score:
+def _of_set(metric: str, entries: Sequence[Entry], model: str, reference: str, tools: Tools) -> Score:
     if len(entries) < 2:
         raise UsageError(f"{metric} compares distributions, and there is one prompt", fix="give many")
     pictures = [[opened(entry.images[name]) for entry in entries] for name in (model, reference)]
@@ -252,7 +156,7 @@ def _of_set(metric: str, entries: Sequence[Entry], model: str, reference: str, t
         ]
         value = frechet(*sets)
     else:
-        distance = _inception()
+        distance = inception()
         for real, some in zip((False, True), pictures, strict=True):
             for image in some:
                 distance.update((as_tensor(image) * 255).round().byte(), real=real)
