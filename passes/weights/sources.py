@@ -135,7 +135,7 @@ def _read_raw(source: Source) -> Array:
             f"{source.path} is missing or cut off: tensor {source.key!r} cannot be read"
             ". Fix: download it again"
         )
-    data = np.memmap(path, np.uint8, "r", source.offset, (source.length,))
+    data = np.asarray(np.memmap(path, np.uint8, "r", source.offset, (source.length,)))
     return _as_array(data, source.dtype, source.shape)
 
 
