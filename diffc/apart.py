@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,6 +28,8 @@ FORKS = sys.platform == "linux"
 """Whether a process apart starts with all that this one has in memory; else it starts anew, which takes seconds."""
 _IMPORTS = 20.0
 """Seconds that a process which starts anew may take for its imports."""
+_OPEN = Path("/proc/self/fd")
+"""Where Linux lists the numbers of a process's open files."""
 _POLL = 0.02
 _STUCK = 20.0
 """Seconds without work after which a process is taken to wait for something that never comes."""
@@ -93,6 +98,7 @@ def _work(
     theirs: Connection, memory: int, seconds: float, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     """In the process: run, and send (True, result) or (False, error)."""
+    _alone(theirs.fileno())
     faulthandler.disable()  # a crash is told by the parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and ends this
     _limit(memory, seconds)
@@ -102,6 +108,27 @@ def _work(
         answer = (False, error)
     theirs.send_bytes(_packed(answer))
     theirs.close()
+
+
+def _alone(pipe: int) -> None:
+    """Hold nothing of the parent's open but `pipe` and what it prints to, and end when the parent does.
+
+    A file that a copy of a process inherits stays locked while either of them lives. Its numbers are given something
+    else: whoever closes them later must not close a file that came to have one of them.
+    """
+    parent: Any = multiprocessing.parent_process()
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    if not _OPEN.is_dir():  # no copy, then, which has only what it was given
+        return
+    kept, nothing = {0, 1, 2, pipe, parent.sentinel}, os.open(os.devnull, os.O_RDWR)
+    for number in {int(entry.name) for entry in _OPEN.iterdir()} - kept:
+        with contextlib.suppress(OSError):  # that of the list itself is closed by now
+            os.dup2(nothing, number, inheritable=False)
+
+
+def _follow(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _packed(answer: tuple[bool, Any]) -> bytes:

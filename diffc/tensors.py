@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from passes.weights.evaluate import evaluate
+from passes.weights.mapped import MappedFiles
 from passes.weights.recipe import Array, Recipe
 from passes.weights.sources import keep
 
@@ -23,9 +24,14 @@ _BY_BITS = {
 }
 
 
-def mapped_tensor(recipe: Recipe) -> torch.Tensor:
-    """The values of a recipe as a tensor of the recipe's type, to be read only: of a plain file, it is mapped."""
-    return _shared(evaluate(recipe))
+def mapped_tensor(recipe: Recipe, files: MappedFiles | None = None) -> torch.Tensor:
+    """The values of a recipe as a tensor of the recipe's type, to be read only: of a plain file, it is mapped.
+
+    With `files` its file stays mapped, for who reads it again and again.
+    """
+    if files is None or recipe.ops:
+        return _shared(evaluate(recipe))
+    return _shared(files.read(recipe.source))
 
 
 def tensor_of(recipe: Recipe, dtype: torch.dtype | None = None) -> torch.Tensor:

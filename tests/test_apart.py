@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from diffc.apart import Ended, run_apart
+from diffc.apart import FORKS, Ended, run_apart
 from diffc.errors import UsageError
 
 
@@ -83,3 +89,42 @@ def test_a_process_that_starts_anew() -> None:
         run_apart(fails, "ours", seconds=10, memory=1 << 29, forks=False)
     with pytest.raises(Ended, match="crashed"):
         run_apart(crashes, seconds=10, memory=1 << 29, forks=False)
+
+
+PARENT = """
+import fcntl, sys, time
+from diffc.apart import run_apart
+
+def waits():
+    open(sys.argv[2], "w").close()
+    while True:
+        time.sleep(0.1)
+
+held = open(sys.argv[1], "w")
+fcntl.flock(held, fcntl.LOCK_EX)
+run_apart(waits, seconds=100, memory=1 << 28)
+"""
+
+
+@pytest.mark.skipif(not FORKS, reason="a process that starts anew inherits no file")
+def test_a_killed_parent_leaves_no_process_and_no_lock(tmp_path: Path) -> None:
+    import fcntl
+
+    lock, began = tmp_path / "lock", tmp_path / "began"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(lock), str(began)])
+    _until(began.exists)
+    child = psutil.Process(parent.pid).children()[0]
+    os.kill(child.pid, signal.SIGSTOP)  # it cannot see the end of its parent
+    parent.kill()
+    parent.wait()
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    child.send_signal(signal.SIGCONT)
+    _until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -30,6 +30,7 @@ from diffc.paths import AnyPath, Converted, as_path, as_text_or_none, as_texts
 from diffc.progress import Reporter, Update
 from diffc.progress_bar import default_reporter
 from diffc.quality.classifier import read_digits
+from diffc.quality.motion import centred
 from diffc.quality.pictures import (
     ANIMATED,
     Column,
@@ -250,7 +251,8 @@ def _judge(
         raise DiffcError(f"{name} painted NaN", fix="compile again with --dtype bfloat16 or float32")
     read: tuple[int, ...] = ()
     if source.name.startswith("digits-"):
-        read = tuple(int(digit) for digit in read_digits(images).argmax(axis=1))
+        seen = centred(images) if source.family.frames else images  # in videos digits are anywhere
+        read = tuple(int(digit) for digit in read_digits(seen).argmax(axis=1))
     first = before[0].images if before else None
     if first is None:
         return Painted(name, images, seconds, None, None, read)

@@ -32,6 +32,7 @@ from diffc.quantize.encoded import EncodedPrompts
 from diffc.quantize.pipeline_call import IMAGE_ARGUMENTS
 from diffc.quantize.stream import Read, WeightStream
 from diffc.tensors import mapped_tensor
+from passes.weights.mapped import MappedFiles
 from passes.weights.recipe import Recipe
 
 _FIX = "download the whole pipeline (tokenizers, text encoders, VAE, scheduler), or --from-checkpoint"
@@ -55,13 +56,18 @@ def spare(free: int, *, device_is_gpu: bool) -> int:
 
 @contextmanager
 def opened_bounded(
-    source: ModelSource, dtypes: Mapping[str, torch.dtype], device: torch.device, work: Path, room: int
+    source: ModelSource,
+    dtypes: Mapping[str, torch.dtype],
+    device: torch.device,
+    work: Path,
+    room: int,
+    together: int | None = None,
 ) -> Iterator[tuple[Any, Bounded]]:
     """The pipeline in the folder of `source`, offline, and what `calibrate` needs to run it in bounded room.
 
     `dtypes`: the type in which each component computes, by name and "default". `room`: bytes of the backbone's weights
-    that stay on the device. `work`: a folder for encoded prompts. The pipeline paints no images: its VAE may have no
-    weights.
+    that stay on the device. `work`: a folder for encoded prompts. `together`: see `Bounded`. The pipeline paints no
+    images: its VAE may have no weights.
     """
     folder, component = source.pipeline_dir, source.family.component
     assert folder is not None  # a pipeline in memory, or none, is not opened
@@ -95,7 +101,7 @@ def opened_bounded(
                 getattr(pipe, name).to("meta")
             gc.collect()
 
-        yield _on_device(pipe, device), Bounded(stream, encoded, release)
+        yield _on_device(pipe, device), Bounded(stream, encoded, release, together)
 
 
 def _empty_backbone(source: ModelSource, dtype: torch.dtype) -> nn.Module:
@@ -107,7 +113,8 @@ def _empty_backbone(source: ModelSource, dtype: torch.dtype) -> nn.Module:
 
 
 def _stored_tensors(weights: Mapping[str, Recipe]) -> Read:
-    return lambda name: mapped_tensor(weights[name])
+    files = MappedFiles()
+    return lambda name: mapped_tensor(weights[name], files)
 
 
 def _own_tensors(module: nn.Module) -> Read:

@@ -104,7 +104,7 @@ class PipelineRun:
 
     @contextmanager
     def calibrating(
-        self, source: ModelSource, work: Path, room: int | None, *, shares: bool
+        self, source: ModelSource, work: Path, room: int | None, together: int | None, *, shares: bool
     ) -> Iterator[tuple[Any, Bounded | None]]:
         """The pipeline to calibrate; one in a folder with what bounds its room (`diffc.compile.bounded`)."""
         if source.pipeline is not None:
@@ -113,7 +113,7 @@ class PipelineRun:
             return
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         room = free_room(device) if room is None else room
-        with opened_bounded(source, self.dtypes(), device, work / "prompts", room) as opened:
+        with opened_bounded(source, self.dtypes(), device, work / "prompts", room, together) as opened:
             yield opened
 
 
@@ -207,11 +207,13 @@ def calibrate_on_prompts(
     count: int | None = None,
     work: Path | None = None,
     room: int | None = None,
+    together: int | None = None,
 ) -> Checkpoint:
     """Calibrate by running the diffusers pipeline on `count` prompts (None: each once), on the GPU if there is one.
 
     In the folder `work` an equal call that was interrupted is taken up. `room`: bytes of the backbone's weights that
-    stay on the device, None for half of what is free there.
+    stay on the device from the start, None for half of what is free there. `together`: batches that go through the
+    backbone at once, None for as many as a GPU has room for.
     """
     family = source.family
     prompts = _repeated(run.prompts or DEFAULT_PROMPTS, count)
@@ -224,7 +226,7 @@ def calibrate_on_prompts(
             estimated(update, pipeline_seconds(source)),
         ):
             shares = format.algorithm == "max"
-            pipe, bounded = stack.enter_context(run.calibrating(source, work, room, shares=shares))
+            pipe, bounded = stack.enter_context(run.calibrating(source, work, room, together, shares=shares))
         height, width = run.size(pipe, family)
         usual = usual_arguments(family, pipe)
         title = (

@@ -127,9 +127,12 @@ class ImportCheck:
         return made
 
     def _run(self, model: onnx.ModelProto, rounded: bool) -> list[Outputs] | str:
-        """The outputs, or why there are none; the first graph runs in a process apart, for it may never end."""
+        """The outputs, or why there are none; a graph runs in a process apart, for it may never end, or crash.
+
+        Where such a process starts anew, which takes seconds, that is the first graph alone.
+        """
         assert self._trial is not None
-        if self._stopped or self._ran or not can_run_apart(model):
+        if self._stopped or (self._ran and not FORKS) or not can_run_apart(model):
             return self._stopped or _run(self._trial, model, rounded)[0]
         size = model.ByteSize() + weight_bytes(model)
         seconds = 1.5 + _SECONDS + len(model.graph.node) / 100 + size / 100_000

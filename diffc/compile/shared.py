@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Calibrations(Protocol):
-    """Finished calibrations by their keys (`diffc.compile.spine.calibration_key`)."""
+    """Finished calibrations by their keys (`diffc.compile.keys.calibration_key`)."""
 
     def lend(self, key: str, folder: Path) -> bool:
         """Put the checkpoint of that key into `folder`, which is not there yet; False where there is none."""

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from diffc.artifact.folder import staging
+from diffc.compile.keys import key_of
 from diffc.compile.plan import check
 from diffc.compile.recorded import Recorded
 from diffc.compile.request import CompileRequest, CompileResult
-from diffc.compile.spine import Made, finish, key_of, result_of
+from diffc.compile.spine import Made, finish, result_of
 from diffc.errors import UsageError
 from diffc.progress import Reporter, Update
 

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 class Bounded:
     """A pipeline whose prompts are encoded first, and whose backbone then streams its weights.
 
-    `release` is called with the names of the encoders as soon as they are not needed any more.
+    `release` is called with the names of the encoders as soon as they are not needed any more. `together`: how many
+    batches go through the backbone at once; None for as many as a GPU has room for, and one on a CPU.
     """
 
     stream: WeightStream
     encoded: EncodedPrompts
     release: Callable[[Sequence[str]], None]
+    together: int | None = None
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -20,7 +20,8 @@ from diffc.quantize.kinds import kind_of
 from diffc.quantize.modelopt_state import record_quantize_mode
 from diffc.quantize.options import QuantOptions
 from diffc.quantize.percentile import use_percentile
-from diffc.quantize.pipeline_call import call_arguments, steps_of, takes
+from diffc.quantize.pipeline_call import call_arguments, steps_of
+from diffc.quantize.prompt_runs import PromptRuns, pipeline_errors
 from diffc.quantize.runs import Estimate, Passes, Progress
 from diffc.quantize.scaling import portable_scaling
 from diffc.quantize.simulate import cpu_block_quant
@@ -111,30 +112,28 @@ def calibrate(
     pipe.set_progress_bar_config(disable=True)
     if bounded is not None and fmt.algorithm is not None:
         calls = [partial(arguments, batch) for batch in batches]
-        with _ours(pipe):
+        with pipeline_errors(pipe):
             encoders = bounded.encoded.encode(pipe, component, calls, lambda done, total: None)
         bounded.release(encoders)
     insert_quantizers(backbone, fmt, unquantized, options)
     record_quantize_mode(backbone)
     if fmt.algorithm is None:
         return
-    if options.percentile != 1.0 or options.collect_method != "default":
+    by_step = options.percentile != 1.0 or options.collect_method != "default"
+    if by_step:
         _use_percentile(backbone, steps_of(pipe, arguments([0])), options)
     if bounded is not None and bounded.stream.on_gpu:
         use_unchecked_maxima(backbone)
-    runs = _PASSES.get(fmt.algorithm, 1)
-    passes, kept = Passes(Estimate(progress, note), runs), KeptRuns(work and work / "runs")
-
-    def run_prompts(_: nn.Module) -> None:
-        done = kept.take_up(backbone, passes.done)
-        if done:
-            note(f"calibration goes on after batch {done} of {len(batches)}, run {passes.done + 1} of {runs}")
-        for number in range(done, len(batches)):
-            with bounded.encoded.replayed(pipe, number) if bounded is not None else nullcontext():
-                _run(pipe, number, len(batches), arguments(batches[number]), passes)
-            kept.keep(backbone, passes.done, number + 1)
-        passes.done += 1
-
+    run_prompts = PromptRuns(
+        pipe,
+        backbone,
+        [partial(arguments, batch) for batch in batches],
+        Passes(Estimate(progress, note), _PASSES.get(fmt.algorithm, 1)),
+        KeptRuns(work and work / "runs"),
+        note,
+        bounded,
+        repeatable=fmt.algorithm in _MAXIMA and not by_step,
+    )
     _collect(backbone, algorithm_of(fmt, options), run_prompts, None if bounded is None else bounded.stream)
     _finish(backbone)
 
@@ -152,6 +151,8 @@ def _use_percentile(backbone: nn.Module, calls: int, options: QuantOptions) -> N
 
 _PASSES = {"max": 1, "smoothquant": 1, "awq_lite": 2, "svdquant": 3}
 """How often ModelOpt's method runs all prompts."""
+_MAXIMA = ("max", "smoothquant")
+"""Methods that note largest values: a batch may be run again, and several at once."""
 
 
 def algorithm_of(fmt: Format, options: QuantOptions) -> dict[str, Any]:
@@ -222,43 +223,6 @@ def _raised_in(error: BaseException, quantizers: Mapping[str, Any]) -> str | Non
 
 def _dtype(backbone: nn.Module) -> str:
     return str(next(backbone.parameters()).dtype).removeprefix("torch.")
-
-
-def _run(pipe: Any, number: int, batches: int, call: Mapping[str, Any], progress: Progress) -> None:
-    """Denoise the prompts of batch `number`, for which the pipeline is called with `call`."""
-    tells = takes(pipe.__call__, "callback_on_step_end")
-
-    def step_done(pipe: Any, step: int, _time: Any, tensors: Any) -> Any:
-        per_batch = pipe.num_timesteps  # schedulers of second order take more than num_inference_steps
-        progress(number * per_batch + step + 1, batches * per_batch)
-        return tensors
-
-    with _ours(pipe):
-        pipe(**call, **({"callback_on_step_end": step_done} if tells else {}))
-    if not tells:  # PixArt has no such callback
-        progress(number + 1, batches)
-
-
-@contextmanager
-def _ours(pipe: Any) -> Iterator[None]:
-    """Say of an error in a pipeline's call where it comes from."""
-    import torch
-
-    try:
-        yield
-    except (DiffcError, AssertionError):  # ours, and ModelOpt's word for NaN
-        raise
-    except torch.OutOfMemoryError as error:
-        raise DiffcError(
-            f"the GPU has no room for a calibration step: {str(error).partition('. GPU')[0]}",
-            fix="give a smaller --batch-size, or a smaller --image-size",
-        ) from error
-    except Exception as error:
-        raise DiffcError(
-            f"{type(pipe).__name__} failed on a calibration prompt: {type(error).__name__}: {error}",
-            fix="see whether the pipeline paints without diffc; --debug shows where it failed, and"
-            " --calibrate synthetic does not run it",
-        ) from error
 
 
 def _finish(backbone: nn.Module) -> None:

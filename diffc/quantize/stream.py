@@ -7,16 +7,14 @@ ones are then on their way while one computes. What fits into `room` stays there
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from diffc.quantize.arrivals import AHEAD, Arrivals, Copy
 from diffc.quantize.scaling import scaled
 from diffc.quantize.state import SCALING
 
@@ -25,19 +23,9 @@ if TYPE_CHECKING:
 
 Read = Callable[[str], Tensor]
 """A tensor on the CPU by its name in the module's state_dict; nobody writes to it."""
-AHEAD = 3
-"""Layers whose weights are on their way to a GPU, or there, while one computes."""
 _STREAMED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _USES_THEIRS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Modules that read the weights of their children without calling them."""
-
-
-@dataclass
-class _Arrived:
-    """A weight on the device, and on a GPU the event after which it is whole."""
-
-    weight: Tensor
-    event: Any = None
 
 
 class WeightStream:
@@ -47,6 +35,9 @@ class WeightStream:
     layer runs, a weight is NaN of its shape, type and device, without memory of its own: code that reads it without
     calling its layer spoils the result, which calibration refuses, and does not go unnoticed. Weights of up to `room`
     bytes stay on the device.
+
+    Several runs of the module may be under way in turns (`diffc.quantize.lanes`): with `pass_on`, which lets the next
+    of them go on, a layer's weight stays until another layer runs, and comes once for all of them.
     """
 
     def __init__(
@@ -58,35 +49,57 @@ class WeightStream:
         dtype: torch.dtype | None = None,
         room: int = 0,
     ) -> None:
-        self._read, self._device, self._room = read, device, room
+        self._read, self._device, self.room = read, device, room
         self._layers = _streamed_layers(module)
         self._names = {id(layer): path for path, layer in self._layers.items()}
         self._held: dict[str, Tensor] = {}
         self._open: set[str] = set()
-        self._coming: dict[str, Future[_Arrived]] = {}
         self._after: dict[str, str] = {}
-        self._last = ""
+        self._last = self._there = ""
         self._scaling: dict[str, dict[str, Amax]] = {}
-        self._done: deque[Any] = deque()
         self._nan: dict[torch.dtype, Tensor] = {}
-        self._cuda = device.type == "cuda"
-        self._pool = ThreadPoolExecutor(1, "weights") if self._cuda else None
-        self._side = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
+        self.arrivals = Arrivals(device, self._make)
+        self.pass_on: Callable[[], None] | None = None
         self._put_rest(module, dtype)
+        parameters = {path: layer._parameters["weight"] for path, layer in self._layers.items()}
+        self._sizes = {path: p.numel() * p.element_size() for path, p in parameters.items() if p is not None}
         self._hooks = [hook for path, layer in self._layers.items() for hook in self._hooked(path, layer)]
 
     @property
     def on_gpu(self) -> bool:
         """Whether the layers run on a GPU."""
-        return self._cuda
+        return self.arrivals.on_gpu
+
+    @property
+    def layers(self) -> Iterator[nn.Module]:
+        """The layers whose weights come when they run."""
+        return iter(self._layers.values())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the weights that do not stay on the device, by the path of their layer."""
+        return {path: n for path, n in self._sizes.items() if path not in self._held}
+
+    @property
+    def present(self) -> int:
+        """Bytes of the weights that stay on the device, and of the one whose layer runs."""
+        there = {*self._held, self._there} - {""}
+        return sum(self._sizes[path] for path in there)
+
+    def let_go(self) -> bool:
+        """Give back the room of weights that stay on the device; none stays from here on, and whether any did."""
+        had = bool(self._held)
+        self.room = 0
+        self.arrivals.forget()
+        self._held.clear()
+        self._leave()
+        return had
 
     def close(self) -> None:
         """Stop streaming; the module is of no use afterwards."""
         for hook in self._hooks:
             hook.remove()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-        self._coming.clear()
+        self.arrivals.close()
         self._held.clear()
 
     @contextmanager
@@ -101,8 +114,9 @@ class WeightStream:
             yield
             return
         self._open.add(path)
+        self._leave()
         self._held.pop(path, None)
-        self._put(path, self._here(self._load(path)).clone())
+        self._put(path, self.arrivals.take(path).clone())
         yield
         self._scaling[path] = _scaling_of(layer)
         self._drop(path)
@@ -132,65 +146,52 @@ class WeightStream:
 
     def _hooked(self, path: str, layer: nn.Module) -> tuple[Any, Any]:
         def before(_: nn.Module, __: Any) -> None:
-            self._put(path, self._arrive(path))
+            if path != self._there:
+                self._leave()
+                self._put(path, self._arrive(path))
+                self._there = path
 
         def after(_: nn.Module, __: Any, ___: Any) -> None:
-            self._drop(path)
+            if self.pass_on is None:
+                self._leave()
+            else:
+                self.pass_on()
 
         return layer.register_forward_pre_hook(before), layer.register_forward_hook(after, always_call=True)
+
+    def _leave(self) -> None:
+        """The layer whose weight is there needs it no more."""
+        if self._there:
+            self._drop(self._there)
+            self._there = ""
 
     def _arrive(self, path: str) -> Tensor:
         """The weight of the layer that is about to run; the next ones are sent for."""
         self._after[self._last] = path
         self._last = path
-        if path in self._held:
-            self._send_for_next(path)
-            return self._held[path]
-        future = self._coming.pop(path, None)
-        arrived = self._load(path) if future is None else future.result()
-        self._send_for_next(path)
-        weight = self._here(arrived)
-        if weight.nbytes <= self._room:
-            self._room -= weight.nbytes
+        weight = self._held.get(path)
+        if weight is None:
+            weight = self.arrivals.take(path)
+        self.arrivals.send(self._next_after(path))
+        if path not in self._held and weight.nbytes <= self.room:
+            self.room -= weight.nbytes
             self._held[path] = weight
         return weight
 
-    def _here(self, arrived: _Arrived) -> Tensor:
-        """The weight, which what is launched from now on waits for."""
-        if arrived.event is not None:
-            current = torch.cuda.current_stream(self._device)
-            current.wait_event(arrived.event)
-            arrived.weight.record_stream(current)
-        return arrived.weight
-
-    def _send_for_next(self, path: str) -> None:
-        if self._pool is None:
-            return
+    def _next_after(self, path: str) -> Iterator[str]:
         for _ in range(AHEAD):
             path = self._after.get(path, "")
             if not path:
                 return
-            if path not in self._held and path not in self._coming:
-                self._coming[path] = self._pool.submit(self._load_soon, path)
+            if path not in self._held:
+                yield path
 
-    def _load_soon(self, path: str) -> _Arrived:
-        """Load a weight as soon as an earlier layer is done with its own, so that memory stays bounded."""
-        while len(self._done) > AHEAD:
-            with suppress(IndexError):
-                self._done.popleft().synchronize()
-        return self._load(path)
-
-    def _load(self, path: str) -> _Arrived:
-        stored = self._read(f"{path}.weight")
-        dtype = self._layers[path]._parameters["weight"].dtype  # type: ignore[union-attr]
+    def _make(self, path: str, copy: Copy) -> Tensor:
+        """The weight of a layer on the device, in the type that it has there, scaled as its format scales it."""
+        weight = copy(self._read(f"{path}.weight"))
+        weight = weight.to(self._layers[path]._parameters["weight"].dtype)  # type: ignore[union-attr]
         own = self._scaling.get(path)
-        if self._side is None:
-            weight = stored.to(dtype) if stored.dtype != dtype else stored.clone()  # aligned as torch aligns
-            return _Arrived(scaled(weight, own) if own else weight)
-        with torch.cuda.stream(self._side):
-            weight = stored.pin_memory().to(self._device, non_blocking=True).to(dtype)
-            weight = scaled(weight, own) if own else weight
-        return _Arrived(weight, self._side.record_event())
+        return scaled(weight, own) if own else weight
 
     def _put(self, path: str, weight: Tensor) -> None:
         parameter: Any = self._layers[path]._parameters["weight"]
@@ -199,8 +200,7 @@ class WeightStream:
     def _drop(self, path: str) -> None:
         parameter: Any = self._layers[path]._parameters["weight"]
         parameter.data = self._nothing(parameter.shape, parameter.dtype)
-        if self._cuda:
-            self._done.append(torch.cuda.current_stream(self._device).record_event())
+        self.arrivals.used()
 
 
 def _streamed_layers(module: nn.Module) -> dict[str, nn.Module]:

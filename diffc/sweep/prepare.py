@@ -10,10 +10,10 @@ from typing import Any
 
 from diffc.artifact.folder import MANIFEST, Artifact
 from diffc.compile.estimate import memory_needed
+from diffc.compile.keys import calibration_key, key_of
 from diffc.compile.manifest import described_request
 from diffc.compile.plan import check
 from diffc.compile.request import CompileRequest
-from diffc.compile.spine import calibration_key, key_of
 from diffc.errors import DiffcError, UnsupportedError, UsageError
 from diffc.sweep.cells import Cell
 from diffc.sweep.request import SweepRequest

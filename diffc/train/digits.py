@@ -48,7 +48,7 @@ class Digits:
         """`count` images [count, 3, 64, 64] in 0..1, each turned and moved a little, and their digits."""
         device = self.bitmaps.device
         chosen = torch.randint(len(self.labels), (count,), generator=generator, device=device)
-        return render(self.bitmaps[chosen], _affine(count, generator, device)), self.labels[chosen]
+        return render(self.bitmaps[chosen], random_affine(count, generator, device)), self.labels[chosen]
 
     def plain(self) -> tuple[Tensor, Tensor]:
         """Every image, as it is, and its digit."""
@@ -74,7 +74,7 @@ def render(bitmaps: Tensor, affine: Tensor) -> Tensor:
     return paper + (ink - paper) * stroke
 
 
-def _affine(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+def random_affine(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """Random small turns, shears, zooms and shifts, [count, 2, 3]."""
     u = torch.rand(6, count, generator=generator, device=device) * 2 - 1
     turn, shear = TURN * u[0], SHEAR * u[1]

@@ -40,6 +40,8 @@ MAX_HEADER = 100_000_000
 """Bytes of a safetensors header, the format's own limit."""
 _METADATA, _AGAIN = "__metadata__", "Fix: download the file again"
 _MEMORY: dict[str, Array | Callable[[], Array]] = {}
+_LOOKED_AT: set[tuple[Source, int, int]] = set()
+"""Tensors whose values are numbers, each with the time and size of its file then."""
 
 
 def np_dtype(dtype: int) -> np.dtype[Any]:
@@ -129,17 +131,22 @@ def _corrupt(path: Path, key: str, why: str) -> PassError:
 def _read_raw(source: Source) -> Array:
     if source.length == 0:
         return np.zeros(source.shape, np_dtype(source.dtype))
+    data = np.memmap(whole_file(source), np.uint8, "r", source.offset, (source.length,))
+    return as_array(data, source.dtype, source.shape)
+
+
+def whole_file(source: Source) -> Path:
+    """The file of a source. Raises PassError when it is gone, or too short for the tensor."""
     path = Path(source.path)
     if not path.is_file() or path.stat().st_size < source.offset + source.length:
         raise PassError(
             f"{source.path} is missing or cut off: tensor {source.key!r} cannot be read"
             ". Fix: download it again"
         )
-    data = np.asarray(np.memmap(path, np.uint8, "r", source.offset, (source.length,)))
-    return _as_array(data, source.dtype, source.shape)
+    return path
 
 
-def _as_array(data: Array, dtype: int, shape: tuple[int, ...]) -> Array:
+def as_array(data: Array, dtype: int, shape: tuple[int, ...]) -> Array:
     """Bytes as ONNX stores them (4-bit types two to a byte, low nibble first) -> an array of that type."""
     target = np_dtype(dtype)
     if dtype in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1):
@@ -220,7 +227,17 @@ def read(source: Source) -> Array:
     if source.kind not in READERS:
         raise PassError(f"no reader for weights of kind {source.kind!r}. Known: {', '.join(READERS)}")
     array = READERS[source.kind](source)
-    check_finite(
-        array, source
-    )  # 7 GB/s of one core; a note that it was done would not know a file that changed
+    look_at(array, source)
     return array
+
+
+def look_at(array: Array, source: Source) -> None:
+    """`check_finite`, which takes a core 7 GB/s: once for a tensor of a file, for as long as the file is the same."""
+    if source.kind != "raw" or source.length == 0:
+        check_finite(array, source)
+        return
+    stat = Path(source.path).stat()
+    seen = (source, stat.st_mtime_ns, stat.st_size)
+    if seen not in _LOOKED_AT:
+        check_finite(array, source)
+        _LOOKED_AT.add(seen)

@@ -94,7 +94,7 @@ def test_calibration_and_weights_are_taken_up(tmp_path: Path, monkeypatch: pytes
     left = contents(tmp_path / ".b.partial")
     assert {f"{RESUME}/request", f"{RESUME}/weights.journal", "checkpoint/checkpoint.json"} <= left.keys()
     assert 0 < len(left["model.onnx_data.partial"]) < len(expected["model.onnx_data"])
-    monkeypatch.setattr(spine, "calibrated", lambda *_: pytest.fail("calibrated again"))
+    monkeypatch.setattr("diffc.compile.quantize.calibrated", lambda *_: pytest.fail("calibrated again"))
     last = Deadly("write weights", -1, lambda: None)
     compile_model(again, last)
     assert contents(tmp_path / "b") == expected
@@ -179,7 +179,7 @@ def test_ctrl_c_after_the_calibration_keeps_it_for_the_same_command(
     assert contents(saved) == contents(tmp_path / ".a.partial" / "checkpoint") != {}
     shutil.rmtree(saved)
     second = Deadly("", -1, lambda: None)
-    monkeypatch.setattr(spine, "calibrated", lambda *_: pytest.fail("calibrated again"))
+    monkeypatch.setattr("diffc.compile.quantize.calibrated", lambda *_: pytest.fail("calibrated again"))
     with pytest.raises(KeyboardInterrupt):
         compile_model(request, second)
     assert any("taken over" in note for note in second.notes)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from diffc.commands.mix import MixRequest, mix
+from diffc.commands.mix.request import MixRequest
+from diffc.commands.mix.run import mix
 from diffc.errors import UsageError
 from diffc.progress import Silent
 from diffc.quantize.checkpoint import Checkpoint

@@ -13,8 +13,8 @@ from torch import nn
 
 from diffc.compile.calibration import PipelineRun, calibrate_on_prompts, usual_arguments
 from diffc.compile.plan import Plan, check
+from diffc.compile.quantize import pipeline_run
 from diffc.compile.request import CompileRequest
-from diffc.compile.spine import pipeline_run
 from diffc.models.embedded import digits
 from diffc.progress import Silent
 from diffc.quantize.calibrate import calibrate
@@ -91,10 +91,12 @@ def test_bounded_and_interrupted_is_the_whole_model(
     plan = plan_of(model, format, tmp_path)
     run = pipeline_run(plan)
 
-    def bounded(at: int) -> tuple[Checkpoint, list[str]]:
-        ui, options = Interrupting(at), plan.request.options
-        work = tmp_path / "work"
-        return calibrate_on_prompts(plan.source, plan.format, options, run, ui, work=work, room=0), ui.notes
+    def bounded(at: int, work: str = "work", together: int = 1) -> tuple[Checkpoint, list[str]]:
+        ui, options, into = Interrupting(at), plan.request.options, tmp_path / work
+        made = calibrate_on_prompts(
+            plan.source, plan.format, options, run, ui, work=into, room=0, together=together
+        )
+        return made, ui.notes
 
     with pytest.raises(Interrupted):
         bounded(at=5)  # the first step of the third batch, of two steps each
@@ -109,6 +111,11 @@ def test_bounded_and_interrupted_is_the_whole_model(
     ours, notes = bounded(at=-1)
     assert any("goes on after batch 2 of 3" in note for note in notes)
     assert len(streamed) == 1  # the backbone: the prompts are encoded, so no encoder is loaded
+    if plan.format.algorithm == "max":
+        beside, _ = bounded(at=-1, work="beside", together=2)  # two batches, then one
+        assert {name: amax.tobytes() for name, amax in beside.amax.items()} == {
+            name: amax.tobytes() for name, amax in ours.amax.items()
+        }
     theirs = whole(plan, run)
     assert ours.settings == theirs.settings
     for found, expected in ((ours.amax, theirs.amax), (ours.scaling, theirs.scaling)):

@@ -10,8 +10,8 @@ import pytest
 
 from diffc.compile.calibration import modelopt_checkpoint
 from diffc.compile.plan import check
+from diffc.compile.quantize import pipeline_run
 from diffc.compile.request import CompileRequest, request_key
-from diffc.compile.spine import pipeline_run
 from diffc.errors import DiffcError
 
 

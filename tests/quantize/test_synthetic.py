@@ -13,8 +13,8 @@ import torch
 from diffc.compile import calibration
 from diffc.compile.calibration import SYNTHETIC_TEXT
 from diffc.compile.plan import Plan, check
+from diffc.compile.quantize import calibrated
 from diffc.compile.request import CompileRequest
-from diffc.compile.spine import calibrated
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import materialize
 from diffc.models.inputs import forward_kwargs, random_inputs

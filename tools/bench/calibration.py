@@ -5,20 +5,22 @@
 Makes a pipeline of the model's full size with seeded random weights in DIR (once; CLIP-L and T5-XXL of their full size
 too), and calibrates it in processes of its own: whole, and in bounded room for each cap. The cap is GB of the card that
 torch may take (`torch.cuda.set_per_process_memory_fraction`); weights get as much of it as on a card of that size.
-"host" is the peak of memory that is no file cache (RssAnon). Without a GPU there are no caps, and `--room` GB of
-weights stay in memory. Prints a line of JSON for each.
+"host" is the peak of memory that is no file cache (RssAnon). "step_s" is seconds for a step of one batch, whatever
+number of batches goes through at once; `--one-by-one` adds a row without that. Only the first bounded row of a DIR
+loads the encoders: the others take its encoded prompts. "stream" says where the time of copies went: the GB that
+came to the card, the seconds that the layers waited for them, the seconds that `--threads` spent filling pinned buffers
+and waiting for the bus. Without a GPU there are no caps, and `--room` GB of weights stay in memory. Prints a line of
+JSON for each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,60 +30,13 @@ import torch
 from diffc.compile.bounded import spare
 from diffc.compile.calibration import PipelineRun, calibrate_on_prompts, usual_arguments
 from diffc.models.sources.locate import locate
-from diffc.progress import Silent
 from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import DEFAULT_OPTIONS
+from diffc.quantize.staging import THREADS
 from tools.bench.calibration_model import make_pipeline
-
-GB = 1e9
-
-
-class Timed(Silent):
-    """Notes when each step of the calibration ends."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    @contextmanager
-    def stage(self, title: str) -> Iterator[Any]:
-        """Watch the stage that calibrates."""
-        yield self.step if title.startswith("calibrate") else lambda done, total: None
-
-    def step(self, done: int, total: int) -> None:
-        """A step is over when the card is done with it."""
-        del done, total
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
-
-
-class HostPeak(threading.Thread):
-    """The most memory without a file behind it that this process holds, sampled every 50 ms."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak, self.ended = 0, threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        """Sample until `ended`."""
-        while not self.ended.wait(0.05):
-            self.peak = max(self.peak, anonymous_memory())
-
-
-def anonymous_memory() -> int:
-    """Bytes of this process in memory that have no file behind them, as far as the system tells."""
-    import psutil
-
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
-    told = next((line for line in lines if line.startswith("RssAnon:")), None)
-    if told is not None:
-        return int(told.split()[1]) * 1024
-    found = psutil.Process().memory_info()
-    return int(found.rss - getattr(found, "shared", 0))
+from tools.bench.calibration_watch import GB, HostPeak, Timed, spent_by, watched
 
 
 def main() -> None:
@@ -91,12 +46,9 @@ def main() -> None:
         print(json.dumps(measured(options)))
         return
     make_pipeline(options.model, options.folder / options.model)
-    ways = (
-        ["whole", *(f"cap {cap:g}" for cap in options.caps)]
-        if torch.cuda.is_available()
-        else ["whole", "bounded"]
-    )
-    for way in ways:
+    caps = [f"cap {cap:g}" for cap in options.caps] if torch.cuda.is_available() else ["bounded"]
+    one = [f"{caps[0]} one by one"] if options.one_by_one else []
+    for way in ("whole", *caps, *one):
         command = [sys.executable, "-m", "tools.bench.calibration", *sys.argv[1:], "--way", way]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         print(done.stdout.strip() or json.dumps({"way": way, "exit": done.returncode}), flush=True)
@@ -114,23 +66,32 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         room = spare(int(cap), device_is_gpu=True)
     prompts = tuple(DEFAULT_PROMPTS[i % len(DEFAULT_PROMPTS)] for i in range(options.prompts))
     run = PipelineRun(prompts, options.steps, options.batch, options.pixels, options.pixels, 0, source.dtype)
+    streams = watched(options.threads)
     if options.way == "whole":
         checkpoint = _whole(source, run, format, ui)
     else:
-        checkpoint = calibrate_on_prompts(source, format, DEFAULT_OPTIONS, run, ui, room=room)
+        together = 1 if options.way.endswith("one by one") else options.together
+        work = options.folder / f"{options.model}-{options.batch}-{options.pixels}-work"
+        shutil.rmtree(work / "runs", ignore_errors=True)
+        checkpoint = calibrate_on_prompts(
+            source, format, DEFAULT_OPTIONS, run, ui, work=work, room=room, together=together
+        )
     seconds = time.perf_counter() - begun
     host.ended.set()
-    steps = np.diff(ui.ends)
     row = {
         "model": options.model,
         "format": options.format,
         "way": options.way,
         "batch": options.batch,
-        "first_step_at_s": round(ui.ends[0] - begun, 1),
-        "step_s": round(float(np.median(steps)), 3) if len(steps) else None,
+        "first_step_at_s": round(ui.ends[0][1] - begun, 1),
+        "step_s": ui.seconds,
         "all_s": round(seconds, 1),
         "host_GB": round(host.peak / GB, 2),
+        "encoders": max(0, len(streams) - 1),
+        "notes": ui.notes,
     }
+    if streams and torch.cuda.is_available():
+        row["stream"] = spent_by(streams[-1])
     if torch.cuda.is_available():
         row["card_GB"] = round(torch.cuda.max_memory_allocated() / GB, 2)
         row["card_reserved_GB"] = round(torch.cuda.max_memory_reserved() / GB, 2)
@@ -184,6 +145,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--pixels", type=int, default=1024)
+    parser.add_argument("--together", type=int, help="batches at once (default: what there is room for)")
+    parser.add_argument(
+        "--one-by-one", action="store_true", help="the first cap once more, with one batch at once"
+    )
+    parser.add_argument("--threads", type=int, default=THREADS, help="that fill pinned buffers")
     parser.add_argument("--way", default="", help=argparse.SUPPRESS)
     return parser.parse_args()
 

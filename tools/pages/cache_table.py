@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffc import cache
 from diffc.compile.plan import check
+from diffc.compile.quantize import calibrated
 from diffc.compile.request import CompileRequest
-from diffc.compile.spine import calibrated
 from diffc.models.embedded.digits import BACKBONES, PIXELS, prompt
 from diffc.models.sources.backbone import FakeBackbone
 from diffc.progress import Silent

@@ -21,8 +21,8 @@ from torch.nn import functional
 from diffc.models.embedded import digits
 from diffc.models.embedded.loras import FOLDER
 from tools.train import data as train_data
-from tools.train.backbones import SD3, Draw, Text
 from tools.train.embedded import Log
+from tools.train.families import SD3, Draw, Text
 
 RANK = 8
 BATCH, RATE, IMAGES, DROPPED = 32, 4e-3, 2000, 0.12

@@ -1,7 +1,8 @@
-"""The trained embedded models: ten handwritten digits, painted by the architectures of SD3, FLUX and SDXL.
+"""The trained embedded models: ten handwritten digits, painted by the architectures of SD1.5, SD3, FLUX, SDXL and LTX.
 
 CLIP encoders, VAEs and backbones are small but trained (`tools/train/embedded.py`, docs/digits.md); what was trained
-lies beside this file as 16-bit safetensors, the rest (T5) is made from seeds. Images are 64 x 64 px.
+lies beside this file as 16-bit safetensors, the rest (T5 of SD3 and FLUX) is made from seeds. Images are 64 x 64 px;
+`digits_video.py` has the model of videos.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffc.models.embedded import tiny
-from diffc.models.embedded.tiny_text import clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
+from diffc.models.embedded import digits_video, tiny
+from diffc.models.embedded.tiny_text import CLIP_WIDTH, clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
 
 DATA = Path(__file__).parent / "data" / "digits"
 PIXELS = 64
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WORDS = digits_video.WORDS
 
 SD3: dict[str, Any] = tiny.SD3 | {"sample_size": 8, "pos_embed_max_size": 16}
 FLUX: dict[str, Any] = tiny.FLUX | {"num_layers": 2, "num_single_layers": 2}
@@ -26,7 +27,21 @@ SDXL: dict[str, Any] = tiny.SDXL | {
     "transformer_layers_per_block": (1, 1, 1),
     "norm_num_groups": 8,  # with one channel a group, a norm would take away what the time embedding adds
 }
-BACKBONES = {"digits-sd3": "transformer", "digits-flux": "transformer", "digits-sdxl": "unet"}
+SD15: dict[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (32, 64, 64, 64),
+    "attention_head_dim": 2,  # diffusers' name for the number of heads
+    "layers_per_block": 1,
+    "cross_attention_dim": CLIP_WIDTH,
+    "norm_num_groups": 8,
+}
+BACKBONES = {
+    "digits-sd3": "transformer",
+    "digits-flux": "transformer",
+    "digits-sdxl": "unet",
+    "digits-sd15": "unet",
+    "digits-video": "transformer",
+}
 """The component that was trained for one model alone."""
 
 
@@ -57,16 +72,24 @@ def untrained(name: str) -> Any:
     """The pipeline of that name in float32, before any weights are loaded, from torch's random state."""
     import torch
 
-    builders: dict[str, Callable[[], Any]] = {"digits-sd3": _sd3, "digits-flux": _flux, "digits-sdxl": _sdxl}
+    builders: dict[str, Callable[[], Any]] = {
+        "digits-sd3": _sd3,
+        "digits-flux": _flux,
+        "digits-sdxl": _sdxl,
+        "digits-sd15": _sd15,
+        "digits-video": digits_video.untrained,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return builders[name]()
 
 
 def trained_parts(pipeline: Any) -> dict[str, Any]:
-    """The trained modules that models share, by the name of their file: two CLIP encoders and a VAE."""
+    """The trained modules beside the backbone, by the name of their file: text encoders and a VAE."""
+    if "T5" in type(pipeline.text_encoder).__name__:
+        return {"t5_video": pipeline.text_encoder, "vae_video": pipeline.vae}
     parts = {"clip_l": pipeline.text_encoder}
-    if "CLIP" in type(pipeline.text_encoder_2).__name__:
+    if "CLIP" in type(getattr(pipeline, "text_encoder_2", None)).__name__:
         parts["clip_g"] = pipeline.text_encoder_2
     return parts | {f"vae{pipeline.vae.config.latent_channels}": pipeline.vae}
 
@@ -145,6 +168,29 @@ def _sdxl() -> Any:
         text_encoder_2=clip_encoder("digits/clip_g", projection=True),
         tokenizer_2=clip_tokenizer(),
         add_watermarker=False,
+    )
+
+
+def _sd15() -> Any:
+    """StableDiffusionPipeline: one CLIP encoder, a UNet of four levels, SD1.5's schedule."""
+    import diffusers
+
+    return diffusers.StableDiffusionPipeline(
+        unet=diffusers.UNet2DConditionModel(**SD15).eval(),
+        scheduler=diffusers.DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        vae=_vae(latent_channels=4),
+        text_encoder=clip_encoder("digits/clip_l", projection=False),
+        tokenizer=clip_tokenizer(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 

@@ -17,8 +17,9 @@ from diffc.cache import ResolvedCache, resolve
 from diffc.cache.plan import CachePlan, Entry
 from diffc.compile.cached.noise import BlockNoise, CacheNoise, compare_noise, describe
 from diffc.compile.plan import check
+from diffc.compile.quantize import calibrated
 from diffc.compile.request import CompileRequest
-from diffc.compile.spine import calibrated, measure, resolve_cache
+from diffc.compile.stages import measure, resolve_cache
 from diffc.models.sources.backbone import FakeBackbone
 from diffc.progress import Silent
 from diffc.quantize.convert import insert_quantizers
