@@ -1,7 +1,8 @@
 """diffc/models/sources/loras.py and torch_loras.py: files of many trainers in the embedded models' weights.
 
-Each file (tests/data/README.md) has the output of the backbone with the LoRA in it, made by torch from the sum in float64 (and not by this
-code): within a few times what rounding the weights to 16 bits once changes. `unmatched` keys must be told.
+Each file (tests/data/README.md) has the output of the backbone with the LoRA in it, made by torch from the sum in
+float64 (and not by this code): within a few times what rounding the weights to 16 bits once changes. `unmatched` keys
+must be told.
 """
 
 from __future__ import annotations
