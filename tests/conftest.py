@@ -33,6 +33,8 @@ from diffc.compile.spine import CompileRequest, CompileResult, Plan, check, comp
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import QuantOptions
+from diffc.validate.passes import NumericCheck
+from tests import traces
 from tests.lanes import Lanes
 from tests.traces import Traces
 
@@ -161,9 +163,18 @@ def remembered_traces(shared: Path, request: pytest.FixtureRequest) -> Iterator[
     lanes = request.config.pluginmanager.get_plugin("lanes")
     assert isinstance(lanes, Lanes)
     with pytest.MonkeyPatch.context() as patch:
-        traces = Traces(stages.trace_backbone, shared / "traces", made_once, lanes.require_mark)
-        patch.setattr(stages, "trace_backbone", traces)
-        yield traces
+        remembered = Traces(stages.trace_backbone, shared / "traces", made_once, lanes.require_mark)
+        patch.setattr(stages, "trace_backbone", remembered)
+        yield remembered
+
+
+@pytest.fixture(scope="session", autouse=True)
+def remembered_outputs(shared: Path) -> Iterator[None]:
+    """The pass checks of compiles of this session take the outputs of a graph that another has run."""
+    with pytest.MonkeyPatch.context() as patch:
+        outputs = traces.remembered_outputs(NumericCheck._outputs, shared / "outputs", made_once)
+        patch.setattr(NumericCheck, "_outputs", outputs)
+        yield
 
 
 @pytest.fixture

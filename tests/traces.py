@@ -1,19 +1,24 @@
-"""Traces of backbones, kept for one session of tests: half of what a small compile takes is its trace.
+"""What two compiles of one session of tests have in common is computed once.
 
-A trace reads no value: two compiles of one config in one compute type whose quantizers are of one kind have the same
-graph, whatever their weights, amax, targets, profile, cache plan and passes are. The second is given the graph that the
-first made, with the recipes of its own weights.
+Traces of backbones are half of what a small compile takes. A trace reads no value: two compiles of one config in one
+compute type whose quantizers are of one kind have the same graph, whatever their weights, amax, targets, profile, cache
+plan and passes are. The second is given the graph that the first made, with the recipes of its own weights.
+
+Outputs of graphs between the passes are a quarter: the same graph, with weights from the same places, gives the same
+for the same inputs. What is compared with what, and how near it must be, is decided for every compile anew.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
@@ -22,6 +27,7 @@ from diffc.frontend.trace import traced_quantizers
 from diffc.models.sources.backbone import FakeBackbone
 from diffc.models.sources.locate import ModelSource
 from diffc.quantize.checkpoint import Checkpoint
+from diffc.validate.passes import NumericCheck
 
 Trace = Callable[..., onnx.ModelProto]
 
@@ -53,6 +59,33 @@ class Traces:
         folder = self._root / key_of(source, dtype, checkpoint)
         model = onnx.ModelProto.FromString(self._made_once(folder, "model.onnx", make))
         return with_weights(model, source, checkpoint)
+
+
+Values = list[dict[str, npt.NDArray[Any]]]
+
+
+def remembered_outputs(
+    outputs: Callable[[Any, onnx.ModelProto], Values], root: Path, made_once: Callable[..., bytes]
+) -> Callable[[NumericCheck, onnx.ModelProto], Values]:
+    """`NumericCheck._outputs`, whose results all test processes of a session share under `root`.
+
+    Weights in a folder of one test are files that the test may change: a graph that has such is run each time.
+    """
+
+    of_tests = json.dumps(str(root.parent.parent))[1:-1].encode()  # as recipes write it
+
+    def found(check: NumericCheck, model: onnx.ModelProto) -> Values:
+        content = model.SerializeToString(deterministic=True)
+        if of_tests in content:
+            return outputs(check, model)
+        digest = hashlib.sha256(content)
+        for name, array in (pair for values in check._inputs() for pair in sorted(values.items())):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        kept = made_once(root, digest.hexdigest()[:24], lambda: pickle.dumps(outputs(check, model)))
+        values: Values = pickle.loads(kept)
+        return values
+
+    return found
 
 
 def with_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ def _deepcache(backbone: nn.Module, given: Arguments) -> tuple[Entry, ...]:
 
 def _blocks(backbone: nn.Module, given: Arguments) -> tuple[Entry, ...]:
     """The inner blocks of a transformer: what all of them together add is kept (as in Delta-DiT, arXiv:2406.01125)."""
-    names = [name for name in block_names(backbone) if "transformer_blocks." in name]
+    names = [name for name in block_names(backbone) if re.match(r"(\w*transformer_)?blocks\.", name)]
     first, last = int(given["first"]), len(names) - int(given["last"])
     if not 0 <= first < last <= len(names):
         raise DiffcError(

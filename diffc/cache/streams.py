@@ -14,6 +14,8 @@ STREAMS: Mapping[str, tuple[str, ...]] = {
     "FluxTransformerBlock": ("encoder_hidden_states", "hidden_states"),
     "FluxSingleTransformerBlock": ("encoder_hidden_states", "hidden_states"),
     "BasicTransformerBlock": ("hidden_states",),
+    "LTXVideoTransformerBlock": ("hidden_states",),
+    "WanTransformerBlock": ("hidden_states",),
 }
 """Class of a block -> for each of its outputs, the argument that it adds to."""
 

@@ -30,6 +30,7 @@ from diffc.paths import AnyPath, Converted, as_path, as_text_or_none, as_texts
 from diffc.progress import Reporter, Update
 from diffc.progress_bar import default_reporter
 from diffc.quality.classifier import read_digits
+from diffc.quality.motion import centred
 from diffc.quality.pictures import (
     ANIMATED,
     Column,
@@ -121,7 +122,7 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
         pipe = pipeline_around(source, artifact, device, update, with_backbone=with_torch)
     request = sized(request, pipe, source, artifact.manifest)
     painted: list[Painted] = []
-    for name, backbone in _variants(folders, with_torch, pipe, source, request):
+    for name, backbone in variants(folders, with_torch, pipe, source, request):
         setattr(pipe, source.family.component, backbone)
         if request.warm_up:
             with ui.stage(f"warm up {name}") as update:
@@ -185,7 +186,7 @@ def verdict(painted: Painted, prompt: str) -> str:
     return f"reads as {read}: {right} of {len(painted.read)} right"
 
 
-def _variants(
+def variants(
     folders: Sequence[Path], with_torch: bool, pipe: Any, source: ModelSource, request: GenerateRequest
 ) -> Iterator[tuple[str, Any]]:
     """Names and backbones, each loaded when its turn comes."""
@@ -250,7 +251,8 @@ def _judge(
         raise DiffcError(f"{name} painted NaN", fix="compile again with --dtype bfloat16 or float32")
     read: tuple[int, ...] = ()
     if source.name.startswith("digits-"):
-        read = tuple(int(digit) for digit in read_digits(images).argmax(axis=1))
+        seen = centred(images) if source.family.frames else images  # in videos digits are anywhere
+        read = tuple(int(digit) for digit in read_digits(seen).argmax(axis=1))
     first = before[0].images if before else None
     if first is None:
         return Painted(name, images, seconds, None, None, read)

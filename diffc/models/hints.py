@@ -54,9 +54,9 @@ HINTS: Mapping[str, Hints] = {
     "PixArtTransformer2DModel": Hints("pixart"),
     "SanaTransformer2DModel": Hints("sana"),
     "AuraFlowTransformer2DModel": Hints("auraflow"),
-    "LTXVideoTransformer3DModel": Hints("ltx", ends=3, blocks="transformer_blocks"),
+    "LTXVideoTransformer3DModel": Hints("ltx", ends=3, blocks="transformer_blocks", cache_plans=("blocks",)),
     "LTX2VideoTransformer3DModel": Hints("ltx2", ends=3, blocks="transformer_blocks"),
-    "WanTransformer3DModel": Hints("wan", ends=3),
+    "WanTransformer3DModel": Hints("wan", ends=3, cache_plans=("blocks",)),
     "CogVideoXTransformer3DModel": Hints("cogvideox"),
     "CogView4Transformer2DModel": Hints("cogview4"),
     "Flux2Transformer2DModel": Hints(

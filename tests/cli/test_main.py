@@ -194,6 +194,7 @@ def test_ctrl_c_exits_130_and_leaves_nothing(stage: str, traced: onnx.ModelProto
     assert not psutil.wait_procs(children, timeout=10)[1]
 
 
+@pytest.mark.slow
 def test_a_killed_compile_leaves_nothing_under_its_name_and_can_be_run_again(
     traced: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -228,7 +228,7 @@ def test_the_usual_shape_is_the_profile_s(cell: Cell) -> None:
     assert found.dtype == cell.artifact.manifest["dtype"]
 
 
-@pytest.mark.parametrize("document", ["validation.md", "bench.md"])
+@pytest.mark.parametrize("document", ["validation.md", pytest.param("bench.md", marks=pytest.mark.slow)])
 def test_commands_of_the_documents_run(
     document: str, cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,7 @@ def test_sdxl_has_a_scalar_timestep(compiled: Cells, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_components_of_another_folder_are_taken_as_they_are(
     sd3: Path, compiled: Cells, tmp_path: Path
 ) -> None:

@@ -113,7 +113,9 @@ def drawn(module: Any, name: str) -> tuple[Tensor, Tensor, Tensor]:
     return x, text, together
 
 
-@pytest.mark.parametrize("name", SIGMA)
+@pytest.mark.parametrize(
+    "name", [name if name == "digits-sd3" else pytest.param(name, marks=pytest.mark.slow) for name in SIGMA]
+)
 def test_the_node_denoises_as_the_module_does(name: str, compiled: Cells, tmp_path: Path) -> None:
     artifact = compiled(name, "none", **SMALL).folder
     folder = tmp_path / "custom_nodes" / "mine"
@@ -159,6 +161,7 @@ def test_odd_latents_are_padded_and_cut(compiled: Cells, tmp_path: Path) -> None
             module.NODE_CLASS_MAPPINGS["LoadDiffcBackbone"]().load("gone")
 
 
+@pytest.mark.slow
 def test_the_folder_holds_what_the_registry_asks_for(compiled: Cells, tmp_path: Path) -> None:
     artifact = compiled("digits-sdxl", "none", **SMALL).folder
     made = package(PackageRequest(artifact, tmp_path / "node", "comfyui", target="ort"))

@@ -53,6 +53,7 @@ def test_a_damaged_artifact_is_exit_code_3(fp8: Cell, tmp_path: Path, capsys: Ca
     assert run(["validate", str(copy), "--shape", SMALL, "--tolerance", "0.9"]) == 0
 
 
+@pytest.mark.slow
 def test_another_artifact_or_file_can_be_the_reference(fp8: Cell, tmp_path: Path) -> None:
     copy = damaged(fp8, tmp_path, scaled("transformer_blocks.1.ff.net.2.weight_quantizer.scale", 1.1))
     good = validate(fp8.folder, against=str(fp8.folder / "model.onnx"))

@@ -65,6 +65,7 @@ def test_what_a_norm_took_in_is_still_held_against_its_module(compiled: tuple[Pa
     assert "transformer_blocks.0.attn.to_out.0" not in points  # its bias went into a norm
 
 
+@pytest.mark.slow
 def test_at_a_large_size_images_are_computed_one_by_one(compiled: tuple[Path, int], tmp_path: Path) -> None:
     """What the graph is made fast for is the usual size of the profile; it is right at any, module by module."""
     small, batch = compiled

@@ -82,6 +82,7 @@ def test_it_computes_what_the_artifact_of_diffc_computes(foreign: Foreign) -> No
         assert torch.equal(same, each)
 
 
+@pytest.mark.slow
 def test_generate_bench_and_validate_run_it(foreign: Foreign, tmp_path: Path, capsys: Capture) -> None:
     folder, pipeline = str(foreign.folder), str(materialize("digits-sd3"))
     picture = tmp_path / "seven.png"

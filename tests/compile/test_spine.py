@@ -54,11 +54,11 @@ QUANTIZERS = ("QuantizeLinear", "TRT_FP4DynamicQuantize", "TRT_MXFP8DynamicQuant
 
 TINY = [name for name in EMBEDDED if name.startswith("tiny-")]
 
-# One of each: no quantizers, FP8 with attention, INT4 blocks, FP4 blocks (SD3); bfloat16, joint blocks and rotary
-# positions (FLUX); convolutions (SDXL). Everything else is slow: `pytest -m slow tests/compile/test_spine.py` walks the
+# One of each: no quantizers, FP8, FP4 blocks (SD3); bfloat16, joint blocks and rotary positions (FLUX); convolutions
+# (SDXL). Everything else is slow: `pytest -m slow tests/compile/test_spine.py` walks the
 # rest of the product, and tools/pages/matrix.py all of it, with more types. A cell takes half a minute.
 QUICK = {
-    *(("tiny-sd3", cell) for cell in ("none", "fp8", "fp8+mha", "int4_awq", "nvfp4")),
+    *(("tiny-sd3", cell) for cell in ("none", "fp8", "nvfp4")),
     ("tiny-flux", "int8"),
     ("tiny-sdxl", "fp8"),
 }
@@ -372,6 +372,7 @@ def test_two_compiles_are_byte_identical(compiled: Cells, tmp_path: Path) -> Non
     assert again == (cell.folder / "checkpoint" / "quantizers.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_gives_the_same_weights_without_the_pipeline(compiled: Cells, tmp_path: Path) -> None:
     """From the backbone's folder alone, whose name is another."""
     cell = compiled("tiny-flux", "int8")

@@ -46,7 +46,7 @@ def test_digit_and_direction_of_real_digits(videos: tuple[Tensor, Tensor]) -> No
 
 
 def test_figures_of_videos(videos: tuple[Tensor, Tensor]) -> None:
-    frames, _ = videos
+    frames = videos[0][:10]
     same, still = judge_videos(frames, frames), judge_videos(frames[:, :1].expand_as(frames), frames)
     assert (same.psnr, same.moved) == (float("inf"), 1.0)
     assert same.ssim == pytest.approx(1.0)
@@ -55,8 +55,8 @@ def test_figures_of_videos(videos: tuple[Tensor, Tensor]) -> None:
     damaged = frames.clone()
     damaged[0, 3, 0, 0, 0] = float("nan")
     figures = judge_videos(damaged, frames)
-    assert figures.right == pytest.approx(same.right - 1 / 450)
-    assert figures.moved == pytest.approx(1 - 1 / 50)
+    assert figures.right == pytest.approx(same.right - 1 / 90)
+    assert figures.moved == pytest.approx(1 - 1 / 10)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 2, 3, 32, 32), (2, 9, 1, 32, 32)])

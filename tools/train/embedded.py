@@ -42,7 +42,7 @@ STEPS = {
     "video": 15000,
 }
 SHARED = ("reader", "clip_l", "clip_g", "vae16", "vae4", "t5_video", "vae_video")
-TRIALS = 40, 120  # steps of the trainings that tell what a step takes
+TRIALS = 40, 40, 200  # steps of the trainings that tell what a step takes
 SCORING = 25.0  # seconds for the samples of a backbone
 
 
@@ -98,14 +98,18 @@ def _options() -> argparse.Namespace:
 
 
 def affordable(part: str, folder: Path, device: torch.device, most: int, seconds: float) -> int:
-    """How many steps of `part` take `seconds`, by the time of two short trainings; `most` at most."""
+    """How many steps of `part` take `seconds`, by the time of short trainings; `most` at most.
+
+    The first one also loads and tunes libraries, and does not count.
+    """
     times = []
     for steps in TRIALS:
         before = time.monotonic()
         _train(part, folder, device, steps, lambda line: None)
         times.append(time.monotonic() - before)
-    step = max(1e-6, (times[1] - times[0]) / (TRIALS[1] - TRIALS[0]))
-    return max(TRIALS[1], min(most, int((seconds - sum(times) - times[0]) / step)))
+    _, short, long = times
+    step = max((long - short) / (TRIALS[2] - TRIALS[1]), 0.2 * long / TRIALS[2])
+    return max(TRIALS[1], min(most, int((seconds - sum(times) - short) / step)))
 
 
 def _describe(device: torch.device) -> str:

@@ -11,11 +11,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -28,13 +29,17 @@ MANIFEST = "diffc-embedded.json"
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """One embedded model: `component` is its backbone's folder, `dtype` the type of the stored weights."""
+    """One embedded model: `component` is its backbone's folder, `dtype` the type of the stored weights.
+
+    `native` is the size that it was trained for (height, width, frames) where its configurations cannot tell.
+    """
 
     name: str
     family: str
     component: str
     dtype: str
     description: str
+    native: Mapping[str, int] = field(default_factory=dict)
 
 
 EMBEDDED: dict[str, EmbeddedModel] = {
@@ -113,7 +118,10 @@ def recipe_key(name: str) -> str:
     here = Path(__file__).parent
     sources = sorted(here.glob("tiny*.py"))
     if name.startswith("digits-"):
-        sources += [here / "digits.py", *sorted((here / "data" / "digits").glob("*.safetensors"))]
+        sources += [
+            *sorted(here.glob("digits*.py")),
+            *sorted((here / "data" / "digits").glob("*.safetensors")),
+        ]
     for path in sources:
         digest.update(path.read_bytes())
     for library in ("diffusers", "transformers", "tokenizers", "safetensors", "torch", "numpy"):
@@ -138,6 +146,7 @@ def _write(name: str, directory: Path) -> None:
     with _quiet():
         build(name).save_pretrained(directory, safe_serialization=True)
     content = {"name": name, "recipe": recipe_key(name), "files": _sizes(directory)}
+    content |= {"native": dict(EMBEDDED[name].native)}
     (directory / MANIFEST).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
 
 
@@ -163,13 +172,26 @@ def _sizes(directory: Path) -> dict[str, int]:
     return {p.relative_to(directory).as_posix(): p.stat().st_size for p in files}
 
 
-def _holds(directory: Path, name: str) -> bool:
-    """Whether `directory` is this model, of this recipe, with all its files."""
+def native_of(pipeline: Path) -> dict[str, int]:
+    """The size that the embedded model in a folder was trained for; empty where it is not stated, or no such model."""
+    stated = _manifest(pipeline).get("native")
+    sizes = stated.items() if isinstance(stated, dict) else ()
+    return {n: v for n, v in sizes if n in ("height", "width", "frames") and isinstance(v, int) and v > 0}
+
+
+def _manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of an embedded model; empty where there is none."""
     try:
         content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    files = content.get("files") if isinstance(content, dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _holds(directory: Path, name: str) -> bool:
+    """Whether `directory` is this model, of this recipe, with all its files."""
+    content = _manifest(directory)
+    files = content.get("files")
     if not isinstance(files, dict) or (content.get("name"), content.get("recipe")) != (
         name,
         recipe_key(name),

@@ -11,6 +11,7 @@ from typing import Any
 from diffc.models.capture.capture import capture
 from diffc.models.captured import captured_family
 from diffc.models.config_check import check_config, check_numbers
+from diffc.models.embedded.catalogue import native_of
 from diffc.models.family import Family
 from diffc.models.registry import family_of, known_family
 from diffc.models.sources.components import check_variant
@@ -69,7 +70,8 @@ def _family(config: Config, folder: Path, pipeline: Path | None) -> Family:
     pipeline = pipeline or _pipeline_around(folder)
     if known is not None or pipeline is None:
         return known or family_of(config, folder / "config.json")
-    return captured_family(capture(pipeline, folder.name), config)
+    interface = capture(pipeline, folder.name)
+    return captured_family(replace(interface, native={**interface.native, **native_of(pipeline)}), config)
 
 
 def _pipeline_around(folder: Path) -> Path | None:

@@ -35,14 +35,15 @@ from tests.networks import FP32, make, value
 PLANS = {"digits-sd3": "blocks:first=0", "digits-flux": "blocks:first=0", "digits-sdxl": "deepcache:every=2"}
 COMPONENT = {"digits-sd3": "transformer", "digits-flux": "transformer", "digits-sdxl": "unet"}
 SMALL: dict[str, Any] = {"targets": ("ort",), "sms": (), "dtype": "float32"}
-CHEAP = [("digits-sd3", "none"), ("digits-sdxl", "none")]
-REST = [("digits-flux", "none"), ("digits-sd3", "fp8"), ("digits-flux", "fp8"), ("digits-sdxl", "fp8")]
+CHEAP = [("digits-sd3", "none")]
+REST = [
+    *(("digits-sdxl", "none"), ("digits-flux", "none")),
+    *(("digits-sd3", "fp8"), ("digits-flux", "fp8"), ("digits-sdxl", "fp8")),
+]
 FULL, CHAIN = "full+reduced", "segments"
 EVERY = [
-    *((*case, FULL) for case in CHEAP),
-    ("digits-sd3", "none", CHAIN),
-    *(pytest.param(*case, FULL, marks=pytest.mark.slow) for case in REST),
-    *(pytest.param(*case, CHAIN, marks=pytest.mark.slow) for case in (CHEAP[1], *REST)),
+    *((*case, layout) for case in CHEAP for layout in (FULL, CHAIN)),
+    *(pytest.param(*case, layout, marks=pytest.mark.slow) for case in REST for layout in (FULL, CHAIN)),
 ]
 
 

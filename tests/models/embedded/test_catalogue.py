@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from diffc.errors import DiffcError
 from diffc.models.embedded import catalogue as embedded
-from diffc.models.embedded.catalogue import EMBEDDED, make, materialize
+from diffc.models.embedded.catalogue import EMBEDDED, MANIFEST, make, materialize, native_of
 
 NAMES = sorted(EMBEDDED)
 # SD3's last block drops its text stream: diffusers computes that query for nothing, and so do releases.
@@ -270,3 +271,12 @@ def test_cache_place(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "platform", platform)
     assert embedded.cache_dir() == expected
+
+
+def test_the_native_size_is_read_from_the_folder_of_an_embedded_model_alone(tmp_path: Path) -> None:
+    assert native_of(tmp_path) == {}
+    stated: Any = {"native": {"height": 32, "width": "32", "frames": 9, "batch": 4}}
+    (tmp_path / MANIFEST).write_text(json.dumps(stated), encoding="utf-8")
+    assert native_of(tmp_path) == {"height": 32, "frames": 9}
+    (tmp_path / MANIFEST).write_text("[]", encoding="utf-8")
+    assert native_of(tmp_path) == {}
