@@ -2,10 +2,10 @@
 
     python -m tools.prove.four_six [--device cuda]
 
-ModelOpt finds the scale of each block by the squared error as well, over static blocks. Where two
-scales are alike in error, either may be taken, and in bfloat16 values are rounded once more: so the squared errors of
-whole weights are compared. Prints a JSON line for each weight, and exits with 1 when one loses more than ModelOpt's. ModelOpt's fake quantization of static blocks
-needs CUDA and Triton; on the CPU its step is written out on the scales that ModelOpt finds.
+ModelOpt finds the scale of each block by the squared error as well, over static blocks. Where two scales are alike in
+error, either may be taken, and in bfloat16 ModelOpt rounds 1.5 times an amax: so the squared errors of whole weights are
+compared. Prints a JSON line for each weight, and exits with 1 when one loses 0.1 % more than ModelOpt's. ModelOpt's fake
+quantization of static blocks needs CUDA and Triton; on the CPU its kernel is written out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> int:
     rows = [compare(shape, dtype, device) for shape in shapes for dtype in (torch.float32, torch.bfloat16)]
     for row in rows:
         print(json.dumps(row))
-    return int(any(row["cuda_differs"] or row["error"] > row["modelopts_error"] * (1 + 1e-4) for row in rows))
+    return int(any(row["cuda_differs"] or row["error"] > row["modelopts_error"] * (1 + 1e-3) for row in rows))
 
 
 def compare(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
