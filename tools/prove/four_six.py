@@ -3,9 +3,9 @@
     python -m tools.prove.four_six [--device cuda]
 
 ModelOpt finds the scale of each block by the squared error as well, over static blocks. Where two scales are alike in
-error, either may be taken, and in bfloat16 ModelOpt rounds 1.5 times an amax: so the squared errors of whole weights are
-compared. Prints a JSON line for each weight, and exits with 1 when one loses 0.1 % more than ModelOpt's. ModelOpt's fake
-quantization of static blocks needs CUDA and Triton; on the CPU its kernel is written out.
+error, either may be taken, and in bfloat16 ModelOpt rounds 1.5 times an amax: so squared errors of whole weights are
+compared. Prints a JSON line for each weight, and exits with 1 when one loses 0.1 % more than ModelOpt's. Its fake
+quantization of static blocks needs CUDA and Triton; on the CPU that kernel is written out.
 """
 
 from __future__ import annotations
