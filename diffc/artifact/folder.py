@@ -94,6 +94,11 @@ class Artifact:
     @classmethod
     def _load(cls, folder: Path) -> Artifact:
         path = folder / MANIFEST
+        if not folder.exists():
+            raise DiffcError(
+                f"there is nothing at {folder}",
+                fix="say where the artifact lies now, or make one: diffc compile",
+            )
         if not path.is_file():
             raise DiffcError(
                 f"{folder} is not a diffc artifact: it has no {MANIFEST}", fix="make one: diffc compile"

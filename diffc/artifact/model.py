@@ -7,7 +7,7 @@ from pathlib import Path
 from diffc.artifact.folder import Artifact
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import EMBEDDED
-from diffc.models.sources.locate import ModelSource, locate, locate_again
+from diffc.models.sources.locate import ModelSource, locate, locate_base
 from diffc.models.sources.loras import with_recorded_loras
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions
 from diffc.quantize.formats import STORED
@@ -36,27 +36,25 @@ def compiled_model(
     """
     if given is not None:
         try:
-            return with_recorded_loras(_as_compiled(locate(given, hub), artifact), artifact.manifest)
+            found = _as_compiled(locate(given, hub), artifact)
         except DiffcError as error:
             raise DiffcError(error.what, fix=f"name the folder of the model: {option}") from error
+        return with_recorded_loras(found, artifact.manifest)
     model = artifact.manifest["request"]["model"]
     if "object" in artifact.manifest["model"]:
         raise DiffcError(
             f"{artifact.folder} was compiled from a {model}",
             fix=f"save that with save_pretrained, and say where it lies: {option}",
         )
-    if Path(model).is_absolute() and not Path(model).exists():
-        raise DiffcError(
-            f"{artifact.folder} was compiled from {model}, which is not there now",
-            fix=f"say where the model lies now: {option}",
-        )
+    check_there(artifact, option)
     try:
-        source = _as_compiled(locate_again(artifact.manifest, hub), artifact)
+        base = locate_base(artifact.manifest, hub)
     except DiffcError as error:
         raise DiffcError(
             f"{artifact.folder} was compiled from {model}, and the model cannot be read there now: {error.what}",
             fix=f"say where it lies now: {option}",
         ) from error
+    source = _as_compiled(with_recorded_loras(base, artifact.manifest), artifact)
     weights = artifact.manifest["model"].get("fingerprint")  # artifacts of older versions have none
     if weights is not None and weights != source.fingerprint:
         raise DiffcError(
@@ -64,3 +62,16 @@ def compiled_model(
             fix=f"say where the model of the compile lies now: {option}, or compile again",
         )
     return source
+
+
+def check_there(artifact: Artifact, option: str) -> None:
+    """Raise DiffcError where the file or folder that an artifact was compiled from is gone, as after a move.
+
+    `option` is the command's way to name another place.
+    """
+    model = artifact.manifest["request"]["model"]
+    if Path(model).is_absolute() and not Path(model).exists():
+        raise DiffcError(
+            f"{artifact.folder} was compiled from {model}, which is not there now",
+            fix=f"say where the model lies now: {option}",
+        )

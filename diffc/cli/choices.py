@@ -42,6 +42,13 @@ def collect_methods() -> Iterable[str]:
     return COLLECT_METHODS
 
 
+def weight_scales() -> Iterable[str]:
+    """How the block scales of NVFP4 weights are chosen."""
+    from diffc.quantize.options import WEIGHT_SCALES
+
+    return WEIGHT_SCALES
+
+
 def cache_plans() -> Iterable[str]:
     """The cache plans of `diffc cache list`."""
     from diffc.cache.presets import PRESETS

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     "diffc compile digits-sd3 --format fp8 -o build/digits",
     "diffc compile PIPELINE --format fp8 --target trt-rtx --sm 89 --sm 120 -o build/fp8",
+    "diffc compile PIPELINE --format auto --bits 5.5 -o build/mixed",
     "diffc compile PIPELINE --format nvfp4 --target trt-rtx --sm 120 --profile batch=1:2:4 -o build/nvfp4",
     "diffc compile stabilityai/sdxl-turbo --variant fp16 --format fp8 -o build/turbo",
     "diffc compile exported.onnx --target trt-rtx --sm 89 -o build/imported",
@@ -153,6 +154,41 @@ def compile_command(
             metavar="SIZE",
             help="Elements that share a scale: 32, 64 or 128, for int4_awq and w4a8_awq.",
             show_default="the format's",
+            rich_help_panel=_QUANTIZE,
+        ),
+    ] = None,
+    weight_scales: Annotated[
+        str,
+        typer.Option(
+            "--weight-scales",
+            metavar="WAY",
+            help="Block scales of NVFP4 weights: max, or four-six (each block's largest at 6 or 4).",
+            rich_help_panel=_QUANTIZE,
+            autocompletion=completed(choices.weight_scales),
+        ),
+    ] = "max",
+    bits: Annotated[
+        float | None,
+        typer.Option(
+            metavar="BITS",
+            help="With --format auto: a format for each layer, at most so many bits a weight.",
+            min=1,
+            rich_help_panel=_QUANTIZE,
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="With --format auto: a format for each layer, at most 6GB of weights, say.",
+            rich_help_panel=_QUANTIZE,
+        ),
+    ] = None,
+    psnr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DB",
+            help="With --format auto: the smallest mix whose pictures are that near to the unquantized model's.",
             rich_help_panel=_QUANTIZE,
         ),
     ] = None,
@@ -385,6 +421,8 @@ def compile_command(
     from diffc.compile.plan import check
 
     request = request_of(locals())
+    if (bits, size, psnr) != (None, None, None):
+        request = _mixed(request, bits, size, psnr, dry_run, terminal)
     if dry_run and model.endswith(".onnx"):
         from diffc.compile.onnx_model import check_request
 
@@ -400,6 +438,31 @@ def compile_command(
     started = time.perf_counter()
     result = compile_model(request, terminal.ui)
     compiled(result, time.perf_counter() - started, terminal)
+
+
+def _mixed(
+    request: CompileRequest,
+    bits: float | None,
+    size: str | None,
+    psnr: float | None,
+    dry_run: bool,
+    terminal: Terminal,
+) -> CompileRequest:
+    """Choose a format for each layer; the request that compiles the choice."""
+    from diffc.cli.mix import bytes_of
+    from diffc.commands.mix.run import lines, mixed_request
+    from diffc.errors import UsageError
+
+    if dry_run:
+        raise UsageError(
+            "what --bits, --size and --psnr choose is known when it is measured", fix="leave --dry-run out"
+        )
+    limit = None if size is None else bytes_of(size)
+    chosen, found = mixed_request(request, terminal.ui, bits=bits, size=limit, psnr=psnr)
+    for line in lines(found):
+        terminal.line(line)
+    terminal.line(f"The plan: {chosen.from_checkpoint}.plan.json")
+    return chosen
 
 
 def request_of(values: Mapping[str, Any]) -> CompileRequest:
@@ -433,6 +496,7 @@ def request_of(values: Mapping[str, Any]) -> CompileRequest:
             v.lowrank,
             v.block_size,
             tuple(v.keep or ()),
+            v.weight_scales,
         ),
         calib_size=v.calib_size,
         calibrate=v.calibrate,

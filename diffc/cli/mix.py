@@ -46,6 +46,12 @@ def mix_command(
     size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Size of all weights of the backbone, such as 6GB.")
     ] = None,
+    psnr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DB", help="The smallest size whose pictures are that near to the unquantized model's."
+        ),
+    ] = None,
     plan: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A plan that an earlier call wrote, edited; nothing is measured."),
@@ -79,7 +85,8 @@ def mix_command(
 ) -> None:
     """Choose a format for every layer: the smallest error of the output within a size."""
     from diffc.commands.bench.output import check_folder, check_plot
-    from diffc.commands.mix import MixRequest, lines, mix
+    from diffc.commands.mix.request import MixRequest
+    from diffc.commands.mix.run import lines, mix
     from diffc.compile.prompts import read_prompts
     from diffc.output_files import check_parent
     from diffc.quantize.folder import check_place
@@ -103,6 +110,7 @@ def mix_command(
         image_size,
         seed,
         plot,
+        psnr=psnr,
     )
     found = mix(request, terminal.ui)
     for line in lines(found):

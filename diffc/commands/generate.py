@@ -122,7 +122,7 @@ def generate(request: GenerateRequest, ui: Reporter | None = None) -> list[Paint
         pipe = pipeline_around(source, artifact, device, update, with_backbone=with_torch)
     request = sized(request, pipe, source, artifact.manifest)
     painted: list[Painted] = []
-    for name, backbone in _variants(folders, with_torch, pipe, source, request):
+    for name, backbone in variants(folders, with_torch, pipe, source, request):
         setattr(pipe, source.family.component, backbone)
         if request.warm_up:
             with ui.stage(f"warm up {name}") as update:
@@ -186,7 +186,7 @@ def verdict(painted: Painted, prompt: str) -> str:
     return f"reads as {read}: {right} of {len(painted.read)} right"
 
 
-def _variants(
+def variants(
     folders: Sequence[Path], with_torch: bool, pipe: Any, source: ModelSource, request: GenerateRequest
 ) -> Iterator[tuple[str, Any]]:
     """Names and backbones, each loaded when its turn comes."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffc.artifact.folder import Artifact
+from diffc.artifact.model import check_there
 from diffc.artifact.resume import CHECKPOINT
 from diffc.backends.target import EngineOptions
 from diffc.compile.request import CompileRequest, CompileResult
@@ -60,6 +61,8 @@ def relora_request(artifact: Artifact, request: ReloraRequest) -> CompileRequest
             f"{artifact.folder} was compiled from a model in memory",
             fix="save that with save_pretrained, and say where it lies: --model DIR",
         )
+    if request.model is None:
+        check_there(artifact, "--model DIR")
     fmt = find_format(manifest["format"])
     if fmt.algorithm not in ("max", None):
         raise DiffcError(

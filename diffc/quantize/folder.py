@@ -96,7 +96,7 @@ def read(
     if not (directory / RECORD).is_file():
         raise DiffcError(
             f"no checkpoint at {directory}: expected a folder with {RECORD} and {TENSORS}",
-            fix="give the folder that a calibration or `diffc train` wrote",
+            fix="give the folder that a calibration or `diffc train` wrote, where it lies now",
         )
     for name in (RECORD, TENSORS, WEIGHTS):
         if reason := why_outside(directory, name):

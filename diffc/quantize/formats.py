@@ -21,6 +21,7 @@ INT8_CHANNEL: Quantizer = {**KINDS["int8"].attributes, "axis": 0}
 FP8: Quantizer = {**KINDS["fp8"].attributes, "axis": None}
 INT4_BLOCK: Quantizer = KINDS["int4"].attributes
 NVFP4: Quantizer = KINDS["nvfp4"].attributes
+NVFP4_FOUR_SIX: Quantizer = KINDS["nvfp4_four_six"].attributes
 MXFP8: Quantizer = KINDS["mxfp8"].attributes
 
 

@@ -16,7 +16,15 @@ from onnx import TensorProto
 
 from diffc.errors import DiffcError
 from diffc.quantize import nodes
-from diffc.quantize.simulate import E2M1_MAX, E4M3_MAX, mxfp8_fake_quant, nvfp4_round_trip
+from diffc.quantize.simulate import (
+    E2M1_MAX,
+    E4M3_MAX,
+    FOUR_SIX_MAX,
+    four_six_round_trip,
+    mxfp8_fake_quant,
+    nvfp4_round_trip,
+)
+from passes.graph.trt_ops import FOUR_OVER_SIX
 from passes.weights.recipe import Recipe
 from passes.weights.sources import keep
 
@@ -38,6 +46,7 @@ class Kind:
     `round_trip` is the arithmetic in torch: (x, scale) -> what remains of x, in the type of x. A scale of blocks that
     are not dynamic has been spread to the shape of x. `onnx_nodes` gives the same as ONNX nodes, for x and scale as
     values of onnxscript, the axis of a scale per channel (or None), and the block size (0 without blocks).
+    `codes_of`: the kind that has the same codes and scales, found in another way; empty for its own.
     `portable`: the scale is stored in the compute type, so amax is rounded such that all compute types hold it exactly.
     """
 
@@ -50,6 +59,7 @@ class Kind:
     scale_bits: int | None = None
     has_amax: bool = True
     portable: bool = True
+    codes_of: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -64,6 +74,11 @@ class Kind:
     def dynamic(self) -> bool:
         """Whether block scales are found at run time."""
         return self.blocks == "dynamic"
+
+    @property
+    def codes(self) -> str:
+        """The name of the kind as whoever computes with the codes knows it."""
+        return self.codes_of or self.name
 
     @property
     def bits(self) -> int:
@@ -132,6 +147,20 @@ KINDS: dict[str, Kind] = {
             portable=False,
         ),
         Kind(
+            "nvfp4_four_six",  # of weights alone: no GPU finds such scales at run time
+            {
+                "num_bits": (2, 1),
+                "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3), FOUR_OVER_SIX: True},
+            },
+            bound=E2M1_MAX * FOUR_SIX_MAX,
+            lowest=-E2M1_MAX * FOUR_SIX_MAX,
+            round_trip=four_six_round_trip,
+            onnx_nodes=nodes.four_six,
+            scale_bits=8,
+            portable=False,
+            codes_of="nvfp4",
+        ),
+        Kind(
             "mxfp8",
             {"num_bits": (4, 3), "block_sizes": {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}},
             bound=E4M3_MAX,
@@ -159,11 +188,11 @@ def kind_of(settings: Settings) -> Kind:
 
 
 def _told_by(settings: Settings) -> Any:
-    """What tells kinds apart: the bits of a value, how blocks get their scales, and the bits of a dynamic scale."""
+    """What tells kinds apart: the bits of a value, and how its block scales are found, stored and chosen."""
     bits, blocks = settings["num_bits"], settings.get("block_sizes") or {}
     how = blocks.get("type", "static") if blocks else None
     scale = tuple(blocks["scale_bits"]) if how == "dynamic" else None
-    return bits if isinstance(bits, int) else tuple(bits), how, scale
+    return bits if isinstance(bits, int) else tuple(bits), how, scale, bool(blocks.get(FOUR_OVER_SIX))
 
 
 def block_size_of(settings: Settings) -> int | None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from passes.graph.trt_ops import DOMAIN
+from passes.graph.trt_ops import DOMAIN, FOUR_OVER_SIX
 
 _E4M3 = int(TensorProto.FLOAT8E4M3FN)
 
@@ -37,12 +37,21 @@ def quantize_linear(stored: int) -> Callable[[Any, Any, int | None, int], Any]:
 
 def nvfp4(x: Any, scale: Any, axis: int | None, block_size: int) -> Any:
     """E2M1 values and E4M3 block scales; a block scale times the tensor's is in float32, and so is the result."""
+    return _nvfp4(x, scale, axis, block_size)
+
+
+def four_six(x: Any, scale: Any, axis: int | None, block_size: int) -> Any:
+    """The same with the largest of a block at 6 or at 4, of a weight: the pass fold-weight-qdq computes it."""
+    return _nvfp4(x, scale, axis, block_size, **{FOUR_OVER_SIX: 1})
+
+
+def _nvfp4(x: Any, scale: Any, axis: int | None, block_size: int, **more: int) -> Any:
     import onnx_ir as ir
     from onnxscript import opset23 as op
 
     del axis
-    types = (ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E4M3FN)
-    values, scales = _trt("TRT_FP4DynamicQuantize", [x, scale], types, x.shape, block_size, scale_type=_E4M3)
+    types, more = (ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E4M3FN), {"scale_type": _E4M3, **more}
+    values, scales = _trt("TRT_FP4DynamicQuantize", [x, scale], types, x.shape, block_size, **more)
     block_scale = op.DequantizeLinear(scales, scale)
     out = op.DequantizeLinear(values, block_scale, axis=-1, block_size=block_size)
     return out if x.dtype == ir.DataType.FLOAT else op.Cast(out, to=int(x.dtype))

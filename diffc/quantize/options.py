@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffc.errors import UnsupportedError, UsageError, unknown_value
-from diffc.quantize.formats import FORMATS, FP8, Format, Quantizer
+from diffc.quantize.formats import FORMATS, FP8, NVFP4_FOUR_SIX, Format, Quantizer
 
 LEVELS = (1.0, 2.0, 2.5, 3.0, 4.0)
 COLLECT_METHODS = ("default", "global_min", "min-max", "min-mean", "mean-max")
 MHA_LEVEL = 4.0
+FOUR_SIX = "four-six"
+WEIGHT_SCALES = ("max", FOUR_SIX)
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class QuantOptions:
     `mha`: attention's q, k and v in FP8 too. `level`: which layers (`chosen`); 4 means `mha`. `alpha` is
     SmoothQuant's, 0 (nothing moves into the weights) to 1. `percentile` (0 to 1) and `collect_method` are for the
     inputs of INT8 convolutions. `lowrank` is SVDQuant's rank. `block_size` overrides the format's. `keep` are
-    fnmatch patterns of module paths that stay unquantized beside those of the family.
+    fnmatch patterns of module paths that stay unquantized beside those of the family. `weight_scales` "four-six" lets
+    the largest magnitude of each block of an NVFP4 weight become 6 or 4, whichever loses less.
     """
 
     mha: bool = False
@@ -34,6 +37,7 @@ class QuantOptions:
     lowrank: int = 32
     block_size: int | None = None
     keep: tuple[str, ...] = ()
+    weight_scales: str = "max"
 
     def check(self, fmt: Format) -> None:
         """Raises DiffcError for values out of range, and for options that the format has no use for."""
@@ -41,6 +45,8 @@ class QuantOptions:
             raise unknown_value("quant level", f"{self.level:g}", [f"{level:g}" for level in LEVELS])
         if self.collect_method not in COLLECT_METHODS:
             raise unknown_value("collect method", self.collect_method, COLLECT_METHODS)
+        if self.weight_scales not in WEIGHT_SCALES:
+            raise unknown_value("choice of weight scales", self.weight_scales, WEIGHT_SCALES)
         for name, value, low, high in (
             ("alpha", self.alpha, 0, 1),
             ("percentile", self.percentile, 0, 1),
@@ -95,7 +101,9 @@ class QuantOptions:
         return any(fnmatch.fnmatchcase(path, pattern) for pattern in self.keep)
 
     def quantizers(self, fmt: Format) -> tuple[tuple[Quantizer, ...], Quantizer | None]:
-        """What weight and input go through, with the block size asked for."""
+        """What weight and input go through, with the block size and the scales asked for."""
+        if self.weight_scales == FOUR_SIX:
+            return (NVFP4_FOUR_SIX,), fmt.input
         if self.block_size is None:
             return fmt.weight, fmt.input
         first, *rest = (_sized(quantizer, self.block_size) for quantizer in fmt.weight)
@@ -124,6 +132,7 @@ _USERS: Sequence[tuple[str, str, tuple[str, ...]]] = (
     ("collect_method", "--collect-method", ("int8", "int8_smoothquant")),
     ("lowrank", "--lowrank", ("nvfp4_svdquant",)),
     ("block_size", "--block-size", _BLOCKED),
+    ("weight_scales", "--weight-scales", ("nvfp4", "nvfp4_svdquant")),
 )
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from passes.graph.trt_ops import FOUR_OVER_SIX
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +20,8 @@ E2M1_MAX = 6.0
 """The largest magnitude of a 4-bit float."""
 E4M3_MAX = 448.0
 """The largest magnitude of an 8-bit float with 4 bits of exponent."""
+FOUR_SIX_MAX = 256.0
+"""The largest block scale of "four over six" that belongs to 6: 1.5 times as much belongs to 4, and is no 448 yet."""
 E8M0_BIAS = 127
 SMALLEST_BLOCK_SCALE = 1e-5
 """Below it, ModelOpt's kernel takes 1 for the scale of an NVFP4 block."""
@@ -55,14 +60,50 @@ def nvfp4_round_trip(x: torch.Tensor, scale: torch.Tensor, block_size: int = 16)
     return _piece_by_piece(lambda rows: _nvfp4_rows(rows, scale, block_size), x)
 
 
-def _nvfp4_rows(x: torch.Tensor, scale: torch.Tensor, block_size: int) -> torch.Tensor:
+def four_six_fake_quant(x: torch.Tensor, amax: torch.Tensor, block_size: int = 16) -> torch.Tensor:
+    """`four_six_round_trip` with s2 = amax / (6 * 256), which leaves the scales of blocks room for 1.5 times theirs."""
+    import torch
+
+    scale = amax.to(x.device, torch.float32).amax() * (1.0 / (E2M1_MAX * FOUR_SIX_MAX))
+    return four_six_round_trip(x, scale, block_size)
+
+
+def four_six_round_trip(x: torch.Tensor, scale: torch.Tensor, block_size: int = 16) -> torch.Tensor:
+    """NVFP4 "four over six": as `nvfp4_round_trip`, and each block with its largest magnitude at 6 or at 4.
+
+    E2M1 has no value between 4 and 6, so a block with a second value near its largest may lose less with a scale of
+    1.5 times the size. Whichever has the smaller squared error is taken, 6 where both are alike. The errors are summed
+    in float64, one element after another, as `passes.weights.block_operations` does.
+    """
+    import torch
+
+    scale = torch.where(scale > 0, scale, 1e-12)
+    return _piece_by_piece(lambda rows: _four_six_rows(rows, scale, block_size), x)
+
+
+def _four_six_rows(x: torch.Tensor, scale: torch.Tensor, block_size: int) -> torch.Tensor:
+    import torch
+
+    six, four = (_nvfp4_rows(x.float(), scale, block_size, top) for top in (E2M1_MAX, 4.0))
+    errors = []
+    for rounded in (six, four):
+        squares = (_blocks(rounded, block_size).double() - _blocks(x, block_size).double()).square()
+        total = torch.zeros_like(squares[..., 0])
+        for i in range(block_size):
+            total += squares[..., i]
+        errors.append(total)
+    better = (errors[1] < errors[0]).repeat_interleave(block_size, -1)[:, : x.shape[-1]]
+    return torch.where(better, four, six).to(x.dtype)
+
+
+def _nvfp4_rows(x: torch.Tensor, scale: torch.Tensor, block_size: int, top: float = E2M1_MAX) -> torch.Tensor:
     import torch
 
     blocks = _blocks(x, block_size)
     size = blocks.abs()
     largest = size.nan_to_num(nan=-1.0, posinf=torch.inf).amax(-1, keepdim=True)
     largest = torch.where(largest < 0, torch.inf, largest)  # nothing but NaN
-    steps = (largest / (E2M1_MAX * scale)).clamp_(max=E4M3_MAX).to(torch.float8_e4m3fn).float() * scale
+    steps = (largest / (top * scale)).clamp_(max=E4M3_MAX).to(torch.float8_e4m3fn).float() * scale
     steps = torch.where(steps >= SMALLEST_BLOCK_SCALE, steps, 1.0)
     rounded = _round_to_e2m1(size.div_(steps)).mul_(steps)
     return _unblock(torch.where(blocks >= 0, rounded, 0.0 - rounded), x)
@@ -144,12 +185,23 @@ def cpu_block_quant() -> Iterator[None]:
     """ModelOpt's dynamic block quantizers run on CPU tensors while this is open; CUDA ones keep its kernels.
 
     With one exception: its NVFP4 kernel takes blocks of 16 whatever the quantizer says, so other sizes are
-    simulated here on any device. Raises NotImplementedError, as ModelOpt does, for a block format that is neither
-    NVFP4 nor MXFP8.
+    simulated here on any device; "four over six" as well, which ModelOpt has for calibrated blocks alone. Raises
+    NotImplementedError, as ModelOpt does, for a block format that is neither NVFP4 nor MXFP8.
     """
     from modelopt.torch.quantization import tensor_quant
+    from modelopt.torch.quantization.nn import TensorQuantizer
 
-    on_cuda = tensor_quant.dynamic_block_quantize_op
+    on_cuda, original = tensor_quant.dynamic_block_quantize_op, TensorQuantizer._fake_quantize
+    four_six = False
+
+    def fake_quantize(self: Any, inputs: torch.Tensor) -> torch.Tensor:
+        nonlocal four_six
+        four_six = bool((self.block_sizes or {}).get(FOUR_OVER_SIX))
+        try:
+            result: torch.Tensor = original(self, inputs)
+            return result
+        finally:
+            four_six = False
 
     def quantize(
         inputs: torch.Tensor,
@@ -162,6 +214,8 @@ def cpu_block_quant() -> Iterator[None]:
     ) -> torch.Tensor:
         bits = (num_bits, exponent_bits, scale_num_bits, scale_exponent_bits)
         nvfp4 = bits == (4, 2, 8, 4)
+        if nvfp4 and amax is not None and four_six:
+            return four_six_fake_quant(inputs, amax, block_size)
         if inputs.device.type != "cpu" and (not nvfp4 or block_size == NVFP4_KERNEL_BLOCK):
             result: torch.Tensor = on_cuda(inputs, block_size, amax, *bits)
             return result
@@ -171,8 +225,8 @@ def cpu_block_quant() -> Iterator[None]:
             return mxfp8_fake_quant(inputs, block_size)
         raise NotImplementedError(f"no simulation of E{exponent_bits} blocks of {num_bits} bits on the CPU")
 
-    tensor_quant.dynamic_block_quantize_op = quantize
-    try:
+    with (
+        patch.object(tensor_quant, "dynamic_block_quantize_op", quantize),
+        patch.object(TensorQuantizer, "_fake_quantize", fake_quantize),
+    ):
         yield
-    finally:
-        tensor_quant.dynamic_block_quantize_op = on_cuda

@@ -10,7 +10,8 @@ from typing import Any
 
 from diffc.commands.bench.output import described
 from diffc.commands.bench.run import BenchRequest, bench, require_measured
-from diffc.commands.evaluate import EvaluateRequest, evaluate
+from diffc.commands.evaluate.request import EvaluateRequest
+from diffc.commands.evaluate.run import evaluate
 from diffc.commands.generate import TORCH, GenerateRequest, generate
 from diffc.commands.validate import ValidateRequest, validate_artifact
 from diffc.compile.request import CompileRequest

@@ -14,6 +14,7 @@ from passes.base import Pass, PassResult, register
 from passes.graph.edit import Edit
 from passes.graph.grids import quantized_type
 from passes.graph.match import View, held_values, input_of, permutation, producer, weight_recipe
+from passes.graph.trt_ops import FOUR_OVER_SIX
 from passes.weights.recipe import Recipe, constant
 
 # The types that `Recipe.quantize` makes; all are symmetric in ModelOpt.
@@ -32,7 +33,8 @@ class FoldWeightQdq(Pass):
        scale and its use; they go into the recipe.
 
     3. constant -> trt::TRT_FP4DynamicQuantize or trt::TRT_MXFP8DynamicQuantize along the last axis: both outputs
-       become constants, computed as ModelOpt does.
+       become constants, computed as ModelOpt does. With the attribute `four_over_six`, which only a weight may have,
+       the largest of a block becomes 6 or 4.
     4. With `deep`, a weight that is dequantized first and then quantized again (INT4 blocks computed with in FP8)
        becomes one constant of the second type: what a compiler does when it builds, and what validation
        does; it is not done for storage, since the first type is the smaller one. A Transpose between the two
@@ -100,7 +102,8 @@ def _dynamic(node: gs.Node, name: str, weight: Recipe, view: View) -> _Found | s
         return reason
     size = node.attrs["block_size"]
     if node.op == _FP4 and scale is not None:
-        recipes = weight.nvfp4_values(scale[1], size), weight.nvfp4_scales(scale[1], size)
+        way = {"four_six": bool(node.attrs.get(FOUR_OVER_SIX, 0))}
+        recipes = weight.nvfp4_values(scale[1], size, **way), weight.nvfp4_scales(scale[1], size, **way)
     else:
         recipes = weight.mxfp8_values(size), weight.mxfp8_scales(size)
     return _Found(node, name, recipes, ("q", "scale"))

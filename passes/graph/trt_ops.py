@@ -12,6 +12,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 DOMAIN, VERSION = "trt", 1
+FOUR_OVER_SIX = "four_over_six"
+"""An attribute of TRT_FP4DynamicQuantize of a weight, which fold-weight-qdq reads: TensorRT never sees it."""
 
 _E4M3, _FP4 = int(TensorProto.FLOAT8E4M3FN), int(TensorProto.FLOAT4E2M1)
 _INT4, _UINT8 = int(TensorProto.INT4), int(TensorProto.UINT8)

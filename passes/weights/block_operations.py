@@ -6,6 +6,7 @@ Those are nvfp4_quant.py (Triton) and tensor_quant_mx.cu.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -58,23 +59,58 @@ def _wide(x: Array, block_size: int) -> Array:
     return wide.reshape(*x.shape[:-1], -1, block_size)
 
 
-def nvfp4_scales(x: Array, scale: Array, block_size: int) -> Array:
-    """E4M3 block scales: blockamax / (6 * scale), saturated at 448."""
-    return _nvfp4_scales(block_amax(x, block_size), scale)[..., 0]
+def nvfp4_scales(x: Array, scale: Array, block_size: int, four_six: bool = False) -> Array:
+    """E4M3 block scales: blockamax / (6 * scale), saturated at 448; with `four_six` over 4 where that is nearer."""
+    return (_nearer(x, scale, block_size) if four_six else _at(x, scale, block_size, E2M1_MAX)).scales
 
 
-def _nvfp4_scales(amax: Array, scale: Array) -> Array:
-    ratio = amax / (np.float32(E2M1_MAX) * scale.astype(np.float32).reshape(()))
-    return nearest(np.minimum(ratio, np.float32(E4M3_MAX)), _E4M3)
-
-
-def nvfp4_values(x: Array, scale: Array, block_size: int) -> Array:
+def nvfp4_values(x: Array, scale: Array, block_size: int, four_six: bool = False) -> Array:
     """E2M1 values: x over its block's scale, to nearest with ties to even, saturated at 6."""
+    found = _nearer(x, scale, block_size) if four_six else _at(x, scale, block_size, E2M1_MAX)
+    return found.values.reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """NVFP4 of blocks: values [..., blocks, block_size], scales [..., blocks], and these times that of the tensor."""
+
+    values: Array
+    scales: Array
+    steps: Array
+
+
+def _at(x: Array, scale: Array, block_size: int, top: float) -> _Rounded:
+    """NVFP4 in which the largest magnitude of a block becomes `top`."""
     scale = scale.astype(np.float32).reshape(())
-    step = _nvfp4_scales(block_amax(x, block_size), scale).astype(np.float32) * scale
+    ratio = block_amax(x, block_size) / (np.float32(top) * scale)
+    scales = nearest(np.minimum(ratio, np.float32(E4M3_MAX)), _E4M3)
+    steps = scales.astype(np.float32) * scale
+    steps = np.where(steps >= np.float32(_TINY_SCALE), steps, np.float32(1))
     wide = _wide(x, block_size)
-    wide /= np.where(step >= np.float32(_TINY_SCALE), step, np.float32(1))
-    return nearest(wide, _E2M1).reshape(x.shape)
+    wide /= steps
+    return _Rounded(nearest(wide, _E2M1), scales[..., 0], steps)
+
+
+def _nearer(x: Array, scale: Array, block_size: int) -> _Rounded:
+    """ "Four over six": each block with the largest at 6 or at 4, by the squared error; 6 where both are alike."""
+    six, four = (_at(x, scale, block_size, top) for top in (E2M1_MAX, 4.0))
+    blocks = x.astype(np.float32).reshape(six.values.shape)
+    better = _squared_error(four, blocks) < _squared_error(six, blocks)
+    return _Rounded(
+        np.where(better[..., np.newaxis], four.values, six.values),
+        np.where(better, four.scales, six.scales),
+        np.where(better[..., np.newaxis], four.steps, six.steps),
+    )
+
+
+def _squared_error(rounded: _Rounded, blocks: Array) -> Array:
+    """The error of each block, [..., blocks]: in float64, one element after another, so that torch gets the same."""
+    total = np.zeros(blocks.shape[:-1])
+    for i in range(blocks.shape[-1]):
+        value = rounded.values[..., i].astype(np.float32) * rounded.steps[..., 0]
+        error = value.astype(np.float64) - blocks[..., i].astype(np.float64)
+        total += error * error
+    return total
 
 
 def mxfp8_exponents(amax: Array) -> Array:

@@ -144,14 +144,17 @@ class Recipe:
         count = self.shape[0] - sum(other.shape[0] for other in others)
         return replace(self, ops=self.ops[:-1], shape=(count, *self.shape[1:])), *others
 
-    def nvfp4_scales(self, scale: Recipe, block_size: int = 16) -> Recipe:
-        """NVFP4: the E4M3 scale of every block of the last axis; `scale` is the tensor's, amax / (6 * 448)."""
-        args = {"scale": scale.to_json(), "block_size": block_size}
+    def nvfp4_scales(self, scale: Recipe, block_size: int = 16, *, four_six: bool = False) -> Recipe:
+        """NVFP4: the E4M3 scale of every block of the last axis; `scale` is the tensor's, amax / (6 * 448).
+
+        With `four_six` the largest of a block becomes 6 or 4, whichever is nearer; `scale` is then amax / (6 * 256).
+        """
+        args = {"scale": scale.to_json(), "block_size": block_size} | ({"four_six": True} if four_six else {})
         return self._then("nvfp4_scales", args, TensorProto.FLOAT8E4M3FN, _blocks(self.shape, block_size))
 
-    def nvfp4_values(self, scale: Recipe, block_size: int = 16) -> Recipe:
+    def nvfp4_values(self, scale: Recipe, block_size: int = 16, *, four_six: bool = False) -> Recipe:
         """NVFP4: the E2M1 values that belong to `nvfp4_scales`."""
-        args = {"scale": scale.to_json(), "block_size": block_size}
+        args = {"scale": scale.to_json(), "block_size": block_size} | ({"four_six": True} if four_six else {})
         return self._then("nvfp4_values", args, TensorProto.FLOAT4E2M1, self.shape)
 
     def mxfp8_scales(self, block_size: int = 32) -> Recipe:

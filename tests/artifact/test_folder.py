@@ -89,6 +89,15 @@ def test_what_is_no_artifact_is_said(text: str | None, message: str, tmp_path: P
         Artifact.load(tmp_path)
 
 
+def test_an_artifact_that_was_moved_is_whole_and_its_old_place_says_so(artifact: Path) -> None:
+    moved = artifact.rename(artifact.with_name("moved"))
+    Artifact.load(moved).verify()
+    with pytest.raises(DiffcError, match="there is nothing at") as error:
+        Artifact.load(artifact)
+    assert str(artifact) in error.value.what
+    assert "where the artifact lies now" in error.value.fix
+
+
 def test_older_manifests_are_read(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_module, "SCHEMA", folder_module.SCHEMA + 1)
     loaded = Artifact.load(artifact)

@@ -16,6 +16,7 @@ from diffc.commands.bench.run import BenchRequest
 from diffc.commands.bench.run import plan as bench_plan
 from diffc.commands.package.parts import find_parts
 from diffc.commands.pipeline_of import pipeline_source
+from diffc.commands.relora import ReloraRequest, relora_request
 from diffc.errors import DiffcError
 from diffc.models.embedded.catalogue import materialize
 from diffc.models.sources.locate import locate
@@ -49,6 +50,7 @@ DOORS: dict[str, tuple[str, Callable[[Artifact], object]]] = {
     "generate": ("--pipeline DIR", lambda a: pipeline_source(a, None)),
     "validate": ("--model DIR", torch_reference_of),
     "bench": ("--model DIR", lambda a: bench_plan(a, BenchRequest(a.folder))),
+    "relora": ("--model DIR", lambda a: relora_request(a, ReloraRequest(a.folder, Path("new")))),
     "package": ("--components DIR", lambda a: find_parts(a, None, None)),
 }
 
@@ -71,13 +73,25 @@ def test_every_command_says_where_it_was_and_what_to_give(door: str, pipeline: P
         use(artifact)
     assert f"art was compiled from {pipeline}, which is not there now" in error.value.what
     assert option in error.value.fix
+    if door == "relora":  # a compile, which says so itself
+        return
     pipeline.mkdir()
     with pytest.raises(DiffcError, match="and the model cannot be read there now") as error:
         use(artifact)
     assert option in error.value.fix
 
 
-@pytest.mark.parametrize("door", DOORS)
+def test_a_lora_that_was_moved_is_named_and_not_taken_for_the_model(pipeline: Path) -> None:
+    artifact, lora = made(str(pipeline)), pipeline.with_name("style.safetensors")
+    artifact.manifest["model"]["loras"] = [{"file": "style.safetensors", "path": str(lora)}]
+    for given in (None, str(pipeline)):
+        with pytest.raises(DiffcError, match="was compiled with the LoRA") as error:
+            compiled_model(artifact, given, "--model DIR")
+        assert f"{lora}, which is not there now" in error.value.what
+        assert "--model" not in error.value.fix
+
+
+@pytest.mark.parametrize("door", [door for door in DOORS if door != "relora"])
 def test_every_command_refuses_other_weights_in_its_place(door: str, pipeline: Path) -> None:
     artifact, (option, use) = made(str(pipeline)), DOORS[door]
     (file,) = (pipeline / "transformer").glob("*.safetensors")

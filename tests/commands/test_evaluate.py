@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import pytest
 from PIL import Image
 
 from diffc.cli.main import run
-from diffc.commands.evaluate import EvaluateRequest, evaluate
+from diffc.commands.evaluate.painting import PICTURES, Painting
+from diffc.commands.evaluate.request import EvaluateRequest
+from diffc.commands.evaluate.run import evaluate
 from diffc.errors import DiffcError
 from diffc.progress import Silent
-from diffc.quality.metrics.entries import as_tensor
+from diffc.quality.metrics.entries import as_tensor, read_entries
 from diffc.quality.pictures import psnr
+from tests.conftest import Cells
 from tests.quality.metrics.pictures import MODELS, data, small_clip
 
 
@@ -107,3 +111,39 @@ def test_files_that_are_no_data_are_told(pictures: Path, tmp_path: Path) -> None
     assert "is 8x8" in refused([{"prompt": "a", "images": {**both, "fp8": "small.png"}}])
     with pytest.raises(DiffcError, match="no such file"):
         evaluate(EvaluateRequest(tmp_path / "none.json"), Silent())
+
+
+def test_artifacts_paint_what_is_judged_and_pictures_that_are_kept_stay(
+    compiled: Cells, tmp_path: Path
+) -> None:
+    artifact = compiled("digits-sd3", "none", targets=("ort",), sms=(), dtype="float32", skip_validation=True)
+    painting = Painting((artifact.folder,), ("a handwritten seven", "a handwritten one"), steps=2)
+    request = EvaluateRequest(None, ("psnr",), painting=painting, pictures=tmp_path / "kept")
+    score, *others = evaluate(request, Silent()).scores
+    assert (score.model, others) == (artifact.folder.name, [])
+    assert all(value > 50 for value in score.each)  # the same noise, and the same model in float32
+    entries = read_entries(tmp_path / "kept" / PICTURES)
+    assert [entry.prompt for entry in entries] == list(painting.prompts)
+    assert entries[0].images["torch"].read_bytes() != entries[1].images["torch"].read_bytes()
+    kept = entries[1].images["torch"]
+    white = Image.new("RGB", Image.open(kept).size, "white")
+    white.save(kept)
+    assert evaluate(request, Silent()).scores[0].each[1] < 20  # what is there is not painted again
+    changed = replace(request, painting=replace(painting, seed=1))
+    with pytest.raises(DiffcError, match="holds pictures of other prompts, artifacts or settings"):
+        evaluate(changed, Silent())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, "pictures are judged that are there, or that artifacts paint"),
+        ({"painting": Painting((), ("a fox",))}, "there is nothing to paint"),
+        ({"painting": Painting((Path("a"), Path("a")), ("a fox",))}, "an artifact is given twice"),
+        ({"painting": Painting((Path("a"),), ("a fox",), torch=False)}, "there is one model alone"),
+        ({"painting": Painting((Path("a"),), ("a fox",))}, "not a diffc artifact"),
+    ],
+)
+def test_paintings_that_cannot_be_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(DiffcError, match=message):
+        evaluate(EvaluateRequest(None, ("psnr",), **changed), Silent())

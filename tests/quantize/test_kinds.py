@@ -19,14 +19,11 @@ STATIC = [kind for kind in KINDS.values() if not kind.dynamic]
 def test_bounds_are_the_largest_values_of_the_types() -> None:
     e4m3 = torch.finfo(torch.float8_e4m3fn).max
     bounds = {name: kind.bound for name, kind in KINDS.items()}
-    assert bounds == {"int8": 127, "int4": 7, "fp8": e4m3, "nvfp4": 6 * e4m3, "mxfp8": e4m3}
-    assert {name: kind.bits for name, kind in KINDS.items()} == {
-        "int8": 8,
-        "int4": 4,
-        "fp8": 8,
-        "nvfp4": 4,
-        "mxfp8": 8,
-    }
+    nvfp4 = {"nvfp4": 6 * e4m3, "nvfp4_four_six": 6 * 256}
+    assert bounds == {"int8": 127, "int4": 7, "fp8": e4m3, **nvfp4, "mxfp8": e4m3}
+    bits = {"int8": 8, "int4": 4, "fp8": 8, "nvfp4": 4, "nvfp4_four_six": 4, "mxfp8": 8}
+    assert {name: kind.bits for name, kind in KINDS.items()} == bits
+    assert KINDS["nvfp4_four_six"].codes == KINDS["nvfp4"].codes == "nvfp4"
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -36,7 +33,7 @@ def test_a_kind_is_known_by_its_attributes(name: str) -> None:
     assert kind_of(kind.attributes) is kind
     settings = json.loads(json.dumps({"block_sizes": None, **kind.attributes}))
     assert kind_of(settings) is kind
-    assert block_size_of(settings) == {"int4": 128, "nvfp4": 16, "mxfp8": 32}.get(name)
+    assert block_size_of(settings) == {"int4": 128, "nvfp4": 16, "nvfp4_four_six": 16, "mxfp8": 32}.get(name)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def test_the_defaults_suit_every_format(name: str) -> None:
             "int8",
             r"unknown collect method 'max'\. Known: default, global_min, min-max",
         ),
+        ({"weight_scales": "mse"}, "nvfp4", r"unknown choice of weight scales 'mse'\. Known: max, four-six"),
         ({"alpha": 1.5}, "int8_smoothquant", r"--alpha is 1\.5[\s\S]*0 to 1"),
         ({"alpha": -0.1}, "int8_smoothquant", r"--alpha is -0\.1"),
         ({"percentile": 2.0}, "int8", r"--percentile is 2[\s\S]*0 to 1"),
@@ -73,6 +74,7 @@ USERS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "--collect-method": ({"collect_method": "min-mean"}, {"int8", "int8_smoothquant"}),
     "--lowrank": ({"lowrank": 8}, {"nvfp4_svdquant"}),
     "--block-size": ({"block_size": 64}, {"int4_awq", "w4a8_awq"}),
+    "--weight-scales": ({"weight_scales": "four-six"}, {"nvfp4", "nvfp4_svdquant"}),
 }
 
 

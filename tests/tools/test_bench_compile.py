@@ -23,6 +23,7 @@ def test_bytecode_is_there_before_anything_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.compiles
+@pytest.mark.slow
 def test_the_steps_of_modelopts_example(tmp_path: Path) -> None:
     source, output, report = tmp_path / "flux", tmp_path / "out", tmp_path / "report.json"
     backbone_of("flux", torch.bfloat16).save_pretrained(source)  # type: ignore[operator]

@@ -108,6 +108,7 @@ def test_a_stopped_training_goes_on_and_ends_alike(trained: TrainResult, tmp_pat
 
 
 @pytest.mark.compiles
+@pytest.mark.slow
 def test_what_is_trained_compiles_with_one_command(trained: TrainResult, tmp_path: Path) -> None:
     output = tmp_path / "artifact"
     request = CompileRequest("tiny-sd3", output, "nvfp4", ("ort",), from_checkpoint=trained.output)

@@ -51,12 +51,17 @@ def first(result: Validated) -> str:
             scaled("transformer_blocks.1.ff.net.2.weight_quantizer.scale", 1.1),
             "transformer_blocks.1.ff.net.2",
         ),
-        (
+        pytest.param(
             scaled("transformer_blocks.1.ff.net.2.input_quantizer.scale", 1.1),
             "transformer_blocks.1.ff.net.2.input_quantizer",
+            marks=pytest.mark.slow,
         ),
-        (scaled("transformer_blocks.1.attn.to_k.bias", 1.02), "transformer_blocks.1.attn.to_k"),
-        (without_approximation, "transformer_blocks.1.ff.net.0"),
+        pytest.param(
+            scaled("transformer_blocks.1.attn.to_k.bias", 1.02),
+            "transformer_blocks.1.attn.to_k",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(without_approximation, "transformer_blocks.1.ff.net.0", marks=pytest.mark.slow),
         (crossed, "transformer_blocks.1.attn.to_q"),
     ],
     ids=["weight scale", "activation scale", "bias", "operator", "wires"],
@@ -84,6 +89,7 @@ def test_findings_say_which_nodes_are_in_the_piece(fp8: Cell, tmp_path: Path) ->
     assert wrong.error > wrong.limit
 
 
+@pytest.mark.slow
 def test_bisect_finds_nothing_in_a_unet_that_was_just_made(compiled: Cells) -> None:
     result = validate(compiled("tiny-sdxl", "fp8").folder)
     reports = result.modules["model.onnx"]

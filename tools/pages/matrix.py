@@ -49,6 +49,17 @@ CELLS: dict[str, tuple[str, QuantOptions]] = {
     "mxfp8": ("mxfp8", QuantOptions()),
 }
 
+FOUR_SIX = QuantOptions(weight_scales="four-six")
+VARIANTS: dict[str, tuple[str, QuantOptions]] = {
+    **CELLS,
+    "nvfp4+four-six": ("nvfp4", FOUR_SIX),
+    "nvfp4_svdquant+four-six": ("nvfp4_svdquant", FOUR_SIX),
+    **{f"nvfp4_svdquant+rank{n}": ("nvfp4_svdquant", QuantOptions(lowrank=n)) for n in (4, 8, 16)},
+    **{f"nvfp4_svdquant+rank{n}+four-six": ("nvfp4_svdquant", replace(FOUR_SIX, lowrank=n)) for n in (4, 8)},
+    **{f"int8_smoothquant+alpha{n}": ("int8_smoothquant", QuantOptions(alpha=n)) for n in (0.5, 0.8)},
+}
+"""The cells of the matrix, and cells with other options: tools/pages/quality.py takes both for --cells."""
+
 TINY = [name for name in EMBEDDED if name.startswith("tiny-")]
 """The models of random weights; the trained ones are measured by tools/pages/quality.py."""
 

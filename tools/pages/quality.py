@@ -42,7 +42,7 @@ from diffc.runtime.load import load
 from diffc.validate.torch_reference import reference_model
 from passes import PassError
 from passes.files.atomic import write_text
-from tools.pages.matrix import CELLS
+from tools.pages.matrix import CELLS, VARIANTS
 from tools.pages.quality_table import TORCH, lost, markdown, sheets, terminal
 from tools.pages.video_table import section_of, with_section
 
@@ -73,7 +73,7 @@ class Setup:
 
 def main() -> int:
     """Run the cells asked for; 1 when one failed."""
-    options = _options(list(CELLS))
+    options = _options(list(VARIANTS))
     setup = Setup(
         options.images,
         options.steps,
@@ -90,8 +90,8 @@ def main() -> int:
         for done in as_completed([pool.submit(run_cell, *job, setup) for job in jobs]):
             rows.append(done.result())
             _say(rows[-1])
-            _write(rows, options, [TORCH, *CELLS])
-    Console(width=160).print(terminal(_write(rows, options, [TORCH, *CELLS])))
+            _write(rows, options, [TORCH, *VARIANTS])
+    Console(width=160).print(terminal(_write(rows, options, [TORCH, *VARIANTS])))
     return int(any(row["error"] for row in rows))
 
 
@@ -101,7 +101,7 @@ def _options(cells: list[str]) -> argparse.Namespace:
     )
     usual = Setup()
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--cells", nargs="*", default=cells, choices=cells)
+    parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=cells)
     parser.add_argument("--images", type=int, default=usual.images, help="of each cell")
     parser.add_argument("--steps", type=int, default=usual.steps)
     parser.add_argument("--batch", type=int, default=usual.batch, help="images painted at a time")
@@ -187,7 +187,7 @@ def _row(model: str, cell: str, folder: Path, setup: Setup) -> dict[str, Any]:
 
 def cell_request(model: str, cell: str, output: Path, setup: Setup) -> CompileRequest:
     """The compile of a cell: float16, since ONNX Runtime computes no bfloat16 on the CPU."""
-    format, options = CELLS[cell]
+    format, options = VARIANTS[cell]
     return CompileRequest(
         model,
         output,

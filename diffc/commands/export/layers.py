@@ -54,7 +54,8 @@ def _held(source: ModelSource, checkpoint: Checkpoint, path: str, dtype: int) ->
         stored = values.dequantize(power_of_two(powers), len(weight.shape) - 1, traced.block_size)
     elif kind.dynamic:
         tensor = kind.scale_recipe(amax.astype(np.float32).reshape(()))
-        values, scales = weight.nvfp4_values(tensor), weight.nvfp4_scales(tensor)
+        way = {"four_six": kind.name != kind.codes}
+        values, scales = weight.nvfp4_values(tensor, **way), weight.nvfp4_scales(tensor, **way)
         stored = values.dequantize(scales.dequantize(tensor), len(weight.shape) - 1, traced.block_size)
     else:
         scale = kind.scale_recipe(amax.astype(np.float32).reshape(traced.shape or ()))
@@ -65,7 +66,7 @@ def _held(source: ModelSource, checkpoint: Checkpoint, path: str, dtype: int) ->
     branch = [checkpoint.scaling.get(f"{name}.weight_quantizer.svdquant_lora_{side}") for side in "ab"]
     low_rank = None if branch[0] is None or branch[1] is None else (keep(branch[0]), keep(branch[1]))
     return Held(
-        kind.name, stored, _input(checkpoint, name), None if factor is None else keep(factor), low_rank
+        kind.codes, stored, _input(checkpoint, name), None if factor is None else keep(factor), low_rank
     )
 
 

@@ -18,6 +18,7 @@ from diffc.models.stored.held import Held
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.modelopt_state import record_quantize_mode
 from diffc.version import VERSION
+from passes.graph.trt_ops import FOUR_OVER_SIX
 from passes.weights.evaluate import evaluate
 from passes.weights.moves import joined, part, split_at_dequantize
 from passes.weights.recipe import Recipe
@@ -125,6 +126,11 @@ def write_mto(model: Calibrated, place: Path) -> Written:
         raise UnsupportedError(
             "mto.save keeps quantizers beside unquantized weights, and this model's own codes are all there is",
             fix="give --layout modelopt-hf or comfyui",
+        )
+    if any((own["block_sizes"] or {}).get(FOUR_OVER_SIX) for own in model.checkpoint.settings.values()):
+        raise UnsupportedError(
+            "the weights have --weight-scales four-six, which ModelOpt's quantizers find in another way",
+            fix="give --layout modelopt-hf or comfyui, which hold codes",
         )
     with quiet_libraries():
         backbone = load_backbone(model.source, getattr(torch, model.dtype))

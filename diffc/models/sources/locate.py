@@ -21,7 +21,7 @@ from diffc.models.sources import (
 from diffc.models.sources.loras import with_recorded_loras
 from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource, Reader
 
-__all__ = ["READERS", "ModelSource", "locate", "locate_again"]
+__all__ = ["READERS", "ModelSource", "locate", "locate_again", "locate_base"]
 
 
 def _readers(options: HubOptions) -> tuple[Reader, ...]:
@@ -70,10 +70,11 @@ def locate_again(manifest: Mapping[str, Any], options: HubOptions = DEFAULT_HUB)
     A model of the hub is found by its id and its commit when the folder of the compile is gone. Raises what `locate`
     raises.
     """
-    return with_recorded_loras(_locate_base(manifest, options), manifest)
+    return with_recorded_loras(locate_base(manifest, options), manifest)
 
 
-def _locate_base(manifest: Mapping[str, Any], options: HubOptions) -> ModelSource:
+def locate_base(manifest: Mapping[str, Any], options: HubOptions) -> ModelSource:
+    """As `locate_again`, without the LoRAs."""
     request, described = manifest["request"], manifest["model"]
     found = options.over(HubOptions.from_json(request.get("hub", {})))
     try:

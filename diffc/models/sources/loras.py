@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from diffc.errors import DiffcError
@@ -66,6 +67,12 @@ def with_recorded_loras(source: ModelSource, manifest: Mapping[str, Any]) -> Mod
     Raises DiffcError when a file is not there or has changed.
     """
     recorded = manifest["model"].get("loras", ())
+    for item in recorded:
+        if not Path(item["path"]).is_file():
+            raise DiffcError(
+                f"the artifact was compiled with the LoRA {item['path']}, which is not there now",
+                fix="put the file there again, or compile with it where it lies now: diffc relora",
+            )
     specs = [replace(LoraSpec.from_json(item), file=item["path"]) for item in recorded]
     partial = bool(manifest.get("request", {}).get("lora_partial", False))
     fused = with_loras(source, specs, partial=partial)

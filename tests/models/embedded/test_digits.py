@@ -170,6 +170,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> type[backbones.Trainer]:
     return backbones.Trainer
 
 
+@pytest.mark.slow
 def test_training_again_gives_the_same_weights(trainer: type[backbones.Trainer]) -> None:
     def trained(steps: int) -> dict[str, torch.Tensor]:
         pipe = digits.untrained("digits-sdxl")

@@ -1,7 +1,8 @@
 """diffc/models/sources/loras.py and torch_loras.py: files of many trainers in the embedded models' weights.
 
-Each file has the output of the backbone with the LoRA in it, made by torch from the sum in float64 (and not by this
-code): within a few times what rounding the weights to 16 bits once changes. `unmatched` keys must be told.
+Each file (tests/data/README.md) has the output of the backbone with the LoRA in it, made by torch from the sum in
+float64 (and not by this code): within a few times what rounding the weights to 16 bits once changes. `unmatched` keys
+must be told.
 """
 
 from __future__ import annotations
@@ -24,17 +25,13 @@ from diffc.models.sources.lora_files import LoraSpec
 from diffc.models.sources.loras import described_loras, with_loras, with_recorded_loras
 from diffc.models.sources.torch_loras import fused_tensors
 from diffc.tensors import tensor_of
-from tests import SHARED
+from tests import DATA
 from tests.passes.weights.lora.files import FLUX, arrays, factors, weights, written
 
-FOLDER = SHARED / "fixtures" / "lora"
-CASES: dict[str, Any] = (
-    json.loads((FOLDER / "cases.json").read_text(encoding="utf-8")) if FOLDER.is_dir() else {}
-)
+FOLDER = DATA / "lora"
+CASES: dict[str, Any] = json.loads((FOLDER / "cases.json").read_text(encoding="utf-8"))
 TIMES = 0.5  # of the rounding of all changed weights: a lost layer changes several times that
 SAME_ROUNDING = 1e-3  # the share of values that float32 and float64 sums may round to different neighbours
-
-needs_files = pytest.mark.skipif(not CASES, reason="the LoRA files are not here")
 
 
 def fused(case: str) -> ModelSource:
@@ -42,7 +39,6 @@ def fused(case: str) -> ModelSource:
     return with_loras(locate(CASES[case]["model"]), specs, partial=case == "sd3-unmatched")
 
 
-@needs_files
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_are_those_of_the_exact_sum(case: str) -> None:
     source = fused(case)
@@ -66,7 +62,6 @@ def test_outputs_are_those_of_the_exact_sum(case: str) -> None:
     assert distance <= TIMES * CASES[case]["rel_rounding"]
 
 
-@needs_files
 def test_a_manifest_finds_the_files_again_and_sees_a_change(tmp_path: Any) -> None:
     file = tmp_path / "a.safetensors"
     file.write_bytes((FOLDER / "sd3-peft.safetensors").read_bytes())
@@ -88,7 +83,6 @@ def test_a_manifest_finds_the_files_again_and_sees_a_change(tmp_path: Any) -> No
         with_recorded_loras(base, manifest)
 
 
-@needs_files
 def test_unmatched_keys_stop_the_compile() -> None:
     specs = [LoraSpec(str(FOLDER / "sd3-unmatched.safetensors"))]
     with pytest.raises(DiffcError) as caught:

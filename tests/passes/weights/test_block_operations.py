@@ -14,7 +14,12 @@ from modelopt.torch.quantization.nn import TensorQuantizer
 from onnx import TensorProto
 
 from diffc.quantize.formats import INT4_BLOCK
-from diffc.quantize.simulate import mxfp8_fake_quant, nvfp4_fake_quant, nvfp4_round_trip
+from diffc.quantize.simulate import (
+    four_six_fake_quant,
+    mxfp8_fake_quant,
+    nvfp4_fake_quant,
+    nvfp4_round_trip,
+)
 from diffc.quantize.state import portable
 from passes.base import PassError
 from passes.weights.block_operations import BLOCK_KERNELS
@@ -70,6 +75,25 @@ def test_nvfp4_recipes_are_the_simulation(dtype: Any, seed: int, shrunk: float) 
     assert_same(ours, nvfp4_round_trip(tensor_of(x), torch.from_numpy(np.asarray(s2))))
     error = np.linalg.norm(ours - x.astype(np.float32)) / np.linalg.norm(x.astype(np.float32))
     assert 0.02 < error < (0.2 if shrunk == 1 else 0.6)
+
+
+@dtypes
+@pytest.mark.parametrize("shrunk", [1.0, 0.5])
+def test_four_over_six_recipes_are_the_simulation_and_lose_less_in_every_block(
+    dtype: Any, shrunk: float
+) -> None:
+    x = weight(dtype, 1)
+    amax = torch.tensor(float(np.abs(x.astype(np.float32)).max()) * shrunk)
+    scale, recipe = Recipe.of_array((amax * (1.0 / 1536)).numpy()), keep(x)
+    values, scales = recipe.nvfp4_values(scale, four_six=True), recipe.nvfp4_scales(scale, four_six=True)
+    steps = evaluate(scales).astype(np.float32) * evaluate(scale)
+    ours = evaluate(values).astype(np.float32) * np.repeat(steps, 16, axis=1)
+    assert_same(ours, four_six_fake_quant(tensor_of(x), amax))
+    six = evaluate(recipe.nvfp4_values(scale)).astype(np.float32)
+    six *= np.repeat(evaluate(recipe.nvfp4_scales(scale)).astype(np.float32) * evaluate(scale), 16, axis=1)
+    errors = [np.square(one - x.astype(np.float64)).reshape(-1, 16).sum(1) for one in (ours, six)]
+    assert (errors[0] <= errors[1]).all()
+    assert 0.3 < np.mean(errors[0] < errors[1]) < 0.7  # both ways are taken
 
 
 @dtypes

@@ -1,0 +1,1 @@
+"""`diffc evaluate`: pictures of several models, judged by metrics."""

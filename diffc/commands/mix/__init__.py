@@ -1,0 +1,1 @@
+"""`diffc mix`: layers of one model in several formats."""
