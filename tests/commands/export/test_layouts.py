@@ -14,7 +14,7 @@ from diffc.commands.export.layouts import Calibrated
 from diffc.commands.export.run import ExportRequest, export, find_calibrated
 from diffc.commands.export.tensors import parts_of
 from diffc.compile.calibration import calibrate_on_random_inputs, uncalibrated
-from diffc.errors import DiffcError, UsageError
+from diffc.errors import DiffcError, UnsupportedError, UsageError
 from diffc.models.inputs import random_inputs
 from diffc.models.sources.backbone import FakeBackbone, build_backbone, load_backbone, quiet_libraries
 from diffc.models.sources.locate import locate
@@ -24,6 +24,7 @@ from diffc.progress_bar import default_reporter
 from diffc.quantize.convert import enabled_quantizers
 from diffc.quantize.formats import find_format
 from diffc.quantize.options import QuantOptions
+from diffc.quantize.simulate import cpu_block_quant, nvfp4_fake_quant
 from diffc.tensors import tensor_of
 from diffc.validate.torch_reference import reference_model
 from passes.weights.evaluate import evaluate, to_bytes
@@ -44,7 +45,7 @@ def same(one: Held, other: Held) -> bool:
     return bool(evaluate(one.input.scale) == evaluate(other.input.scale))
 
 
-FORMATS = ("fp8", "int8_smoothquant", "int4_awq", "w4a8_awq", "nvfp4", "mxfp8")
+FORMATS = ("fp8", "int8_smoothquant", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4+four-six", "mxfp8")
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +54,15 @@ def calibrations(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     folder = tmp_path_factory.mktemp("calibrations")
 
     def made(format: str) -> Path:
-        place, source, fmt = folder / format, locate("tiny-sd3"), find_format(format)
+        name, _, scales = format.partition("+")
+        place, source, fmt = folder / format, locate("tiny-sd3"), find_format(name)
+        options = QuantOptions(weight_scales=scales or "max")
         if not place.exists():
             if fmt.algorithm is None:
-                checkpoint = uncalibrated(fmt, QuantOptions(), FakeBackbone(source))
+                checkpoint = uncalibrated(fmt, options, FakeBackbone(source))
             else:
                 sizes = {"batch_size": 1, "size": 64, "seed": 0}
-                checkpoint = calibrate_on_random_inputs(
-                    source, fmt, QuantOptions(), default_reporter(), **sizes
-                )
+                checkpoint = calibrate_on_random_inputs(source, fmt, options, default_reporter(), **sizes)
             checkpoint.save(place)
         return place
 
@@ -132,6 +133,27 @@ def test_diffusers_loads_the_values_of_the_codes(calibrations: Callable[[str], P
     for name, layer in own.items():
         weight = model.get_parameter(f"{name}.weight").detach()
         assert torch.equal(weight, tensor_of(layer.effective, dtype).reshape(weight.shape)), name
+
+
+def test_blocks_of_four_over_six_are_what_torch_simulates_and_no_quantizers_of_modelopt(
+    calibrations: Callable[[str], Path], tmp_path: Path
+) -> None:
+    calibrated, own = own_layers(calibrations("nvfp4+four-six"))
+    model = load_backbone(calibrated.source, torch.float32)
+    calibrated.checkpoint.apply(model, calibrated.source.family.name)
+    name = "transformer_blocks.0.attn.to_q"
+    layer = model.get_submodule(name)
+    with torch.no_grad(), cpu_block_quant():
+        simulated = layer.weight_quantizer(layer.weight)
+    assert own[name].kind == "nvfp4"  # whoever reads the codes needs to know no more
+    assert torch.equal(simulated, tensor_of(own[name].effective, torch.float32).reshape(simulated.shape))
+    plain = nvfp4_fake_quant(layer.weight, layer.weight_quantizer.amax)
+    error, other = ((w - layer.weight).square().mean() for w in (simulated, plain))
+    assert 0.7 < error / other < 0.95
+    request = ExportRequest(calibrations("nvfp4+four-six"), "mto", tmp_path / "out.pt", "tiny-sd3")
+    with pytest.raises(UnsupportedError, match="four-six"):
+        export(request)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_modelopt_restores_its_own_file(calibrations: Callable[[str], Path], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from diffc.quantize.simulate import mxfp8_fake_quant, nvfp4_fake_quant
+from diffc.quantize.simulate import four_six_fake_quant, mxfp8_fake_quant, nvfp4_fake_quant
 from passes.canonical.fold_weight_qdq import FoldWeightQdq
 from passes.weights.evaluate import evaluate
 from passes.weights.recipe import Recipe
@@ -210,6 +210,21 @@ def test_dynamic_blocks_of_nvfp4_are_stored(dtype: Any) -> None:
     (first, second) = (n for n in result.model.graph.node if n.op_type == "DequantizeLinear")
     assert list(first.input) == ["w_scale", "scale"]
     assert list(second.input) == ["w_q", first.output[0]]
+
+
+def test_blocks_of_four_over_six_are_stored() -> None:
+    """The attribute, which TensorRT does not have, goes with the node."""
+    weight = random(8, 64)
+    scale = np.abs(weight).max() * np.float32(1 / 1536)
+    text = NVFP4.replace("scale_type = 17", "scale_type = 17, four_over_six = 1")
+    before = dynamic(text, np.float32, {"w": Recipe.of_array(weight), "scale": np.asarray(scale)})
+    result = apply(before, FoldWeightQdq())
+    assert all(node.domain == "" for node in result.model.graph.node)
+    found = recipes(result.model)
+    steps = np.repeat(evaluate(found["w_scale"]).astype(np.float32) * scale, 16, axis=1)
+    stored = evaluate(found["w_q"]).astype(np.float32) * steps
+    expected = four_six_fake_quant(torch.from_numpy(weight), torch.tensor(scale * 1536))
+    np.testing.assert_allclose(stored, expected.numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
