@@ -127,8 +127,14 @@ def _exporter(
 def _with_copied_blocks(backbone: torch.nn.Module, export: Callable[[], Any]) -> Any:
     """The ONNX program, traced with few of many equal blocks; None where the others cannot be copied from them."""
     runs = find_runs(backbone)
-    with shortened(backbone, runs):
-        program = export()
+    try:
+        with shortened(backbone, runs):
+            program = export()
+    except (KeyError, IndexError) as error:  # a list that is read by number, not in order
+        if not runs:
+            raise
+        _LOG.info("tracing every block: a forward() asks for block %s, which was left out", error)
+        return None
     try:
         copy_blocks(program.model, runs)
     except BlocksDiffer as error:

@@ -7,6 +7,7 @@
   exporter does not, and ONNX Concat takes one type only. We write the casts.
 - Squeezing an axis that is not 1: torch leaves it alone, ONNX refuses it. We write Squeeze where the axis is 1 only.
 - RMSNorm of float32 values with a 16-bit weight (Kandinsky 5): ONNX gives the type of the weight, torch the wider one.
+- Rows repeated as often as a size says (frames): the exporter repeats along the axis before the one that it made.
 - Choices between booleans (masks): ONNX Runtime's CPU provider has no Where of them. We write And, Or and Not.
 """
 
@@ -37,6 +38,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         aten.masked_fill.Tensor: _masked_fill,
         aten.where.self: _where,
         aten.rms_norm.default: _rms_norm,
+        aten.repeat_interleave.self_int: _repeat_interleave,
     }
 
 
@@ -141,3 +143,21 @@ def _where(condition: Any, self: Any, other: Any) -> Any:
     if self.dtype != ir.DataType.BOOL:
         return op.Where(condition, self, other)
     return op.Or(op.And(condition, self), op.And(op.Not(condition), other))
+
+
+def _repeat_interleave(self: Any, repeats: Any, dim: int | None = None, output_size: Any = None) -> Any:
+    """[.., n, ..] -> [.., n, 1, ..] -> [.., n, repeats, ..] -> [.., n * repeats, ..]"""
+    from onnxscript import opset23 as op
+
+    del output_size  # the exporter passes it; it follows from the rest
+    x = op.Reshape(self, [-1]) if dim is None else self
+    rank = 1 if dim is None else len(self.shape)
+    axis = (dim or 0) % rank
+    count = op.Constant(value_ints=[repeats]) if isinstance(repeats, int) else op.Reshape(repeats, [-1])
+    before, after = [1] * (axis + 1), [1] * (rank - axis - 1)
+    ones = [op.Constant(value_ints=before), count, *([op.Constant(value_ints=after)] if after else [])]
+    tiled = op.Expand(op.Unsqueeze(x, [axis + 1]), op.Concat(*ones, axis=0))
+    sides = [op.Shape(x, end=axis)] if axis else []
+    sides += [op.Constant(value_ints=[-1])]
+    sides += [op.Shape(x, start=axis + 1)] if after else []
+    return op.Reshape(tiled, op.Concat(*sides, axis=0))

@@ -10,7 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-_OFF = {"use_resolution_binning": False, "complex_human_instruction": None, "clean_caption": False}
+_OFF = {
+    "use_resolution_binning": False,
+    "complex_human_instruction": None,
+    "clean_caption": False,
+    "enable_prompt_rewrite": False,
+    "use_pe": False,
+}
 """Arguments that change sizes or prompts: without them a size is what was asked for."""
 
 

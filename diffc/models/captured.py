@@ -54,7 +54,7 @@ def _input_spec(item: Input) -> InputSpec:
         "lengths": "lengths",
     }
     sample = kinds.get(item.kind) or ("timestep" if item.high > 2 else "sigma")
-    return InputSpec(item.name, item.dims, item.dtype, sample, item.path, item.low, item.high)
+    return InputSpec(item.name, item.dims, item.dtype, sample, item.path, item.low, item.high, item.bound)
 
 
 def sizes_of(interface: Interface, shape: Shape) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -21,7 +22,7 @@ def random_inputs(
 ) -> dict[str, torch.Tensor]:
     """Every graph input at `shape` by name, on the CPU; "model" inputs in `dtype`, the others in their own type."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = family.input_shapes(config, shape)
+    shapes, sizes = family.input_shapes(config, shape), family.sizes(shape)
     values_in_all = sum(prod(size) for size in shapes.values())
     check_room(8 * values_in_all, f"the inputs at {shape}", fix="ask for a smaller shape")
     values = {}
@@ -30,7 +31,7 @@ def random_inputs(
             longest = shapes[item.name.removesuffix(LENGTHS)][1]
             value = _lengths(longest, torch.rand(shapes[item.name], generator=generator))
         else:
-            value = _sample(item, shapes[item.name], shape, generator)
+            value = _sample(_within(item, sizes), shapes[item.name], shape, generator)
         values[item.name] = value.to(dtype if item.dtype == "model" else _TYPES[item.dtype])
     return values
 
@@ -58,6 +59,11 @@ def _sample(item: InputSpec, size: tuple[int, ...], shape: Shape, generator: tor
         drawn = item.low + uniform * (item.high - item.low if item.high > item.low else 0.0)
         return drawn.round() if item.dtype == "int64" else drawn
     return torch.randn(size, generator=generator)
+
+
+def _within(item: InputSpec, sizes: Mapping[str, int]) -> InputSpec:
+    """The input with the values that it may have at `sizes`: numbers of rows stay below the number of rows."""
+    return item if item.bound is None else replace(item, high=sizes[item.bound] - 1)
 
 
 def _lengths(longest: int, uniform: torch.Tensor) -> torch.Tensor:

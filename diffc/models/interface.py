@@ -21,7 +21,8 @@ class Input:
     "time" of the schedule, or a "size": a whole number of the call that follows the image size. A graph has no
     numbers, so its input is a tensor of that length, of which nothing but the length is read. "lengths" are those of
     the tensors in a list (`diffc.models.lists`).
-    `low` and `high` are the least and largest value seen.
+    `low` and `high` are the least and largest value seen. `bound` is the dimension whose size is above all values:
+    numbers of rows of another input.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Input:
     kind: Literal["values", "mask", "time", "positions", "size", "lengths"] = "values"
     low: float = 0.0
     high: float = 1.0
+    bound: str | None = None
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class InputSpec:
     positions and times stay float32, since 16-bit types cannot hold them exactly. `sample` says how random
     values for it are drawn; "seen" draws from `low` to `high`, "size" has no values: the call takes its length,
     and "lengths" are numbers of tokens in a list (`diffc.models.lists`).
+    `bound` is a dimension whose size is above all values that are seen, which are numbers of its rows.
     `path` is the place in the arguments of forward(); default (name,).
     """
 
@@ -70,6 +71,7 @@ class InputSpec:
     path: Path = ()
     low: float = 0.0
     high: float = 1.0
+    bound: str | None = None
 
 
 @dataclass(frozen=True)

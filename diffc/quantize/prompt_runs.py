@@ -141,7 +141,8 @@ def _call(pipe: Any, call: Mapping[str, Any], step: Step) -> None:
     tells = takes(pipe.__call__, "callback_on_step_end")
 
     def step_done(pipe: Any, at: int, _time: Any, tensors: Any) -> Any:
-        step(at + 1, pipe.num_timesteps)  # schedulers of second order take more than num_inference_steps
+        # schedulers of second order take more than num_inference_steps; a few pipelines keep no number of their own
+        step(at + 1, getattr(pipe, "num_timesteps", None) or len(pipe.scheduler.timesteps))
         return tensors
 
     with pipeline_errors(pipe):

@@ -12,6 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffc.frontend.blocks import KEPT, find_runs, shortened
+from diffc.frontend.trace import _with_copied_blocks
 from diffc.models.registry import find_family
 from diffc.models.sources.backbone import build_backbone
 from tests.frontend.block_networks import Network, chain
@@ -54,3 +55,11 @@ def test_only_equal_blocks_are_a_run(
     network = Network(chain)
     damage(network.blocks)
     assert [(run.first, run.last) for run in find_runs(network)] == expected
+
+
+def test_lists_that_are_read_by_number_are_traced_whole() -> None:
+    backbone = nn.Module()
+    backbone.projections = nn.ModuleList(nn.Linear(2, 2) for _ in range(5))
+    assert find_runs(backbone)
+    assert _with_copied_blocks(backbone, lambda: backbone.projections[2]) is None
+    assert len(backbone.projections) == 5

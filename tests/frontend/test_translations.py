@@ -63,6 +63,14 @@ def _uneven(x: torch.Tensor) -> Any:
         (lambda a: a.masked_fill(a > 0.5, -3.0), [torch.float32], {"Where"}),
         (lambda a, b: torch.where(a > 0, b > 0, a < -1).float() * a, [torch.float32] * 2, {"And", "Or"}),
         (lambda a, b: torch.where(a > 0, b, a), [torch.float32] * 2, {"Where"}),
+        (
+            lambda a: a[0].reshape(2, 4).repeat_interleave(a.shape[0], dim=0),
+            [torch.float32],
+            {"Expand"},
+        ),
+        (lambda a: a.repeat_interleave(3, dim=1), [torch.float32], {"Expand"}),
+        (lambda a: a[:, None].repeat_interleave(a.shape[0], dim=-2), [torch.float32], {"Expand"}),
+        (lambda a: (a * 2).repeat_interleave(2), [torch.float32], {"Expand"}),
     ],
 )
 def test_translations_compute_what_torch_does(

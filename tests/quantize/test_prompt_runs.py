@@ -23,7 +23,7 @@ from diffc.quantize.stream import WeightStream
 class Scheduler:
     """Counts the steps of one call, as those of diffusers do."""
 
-    step = 0
+    step, timesteps = 0, (2.0, 1.0)
 
 
 class Pipe:
@@ -122,3 +122,17 @@ def test_one_batch_without_room_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DiffcError, match="no room for a calibration step") as error:
         runs_of(Pipe(backbone, room=0), state, tmp_path, 1)
     assert "--batch-size" in (error.value.fix or "")
+
+
+def test_steps_are_those_of_the_scheduler_where_a_pipeline_keeps_no_number() -> None:
+    from diffc.quantize.prompt_runs import _call
+
+    class Plain:
+        scheduler = Scheduler()
+
+        def __call__(self, callback_on_step_end: Any) -> None:
+            callback_on_step_end(self, 0, 0, {})
+
+    seen = list[tuple[int, int]]()
+    _call(Plain(), {}, lambda at, of: seen.append((at, of)))
+    assert seen == [(1, 2)]

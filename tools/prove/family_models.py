@@ -7,55 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffc.models.capture.stand_ins import tokenizer
 from diffc.models.embedded.tiny_text import T5_WIDTH, clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
 from diffc.models.embedded.tiny_weights import seed_weights, smooth_in_time
-
-HEADS: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 128}
-UNET: dict[str, Any] = {
-    "sample_size": 16,
-    "block_out_channels": (64, 128),
-    "layers_per_block": 1,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "cross_attention_dim": 64,
-    "norm_num_groups": 16,
-}
-IMAGE_VAE: dict[str, Any] = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (8, 8, 8, 8),
-    "norm_num_groups": 4,
-    "layers_per_block": 1,
-    "sample_size": 128,
-}
-WAN_VAE: dict[str, Any] = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """A pipeline class with a small backbone: classes of diffusers by name, and their configurations.
-
-    `text` names the encoder and tokenizer of each pair: "clip", "t5" or "llm" (a Llama of two layers). `more` holds
-    other entries of model_index.json. `experts` are components of the backbone's class and configuration beside it.
-    """
-
-    pipeline: str
-    backbone: str
-    config: Mapping[str, Any]
-    text: tuple[str, ...]
-    vae: str = "AutoencoderKL"
-    vae_config: Mapping[str, Any] = field(default_factory=dict)
-    scheduler: str = "FlowMatchEulerDiscreteScheduler"
-    scheduler_config: Mapping[str, Any] = field(default_factory=dict)
-    component: str = "transformer"
-    more: Mapping[str, Any] = field(default_factory=dict)
-    experts: tuple[str, ...] = ()
-
+from tools.prove.tiny_pipeline import HEADS, IMAGE_VAE, UNET, WAN_VAE, Tiny
+from tools.prove.unseen_models import UNSEEN
 
 MODELS: dict[str, Tiny] = {
     "sd15": Tiny(
@@ -323,6 +282,7 @@ MODELS: dict[str, Tiny] = {
         ("llm",),
         vae_config={"latent_channels": 16, "shift_factor": 0.1},
     ),
+    **UNSEEN,
 }
 
 
@@ -358,20 +318,27 @@ def make(name: str, folder: Path, **changed: Any) -> Path:
         parts["scheduler"] = getattr(diffusers, model.scheduler)(**model.scheduler_config)
         for number, kind in enumerate(model.text):
             tail = f"_{number + 1}" if number else ""
-            parts[f"text_encoder{tail}"], parts[f"tokenizer{tail}"] = _text(kind, f"{name}/text{tail}")
+            parts[f"text_encoder{tail}"], parts[f"tokenizer{tail}"] = _text(
+                kind, f"{name}/text{tail}", model.vocabulary
+            )
+        for part, kind in model.others.items():
+            if kind:
+                parts[part] = tokenizer(512) if kind == "tokenizer" else getattr(diffusers, kind)()
     _save(place, model, parts)
     return place
 
 
-def _text(kind: str, seed: str) -> tuple[Any, Any]:
+def _text(kind: str, seed: str, vocabulary: int) -> tuple[Any, Any]:
     if kind == "clip":
         return clip_encoder(seed, projection=False), clip_tokenizer()
     if kind == "t5":
         return t5_encoder(seed), t5_tokenizer()
+    if kind == "qwen3vl":
+        return _qwen3vl(seed), tokenizer(512)
     from transformers import LlamaConfig, LlamaModel
 
     config = LlamaConfig(
-        vocab_size=128,
+        vocab_size=vocabulary,
         hidden_size=T5_WIDTH,
         intermediate_size=2 * T5_WIDTH,
         num_hidden_layers=int(kind.removeprefix("llm") or 2),
@@ -383,6 +350,33 @@ def _text(kind: str, seed: str) -> tuple[Any, Any]:
     return encoder.eval(), tokenizer(512)
 
 
+def _qwen3vl(seed: str) -> Any:
+    """A text encoder that takes positions of three axes."""
+    from transformers import Qwen3VLConfig, Qwen3VLModel
+
+    text = {
+        "vocab_size": 128,
+        "hidden_size": T5_WIDTH,
+        "intermediate_size": 2 * T5_WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [12, 10, 10]},
+        "pad_token_id": 0,
+    }
+    sight = {
+        "depth": 1,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": T5_WIDTH,
+    }
+    encoder = Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=sight))
+    seed_weights(encoder, seed)
+    return encoder.eval()
+
+
 def _save(place: Path, model: Tiny, parts: Mapping[str, Any]) -> None:
     """Write every component as diffusers would, and model_index.json."""
     import json
@@ -392,9 +386,9 @@ def _save(place: Path, model: Tiny, parts: Mapping[str, Any]) -> None:
         part.save_pretrained(place / name)
         library = type(part).__module__.partition(".")[0]
         index[name] = [library, type(part).__name__]
-    for name in ("safety_checker", "feature_extractor"):
-        if model.component == "unet":
-            index[name] = [None, None]
+    absent = [name for name, kind in model.others.items() if not kind]
+    for name in (*absent, *(("safety_checker", "feature_extractor") if model.component == "unet" else ())):
+        index[name] = [None, None]
     (place / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8", newline="\n")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diffc.errors import UnsupportedError
@@ -130,7 +130,19 @@ def inputs_of(
                 f"the argument {_name(path)} changes with the image size and is not a whole number",
                 fix="add a family for this class: CONTRIBUTING.md",
             )
-    return tuple(inputs), tuple(constants)
+    bounds = {item.path: _bound(item, record, sizes) for item in inputs}
+    return tuple(replace(item, bound=bounds[item.path]) for item in inputs), tuple(constants)
+
+
+def _bound(item: Input, record: Recorded, sizes: Sizes) -> str | None:
+    """The dimension whose rows whole numbers count: it is one above the largest of them at all settings."""
+    if item.kind != "positions" or item.dtype != "int64":
+        return None
+    try:
+        above = record.relation([int(call[item.path].max()) + 1 for call in record.calls], item.name)
+    except Unfit:
+        return None
+    return None if isinstance(above, int) else sizes.named.get(above)
 
 
 def _tensor(path: Path, values: Sequence[Any], half: Any, record: Recorded, sizes: Sizes) -> Input:

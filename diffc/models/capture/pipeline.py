@@ -55,7 +55,7 @@ class Stage:
             entry = self.index.get(name)
             if name == component:
                 parts[name] = self.backbone
-            elif isinstance(entry, list):
+            elif is_component(entry):
                 parts[name] = self._part(name, entry)
             elif entry is not None:
                 parts[name] = entry
@@ -105,6 +105,11 @@ class Stage:
             )
         check_numbers(read_json(place / "config.json"), place / "config.json")
         return AutoConfig.from_pretrained(place, local_files_only=True)
+
+
+def is_component(entry: Any) -> bool:
+    """Whether an entry of model_index.json is library and class; another list is a value (numbers of layers)."""
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str | None) for part in entry)
 
 
 def _class_of(library: str, kind: str) -> Any:

@@ -130,7 +130,7 @@ class Vae:
 class Backbone:
     """Takes the backbone's place: notes what it is called with, and ends the run of the pipeline.
 
-    `read` has the plain attributes that were read beside the config, by name.
+    `read` has the plain attributes that were read beside the config, by name; of lists of modules the lengths.
     """
 
     def __init__(self, real: Any, calls: list[dict[str, Any]] | None = None):
@@ -145,6 +145,8 @@ class Backbone:
         value = getattr(self.__dict__["real"], name)
         if isinstance(value, bool | int | float | str):
             self.read[name] = value
+        elif type(value).__name__ == "ModuleList":
+            self.read[name] = [None] * len(value)  # pipelines count blocks
         return value
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
