@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+KINDS = {"weights": ".onnx_data", "engines": ".engine", "graphs": ".onnx"}
+"""Kinds of files -> how their names end."""
+
 
 def sizes_of(manifest: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes of weights, graphs and engines, and of all files together."""
-    files = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
-    return {
-        "weights": sum(size for name, size in files.items() if name.endswith(".onnx_data")),
-        "graphs": sum(size for name, size in files.items() if name.endswith(".onnx") and "/" not in name),
-        "engines": sum(size for name, size in files.items() if name.endswith(".engine")),
-        "all": sum(files.values()),
-    }
+    """Bytes of "weights", "engines", "graphs" and "other" files of the compile, and of "all"."""
+    sizes = dict.fromkeys([*KINDS, "other"], 0)
+    for name, entry in manifest["files"].items():
+        kind = next((kind for kind, end in KINDS.items() if name.endswith(end)), "other")
+        sizes[kind] += int(entry["bytes"])
+    return sizes | {"all": sum(sizes.values())}
 
 
 def errors_of(manifest: Mapping[str, Any]) -> dict[str, float]:

@@ -113,8 +113,17 @@ def _empty_backbone(source: ModelSource, dtype: torch.dtype) -> nn.Module:
 
 
 def _stored_tensors(weights: Mapping[str, Recipe]) -> Read:
-    files = MappedFiles()
-    return lambda name: mapped_tensor(weights[name], files)
+    files, plain = MappedFiles(), dict[str, Tensor]()
+
+    def read(name: str) -> Tensor:
+        if name in plain:
+            return plain[name]
+        found, recipe = mapped_tensor(weights[name], files), weights[name]
+        if not recipe.ops and recipe.source.kind == "raw":  # the file itself, and no memory
+            plain[name] = found
+        return found
+
+    return read
 
 
 def _own_tensors(module: nn.Module) -> Read:

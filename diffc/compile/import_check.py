@@ -34,7 +34,7 @@ _RAISE = Pipeline([RewriteOpset()])
 _FOLD = Pipeline([SplitSequences(), FoldConstants()])
 """Shapes that exporters compute from shapes are constants only then."""
 _SECONDS = 10.0
-"""How long sizes are looked for."""
+"""How long sizes are looked for at most: a graph of 160 nodes and more; a small one is tried in no time."""
 _NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\((\d+)\)")
 Outputs = dict[str, npt.NDArray[Any]]
 
@@ -135,7 +135,7 @@ class ImportCheck:
         if self._stopped or (self._ran and not FORKS) or not can_run_apart(model):
             return self._stopped or _run(self._trial, model, rounded)[0]
         size = model.ByteSize() + weight_bytes(model)
-        seconds = 1.5 + _SECONDS + len(model.graph.node) / 100 + size / 100_000
+        seconds = 1.5 + _search_seconds(model) + len(model.graph.node) / 100 + size / 100_000
         memory = 40 * size + ((256 << 20) if size < _TINY else (2 << 30))
         try:
             found: list[Outputs] | str
@@ -168,7 +168,11 @@ def _search(trial: TrialInputs, copy: onnx.ModelProto) -> Iterator[Sizes]:
         folded = _FOLD.run(emulated(copy), check=lambda before, after, step: "").model
         fitting = FittingSizes(folded)
         trial.searches -= fitting.tells
-        yield from fitting.search(_SECONDS)
+        yield from fitting.search(_search_seconds(copy))
+
+
+def _search_seconds(model: onnx.ModelProto) -> float:
+    return min(_SECONDS, 2 + len(model.graph.node) / 20)
 
 
 _TINY = 1 << 18

@@ -18,10 +18,10 @@ from diffc.compile.stored import AUTO, check_held, described, format_of
 from diffc.errors import DiffcError, UnsupportedError, UsageError, unknown_value
 from diffc.models.profiles import ShapeProfile, painted_size, parse_profile
 from diffc.models.sampling import Sampling, sampling_of
+from diffc.models.sources.around import with_pipeline
 from diffc.models.sources.components import check_components
 from diffc.models.sources.locate import ModelSource, locate
 from diffc.models.sources.loras import with_loras
-from diffc.models.sources.pipelines import with_pipeline
 from diffc.models.spec import Shape
 from diffc.quantize.folder import check_place
 from diffc.quantize.formats import FORMATS, MIXED, STORED, Format, find_format

@@ -42,7 +42,9 @@ def load_pipeline(name: str) -> Any:
     """The digits pipeline of that name in float32 on the CPU, as it was trained."""
     pipe = digits.build(name)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(torch.float32)
+    # Not pipe.to(): diffusers warns there of modules to keep in float32, and all others are in float32 already.
+    torch.nn.Module.to(getattr(pipe, digits.BACKBONES[name]), torch.float32)
+    return pipe
 
 
 def paint(pipe: Any, count: int, *, steps: int, batch: int) -> Tensor:

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffc.quantize.arrivals import AHEAD
+from diffc.quantize.arrivals import WINDOW
 from diffc.quantize.stream import WeightStream
 
 MOST = 8
 """Batches at once: at eight, weights that come from a disk at 3 GB/s no longer decide."""
 _SPARE = 0.08
 """Share of a GPU that is left free, for what the allocator cannot join."""
+_WINDOWS = 24
+"""Windows of weights in a GPU's memory; three of them hold weights."""
 _MORE = 1.25
 """What a batch takes beside another, in multiples of what it was seen to hold between two layers."""
 
@@ -57,8 +59,15 @@ def measure_call(backbone: nn.Module, stream: WeightStream, run: Callable[[], No
             stack.callback(layer.register_forward_pre_hook(between).remove)
         stack.callback(backbone.register_forward_hook(over).remove)
         run()
-    on_their_way = 2 * AHEAD * max(stream.sizes.values(), default=0)  # none yet: the order was not known
+    on_their_way = (
+        3 * stream.arrivals.window
+    )  # coming, there, and gone soon: none yet, the order was not known
     return Need(torch.cuda.memory_reserved() + on_their_way, most)
+
+
+def window_of(limit: int, weights: Mapping[str, int]) -> int:
+    """Bytes of weights that are on their way at a time, on a GPU of `limit` bytes."""
+    return max(min(WINDOW, limit // _WINDOWS), max(weights.values(), default=0))
 
 
 def share(need: Need, limit: int, weights: Mapping[str, int], batches: int) -> tuple[int, int]:

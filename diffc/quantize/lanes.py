@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 _POLL = 0.1
 """Seconds after which who waits for the lanes looks for Ctrl-C, which a waiting thread does not hear on Windows."""
@@ -21,7 +22,10 @@ class Stopped(BaseException):
 @dataclass(eq=False)
 class _Lane:
     function: Callable[[], None]
-    turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    turn: Any = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.turn.acquire()  # released when it is its turn
 
 
 class Lanes:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from diffc.errors import DiffcError
-from diffc.quantize.card import card_limit, measure_call, share
+from diffc.quantize.card import card_limit, measure_call, share, window_of
 from diffc.quantize.lanes import Lanes
 from diffc.quantize.pipeline_call import takes
 
@@ -72,6 +72,7 @@ class PromptRuns:
             return 1
         if not bounded.stream.on_gpu:
             return bounded.together or 1
+        bounded.stream.arrivals.window = window_of(card_limit(), bounded.stream.sizes)
         need = measure_call(self.backbone, bounded.stream, partial(self._run, range(done, done + 1)))
         most = left if bounded.together is None else min(left, bounded.together)
         together, room = share(need, card_limit(), bounded.stream.sizes, most)
@@ -101,11 +102,8 @@ class PromptRuns:
             return
         assert self.bounded is not None
         lanes = Lanes([partial(self._run_batch, _beside(self.pipe), number, step) for number in group])
-        self.bounded.stream.pass_on = lanes.pass_on
-        try:
+        with self.bounded.stream.in_turns(lanes.pass_on):
             lanes.run()
-        finally:
-            self.bounded.stream.pass_on = None
 
     def _run_batch(self, pipe: Any, number: int, step: Callable[[int, int, int], None]) -> None:
         import torch

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffc.quantize.arrivals import AHEAD, Arrivals, Copy
+from diffc.quantize.arrivals import Arrivals, Copy
 from diffc.quantize.scaling import scaled
 from diffc.quantize.state import SCALING
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Read = Callable[[str], Tensor]
 """A tensor on the CPU by its name in the module's state_dict; nobody writes to it."""
+_LOOK_AHEAD = 64
 _STREAMED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _USES_THEIRS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Modules that read the weights of their children without calling them."""
@@ -36,8 +37,8 @@ class WeightStream:
     calling its layer spoils the result, which calibration refuses, and does not go unnoticed. Weights of up to `room`
     bytes stay on the device.
 
-    Several runs of the module may be under way in turns (`diffc.quantize.lanes`): with `pass_on`, which lets the next
-    of them go on, a layer's weight stays until another layer runs, and comes once for all of them.
+    Several runs of the module may be under way in turns (`in_turns`): the weights of as many layers as fit into a
+    window stay until each run has passed these layers, and come once for all of them.
     """
 
     def __init__(
@@ -55,11 +56,12 @@ class WeightStream:
         self._held: dict[str, Tensor] = {}
         self._open: set[str] = set()
         self._after: dict[str, str] = {}
-        self._last = self._there = ""
+        self._last = ""
+        self._there: dict[str, int] = {}
         self._scaling: dict[str, dict[str, Amax]] = {}
         self._nan: dict[torch.dtype, Tensor] = {}
         self.arrivals = Arrivals(device, self._make)
-        self.pass_on: Callable[[], None] | None = None
+        self._pass_on: Callable[[], None] | None = None
         self._put_rest(module, dtype)
         parameters = {path: layer._parameters["weight"] for path, layer in self._layers.items()}
         self._sizes = {path: p.numel() * p.element_size() for path, p in parameters.items() if p is not None}
@@ -82,9 +84,18 @@ class WeightStream:
 
     @property
     def present(self) -> int:
-        """Bytes of the weights that stay on the device, and of the one whose layer runs."""
-        there = {*self._held, self._there} - {""}
-        return sum(self._sizes[path] for path in there)
+        """Bytes of the weights that stay on the device, and of those whose layers run."""
+        return sum(self._sizes[path] for path in self._held) + sum(self._there.values())
+
+    @contextmanager
+    def in_turns(self, pass_on: Callable[[], None]) -> Iterator[None]:
+        """While open, runs of the module are in turns (`diffc.quantize.lanes`): `pass_on` lets the next one go on."""
+        self._pass_on = pass_on
+        try:
+            yield
+        finally:
+            self._pass_on = None
+            self._leave()
 
     def let_go(self) -> bool:
         """Give back the room of weights that stay on the device; none stays from here on, and whether any did."""
@@ -146,24 +157,37 @@ class WeightStream:
 
     def _hooked(self, path: str, layer: nn.Module) -> tuple[Any, Any]:
         def before(_: nn.Module, __: Any) -> None:
-            if path != self._there:
-                self._leave()
-                self._put(path, self._arrive(path))
-                self._there = path
+            if path not in self._there:
+                self._in_turn(path)
+                self._enter(path)
 
         def after(_: nn.Module, __: Any, ___: Any) -> None:
-            if self.pass_on is None:
+            if self._pass_on is None:
                 self._leave()
-            else:
-                self.pass_on()
 
         return layer.register_forward_pre_hook(before), layer.register_forward_hook(after, always_call=True)
 
+    def _in_turn(self, path: str) -> None:
+        """Where the window is full, let the other runs pass its layers, and then empty it."""
+        if self._pass_on is not None and self._is_full(path):
+            self._pass_on()
+            if path not in self._there and self._is_full(path):
+                self._leave()
+
+    def _is_full(self, path: str) -> bool:
+        more = 0 if path in self._held else self._sizes[path]
+        return bool(self._there) and sum(self._there.values()) + more > self.arrivals.window
+
+    def _enter(self, path: str) -> None:
+        if path not in self._there:  # another run may have come here first
+            self._put(path, self._arrive(path))
+            self._there[path] = 0 if path in self._held else self._sizes[path]
+
     def _leave(self) -> None:
-        """The layer whose weight is there needs it no more."""
-        if self._there:
-            self._drop(self._there)
-            self._there = ""
+        """The layers whose weights are there need them no more."""
+        for path in self._there:
+            self._drop(path)
+        self._there.clear()
 
     def _arrive(self, path: str) -> Tensor:
         """The weight of the layer that is about to run; the next ones are sent for."""
@@ -179,11 +203,16 @@ class WeightStream:
         return weight
 
     def _next_after(self, path: str) -> Iterator[str]:
-        for _ in range(AHEAD):
+        """The layers after one whose weights fit into a window; at least one, where the order is known."""
+        size = 0
+        for _ in range(_LOOK_AHEAD):
             path = self._after.get(path, "")
-            if not path:
+            if not path or path in self._there:
                 return
             if path not in self._held:
+                size += self._sizes[path]
+                if size > max(self.arrivals.window, self._sizes[path]):
+                    return
                 yield path
 
     def _make(self, path: str, copy: Copy) -> Tensor:
@@ -200,7 +229,7 @@ class WeightStream:
     def _drop(self, path: str) -> None:
         parameter: Any = self._layers[path]._parameters["weight"]
         parameter.data = self._nothing(parameter.shape, parameter.dtype)
-        self.arrivals.used()
+        self.arrivals.used(0 if path in self._held else self._sizes[path])
 
 
 def _streamed_layers(module: nn.Module) -> dict[str, nn.Module]:

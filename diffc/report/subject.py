@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffc.artifact.folder import Artifact
-from diffc.artifact.measured import errors_of
+from diffc.artifact.measured import errors_of, sizes_of
 from diffc.artifact.records import read_passes, read_run
 from diffc.report.command import command_of
 from diffc.report.engines import Engine, engines_of
@@ -17,9 +17,6 @@ from diffc.report.schedule import Schedule, schedule_of
 
 if TYPE_CHECKING:
     from diffc.report.noise import LayerNoises
-
-_KINDS = {"weights": ".onnx_data", "engines": ".engine", "graphs": ".onnx"}
-"""Kinds of files by how their names end."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +47,8 @@ class Subject:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of "weights", "engines", "graphs" and "other" files of the compile, and of "all"."""
-        sizes = dict.fromkeys([*_KINDS, "other"], 0)
-        for name, entry in self.manifest["files"].items():
-            kind = next((kind for kind, end in _KINDS.items() if name.endswith(end)), "other")
-            sizes[kind] += entry["bytes"]
-        return sizes | {"all": sum(sizes.values())}
+        """Bytes of files by kind, and of "all" (`sizes_of`)."""
+        return sizes_of(self.manifest)
 
     @property
     def errors(self) -> dict[str, float]:

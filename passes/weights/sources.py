@@ -131,7 +131,8 @@ def _corrupt(path: Path, key: str, why: str) -> PassError:
 def _read_raw(source: Source) -> Array:
     if source.length == 0:
         return np.zeros(source.shape, np_dtype(source.dtype))
-    data = np.memmap(whole_file(source), np.uint8, "r", source.offset, (source.length,))
+    mapped = np.memmap(whole_file(source), np.uint8, "r", source.offset, (source.length,))
+    data = np.asarray(mapped)  # a plain view: each slice of a memmap runs Python code, which threads wait for
     return as_array(data, source.dtype, source.shape)
 
 

@@ -153,10 +153,11 @@ def _tensors(path: Path, mtime_ns: int, size: int) -> dict[str, Recipe]:
             infos = {info.filename: info for info in archive.infolist()}
             root = next(name for name in infos if name.endswith("/data.pkl")).removesuffix("data.pkl")
             order = archive.read(f"{root}byteorder") if f"{root}byteorder" in infos else b"little"
-            content = _Unpickler(BytesIO(_pickle(archive, infos[f"{root}data.pkl"]))).load()
+            data = _pickle(archive, infos[f"{root}data.pkl"])
+            content = _Unpickler(BytesIO(data)).load()
             if order != b"little":
                 raise PassError(f"{path} was written on a big-endian machine. Fix: save it again on another")
-            found = dict(_walk(content, "", ()))
+            found = dict(_walk(content, "", (), iter(range(_SHARED * len(data)))))
             places = {
                 key: _place(file, infos, f"{root}data/{key}", path)
                 for key in {tensor.storage.key for tensor in found.values()}
@@ -188,6 +189,9 @@ _DAMAGE = (
 _LARGEST_PICKLE = 256 << 20
 """Bytes of data.pkl: names, shapes and settings of a checkpoint, without its tensors."""
 _DEPTH = 100
+_SHARED = 8
+"""Items of all dictionaries and lists for a byte of data.pkl: one takes a byte, and what is in several places counts
+in each. Forty lists that hold the next one twice have 2^40."""
 
 
 def _said(error: BaseException) -> str:
@@ -203,7 +207,11 @@ def _pickle(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     return archive.read(info)
 
 
-def _walk(value: object, name: str, around: tuple[int, ...]) -> Iterator[tuple[str, _Tensor]]:
+def _walk(
+    value: object, name: str, around: tuple[int, ...], left: Iterator[int]
+) -> Iterator[tuple[str, _Tensor]]:
+    if next(left, None) is None:
+        raise ValueError("its lists hold each other more often than a file of this size can")
     if id(value) in around or len(around) > _DEPTH:
         raise ValueError("its dictionaries hold themselves, or are nested too deep")
     if isinstance(value, _Tensor):
@@ -217,7 +225,7 @@ def _walk(value: object, name: str, around: tuple[int, ...]) -> Iterator[tuple[s
         else ()
     )
     for key, item in items:
-        yield from _walk(item, f"{name}.{key}" if name else str(key), (*around, id(value)))
+        yield from _walk(item, f"{name}.{key}" if name else str(key), (*around, id(value)), left)
 
 
 def _place(file: IO[bytes], infos: Mapping[str, zipfile.ZipInfo], name: str, path: Path) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from diffc.backends.onnx_graph import element_types
 from diffc.backends.session import runtime_of
 from diffc.backends.sm import KNOWN_SMS, check_format_sms, check_sms, parse_sm, required_sm
 from diffc.backends.target import RUNTIMES, TARGETS, find_target
-from diffc.backends.tensorrt.errors import crash_error
+from diffc.backends.tensorrt.errors import builder_error, crash_error
 from diffc.errors import DiffcError, UnsupportedError
 from passes import presets
 from tests.networks import FP8, FP16, FP32, INT8, build, make, network, value
@@ -119,6 +119,19 @@ def test_other_ends_of_the_builder(tmp_path, returncode, message):
     assert "first" not in text
     if returncode == 1:
         assert "Fix: free some disk space" in text
+
+
+def test_a_disk_without_room_for_an_engine_is_said(tmp_path):
+    with (tmp_path / "m.onnx_data").open("wb") as file:
+        file.truncate(1 << 40)  # a hole, larger than what is free
+    for error in (
+        builder_error(tmp_path / "m.onnx", [], tmp_path / "m.log"),
+        crash_error(tmp_path / "m.onnx", 1, tmp_path / "m.log"),
+    ):
+        assert "No space left for an engine of about 1099512 MB" in error.what
+        assert error.fix == "free some disk space"
+    (tmp_path / "m.onnx_data").unlink()
+    assert "read the log" in builder_error(tmp_path / "m.onnx", [], tmp_path / "m.log").fix
 
 
 def test_every_target_has_passes_and_what_opens_it() -> None:

@@ -217,16 +217,20 @@ def in_a_process(*arguments: str, code: str = "") -> subprocess.CompletedProcess
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("what", ["run(['--help'])", "run(['compile', '--help'])", "run(['formats'])"])
-def test_help_imports_nothing_heavy(what: str) -> None:
+DRY_RUN = "compile tiny-sd3 --format fp8 --cache-plan blocks --dry-run -o out"
+
+
+@pytest.mark.parametrize("line", ["--help", "compile --help", "formats", DRY_RUN])
+def test_what_only_looks_imports_nothing_heavy(line: str, tmp_path: Path) -> None:
+    code = "import os, sys; os.chdir(sys.argv[1]); from diffc.cli.main import run; done = run(sys.argv[2:])"
     done = in_a_process(
-        code=f"import sys; from diffc.cli.main import run; {what}; print(sorted(sys.modules))"
+        str(tmp_path), *line.split(), code=f"{code}; print(sorted(sys.modules)); sys.exit(done)"
     )
     assert done.returncode == 0, done.stderr
     loaded = done.stdout[done.stdout.rindex("[") :]
     heavy = "torch onnxruntime tensorrt tensorrt_rtx modelopt diffusers transformers polygraphy scipy"
     # The table of formats says with ONNX's types what is stored; the list of commands needs no table.
-    heavy += " onnx numpy rich" if what == "run(['--help'])" else ""
+    heavy += " onnx numpy rich" if line == "--help" else ""
     assert not [name for name in heavy.split() if f"'{name}'" in loaded]
 
 

@@ -66,6 +66,7 @@ def runs_of(pipe: Pipe, state: dict[str, Tensor], folder: Path, together: int) -
         return state[name]
 
     stream = WeightStream(pipe.transformer, read, torch.device("cpu"))
+    stream.arrivals.window = 1  # of one layer, then
     reads.clear()
     xs = [torch.randn(3, 4, generator=torch.Generator().manual_seed(i)) for i in range(5)]
     EncodedPrompts(folder).encode(_Silent(pipe), "transformer", [lambda x=x: {"x": x} for x in xs], print)  # type: ignore[misc]

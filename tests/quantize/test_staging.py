@@ -11,7 +11,7 @@ from diffc.quantize.staging import Staging
 @pytest.mark.parametrize("shape", [(), (0, 3), (7,), (129, 33)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
 def test_a_copy_in_pieces_has_all_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    staging = Staging(torch.device("cpu"), threads=3, piece=1000)
+    staging = Staging(torch.device("cpu"), piece=1000)
     tensor = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
     turned = tensor.T if tensor.dim() == 2 else tensor
     for expected in (tensor, turned):

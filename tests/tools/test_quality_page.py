@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffc.quality.strips import encode
 from tests import DATA
-from tools.pages import matrix, quality, quality_table
+from tools.pages import matrix, quality, quality_table, video_table
 
 
 def digits_on_paper(count: int) -> Tensor:
@@ -79,3 +79,36 @@ def test_every_cell_is_a_compile_that_can_be_made(tmp_path: Path) -> None:
             assert plan.request.options.mha == cell.endswith("+mha")
     failed = quality.run_cell("digits-sd3", "fp8", quality.Setup(images=0))
     assert "images is 0" in failed["error"]
+
+
+def test_the_section_on_videos_stays_when_the_page_is_written_anew() -> None:
+    video = {
+        "error": "",
+        "right": 1.0,
+        "moved": 1.0,
+        "psnr": math.inf,
+        "ssim": 1.0,
+        "strip": encode(torch.ones(9, 3, 8, 8)),
+    }
+    rows = [
+        video | {"cell": "torch"},
+        video | {"cell": "fp8", "right": 0.975, "psnr": 31.04, "reused": 0.0},
+        video | {"cell": "none, blocks:every=2", "moved": 0.98, "psnr": 28.0, "reused": 0.5},
+        video | {"cell": "int8", "error": "no such thing\n  more"},
+    ]
+    text = video_table.section(rows, 50, 10)
+    lines = {line.split(" | ")[0]: line for line in text.splitlines()}
+    assert lines["| fp8"] == "| fp8 | 97.5% | 2.5 | 2 | 100% | 31.0 | 1.000 |  |"
+    assert (
+        lines["| none, blocks:every=2"]
+        == "| none, blocks:every=2 | 100.0% | 0.0 | 2 | 98% | 28.0 | 1.000 | 50% |"
+    )
+    assert lines["| int8"].endswith("failed: no such thing |")
+    assert video_table.picture(rows).height == 3 * (16 + 4) - 4
+
+    page = video_table.with_section("# Quality\n\ntext\n", text)
+    assert video_table.section_of(page) == text.strip("\n")
+    assert video_table.with_section(page, text) == page
+    again = video_table.with_section("# Quality\n\nother\n", video_table.section_of(page))
+    assert again == page.replace("text\n", "other\n", 1)
+    assert video_table.with_section("# Quality\n", video_table.section_of("# Quality\n")) == "# Quality\n"

@@ -11,6 +11,8 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,13 +31,20 @@ def main() -> None:
     tensors = list(_tensors(options.file, options.GB * 1e9))
     if device.type == "cuda":
         pinned = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True)
-        _tell("pinned", lambda tensor: pinned.to(device, non_blocking=True), [pinned] * 4)
-    _tell("mapped", lambda tensor: tensor.to(device, copy=True), tensors)
+        _tell("pinned", _each(lambda tensor: tensor.to(device, non_blocking=True)), [pinned] * 4)
+    _tell("mapped", _each(lambda tensor: tensor.to(device, copy=True)), tensors)
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    staging = Staging(device, side)
     for threads in options.threads:
-        side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        staging = Staging(device, side, threads=threads)
-        _tell(f"staging, {threads} threads", staging.copy, tensors)
-        staging.close()
+        pool = ThreadPoolExecutor(threads)
+        _tell(f"staging, {threads} threads", partial(_together, pool, staging), tensors)
+        pool.shutdown()
+    staging.close()
+
+
+def _together(pool: ThreadPoolExecutor, staging: Staging, tensors: list[Tensor]) -> None:
+    for _ in pool.map(staging.copy, tensors):
+        pass
 
 
 def _tensors(file: Path, most: float) -> Iterator[Tensor]:
@@ -48,11 +57,18 @@ def _tensors(file: Path, most: float) -> Iterator[Tensor]:
         yield tensor
 
 
-def _tell(way: str, copy: Callable[[Tensor], Tensor], tensors: list[Tensor]) -> None:
-    for last in (False, True):
-        begun = time.perf_counter()
+def _each(copy: Callable[[Tensor], Tensor]) -> Callable[[list[Tensor]], object]:
+    def copies(tensors: list[Tensor]) -> None:
         for tensor in tensors:
             copy(tensor)
+
+    return copies
+
+
+def _tell(way: str, copy: Callable[[list[Tensor]], object], tensors: list[Tensor]) -> None:
+    for last in (False, True):
+        begun = time.perf_counter()
+        copy(tensors)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = time.perf_counter() - begun
@@ -66,7 +82,7 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", type=Path)
-    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--GB", type=float, default=6.0)
     return parser.parse_args()
 

@@ -30,11 +30,11 @@ import torch
 from diffc.compile.bounded import spare
 from diffc.compile.calibration import PipelineRun, calibrate_on_prompts, usual_arguments
 from diffc.models.sources.locate import locate
+from diffc.quantize.arrivals import THREADS
 from diffc.quantize.calibrate import DEFAULT_PROMPTS, calibrate
 from diffc.quantize.checkpoint import Checkpoint
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import DEFAULT_OPTIONS
-from diffc.quantize.staging import THREADS
 from tools.bench.calibration_model import make_pipeline
 from tools.bench.calibration_watch import GB, HostPeak, Timed, spent_by, watched
 

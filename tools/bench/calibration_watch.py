@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import torch
 from diffc.compile import bounded
 from diffc.progress import Silent
 from diffc.quantize import arrivals
-from diffc.quantize.staging import Staging
 from diffc.quantize.stream import WeightStream
 
 GB = 1e9
@@ -92,7 +90,7 @@ def watched(threads: int) -> list[WeightStream]:
             made.append(self)
 
     bounded.WeightStream = Watched  # type: ignore[misc]
-    arrivals.Staging = partial(Staging, threads=threads)  # type: ignore[misc,assignment]
+    arrivals.THREADS = threads
     return made
 
 
@@ -102,7 +100,7 @@ def spent_by(stream: WeightStream) -> dict[str, float]:
     return {
         "copied_GB": round(spent.bytes / GB, 1),
         "layers_waited_s": round(stream.arrivals.waited, 2),
-        "threads": stream.arrivals.staging.threads,
+        "window_MB": stream.arrivals.window >> 20,
         "filling_s": round(spent.filling, 2),
         "waiting_for_bus_s": round(spent.waiting_for_bus, 2),
     }

@@ -1,11 +1,13 @@
 """How fast weights are quantized and written, and in how much memory, beside a plain copy of the same bytes.
 
     python -m tools.bench.weights BACKBONE nvfp4 --folder DIR [--limit GB] [--loras COUNT] [--rank RANK]
+                                  [--layers PATTERN ...]
 
 Reads a backbone folder (such as `diffc models make flux-dev DIR --random-weights` writes), quantizes every matrix of
 1,024 rows or more as a compile of that format does, and prints one line of JSON. The copy reads the sources and
 writes as many bytes as the result has, through a buffer of 4 MB. Both end with fsync, and clear up. With --loras, so
-many random LoRAs of every matrix are in the weights (as `diffc compile --lora` puts them there).
+many random LoRAs of every matrix, or of those whose layer fits a pattern, are in the weights, as by `diffc compile
+--lora`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +41,8 @@ def main() -> None:
     """Measure one format."""
     arguments = _arguments()
     source = locate(arguments.model)
-    files = [random_lora(source, arguments.folder, arguments.rank, n) for n in range(arguments.loras)]
+    numbers = range(arguments.loras)
+    files = [random_lora(source, arguments.folder, arguments.rank, n, arguments.layers) for n in numbers]
     source = with_loras(source, [LoraSpec(str(file)) for file in files])
     recipes = dict(_recipes(source, arguments.format, arguments.limit * 10**9))
     sources = {r.source for r in recipes.values() if r.source.path and r.source.path not in map(str, files)}
@@ -63,12 +67,15 @@ def main() -> None:
     print(json.dumps({k: v if isinstance(v, str) else round(v, 2) for k, v in figures.items()}))
 
 
-def random_lora(source: ModelSource, folder: Path, rank: int, number: int) -> Path:
-    """A file with random factors for every matrix, as PEFT names them, in float16."""
+def random_lora(
+    source: ModelSource, folder: Path, rank: int, number: int, layers: Sequence[str] = ("*",)
+) -> Path:
+    """A file with random factors for every matrix whose layer fits a pattern, as PEFT names them, in float16."""
     generator, tensors = np.random.default_rng(number), {}
     for name, weight in source.weights.items():
-        if len(weight.shape) == 2 and name.endswith(".weight"):
-            layer, (rows, columns) = name.removesuffix(".weight"), weight.shape
+        layer = name.removesuffix(".weight")
+        if len(weight.shape) == 2 and layer != name and any(fnmatchcase(layer, p) for p in layers):
+            rows, columns = weight.shape
             for part, shape in (("lora_A", (rank, columns)), ("lora_B", (rows, rank))):
                 values = generator.standard_normal(shape, dtype=np.float32) * 0.01
                 tensors[f"transformer.{layer}.{part}.weight"] = values.astype(np.float16)
@@ -151,6 +158,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--limit", type=float, default=1000.0, help="GB of source to take at most")
     parser.add_argument("--loras", type=int, default=0, help="how many random LoRAs are in the weights")
+    parser.add_argument("--layers", nargs="+", default=["*"], help="which layers they change (* and ?)")
     parser.add_argument("--rank", type=int, default=16, help="of each LoRA")
     return parser.parse_args()
 

@@ -44,6 +44,7 @@ from passes import PassError
 from passes.files.atomic import write_text
 from tools.pages.matrix import CELLS, VARIANTS
 from tools.pages.quality_table import TORCH, lost, markdown, sheets, terminal
+from tools.pages.video_table import section_of, with_section
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,7 +139,9 @@ def _write(
             options.json, json.dumps(rows, indent=1) + "\n"
         )  # killed while it writes, it loses nothing
     if options.write:
-        options.write.write_text(markdown(rows), encoding="utf-8", newline="\n")
+        before = options.write.read_text(encoding="utf-8") if options.write.is_file() else ""
+        page = with_section(markdown(rows), section_of(before))  # that of tools/pages/quality_video.py
+        options.write.write_text(page, encoding="utf-8", newline="\n")
         for name, image in sheets(rows).items():
             image.save(options.write.with_name(name), optimize=True)
     return rows

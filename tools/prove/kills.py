@@ -65,7 +65,7 @@ class Trial:
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
         for folder in (self._place, self._temporary):
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
         self.expected = self._undisturbed()
 
     def _undisturbed(self) -> dict[str, str]:
@@ -158,8 +158,7 @@ class Trial:
         self.counts["left"] += len(left)
         if left:
             line["left"] = [path.name for path in left][:4]
-        shutil.rmtree(self._temporary)
-        self._temporary.mkdir()
+        _empty(self._temporary)
 
     def _fault(self, said: str, line: dict[str, Any] | None = None) -> None:
         self.faults.append(said)
@@ -170,8 +169,12 @@ class Trial:
         return self._place.with_suffix(".log").read_text("utf-8", "replace")[-2000:]
 
     def _clear(self) -> None:
-        shutil.rmtree(self._place)
-        self._place.mkdir()
+        _empty(self._place)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _work(command: list[str], temporary: Path, log: Path) -> None:

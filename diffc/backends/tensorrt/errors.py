@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def parser_error(model: Path, faults: Sequence[Mapping[str, Any]], log: Path) ->
 def builder_error(model: Path, messages: Sequence[str], log: Path) -> DiffcError:
     """The error for a network that the builder rejects, with the errors that it logged."""
     said = [_clean(m) for m in messages if _clean(m)] or ["it gave no reason"]
-    what = "\n  ".join([f"TensorRT cannot build {model}:", *said])
+    what = "\n  ".join([f"TensorRT cannot build {model}:", *said, *_full_disk(model, log)])
     return DiffcError(what, fix=fix_for(what) or f"read the log: {log}")
 
 
@@ -92,9 +93,18 @@ def crash_error(model: Path, returncode: int, log: Path) -> DiffcError:
     """The error for a builder process that ended without an answer. `returncode` is that of `subprocess`."""
     code = _name_of(returncode)
     how, fix = _CRASHES.get(code, ("ended without an answer", ""))
-    tail = "\n".join(f"  | {line}" for line in _tail(log))
+    tail = "\n".join(f"  | {line}" for line in [*_tail(log), *_full_disk(model, log)])
     what = f"the builder process for {model} {how} ({code}). Its log, {log}, ends with:\n{tail}"
     return DiffcError(what, fix=fix or fix_for(tail) or _CRASH_FIX)
+
+
+def _full_disk(model: Path, log: Path) -> list[str]:
+    """What TensorRT does not say: that an engine, which is about as large as its model, has no room beside its log."""
+    size = sum(file.stat().st_size for file in model.parent.glob(f"{model.name}*"))
+    free = shutil.disk_usage(log.parent).free
+    if free >= size:
+        return []
+    return [f"No space left for an engine of about {size / 1e6:.0f} MB: {free / 1e6:.0f} MB are free"]
 
 
 def _name_of(returncode: int) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from diffc.errors import DiffcError, unknown
-from diffc.models.embedded import digits, tiny
+from diffc.models.embedded import digits, digits_video, tiny
 from diffc.output_folders import filled, one_writer
 
 MANIFEST = "diffc-embedded.json"
@@ -70,6 +70,15 @@ EMBEDDED: dict[str, EmbeddedModel] = {
             "trained: paints digits, FLUX.1-dev style, 64 px",
         ),
         EmbeddedModel("digits-sdxl", "sdxl", "unet", "float16", "trained: paints digits, SDXL style, 64 px"),
+        EmbeddedModel("digits-sd15", "sd", "unet", "float16", "trained: paints digits, SD1.5 style, 64 px"),
+        EmbeddedModel(
+            "digits-video",
+            "ltx",
+            "transformer",
+            "float16",
+            "trained: paints digits that move, LTX-Video style, 9 frames of 32 px",
+            digits_video.NATIVE,
+        ),
     )
 }
 

@@ -63,18 +63,15 @@ def header_metadata(path: Path) -> dict[str, str]:
     return safetensors_metadata(path)
 
 
-def statement_of(metadata: Mapping[str, str], original: bool) -> Statement:
-    """What a file's metadata say of its quantization.
-
-    ComfyUI and Black Forest Labs write files of `original` names, ModelOpt those of diffusers.
-    """
+def statement_of(metadata: Mapping[str, str]) -> Statement:
+    """What a file's metadata say of its quantization. Names of layers say nothing: either layout has either names."""
     layers = _json(metadata.get(_LAYERS, "")).get("layers", {})
     if layers or "comfy" in metadata.get("format", ""):
         return Statement(layers={str(k): v for k, v in layers.items() if isinstance(v, dict)}, comfyui=True)
     said = _json(metadata.get("quantization_config", ""))
     if said.get("quant_method") == "modelopt":
         return Statement(str(said.get("quant_algo", "")), comfyui=False)
-    return Statement(comfyui=True if original else None)
+    return Statement()
 
 
 def _json(text: str) -> dict[str, Any]:

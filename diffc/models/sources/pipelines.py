@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from diffc.errors import DiffcError, UsageError
+from diffc.errors import DiffcError
 from diffc.models.single.encoders import put_into
 from diffc.models.sources.backbone import load_backbone
 from diffc.models.sources.components import backbone_file, check_components, component_variant, components_of
 from diffc.models.sources.json_files import read_json
-from diffc.models.sources.locate import locate
-from diffc.models.sources.source import DEFAULT_HUB, HubOptions, ModelSource
+from diffc.models.sources.source import ModelSource
 
 
 def open_pipeline(source: ModelSource, *, dtype: Any, fix: str, **components: Any) -> Any:
@@ -65,24 +63,6 @@ def pipeline_class(folder: Path) -> Any:
     cls = getattr(diffusers, str(read_json(folder / "model_index.json").get("_class_name")), None)
     known = isinstance(cls, type) and issubclass(cls, diffusers.DiffusionPipeline)
     return cls if known else diffusers.DiffusionPipeline
-
-
-def with_pipeline(source: ModelSource, place: str, options: HubOptions = DEFAULT_HUB) -> ModelSource:
-    """A backbone with the pipeline at `place` around it: a folder, or an id of the hub.
-
-    Raises UsageError when there is no pipeline, or one of another family.
-    """
-    found = locate(place, options)
-    if found.pipeline_dir is None:
-        raise UsageError(
-            f"{place} is a backbone alone, and --pipeline takes a pipeline", fix="give its folder"
-        )
-    if found.family.name != source.family.name:
-        raise UsageError(
-            f"{place} is a pipeline of {found.family}, and {source.path} is {source.family}",
-            fix="give a pipeline of the same family with --pipeline",
-        )
-    return replace(source, pipeline_dir=found.pipeline_dir, variant=found.variant)
 
 
 def _unreadable_backbone(source: ModelSource, dtype: Any, components: dict[str, Any]) -> dict[str, Any]:

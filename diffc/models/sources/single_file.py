@@ -65,7 +65,7 @@ def look_into(file: File) -> tuple[Parts, Layout, Decoded]:
     if layout is None:
         told = file.metadata.get("general.architecture", "")  # GGUF's own word for the model
         raise unknown_file(file.tensors, file.path, known_layouts(), told)
-    said = statement_of(file.metadata, layout.is_original(parts.backbone))
+    said = statement_of(file.metadata)
     layers = {name.removeprefix(parts.prefix): told for name, told in said.layers.items()}
     said = Statement(said.algorithm, layers, said.comfyui)
     decoded = decode(parts.backbone, said, file.path)

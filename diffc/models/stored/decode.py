@@ -24,14 +24,15 @@ SUFFIXES = (*scaled.SUFFIXES, *compressed.SUFFIXES)
 """Names of tensors beside a weight, as they follow the name of its layer and a dot."""
 _F8 = (int(TensorProto.FLOAT8E4M3FN), int(TensorProto.FLOAT8E5M2))
 _UNREAD = {
-    "qweight": "nunchaku, GPTQ or AWQ",
     "wscales": "nunchaku",
+    "qzeros": "GPTQ or AWQ",
+    "qweight": "nunchaku, GPTQ or AWQ",
     "absmax": "bitsandbytes",
     "SCB": "bitsandbytes",
     "quant_map": "bitsandbytes",
     "_data": "optimum-quanto",
-    "qzeros": "GPTQ or AWQ",
 }
+"""Ends of names -> who writes them; the more telling ones first."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,11 @@ def _grouped(tensors: Mapping[str, Recipe]) -> tuple[dict[str, Recipe], dict[str
         name = key.removesuffix(".weight")
         if key.endswith(".weight") and (name in layers or _is_float8_matrix(recipe)):
             layers.setdefault(name, {})["weight"] = plain.pop(key)
-    if strange := next((key for key in plain if key.rpartition(".")[2] in _UNREAD), None):
-        kind = _UNREAD[strange.rpartition(".")[2]]
+    ends = {key.rpartition(".")[2]: key for key in reversed(plain)}
+    for end, kind in _UNREAD.items():
+        if end not in ends:
+            continue
+        strange = ends[end]
         raise UnsupportedError(
             f"the tensor {strange!r} is of {kind}, whose codes diffc does not read",
             fix="give the model in 16 bits, or quantized by ModelOpt or for ComfyUI",

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from diffc.errors import DiffcError, UsageError
 from diffc.models.embedded.catalogue import materialize
+from diffc.models.sources.around import with_pipeline
 from diffc.models.sources.backbone import quiet_libraries
 from diffc.models.sources.locate import locate
-from diffc.models.sources.pipelines import open_pipeline, with_pipeline
+from diffc.models.sources.pipelines import open_pipeline
 from tests.models.single.releases import State, released, save
 
 CLIP = {

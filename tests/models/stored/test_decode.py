@@ -221,7 +221,11 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("tensors", "said"),
         [
-            ({"a.qweight": np.zeros((2, 2), np.int8)}, "nunchaku"),
+            ({"a.qweight": np.zeros((2, 2), np.int8)}, "of nunchaku, GPTQ or AWQ"),
+            (
+                {"a.qweight": np.zeros((2, 2), np.int8), "a.wscales": block_scales(1, 2)},
+                r"'a\.wscales' is of nunchaku, whose codes diffc does not read",
+            ),
             ({"a.absmax": np.zeros(2, np.float32)}, "bitsandbytes"),
             (
                 {

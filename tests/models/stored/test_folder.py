@@ -18,12 +18,24 @@ SMALL = {
     "num_layers": 1,
     "num_single_layers": 1,
     "attention_head_dim": 32,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 64,
-    "pooled_projection_dim": 32,
+    "num_attention_heads": 4,
+    "in_channels": 128,  # a multiple of INT4's block, as all widths are
+    "joint_attention_dim": 128,
+    "pooled_projection_dim": 128,
     "axes_dims_rope": (8, 12, 12),
 }
-CONFIGS = {"FP8": "FP8_DEFAULT_CFG", "INT8": "INT8_DEFAULT_CFG", "NVFP4": "NVFP4_DEFAULT_CFG"}
+CONFIGS = {
+    "FP8": "FP8_DEFAULT_CFG",
+    "INT8": "INT8_DEFAULT_CFG",
+    "SmoothQuant": "INT8_SMOOTHQUANT_CFG",
+    "AWQ": "INT4_AWQ_CFG",
+    "W4A8": "W4A8_AWQ_BETA_CFG",
+    "INT4": "INT4_BLOCKWISE_WEIGHT_ONLY_CFG",
+    "NVFP4": "NVFP4_DEFAULT_CFG",
+    "MXFP8": "MXFP8_DEFAULT_CFG",
+}
+DIVIDED_IN = {"INT4": torch.bfloat16}  # ModelOpt divides by the 16-bit scale in that type
+HELD = {"SmoothQuant": "int8", "AWQ": "int4", "W4A8": "int4"}
 
 
 def forward(model: Any) -> None:
@@ -32,8 +44,8 @@ def forward(model: Any) -> None:
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(torch.bfloat16)
 
-    inputs = {"hidden_states": draw(1, 16, 64), "encoder_hidden_states": draw(1, 8, 64)}
-    inputs |= {"pooled_projections": draw(1, 32), "timestep": torch.tensor([0.5])}
+    inputs = {"hidden_states": draw(1, 16, 128), "encoder_hidden_states": draw(1, 8, 128)}
+    inputs |= {"pooled_projections": draw(1, 128), "timestep": torch.tensor([0.5])}
     with torch.no_grad():
         model(**inputs, img_ids=torch.zeros(16, 3), txt_ids=torch.zeros(8, 3))
 
@@ -59,22 +71,35 @@ def written(kind: str, way: str, folder: Path) -> Path:
 
 def dequantized(kind: str, state: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     """The weight of a layer by ModelOpt's own classes, float32."""
-    from modelopt.torch.quantization.qtensor import FP8QTensor, INT8QTensor, NVFP4QTensor
+    from modelopt.torch.quantization import qtensor
 
     codes, own = state[f"{name}.weight"], {k: v for k, v in state.items() if k.startswith(f"{name}.weight_")}
     scale = own.get(f"{name}.weight_scale", own.get(f"{name}.weight_quantizer._scale"))
     assert scale is not None
-    if kind == "NVFP4":
+    classes = {"FP8": qtensor.FP8QTensor, "MXFP8": qtensor.MXFP8QTensor, "INT4": qtensor.INT4QTensor}
+    if kind in ("NVFP4", "INT4"):
         tensor = own.get(f"{name}.weight_scale_2", own.get(f"{name}.weight_quantizer._double_scale"))
         shape = torch.Size((codes.shape[0], codes.shape[1] * 2))
-        made = NVFP4QTensor(shape, torch.float32, codes)
-        return made.dequantize(torch.float32, scale=scale, double_scale=tensor, block_sizes={-1: 16})
+        made = classes.get(kind, qtensor.NVFP4QTensor)(shape, torch.float32, codes)
+        size = 16 if kind == "NVFP4" else 128
+        return made.dequantize(torch.float32, scale=scale, double_scale=tensor, block_sizes={-1: size})
     scale = scale[:, None] if scale.ndim == 1 else scale
-    made = (FP8QTensor if kind == "FP8" else INT8QTensor)(codes.shape, torch.float32, codes)
+    made = classes.get(kind, qtensor.INT8QTensor)(codes.shape, torch.float32, codes)
     return made.dequantize(torch.float32, scale=scale)
 
 
-WAYS = ("FP8 export", "INT8 export", "NVFP4 export", "NVFP4 compress", "INT8 compress")
+def packed_again(state: dict[str, torch.Tensor], name: str, weight: torch.Tensor) -> bool:
+    """Whether ModelOpt packs `weight` to the codes of the file: it has no way back from those of AWQ's exports."""
+    from modelopt.torch.export.quant_utils import pack_int4_in_uint8
+
+    made = pack_int4_in_uint8(weight, state[f"{name}.weight_scale"].float(), 128)
+    return torch.equal(made, state[f"{name}.weight"])
+
+
+WAYS = (
+    *("FP8 export", "INT8 export", "SmoothQuant export", "AWQ export", "W4A8 export", "NVFP4 export"),
+    *("MXFP8 export", "FP8 compress", "INT8 compress", "INT4 compress", "NVFP4 compress", "MXFP8 compress"),
+)
 
 
 @pytest.mark.parametrize(("kind", "way"), [way.split() for way in WAYS])
@@ -85,9 +110,16 @@ def test_weights_are_those_that_modelopt_dequantizes(kind: str, way: str, tmp_pa
     assert len(source.held) > 20
     assert "quantization_config" not in source.config
     for name, layer in source.held.items():
-        assert torch.equal(tensor_of(layer.weight, torch.float32), dequantized(kind, state, name)), name
-        assert layer.kind == kind.lower()
-        assert layer.input is not None
+        weight = tensor_of(layer.weight, DIVIDED_IN.get(kind, torch.float32))
+        if kind in ("AWQ", "W4A8"):
+            assert packed_again(state, name, weight), name
+        else:
+            assert torch.equal(weight, dequantized(kind, state, name).to(weight.dtype)), name
+        assert layer.kind == HELD.get(kind, kind.lower())
+        assert (layer.input is None) == (kind in ("AWQ", "INT4"))
+        assert (layer.pre_quant_scale is not None) <= (kind in ("AWQ", "W4A8", "SmoothQuant"))
+    scaled = sum(layer.pre_quant_scale is not None for layer in source.held.values())
+    assert (scaled > 10) == (kind in ("AWQ", "W4A8", "SmoothQuant"))
 
 
 def test_ranges_alone_need_the_bits_of_the_quantizers(tmp_path: Path) -> None:

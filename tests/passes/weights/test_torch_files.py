@@ -183,3 +183,12 @@ def test_a_shape_below_zero_and_one_beyond_the_file(tmp_path: Path) -> None:
 def test_what_holds_itself_is_walked_once(tmp_path: Path) -> None:
     with pytest.raises(PassError, match="Fix: "):
         torch_tensors(with_pickle(tmp_path / "w.pt", circle()))
+
+
+def test_lists_that_unfold_are_told_at_once(tmp_path: Path) -> None:
+    """A hundred lists, each of which holds the one before twice: 2^100 items in a kilobyte."""
+    data = b"\x80\x02]q\x00" + b"".join(b"](h%ch%ceq%c" % (n, n, n + 1) for n in range(100)) + b"."
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+    with pytest.raises(PassError, match="its lists hold each other"):
+        torch_tensors(tmp_path / "m.pt")
