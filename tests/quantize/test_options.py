@@ -74,6 +74,7 @@ USERS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "--collect-method": ({"collect_method": "min-mean"}, {"int8", "int8_smoothquant"}),
     "--lowrank": ({"lowrank": 8}, {"nvfp4_svdquant"}),
     "--block-size": ({"block_size": 64}, {"int4_awq", "w4a8_awq"}),
+    "--awq": ({"awq": "full"}, {"int4_awq", "w4a8_awq"}),
     "--weight-scales": ({"weight_scales": "four-six"}, {"nvfp4", "nvfp4_svdquant"}),
 }
 
