@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.embedded import tiny
 from diffc.models.registry import FAMILIES
+from diffc.quantize.calibrate import algorithm_of
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers, layer_of, role_of
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import COLLECT_METHODS, DEFAULT_OPTIONS, LEVELS, QuantOptions
@@ -224,3 +225,9 @@ def test_methods_are_those_of_the_calibrator() -> None:
     from diffc.quantize.percentile import METHODS
 
     assert set(COLLECT_METHODS) == {"default", *METHODS}
+
+
+def test_awq_full_is_modelopt_s_method_of_that_name() -> None:
+    for name, method in (("int4_awq", "awq_full"), ("w4a8_awq", "awq_full"), ("nvfp4", "max")):
+        assert algorithm_of(FORMATS[name], QuantOptions(awq="full")) == {"method": method}
+    assert algorithm_of(FORMATS["int4_awq"], QuantOptions()) == {"method": "awq_lite"}
