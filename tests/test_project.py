@@ -15,8 +15,8 @@ from tests import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-ELSEWHERE = {"onnxruntime_ep_nv_tensorrt_rtx", "optimum", "comfy", "folder_paths"}
-"""What tools/optimum imports in an environment of its own, and the node of ComfyUI in ComfyUI."""
+ELSEWHERE = {"onnxruntime_ep_nv_tensorrt_rtx", "optimum", "comfy", "folder_paths", "gguf", "comfy_kitchen"}
+"""What tools/optimum and tools/prove/library_files.py import in environments of their own, and the node of ComfyUI."""
 BROUGHT = {
     "tensorrt_rtx": "tensorrt-rtx",
     "tensorrt": "tensorrt-cu13",

@@ -167,6 +167,15 @@ def compile_command(
             autocompletion=completed(choices.weight_scales),
         ),
     ] = "max",
+    awq: Annotated[
+        str,
+        typer.Option(
+            metavar="WAY",
+            help="int4_awq and w4a8_awq: lite (channel factors), or full (and blocks that are clipped).",
+            rich_help_panel=_QUANTIZE,
+            autocompletion=completed(lambda: ("lite", "full")),
+        ),
+    ] = "lite",
     bits: Annotated[
         float | None,
         typer.Option(
@@ -497,6 +506,7 @@ def request_of(values: Mapping[str, Any]) -> CompileRequest:
             v.block_size,
             tuple(v.keep or ()),
             v.weight_scales,
+            v.awq,
         ),
         calib_size=v.calib_size,
         calibrate=v.calibrate,

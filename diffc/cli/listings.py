@@ -116,7 +116,7 @@ def examined(findings: Sequence[Finding], terminal: Terminal) -> None:
 def list_models(terminal: Terminal) -> None:
     """The embedded models, and the real ones that `diffc models make --random-weights` writes."""
     from diffc.models.embedded.catalogue import EMBEDDED
-    from diffc.models.embedded.real import REAL
+    from diffc.models.embedded.real import PIPELINES, REAL
     from diffc.models.sources.released_name import RELEASED
 
     table = plain_table("name", "family", "stored in", "what it is")
@@ -124,6 +124,10 @@ def list_models(terminal: Terminal) -> None:
     real = [
         (r.name, r.family, r.dtype, f"{r.description}, {r.parameters / 1e9:.2f} B parameters (*)")
         for r in REAL.values()
+    ]
+    real += [
+        (p.name, p.backbone, p.dtype, f"{p.description}, {p.parameters / 1e9:.2f} B parameters (*)")
+        for p in PIPELINES.values()
     ]
     for row in (*rows, *real):
         table.add_row(*map(cell, row))

@@ -128,7 +128,7 @@ def calibrate(
         pipe,
         backbone,
         [partial(arguments, batch) for batch in batches],
-        Passes(Estimate(progress, note), _PASSES.get(fmt.algorithm, 1)),
+        Passes(Estimate(progress, note), _PASSES.get(algorithm_of(fmt, options)["method"], 1)),
         KeptRuns(work and work / "runs"),
         note,
         bounded,
@@ -149,7 +149,7 @@ def _use_percentile(backbone: nn.Module, calls: int, options: QuantOptions) -> N
         )
 
 
-_PASSES = {"max": 1, "smoothquant": 1, "awq_lite": 2, "svdquant": 3}
+_PASSES = {"max": 1, "smoothquant": 1, "awq_lite": 2, "awq_full": 3, "svdquant": 3}
 """How often ModelOpt's method runs all prompts."""
 _MAXIMA = ("max", "smoothquant")
 """Methods that note largest values: a batch may be run again, and several at once."""
@@ -161,7 +161,8 @@ def algorithm_of(fmt: Format, options: QuantOptions) -> dict[str, Any]:
         "smoothquant": {"alpha": options.alpha},
         "svdquant": {"lowrank": options.lowrank},
     }
-    return {"method": fmt.algorithm, **extra.get(fmt.algorithm or "", {})}
+    method = "awq_full" if fmt.algorithm == "awq_lite" and options.awq == "full" else fmt.algorithm
+    return {"method": method, **extra.get(fmt.algorithm or "", {})}
 
 
 def _check_finite(backbone: nn.Module) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -96,7 +97,7 @@ def save_all(
         if error.errno == errno.ENOSPC:
             raise PassError(
                 f"no space left on {first.parent}: {_size(total_size(places))} are needed."
-                " Fix: free some space, or name another output"
+                f" Fix: {_more_room(first.parent)}"
             ) from error
         raise
     finally:
@@ -122,8 +123,16 @@ def _check_room(folder: Path, needed: int) -> None:
     if free < needed * 1.02 + (1 << 20):
         raise PassError(
             f"no room on {folder}: {_size(needed)} are needed, {_size(free)} are free."
-            " Fix: free some space, or name another output"
+            f" Fix: {_more_room(folder)}"
         )
+
+
+def _more_room(folder: Path) -> str:
+    """What to do where a folder has no room; one of temporary files is nobody's output."""
+    temporary = Path(tempfile.gettempdir())
+    if folder.parent == temporary and folder.name.startswith("diffc-"):
+        return f"free some space in {temporary}, or set TMPDIR (Windows: TEMP) to a folder that has room"
+    return "free some space, or name another output"
 
 
 def _check_sources(finals: Iterable[Path], models: Iterable[onnx.ModelProto]) -> None:

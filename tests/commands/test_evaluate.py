@@ -141,7 +141,7 @@ def test_artifacts_paint_what_is_judged_and_pictures_that_are_kept_stay(
         ({"painting": Painting((), ("a fox",))}, "there is nothing to paint"),
         ({"painting": Painting((Path("a"), Path("a")), ("a fox",))}, "an artifact is given twice"),
         ({"painting": Painting((Path("a"),), ("a fox",), torch=False)}, "there is one model alone"),
-        ({"painting": Painting((Path("a"),), ("a fox",))}, "not a diffc artifact"),
+        ({"painting": Painting((Path("a"),), ("a fox",))}, "there is nothing at a"),
     ],
 )
 def test_paintings_that_cannot_be_are_refused(changed: dict[str, Any], message: str) -> None:

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.embedded import tiny
 from diffc.models.registry import FAMILIES
+from diffc.quantize.calibrate import algorithm_of
 from diffc.quantize.convert import enabled_quantizers, insert_quantizers, layer_of, role_of
 from diffc.quantize.formats import FORMATS
 from diffc.quantize.options import COLLECT_METHODS, DEFAULT_OPTIONS, LEVELS, QuantOptions
@@ -74,6 +75,7 @@ USERS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "--collect-method": ({"collect_method": "min-mean"}, {"int8", "int8_smoothquant"}),
     "--lowrank": ({"lowrank": 8}, {"nvfp4_svdquant"}),
     "--block-size": ({"block_size": 64}, {"int4_awq", "w4a8_awq"}),
+    "--awq": ({"awq": "full"}, {"int4_awq", "w4a8_awq"}),
     "--weight-scales": ({"weight_scales": "four-six"}, {"nvfp4", "nvfp4_svdquant"}),
 }
 
@@ -223,3 +225,9 @@ def test_methods_are_those_of_the_calibrator() -> None:
     from diffc.quantize.percentile import METHODS
 
     assert set(COLLECT_METHODS) == {"default", *METHODS}
+
+
+def test_awq_full_is_modelopt_s_method_of_that_name() -> None:
+    for name, method in (("int4_awq", "awq_full"), ("w4a8_awq", "awq_full"), ("nvfp4", "max")):
+        assert algorithm_of(FORMATS[name], QuantOptions(awq="full")) == {"method": method}
+    assert algorithm_of(FORMATS["int4_awq"], QuantOptions()) == {"method": "awq_lite"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -39,6 +40,8 @@ GPU's kernels sum in another order is not in here. Layers of digits-sdxl that ar
 and w4a8_awq, whose blocks are 128: hence their figures there.
 
 """
+METHODS = Path(__file__).with_name("quality_methods.md")
+"""What was measured once, method by method: the page takes it as it is."""
 TRAINED = """\
 
 ## After training
@@ -104,6 +107,7 @@ def markdown(rows: Rows) -> str:
     text = text_of(rows)
     lines = [*_head(rows), "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(row) + " |" for row in text]
+    lines += ["", *METHODS.read_text(encoding="utf-8").splitlines()]
     lines += TRAINED.splitlines()
     lines += ["", "## Pictures", "", "The digits 0 to 9, the first noise of each.", ""]
     for model in _models(rows):

@@ -39,6 +39,7 @@ compiled backbone, as the images above.
 *Frames read as asked*: the classifier sees the part of each frame around its ink. *Move as asked*: the share of videos
 whose ink goes where the prompt says, or stays. *Points lost* are hundredths of the frames, PSNR a mean over the
 videos, both against torch. A cell with a cache plan uses its inner blocks again in the share of steps that it says.
+The first and the last of the six blocks stay unquantized in every format, as they do in each LTX-Video.
 """
 
 

@@ -7,16 +7,17 @@ generate is noise.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from diffc.errors import DiffcError, unknown
+from diffc.models.capture.pipeline import empty_model
 from diffc.models.embedded import catalogue
 from diffc.models.embedded.random_weights import Tensor, check_room, write_safetensors
-from diffc.models.embedded.real import REAL, RealModel
+from diffc.models.embedded.real import PIPELINES, REAL, RealModel, RealPipeline
 from diffc.models.registry import find_family
 from diffc.models.sources.backbone import build_backbone
 from diffc.output_folders import written_folder
@@ -29,15 +30,18 @@ _SHARD = 10_000_000_000
 
 
 def make_random(name: str, directory: Path, *, seed: int = 0, ui: Reporter | None = None) -> Path:
-    """Write the backbone folder of a real model with seeded random weights to `directory` and return it.
+    """Write a real model with seeded random weights to `directory` and return it.
 
-    config.json and safetensors, cut into files of 10 GB as the releases are. Equal name and seed give equal bytes. A
-    folder that already holds this is left as it is. Raises DiffcError for an unknown name, for a directory that
-    holds something else, and, before anything is written, when the disk has no room.
+    A backbone folder; of a model in PIPELINES a pipeline folder, whose other components are configurations alone:
+    all that a compile without prompts reads. Safetensors are cut into files of 10 GB as the releases are. Equal
+    name and seed give equal bytes. A folder that already holds this is left as it is. Raises DiffcError for an
+    unknown name, for a directory that holds something else, and, before anything is written, when the disk has no
+    room.
     """
-    if name not in REAL:
-        raise unknown("real model", name, REAL)
-    model, note = REAL[name], {"name": name, "seed": seed, "weights": "random", "recipe": 1}
+    known: dict[str, RealModel | RealPipeline] = {**REAL, **PIPELINES}
+    if name not in known:
+        raise unknown("real model", name, known)
+    model, note = known[name], {"name": name, "seed": seed, "weights": "random", "recipe": 1}
     if _note(directory) == note:
         return directory
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -46,7 +50,10 @@ def make_random(name: str, directory: Path, *, seed: int = 0, ui: Reporter | Non
         )
     try:
         with written_folder(directory) as folder:
-            write_backbone(model, folder, seed, ui or Silent())
+            if isinstance(model, RealPipeline):
+                write_pipeline(model, folder, seed, ui or Silent())
+            else:
+                write_backbone(model, folder, seed, ui or Silent())
             (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         fix = "free space, or give a place that can be written"
@@ -58,16 +65,17 @@ def make(
     name: str, directory: Path, *, random_weights: bool, seed: int = 0, ui: Reporter | None = None
 ) -> Path:
     """Write an embedded model, or, with `random_weights`, a real one. Raises DiffcError as the two makers do."""
-    if name in REAL and not random_weights:
+    real = REAL | PIPELINES
+    if name in real and not random_weights:
         raise DiffcError(
             f"diffc has the configuration of {name}, not its weights",
             fix="download the model, or give --random-weights for one that is as large and paints noise",
         )
-    if name not in (REAL | catalogue.EMBEDDED):
-        raise unknown("model", name, REAL | catalogue.EMBEDDED)
+    if name not in (real | catalogue.EMBEDDED):
+        raise unknown("model", name, real | catalogue.EMBEDDED)
     if name in catalogue.EMBEDDED and random_weights:
         raise DiffcError(f"{name} comes with its weights", fix="leave --random-weights out")
-    return make_random(name, directory, seed=seed, ui=ui) if name in REAL else catalogue.make(name, directory)
+    return make_random(name, directory, seed=seed, ui=ui) if name in real else catalogue.make(name, directory)
 
 
 def shapes_of(model: RealModel) -> dict[str, tuple[int, ...]]:
@@ -89,12 +97,40 @@ def write_backbone(model: RealModel, folder: Path, seed: int, ui: Reporter) -> N
     with ui.stage(f"read the configuration of {model.name}"):
         tensors = [Tensor(name, shape, model.dtype) for name, shape in shapes_of(model).items()]
     check_room(folder, sum(tensor.nbytes for tensor in tensors))
-    (folder / "config.json").write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
+    _write_json(folder / "config.json", model.config)
+    write_weights(folder, tensors, f"{model.name}/{seed}", ui)
+
+
+def write_pipeline(model: RealPipeline, folder: Path, seed: int, ui: Reporter) -> None:
+    """Write the configurations of `model` to `folder`, and the weights of its backbones.
+
+    Raises DiffcError when the disk has no room.
+    """
+    with ui.stage(f"read the configuration of {model.name}"):
+        for name, content in model.parts.items():
+            place = folder / name
+            end = "_config.json" if name.startswith(("scheduler", "tokenizer")) else "config.json"
+            file = place / (name.partition("_")[0] + end if end.startswith("_") else end)
+            _write_json(folder / "model_index.json" if name == "model_index" else file, content)
+        tensors = {name: pipeline_tensors(model, folder / name) for name in model.backbones}
+    check_room(folder, sum(tensor.nbytes for each in tensors.values() for tensor in each))
+    for name, each in tensors.items():
+        write_weights(folder / name, each, f"{model.name}/{name}/{seed}", ui)
+
+
+def pipeline_tensors(model: RealPipeline, component: Path) -> list[Tensor]:
+    """Every tensor of the state of the backbone in the folder `component`; no weight is allocated."""
+    state = empty_model(component).state_dict()
+    return [Tensor(name, tuple(tensor.shape), model.dtype) for name, tensor in state.items()]
+
+
+def write_weights(folder: Path, tensors: list[Tensor], seed: str, ui: Reporter) -> None:
+    """Write tensors of random values to `folder`, in as many files as diffusers would, with an index."""
     files = _named(list(_shards(tensors)))
     total, done = sum(tensor.nbytes for tensor in tensors), 0
     with ui.stage(f"write random weights, {total / 1e9:.1f} GB") as update:
         for name, shard in files.items():
-            for count in write_safetensors(folder / name, shard, f"{model.name}/{seed}"):
+            for count in write_safetensors(folder / name, shard, seed):
                 done += count
                 update(done, total)
     if len(files) > 1:
@@ -104,6 +140,11 @@ def write_backbone(model: RealModel, folder: Path, seed: int, ui: Reporter) -> N
         }
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _shards(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

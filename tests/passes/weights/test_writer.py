@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -318,3 +319,13 @@ def test_a_small_disk_is_told_in_units_that_show_it(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     with pytest.raises(PassError, match=r"393 kB are needed, 70 kB are free\. Fix: free some space"):
         writer._check_room(tmp_path, 393_216)
+
+
+def test_no_room_for_temporary_files_says_how_to_put_them_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name, fix in (("diffc-x1", "set TMPDIR"), ("mine", "or name another output")):
+        (tmp_path / name).mkdir()
+        with pytest.raises(PassError, match=f"no room on .*{fix}"):
+            writer._check_room(tmp_path / name, 1 << 60)
