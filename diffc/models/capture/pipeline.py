@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from diffc.errors import DiffcError, UnsupportedError
 from diffc.models.capture.stand_ins import Backbone, TextEncoder, Vae, tokenizer
@@ -107,7 +107,7 @@ class Stage:
         return AutoConfig.from_pretrained(place, local_files_only=True)
 
 
-def is_component(entry: Any) -> bool:
+def is_component(entry: Any) -> TypeGuard[list[Any]]:
     """Whether an entry of model_index.json is library and class; another list is a value (numbers of layers)."""
     return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str | None) for part in entry)
 
