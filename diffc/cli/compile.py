@@ -431,7 +431,10 @@ def compile_command(
 
     request = request_of(locals())
     if (bits, size, psnr) != (None, None, None):
-        request = _mixed(request, bits, size, psnr, dry_run, terminal)
+        mixed = _mixed(request, bits, size, psnr, dry_run, terminal)
+        if mixed is None:
+            return
+        request = mixed
     if dry_run and model.endswith(".onnx"):
         from diffc.compile.onnx_model import check_request
 
@@ -456,17 +459,23 @@ def _mixed(
     psnr: float | None,
     dry_run: bool,
     terminal: Terminal,
-) -> CompileRequest:
-    """Choose a format for each layer; the request that compiles the choice."""
+) -> CompileRequest | None:
+    """Choose a format for each layer; the request that compiles the choice, None for a dry run."""
     from diffc.cli.mix import bytes_of
-    from diffc.commands.mix.run import lines, mixed_request
-    from diffc.errors import UsageError
+    from diffc.commands.mix.run import checked_mix, lines, mixed_request
 
-    if dry_run:
-        raise UsageError(
-            "what --bits, --size and --psnr choose is known when it is measured", fix="leave --dry-run out"
-        )
     limit = None if size is None else bytes_of(size)
+    if dry_run:
+        wanted, plan = checked_mix(request, bits=bits, size=limit, psnr=psnr)
+        terminal.line(
+            f"Would compile {plan.source.name}: measure what each layer loses in {', '.join(wanted.formats)},"
+        )
+        terminal.line(
+            f"choose a format for each, and compile that in {plan.dtype}, for {', '.join(request.targets)}"
+        )
+        terminal.line(f"The calibration would go to {wanted.output}, the plan to {wanted.output}.plan.json")
+        terminal.line(f"Nothing was written to {request.output}")
+        return None
     chosen, found = mixed_request(request, terminal.ui, bits=bits, size=limit, psnr=psnr)
     for line in lines(found):
         terminal.line(line)

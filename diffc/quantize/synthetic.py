@@ -127,6 +127,9 @@ def _calibrate_layer(
         if hasattr(quantizer, "_pre_quant_scale") and not quantizer.is_enabled:
             key = f"{path}{name.removeprefix('layer')}.pre_quant_scale"
             found.scaling[key] = quantizer._pre_quant_scale.float().numpy()
+    # ModelOpt's layers refer to themselves: without this the weights of all layers stay until Python collects cycles.
+    for parameter in single.parameters():
+        parameter.data = torch.empty(0)
     found.done.add(path)
 
 

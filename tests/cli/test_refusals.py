@@ -209,3 +209,13 @@ def test_a_dry_run_checks_says_what_would_be_made_and_writes_nothing(
     refusal(
         compile_arguments(tmp_path, "--dry-run", "--target", "none", model=model), tmp_path, capsys, code=2
     )
+
+
+def test_a_dry_run_of_a_mix_says_what_would_be_measured(tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["compile", "digits-sd3", "--format", "auto", "-o", str(tmp_path / "out"), "--dry-run"]
+    assert run([*arguments, "--bits", "5.5", "--target", "trt-rtx", "--sm", "89"]) == 0
+    printed = capsys.readouterr().out
+    assert "loses in fp8, int8," in printed, "SM89 has no NVFP4"
+    assert "Nothing was written" in printed
+    assert "number above 0" in refusal([*arguments, "--psnr", "-1"], tmp_path, capsys, code=2)
+    assert list(tmp_path.iterdir()) == []

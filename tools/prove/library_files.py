@@ -1,7 +1,8 @@
 """Small files of quantized layers by the libraries that make them, for `tests/models/stored/test_libraries.py`.
 
-    pip install gguf==0.19.0 comfy-kitchen==0.2.40
     python -m tools.prove.library_files FOLDER
+
+Needs gguf 0.19.0 and comfy-kitchen 0.2.40, which no extra of diffc brings: in an environment of its own.
 
 Writes FOLDER/comfy_kitchen.npz (for each of ComfyUI's formats the tensors of a layer as its files hold them, and what
 comfy_kitchen dequantizes them to) and FOLDER/library.gguf (a tensor of each block type in gguf's own container: the

@@ -13,7 +13,7 @@ from diffc.commands.mix.measured import Measured
 from diffc.commands.mix.plot import draw
 from diffc.commands.mix.request import MIXABLE, Mix, MixRequest
 from diffc.compile.calibration import PipelineRun, calibrate_on_prompts
-from diffc.compile.plan import check
+from diffc.compile.plan import Plan, check
 from diffc.compile.quantize import pipeline_run
 from diffc.compile.request import CompileRequest
 from diffc.errors import UnsupportedError, UsageError
@@ -132,6 +132,26 @@ def mixed_request(
     have those of `MIXABLE` that all targets and GPUs of the request have. Raises DiffcError as `check` does, and
     UsageError for what does not go together with a mix.
     """
+    wanted, plan = checked_mix(request, bits=bits, size=size, psnr=psnr)
+    found = mix(wanted, ui, plan.source)
+    compiled = replace(
+        request,
+        format=MIXED.name,
+        options=DEFAULT_OPTIONS,
+        from_checkpoint=wanted.output,
+        save_checkpoint=None,
+        calib_size=None,
+    )
+    return compiled, found
+
+
+def checked_mix(
+    request: CompileRequest, *, bits: float | None = None, size: int | None = None, psnr: float | None = None
+) -> tuple[MixRequest, Plan]:
+    """What `mixed_request` measures, and the compile without quantization that it starts from; nothing is run.
+
+    Raises as `mixed_request` does.
+    """
     wanted = MixRequest(request.model, _place(request), bits, size, psnr=psnr, seed=request.seed)
     wanted.check()
     _check_mixable(request)
@@ -145,16 +165,7 @@ def mixed_request(
         run=pipeline_run(plan),
         calib_size=request.calib_size,
     )
-    found = mix(wanted, ui, plan.source)
-    compiled = replace(
-        request,
-        format=MIXED.name,
-        options=DEFAULT_OPTIONS,
-        from_checkpoint=wanted.output,
-        save_checkpoint=None,
-        calib_size=None,
-    )
-    return compiled, found
+    return wanted, plan
 
 
 def _place(request: CompileRequest) -> Path:
