@@ -67,9 +67,9 @@ def models() -> Iterable[str]:
 def all_models() -> Iterable[str]:
     """The embedded models, and the real ones that can be made with random weights."""
     from diffc.models.embedded.catalogue import EMBEDDED
-    from diffc.models.embedded.real import PIPELINES, REAL
+    from diffc.models.embedded.real import RELEASES
 
-    return [*EMBEDDED, *REAL, *PIPELINES]
+    return [*EMBEDDED, *RELEASES]
 
 
 def passes() -> Iterable[str]:

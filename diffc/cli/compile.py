@@ -431,10 +431,10 @@ def compile_command(
 
     request = request_of(locals())
     if (bits, size, psnr) != (None, None, None):
-        mixed = _mixed(request, bits, size, psnr, dry_run, terminal)
-        if mixed is None:
+        if dry_run:
+            _planned_mix(request, bits, size, psnr, terminal)
             return
-        request = mixed
+        request = _mixed(request, bits, size, psnr, terminal)
     if dry_run and model.endswith(".onnx"):
         from diffc.compile.onnx_model import check_request
 
@@ -453,34 +453,34 @@ def compile_command(
 
 
 def _mixed(
-    request: CompileRequest,
-    bits: float | None,
-    size: str | None,
-    psnr: float | None,
-    dry_run: bool,
-    terminal: Terminal,
-) -> CompileRequest | None:
-    """Choose a format for each layer; the request that compiles the choice, None for a dry run."""
+    request: CompileRequest, bits: float | None, size: str | None, psnr: float | None, terminal: Terminal
+) -> CompileRequest:
+    """Choose a format for each layer; the request that compiles the choice."""
     from diffc.cli.mix import bytes_of
-    from diffc.commands.mix.run import checked_mix, lines, mixed_request
+    from diffc.commands.mix.run import lines, mixed_request
 
     limit = None if size is None else bytes_of(size)
-    if dry_run:
-        wanted, plan = checked_mix(request, bits=bits, size=limit, psnr=psnr)
-        terminal.line(
-            f"Would compile {plan.source.name}: measure what each layer loses in {', '.join(wanted.formats)},"
-        )
-        terminal.line(
-            f"choose a format for each, and compile that in {plan.dtype}, for {', '.join(request.targets)}"
-        )
-        terminal.line(f"The calibration would go to {wanted.output}, the plan to {wanted.output}.plan.json")
-        terminal.line(f"Nothing was written to {request.output}")
-        return None
     chosen, found = mixed_request(request, terminal.ui, bits=bits, size=limit, psnr=psnr)
     for line in lines(found):
         terminal.line(line)
     terminal.line(f"The plan: {chosen.from_checkpoint}.plan.json")
     return chosen
+
+
+def _planned_mix(
+    request: CompileRequest, bits: float | None, size: str | None, psnr: float | None, terminal: Terminal
+) -> None:
+    """Say what `_mixed` would measure, and stop."""
+    from diffc.cli.mix import bytes_of
+    from diffc.commands.mix.run import checked_mix
+
+    limit = None if size is None else bytes_of(size)
+    wanted, plan = checked_mix(request, bits=bits, size=limit, psnr=psnr)
+    formats, targets = ", ".join(wanted.formats), ", ".join(request.targets)
+    terminal.line(f"Would compile {plan.source.name}: measure what each layer loses in {formats},")
+    terminal.line(f"choose a format for each, and compile that in {plan.dtype}, for {targets}")
+    terminal.line(f"The calibration would go to {wanted.output}, the plan to {wanted.output}.plan.json")
+    terminal.line(f"Nothing was written to {request.output}")
 
 
 def request_of(values: Mapping[str, Any]) -> CompileRequest:

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffc.errors import DiffcError
 from diffc.models.embedded import digits
 from diffc.quality.classifier import read_digits
-from diffc.quality.pictures import psnr, ssim
+from diffc.quality.pictures import check_alike, psnr, ssim
 
 TOKENS = 64
 """Text length of T5 in SD3 and FLUX: no prompt here is longer, and their own 256 and 512 are mostly padding."""
@@ -80,10 +80,7 @@ def judge(images: Tensor, reference: Tensor) -> Figures:
 
     Raises DiffcError for another shape. An image with NaN counts as 0 dB, SSIM 0.
     """
-    if images.shape != reference.shape:
-        raise DiffcError(
-            f"images of {tuple(images.shape)} and {tuple(reference.shape)}", fix="paint both alike"
-        )
+    check_alike("images", images, reference)
     whole = torch.isfinite(images).flatten(1).all(dim=1)
     numbers = read_digits(images.nan_to_num()).argmax(axis=1)
     read = tuple(int(number) if ok else -1 for number, ok in zip(numbers, whole, strict=True))

@@ -30,6 +30,14 @@ class Column:
     captions: tuple[str, ...]
 
 
+def check_alike(what: str, images: Tensor, reference: Tensor) -> None:
+    """Raise DiffcError where two stacks of `what` that are compared have different shapes."""
+    if images.shape != reference.shape:
+        raise DiffcError(
+            f"{what} of {tuple(images.shape)} and {tuple(reference.shape)}", fix="paint both alike"
+        )
+
+
 def psnr(images: Tensor, reference: Tensor) -> float:
     """Peak signal-to-noise ratio in dB over all pixels in 0..1 (infinite for equal images)."""
     error = float(torch.mean((images.double() - reference.double()) ** 2))

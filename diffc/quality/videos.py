@@ -12,7 +12,7 @@ from torch import Tensor
 from diffc.errors import DiffcError
 from diffc.models.embedded.digits_video import DIRECTIONS, FRAMES, PIXELS, prompt
 from diffc.quality.motion import read_videos
-from diffc.quality.pictures import psnr, ssim
+from diffc.quality.pictures import check_alike, psnr, ssim
 
 TOKENS = 64
 """Text length: no prompt here is longer, and the pipeline's own 128 are mostly padding."""
@@ -69,10 +69,7 @@ def judge_videos(videos: Tensor, reference: Tensor) -> VideoFigures:
 
     Raises DiffcError for another shape. A video with NaN counts as 0 dB, SSIM 0.
     """
-    if videos.shape != reference.shape:
-        raise DiffcError(
-            f"videos of {tuple(videos.shape)} and {tuple(reference.shape)}", fix="paint both alike"
-        )
+    check_alike("videos", videos, reference)
     digits, directions = read_videos(videos)
     asked = torch.tensor(asked_videos(len(videos)))
     pairs = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffc.models.embedded.tiny_text import T5_WIDTH
-from tools.prove.tiny_pipeline import HEADS, WAN_VAE, Tiny
+from tools.prove.tiny_pipeline import HEADS, UNET, WAN_VAE, Tiny
 
 _SIX: dict[str, Any] = {"latent_channels": 16, "shift_factor": 0.1}
 _WIDE_VAE: dict[str, Any] = WAN_VAE | {
@@ -240,14 +240,10 @@ UNSEEN: dict[str, Tiny] = {
     "animatediff": Tiny(
         "AnimateDiffPipeline",
         "UNetMotionModel",
-        {
-            "sample_size": 16,
-            "block_out_channels": (64, 128),
-            "layers_per_block": 1,
+        UNET
+        | {
             "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
             "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
-            "cross_attention_dim": 64,
-            "norm_num_groups": 16,
             "num_attention_heads": 2,
             "motion_num_attention_heads": 2,
         },

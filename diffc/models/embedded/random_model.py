@@ -17,7 +17,7 @@ from diffc.errors import DiffcError, unknown
 from diffc.models.capture.pipeline import empty_model
 from diffc.models.embedded import catalogue
 from diffc.models.embedded.random_weights import Tensor, check_room, write_safetensors
-from diffc.models.embedded.real import PIPELINES, REAL, RealModel, RealPipeline
+from diffc.models.embedded.real import RELEASES, RealModel, RealPipeline
 from diffc.models.registry import find_family
 from diffc.models.sources.backbone import build_backbone
 from diffc.output_folders import written_folder
@@ -38,10 +38,9 @@ def make_random(name: str, directory: Path, *, seed: int = 0, ui: Reporter | Non
     unknown name, for a directory that holds something else, and, before anything is written, when the disk has no
     room.
     """
-    known: dict[str, RealModel | RealPipeline] = {**REAL, **PIPELINES}
-    if name not in known:
-        raise unknown("real model", name, known)
-    model, note = known[name], {"name": name, "seed": seed, "weights": "random", "recipe": 1}
+    if name not in RELEASES:
+        raise unknown("real model", name, RELEASES)
+    model, note = RELEASES[name], {"name": name, "seed": seed, "weights": "random", "recipe": 1}
     if _note(directory) == note:
         return directory
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -65,17 +64,20 @@ def make(
     name: str, directory: Path, *, random_weights: bool, seed: int = 0, ui: Reporter | None = None
 ) -> Path:
     """Write an embedded model, or, with `random_weights`, a real one. Raises DiffcError as the two makers do."""
-    real = REAL | PIPELINES
-    if name in real and not random_weights:
+    if name in RELEASES and not random_weights:
         raise DiffcError(
             f"diffc has the configuration of {name}, not its weights",
             fix="download the model, or give --random-weights for one that is as large and paints noise",
         )
-    if name not in (real | catalogue.EMBEDDED):
-        raise unknown("model", name, real | catalogue.EMBEDDED)
+    if name not in (RELEASES | catalogue.EMBEDDED):
+        raise unknown("model", name, RELEASES | catalogue.EMBEDDED)
     if name in catalogue.EMBEDDED and random_weights:
         raise DiffcError(f"{name} comes with its weights", fix="leave --random-weights out")
-    return make_random(name, directory, seed=seed, ui=ui) if name in real else catalogue.make(name, directory)
+    return (
+        make_random(name, directory, seed=seed, ui=ui)
+        if name in RELEASES
+        else catalogue.make(name, directory)
+    )
 
 
 def shapes_of(model: RealModel) -> dict[str, tuple[int, ...]]:
@@ -108,14 +110,19 @@ def write_pipeline(model: RealPipeline, folder: Path, seed: int, ui: Reporter) -
     """
     with ui.stage(f"read the configuration of {model.name}"):
         for name, content in model.parts.items():
-            place = folder / name
-            end = "_config.json" if name.startswith(("scheduler", "tokenizer")) else "config.json"
-            file = place / (name.partition("_")[0] + end if end.startswith("_") else end)
-            _write_json(folder / "model_index.json" if name == "model_index" else file, content)
+            _write_json(folder / _config_file(name), content)
         tensors = {name: pipeline_tensors(model, folder / name) for name in model.backbones}
     check_room(folder, sum(tensor.nbytes for each in tensors.values() for tensor in each))
     for name, each in tensors.items():
         write_weights(folder / name, each, f"{model.name}/{name}/{seed}", ui)
+
+
+def _config_file(part: str) -> str:
+    """Where diffusers looks for the configuration of a part of a pipeline, relative to its folder."""
+    if part == "model_index":
+        return "model_index.json"
+    kind = part.partition("_")[0]
+    return f"{part}/{kind}_config.json" if kind in ("scheduler", "tokenizer") else f"{part}/config.json"
 
 
 def pipeline_tensors(model: RealPipeline, component: Path) -> list[Tensor]:

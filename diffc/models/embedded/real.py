@@ -89,3 +89,5 @@ PIPELINES: dict[str, RealPipeline] = {
         ),
     )
 }
+RELEASES: dict[str, RealModel | RealPipeline] = {**REAL, **PIPELINES}
+"""All that can be made in full size, by name."""
